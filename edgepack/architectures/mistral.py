@@ -1,0 +1,12 @@
+"""The Mistral family."""
+
+from edgepack.architectures._base import BLOCK, Architecture
+
+PLUGIN = Architecture(
+    name="mistral",
+    class_name="MistralForCausalLM",
+    gguf="llama",
+    block=BLOCK,
+    optional={},
+    permute_qk=True,
+)

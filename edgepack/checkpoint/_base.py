@@ -1,0 +1,74 @@
+"""What a checkpoint is, wherever its bytes come from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from edgepack.architectures._base import Architecture
+from edgepack.weights import QuantizedTensor, WeightSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """The numbers of a decoder, as Hugging Face's config names them."""
+
+    num_hidden_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    max_position_embeddings: int
+    rms_norm_eps: float
+    rope_theta: float
+    rope_scaling: Mapping[str, Any] | None
+    sliding_window: int | None
+    tie_word_embeddings: bool
+
+
+class Checkpoint(ABC):
+    """Lazy tensors, dimensions and tokenizer of one model.
+
+    Opening reads headers only. Names, shapes and the order of rows are Hugging Face's, whatever
+    the source: q and k of a llama GGUF are put back from llama.cpp's rotary order on reading.
+    """
+
+    architecture: Architecture
+    dimensions: Dimensions
+    specs: Mapping[str, WeightSpec]
+    """Every weight by its Hugging Face name; a tied head has no entry."""
+    source: Mapping[str, Any]
+    """Where it came from, for the manifest: model, kind, revision or the files' sha256."""
+
+    @property
+    @abstractmethod
+    def key(self) -> str:
+        """Hex digest that changes whenever the bytes of the model or the tokenizer do."""
+
+    @abstractmethod
+    def tensor(self, name: str) -> Tensor:
+        """One weight as float32, lossless for every source type that float32 can hold."""
+
+    @abstractmethod
+    def quantized(self, name: str) -> QuantizedTensor | None:
+        """The weight as stored, where it is stored in one of edgepack's formats, else None."""
+
+    @property
+    @abstractmethod
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The tokenizer with its chat template, agreeing with llama.cpp token for token."""
+
+    @abstractmethod
+    def gguf_metadata(self) -> Mapping[str, tuple[Any, Any, Any]]:
+        """Key → (value, GGUFValueType, element type or None): everything a stock GGUF of this
+        model carries (architecture, hyper-parameters, tokenizer, chat template, name, licence),
+        without what depends on the quantization."""

@@ -1,0 +1,1 @@
+"""Quantization formats, one per file; the file's name is the name in a recipe."""

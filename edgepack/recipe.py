@@ -1,0 +1,163 @@
+"""The YAML of a recipe as pydantic models, and nothing else."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from edgepack.errors import RecipeError
+
+Objective = Literal["guided", "layer"]
+FactorFormat = Literal["f16", "q8_0", "q4_0"]
+
+
+class Section(BaseModel):
+    """A part of the recipe: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Calibrate(Section):
+    """Text → weighted second moments H = Σ w_t x_t x_tᵀ of every linear weight's inputs."""
+
+    source: str = Field(
+        "self",
+        description="`self` (the model writes its own text), a text file, or a JSONL of chats "
+        "(`messages`, or `prompt` and `response`).",
+    )
+    objective: Objective = Field(
+        "guided",
+        description="`guided`: w_t = squared norm of the gradient at the weight's output, for "
+        "labels sampled from the model. `layer`: w_t = 1, each block on the packed prefix.",
+    )
+    tokens: int | None = Field(
+        None, ge=256, description="Calibration tokens; default 32 per column of the widest weight."
+    )
+    held_out: Annotated[float, Field(gt=0, lt=0.9)] = Field(
+        0.125, description="Extra tokens, as a fraction of `tokens`, that judge and gate."
+    )
+    sequence_length: int = Field(512, ge=32, description="Tokens per sequence.")
+    seed: int = Field(0, ge=0, description="Seed of self-generated text and sampled labels.")
+
+
+class WeightOptions(Section):
+    """How one weight is compressed; in `overrides`, what is left out keeps the general choice."""
+
+    format: str | None = Field(None, description="Format of Q, such as q4_0.")
+    rank: int | None = Field(None, ge=0, description="Columns of L; 0 is LDLQ alone.")
+    factors: FactorFormat | None = Field(None, description="Format of L and R.")
+
+
+class Compress(Section):
+    """CALDERA: W ≈ Q + L·R."""
+
+    format: str = Field("q4_0", description="Format of Q for the weights of the blocks.")
+    rank: int = Field(0, ge=0, description="Columns of L; 0 is LDLQ alone.")
+    factors: FactorFormat = Field("q8_0", description="Format of L and R.")
+    embeddings: str = Field("q8_0", description="Format of the token embeddings.")
+    head: str | None = Field(None, description="Format of an untied head; default: `embeddings`.")
+    iterations: int = Field(2, ge=1, description="Rounds of alternating Q and L·R.")
+    damping: list[Annotated[float, Field(gt=0)]] = Field(
+        [0.01, 0.1],
+        min_length=1,
+        description="Damping of H relative to its mean diagonal; held-out tokens choose.",
+    )
+    fallback: Literal["refuse", "nearest"] = Field(
+        "refuse",
+        description="What to do where a width does not divide the format's block: refuse, or take "
+        "the nearest format in bits per weight that fits (and list it in the report).",
+    )
+    overrides: dict[str, WeightOptions] = Field(
+        {},
+        description="Glob on the weight's name (`*.mlp.down_proj`) → options; later ones win.",
+    )
+
+
+class Measure(Section):
+    """What is measured on the written files through the runtime."""
+
+    text: str | None = Field(
+        None, description="Text file to measure on; default: the held-out calibration text."
+    )
+    tokens: int = Field(6144, ge=0, description="Tokens to measure on; 0 measures nothing.")
+    context: int = Field(512, ge=64, description="Tokens per chunk; the second half is scored.")
+    stock: bool = Field(True, description="Also measure stock quantization of the nearest size.")
+
+
+class Export(Section):
+    """What is written, and what of it is measured."""
+
+    name: str | None = Field(None, description="Name of the output folder; default: the recipe's.")
+    measure: Measure = Measure()
+
+
+class Recipe(Section):
+    """One model's way from the hub to a device. A section left out is a stage skipped."""
+
+    model: str | None = Field(
+        None,
+        description="A hub id with optional @revision, a local folder, a .gguf file, or "
+        "package:PACKAGE/FILE.gguf.",
+    )
+    merge: dict[str, Any] | None = Field(None, description="mergekit's schema. Not built yet.")
+    slice: dict[str, Any] | None = Field(None, description="SliceGPT. Not built yet.")
+    calibrate: Calibrate = Calibrate()
+    compress: Compress | None = None
+    recover: dict[str, Any] | None = Field(None, description="Distillation. Not built yet.")
+    export: Export = Export()
+
+
+def load(path: str | Path) -> Recipe:
+    """Read a recipe; raises `RecipeError` naming the key at fault."""
+    path = Path(path)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: there is no such recipe") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" (line {where.line + 1})" if where else ""
+        raise RecipeError(f"{path}: is not valid YAML{line}") from None
+    if not isinstance(data, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping", hint="start with `model: …`")
+    return parse(data)
+
+
+def parse(data: dict[str, Any]) -> Recipe:
+    """Validate a recipe given as a dict."""
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise _explain(error) from None
+
+
+def _explain(error: ValidationError) -> RecipeError:
+    """One line for the first thing pydantic found, with the nearest key where one was misspelt."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = _keys(first["loc"][:-1])
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else "known keys: " + ", ".join(known)
+        return RecipeError(f"{place}: there is no such key", hint=hint)
+    more = f" (and {len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
+    return RecipeError(f"{place}: {first['msg'].lower()}, not {first['input']!r}{more}")
+
+
+def _keys(location: tuple[int | str, ...]) -> list[str]:
+    """The keys allowed at a place in the recipe."""
+    schema = Recipe.model_json_schema()
+    node: dict[str, Any] = schema
+    for part in location:
+        node = node.get("properties", {}).get(str(part)) or node.get("additionalProperties") or {}
+        options = [node, *node.get("anyOf", [])]
+        reference = next((o["$ref"] for o in options if isinstance(o, dict) and "$ref" in o), None)
+        if reference:
+            node = schema["$defs"][reference.rsplit("/", 1)[-1]]
+    return sorted(node.get("properties", {}))
