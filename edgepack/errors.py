@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 class EdgepackError(Exception):
-    """Base of all errors with a remedy: ``str(error)`` is one line, ``error.hint`` says what to do."""
+    """Base of all errors with a remedy: `message` is one line, `hint` says what to do."""
 
     exit_code = 1
 
@@ -42,7 +42,7 @@ class ExportError(EdgepackError):
     """The result cannot be written (folder exists, disk full, format without a place for it)."""
 
 
-class RuntimeUnavailable(EdgepackError):
+class RuntimeMissingError(EdgepackError):
     """An optional runtime or library is not installed; the hint names the extra."""
 
 
@@ -57,9 +57,9 @@ def while_doing(place: str) -> Iterator[None]:
         raise
 
 
-def missing_extra(library: str, extra: str) -> RuntimeUnavailable:
+def missing_extra(library: str, extra: str) -> RuntimeMissingError:
     """The error for an optional dependency that is not installed."""
-    return RuntimeUnavailable(
+    return RuntimeMissingError(
         f"{library} is not installed",
         hint=f"pip install 'edgepack[{extra}]'",
     )

@@ -21,7 +21,8 @@ from edgepack.errors import RecipeError
 def names(kind: str) -> tuple[str, ...]:
     """The sorted names of all plug-ins of a kind, built-in and from entry points."""
     package = importlib.import_module(f"edgepack.{kind}")
-    built_in = {
+    modules = pkgutil.iter_modules(package.__path__)
+    built_in = {module.name for module in modules if not module.name.startswith("_")}
         m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")
     }
     outside = {entry.name for entry in entry_points(group=f"edgepack.{kind}")}
