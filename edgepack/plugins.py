@@ -23,8 +23,6 @@ def names(kind: str) -> tuple[str, ...]:
     package = importlib.import_module(f"edgepack.{kind}")
     modules = pkgutil.iter_modules(package.__path__)
     built_in = {module.name for module in modules if not module.name.startswith("_")}
-        m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")
-    }
     outside = {entry.name for entry in entry_points(group=f"edgepack.{kind}")}
     return tuple(sorted(built_in | outside))
 
