@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from edgepack.formats._base import Format
 
 
+_ROWS = 8192  # rows at once in float64, so that an embedding needs no copy of itself
+
+
 @dataclass(frozen=True)
 class WeightSpec:
     """What is known of a weight before any of its bytes are read.
@@ -46,7 +49,7 @@ Grid = Mapping[str, Tensor]
 class QuantizedTensor:
     """Q: integer codes on a named grid, not the bytes of any runtime.
 
-    `codes` is uint8 (int8 for q8_0) ``[out, in]``; for unquantized formats (``f16``) `codes` holds
+    `codes` is uint8 ``[out, in]``; for unquantized formats (``f16``) `codes` holds
     the values themselves. `grid` holds the format's fields per block.
     """
 
@@ -141,8 +144,23 @@ class FactoredWeight:
         return FactoredWeight(**parts)
 
 
+@dataclass(frozen=True)
+class Hessian:
+    """H of one weight from calibration tokens and from tokens held out, both ``[in, in]``, and
+    llama.cpp's imatrix for it, the mean of x² over the calibration tokens ``[in]``."""
+
+    train: Tensor
+    held_out: Tensor
+    imatrix: Tensor
+
+
 def relative_error(W: Tensor, W_hat: Tensor, H: Tensor) -> float:
     """‖(W−Ŵ)H^½‖² / ‖WH^½‖², the layer error in the metric of H ``[in, in]`` (CALDERA, eq. 1)."""
-    E, W, H = (W - W_hat).double(), W.double(), H.double()
-    total = torch.einsum("ij,ij->", W @ H, W)
-    return float(torch.einsum("ij,ij->", E @ H, E) / total.clamp_min(1e-300))
+    H = H.double()
+    error, total = torch.zeros((), dtype=H.dtype), torch.zeros((), dtype=H.dtype)
+    for part, part_hat in zip(W.split(_ROWS), W_hat.split(_ROWS), strict=True):
+        w = part.double()
+        e = w - part_hat
+        error += torch.einsum("ij,ij->", e @ H, e)
+        total += torch.einsum("ij,ij->", w @ H, w)
+    return float(error / total.clamp_min(1e-300))

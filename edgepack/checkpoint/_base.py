@@ -46,8 +46,11 @@ class Checkpoint(ABC):
     dimensions: Dimensions
     specs: Mapping[str, WeightSpec]
     """Every weight by its Hugging Face name; a tied head has no entry."""
-    source: Mapping[str, Any]
-    """Where it came from, for the manifest: model, kind, revision or the files' sha256."""
+
+    @property
+    @abstractmethod
+    def source(self) -> Mapping[str, Any]:
+        """Where it came from, for the manifest: model, kind, revision or the files' sha256."""
 
     @property
     @abstractmethod
@@ -72,3 +75,8 @@ class Checkpoint(ABC):
         """Key → (value, GGUFValueType, element type or None): everything a stock GGUF of this
         model carries (architecture, hyper-parameters, tokenizer, chat template, name, licence),
         without what depends on the quantization."""
+
+    def extra_tensors(self) -> Mapping[str, Tensor]:
+        """Float32 tensors, by GGUF name, that a GGUF needs beside the weights: the frequency
+        divisors ``rope_freqs.weight`` ``[head_dim / 2]`` of llama3's rotary scaling."""
+        return {}

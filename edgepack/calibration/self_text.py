@@ -1,0 +1,144 @@
+"""The model writes its own calibration text: nothing to download, no licence to mind.
+
+Half of the sequences begin as documents, with a random token of the vocabulary (LLM-QAT, Liu et
+al., arXiv 2305.17888); the others, and what follows the end of a document, are chats of which the
+template's opening is given and the model writes both sides (Magpie, Xu et al., arXiv 2406.08464).
+Where a model has no chat template, all are documents. Sampling is at temperature 1, without the
+tokens less than a twentieth as likely as the likeliest (min-p, Nguyen et al., arXiv 2407.01082):
+pure sampling of a small model soon drifts into noise.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import psutil
+import torch
+from torch import Tensor
+
+from edgepack.decoder import Block, Decoder, KeyValueCache
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+_CACHE_BYTES = 1 << 30  # keys and values of one batch
+_MIN_P = 0.05
+
+
+@dataclass
+class Sequence:
+    """One text being written: forced tokens first, then the model's own; turn −1 is a document."""
+
+    scripts: list[list[int]]
+    turn: int
+    forced: deque[int] = field(default_factory=deque)
+
+    def next_turn(self, start: int) -> None:
+        """Begin a document with token `start`, or go on with the next turn of a chat."""
+        script = self.scripts[self.turn % len(self.scripts)] if self.turn >= 0 else []
+        self.forced.extend(script or [start])
+        self.turn += 1
+
+
+def chat_script(tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
+    """What the chat template puts before a question and before an answer, as token ids; for a
+    model without one, nothing before a document."""
+    if not tokenizer.chat_template:
+        return [[]]
+    question, answer = "\x01QUESTION\x01", "\x01ANSWER\x01"
+    messages = [
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": answer},
+    ]
+    text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+    before, found, rest = text.partition(question)
+    between, found_too, _ = rest.partition(answer)
+    if not (found and found_too):
+        return [[]]
+    return [tokenizer.encode(part, add_special_tokens=False) for part in (before, between)]
+
+
+def batches(decoder: Decoder, count: int, length: int) -> list[range]:
+    """Sequences 0 … count−1 in batches whose keys and values stay under about 1 GiB."""
+    d = decoder.dimensions
+    per_token = 2 * 4 * d.num_hidden_layers * d.num_key_value_heads * d.head_dim
+    size = max(1, min(count, _CACHE_BYTES // (per_token * length)))
+    return [range(at, min(at + size, count)) for at in range(0, count, size)]
+
+
+def fits_in_memory(decoder: Decoder) -> bool:
+    """Whether the whole model may stay in memory as float32 while it writes."""
+    size = 4 * sum(spec.numel for spec in decoder.checkpoint.specs.values())
+    return size < psutil.virtual_memory().total // 4
+
+
+def write(
+    decoder: Decoder, sequences: range, length: int, seed: int
+) -> Iterator[tuple[int, Tensor]]:
+    """Write a batch of sequences; yields (tokens so far, ids ``[batch, tokens so far]``).
+
+    A model too large to keep is read from disk again at every token, block by block.
+    """
+    tokenizer = decoder.checkpoint.tokenizer
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + sequences.start)
+    ends = {i for i in (tokenizer.eos_token_id, tokenizer.pad_token_id) if i is not None}
+    start_tokens = _document_starts(tokenizer, decoder.dimensions.vocab_size)
+    script = chat_script(tokenizer)
+    texts = [
+        Sequence(script, turn=0 if i % 2 else -1) for i in sequences
+    ]
+    d = decoder.dimensions
+    keep = fits_in_memory(decoder)
+    blocks = [decoder.block(i) for i in range(d.num_hidden_layers)] if keep else []
+    embedding, head = decoder.embedding(), decoder.head()
+    shape = (len(texts), d.num_key_value_heads, length, d.head_dim)
+    caches = [
+        KeyValueCache(torch.empty(shape), torch.empty(shape)) for _ in range(d.num_hidden_layers)
+    ]
+
+    ids = torch.empty(len(texts), 0, dtype=torch.long)
+    proposed = torch.full((len(texts),), next(iter(ends), -1))
+    for position in range(length):
+        starts = start_tokens[torch.randint(len(start_tokens), (len(texts),), generator=generator)]
+        tokens = _advance(texts, proposed, starts, ends, first=position == 0)
+        ids = torch.cat([ids, tokens[:, None]], dim=1)
+        yield position + 1, ids
+        x = embedding[tokens][:, None]
+        for i, cache in enumerate(caches):
+            block: Block = blocks[i] if keep else decoder.block(i)
+            x = block(x, cache=cache)
+        probabilities = head(x[:, 0]).softmax(-1)
+        least = _MIN_P * probabilities.amax(-1, keepdim=True)
+        probabilities = probabilities.where(probabilities >= least, 0)
+        proposed = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+
+
+def _advance(
+    texts: list[Sequence], proposed: Tensor, starts: Tensor, ends: set[int], *, first: bool
+) -> Tensor:
+    """The next token of every sequence: what is forced on it, or what the model proposed."""
+    tokens = proposed.clone()
+    for row, text in enumerate(texts):
+        token = int(proposed[row])
+        if first:
+            text.next_turn(int(starts[row]))
+        elif not text.forced and token in ends:
+            text.next_turn(int(starts[row]))
+            if text.forced[0] == token:  # the model has just written this itself
+                text.forced.popleft()
+            continue
+        if text.forced:
+            tokens[row] = text.forced.popleft()
+    return tokens
+
+
+def _document_starts(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> Tensor:
+    """Tokens a document may begin with: everything that is not special and is not a byte."""
+    special = set(tokenizer.all_special_ids)
+    pieces = tokenizer.convert_ids_to_tokens(list(range(min(vocab_size, len(tokenizer)))))
+    return torch.tensor(
+        [i for i, piece in enumerate(pieces) if i not in special and piece and piece.isascii()]
+    )

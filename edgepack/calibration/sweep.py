@@ -1,0 +1,284 @@
+"""H = Σ w_t x_t x_tᵀ of every linear weight, with one block in memory.
+
+`guided`: a forward sweep writes the input of every block to disk; a backward sweep starts from
+the gradient of the cross-entropy on labels sampled from the model itself (so that the expected
+outer product of gradients is the Fisher matrix), recomputes one block at a time from the top and
+carries the gradient down. w_t = ‖g_t‖², g_t the gradient at the weight's output: GuidedQuant
+(Kim et al., arXiv 2505.07004, eq. 6) with one group of output channels.
+
+`layer`: w_t = 1, the classical layer-wise H (GPTQ), on whatever inputs the caller brings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from edgepack.architectures._base import LINEAR_ROLES
+from edgepack.cache import atomic, load_tensors, save_tensors
+from edgepack.calibration.text import Tokens
+from edgepack.decoder import Block, Decoder, Head, rms_norm
+from edgepack.linalg import pack_symmetric, unpack_symmetric
+from edgepack.progress import Progress, Steps
+from edgepack.weights import Hessian
+
+_TOKENS_AT_ONCE = 4096  # activations of so many tokens are in memory
+_LABELS_AT_ONCE = 512  # logits of so many tokens are in memory
+HEAD = "head"
+"""The file name of the head's Hessian, beside those of the blocks (``0`` … ``n−1``)."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A run of sequences that go through a block together; never both kinds."""
+
+    rows: slice
+    held_out: bool
+
+
+def micro_batches(tokens: Tokens) -> list[Batch]:
+    """All sequences in batches of about `_TOKENS_AT_ONCE` tokens."""
+    count, length = tokens.train.shape
+    total, size = count + len(tokens.held_out), max(1, _TOKENS_AT_ONCE // length)
+    bounds = [(a, min(a + size, count), False) for a in range(0, count, size)]
+    bounds += [(a, min(a + size, total), True) for a in range(count, total, size)]
+    return [Batch(slice(a, b), held_out) for a, b, held_out in bounds]
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Hidden states ``[sequences, length, hidden]`` in a raw file, read and written in runs.
+
+    Plain reads, not a memory map: the file does not count as the process's memory.
+    """
+
+    path: Path
+    shape: tuple[int, int, int]
+    dtype: torch.dtype = torch.float32
+
+    def read(self, rows: slice) -> Tensor:
+        """Sequences `rows` as float32."""
+        per_row = self.shape[1] * self.shape[2]
+        with self.path.open("rb") as file:
+            file.seek(rows.start * per_row * self.dtype.itemsize)
+            buffer = bytearray(file.read((rows.stop - rows.start) * per_row * self.dtype.itemsize))
+        return torch.frombuffer(buffer, dtype=self.dtype).view(-1, *self.shape[1:]).float()
+
+    def write(self, parts: Iterable[Tensor]) -> None:
+        """All sequences, in order; the file appears when it is whole."""
+        with atomic(self.path) as temporary, temporary.open("wb") as file:
+            for part in parts:
+                file.write(part.to(self.dtype).contiguous().view(torch.uint8).numpy().data)
+
+    @property
+    def exists(self) -> bool:
+        """Whether it was written to the end."""
+        return self.path.exists()
+
+
+@dataclass
+class Moments:
+    """Running Σ w x xᵀ in float64, calibration and held-out tokens apart, and Σ x² as llama.cpp's
+    imatrix has it (calibration tokens, unweighted)."""
+
+    sums: dict[tuple[str, bool], Tensor] = field(default_factory=dict)
+    squares: dict[str, Tensor] = field(default_factory=dict)
+    tokens: dict[bool, int] = field(default_factory=lambda: {False: 0, True: 0})
+
+    def add(self, name: str, x: Tensor, weight: Tensor | None, held_out: bool) -> None:
+        """Add inputs x ``[…, n]`` with token weights ``[…]`` (1 where None)."""
+        x = x.reshape(-1, x.shape[-1])
+        if not held_out:
+            square = x.square().sum(0, dtype=torch.float64)
+            self.squares[name] = self.squares[name] + square if name in self.squares else square
+        if weight is not None:
+            x = x * weight.reshape(-1, 1).sqrt()
+        product = (x.T @ x).double()
+        key = (name, held_out)
+        self.sums[key] = self.sums[key] + product if key in self.sums else product
+
+    def count(self, tokens: int, held_out: bool) -> None:
+        """Tell how many tokens a round of `add` has covered."""
+        self.tokens[held_out] += tokens
+
+    def hessians(self) -> dict[str, Hessian]:
+        """The means, by name."""
+        names = {name for name, _ in self.sums}
+        return {
+            name: Hessian(
+                *(self.sums[name, kind] / self.tokens[kind] for kind in (False, True)),
+                self.squares[name] / self.tokens[False],
+            )
+            for name in sorted(names)
+        }
+
+
+def save_hessians(path: Path, hessians: dict[str, Hessian]) -> None:
+    """Keep Hessians as float32 upper triangles in one file."""
+    tensors = {}
+    for name, H in hessians.items():
+        tensors[f"{name}.train"] = pack_symmetric(H.train)
+        tensors[f"{name}.held_out"] = pack_symmetric(H.held_out)
+        tensors[f"{name}.imatrix"] = H.imatrix.float()
+    save_tensors(path, tensors, {})
+
+
+def load_hessians(path: Path) -> dict[str, Hessian]:
+    """Inverse of `save_hessians`."""
+    tensors, _ = load_tensors(path)
+    names = sorted({name.rpartition(".")[0] for name in tensors})
+    return {
+        name: Hessian(
+            unpack_symmetric(tensors[f"{name}.train"]),
+            unpack_symmetric(tensors[f"{name}.held_out"]),
+            tensors[f"{name}.imatrix"],
+        )
+        for name in names
+    }
+
+
+def guided(decoder: Decoder, tokens: Tokens, folder: Path, seed: int) -> Steps[None]:
+    """Write the guided Hessians of every block and of the head into `folder`.
+
+    Goes on after the last file that a killed run left whole.
+    """
+    blocks, batches = decoder.dimensions.num_hidden_layers, micro_batches(tokens)
+    shape = (*tokens.all.shape, decoder.dimensions.hidden_size)
+    inputs = [Activations(folder / f"x-{i}", shape, torch.bfloat16) for i in range(blocks + 1)]
+    gradients = [Activations(folder / f"g-{i}", shape) for i in range(blocks + 1)]
+    total = 3 * blocks + 1
+
+    if not gradients[blocks].exists:
+        if not inputs[0].exists:
+            embedding = decoder.embedding()
+            inputs[0].write(embedding[tokens.all[batch.rows]] for batch in batches)
+            del embedding
+        for i in range(blocks):
+            yield Progress("calibrate", i, total, f"forward through block {i}")
+            if not inputs[i + 1].exists:
+                block = decoder.block(i)
+                inputs[i + 1].write(_forward(block, inputs[i], batches))
+        yield Progress("calibrate", blocks, total, "sampling labels")
+        generator = torch.Generator().manual_seed(seed)
+        moments = Moments()
+        head, last = decoder.head(), inputs[blocks]
+        gradients[blocks].write(_label_gradients(head, last, batches, moments, generator))
+        save_hessians(folder / HEAD, moments.hessians())
+    inputs[blocks].path.unlink(missing_ok=True)
+
+    for i in reversed(range(blocks)):
+        yield Progress("calibrate", 1 + blocks + 2 * (blocks - 1 - i), total, f"back to block {i}")
+        if gradients[i].exists:
+            continue
+        moments = Moments()
+        block = decoder.block(i)
+        parts = _backward(block, inputs[i], gradients[i + 1], batches, moments)
+        _write_after(gradients[i], parts, lambda i=i, m=moments: _save(folder, i, m))
+        gradients[i + 1].path.unlink()
+        inputs[i].path.unlink()
+    gradients[0].path.unlink(missing_ok=True)
+
+
+def _save(folder: Path, index: int, moments: Moments) -> None:
+    save_hessians(folder / str(index), moments.hessians())
+
+
+def _write_after(target: Activations, parts: Iterable[Tensor], before: Callable[[], None]) -> None:
+    """Write `parts`, calling `before` when they are all computed: the Hessians of a block are
+    whole before the gradient file that says the block is done."""
+
+    def then() -> Iterator[Tensor]:
+        yield from parts
+        before()
+
+    target.write(then())
+
+
+def _forward(block: Block, x: Activations, batches: list[Batch]) -> Iterator[Tensor]:
+    for batch in batches:
+        with torch.no_grad():
+            yield block(x.read(batch.rows))
+
+
+def _label_gradients(
+    head: Head, x: Activations, batches: list[Batch], moments: Moments, generator: torch.Generator
+) -> Iterator[Tensor]:
+    """Gradients of −log p(label) at the last block's output, labels sampled from the model."""
+    for batch in batches:
+        hidden = x.read(batch.rows)
+        flat = hidden.flatten(0, 1)
+        parts = [
+            _label_gradient(head, part, moments, batch.held_out, generator)
+            for part in flat.split(_LABELS_AT_ONCE)
+        ]
+        moments.count(len(flat), batch.held_out)
+        yield torch.cat(parts).view_as(hidden)
+
+
+def _label_gradient(
+    head: Head, x: Tensor, moments: Moments, held_out: bool, generator: torch.Generator
+) -> Tensor:
+    x = x.requires_grad_()
+    with torch.enable_grad():
+        normed = rms_norm(x, head.norm, head.eps)
+    with torch.no_grad():
+        g = (normed @ head.output.T).softmax(-1)
+        labels = torch.multinomial(g, 1, generator=generator)
+        g.scatter_add_(1, labels, torch.full(labels.shape, -1.0))
+        moments.add(HEAD, normed, g.square().sum(-1), held_out)
+        at_norm = g @ head.output
+    return torch.autograd.grad(normed, x, at_norm)[0]
+
+
+def _backward(
+    block: Block, x: Activations, g: Activations, batches: list[Batch], moments: Moments
+) -> Iterator[Tensor]:
+    """The gradient at the block's input; on the way, the moments of its weights."""
+    for batch in batches:
+        taps: dict[str, tuple[Tensor, Tensor]] = {}
+
+        def linear(role: str, x: Tensor, taps: dict[str, tuple[Tensor, Tensor]] = taps) -> Tensor:
+            y = block.linear(role, x)
+            taps[role] = (x.detach(), y)
+            return y
+
+        hidden = x.read(batch.rows).requires_grad_()
+        with torch.enable_grad():
+            out = block(hidden, linear=linear)
+        outputs = [taps[role][1] for role in LINEAR_ROLES]
+        grads = torch.autograd.grad(out, [hidden, *outputs], g.read(batch.rows))
+        for role, grad in zip(LINEAR_ROLES, grads[1:], strict=True):
+            moments.add(role, taps[role][0], grad.square().sum(-1), batch.held_out)
+        moments.count(hidden.shape[0] * hidden.shape[1], batch.held_out)
+        yield grads[0]
+
+
+@torch.no_grad()
+def layerwise(block: Block, x: Activations, batches: list[Batch]) -> dict[str, Hessian]:
+    """Plain Hessians (w_t = 1) of a block's weights on the given inputs."""
+    moments = Moments()
+    for batch in batches:
+
+        def linear(role: str, x: Tensor, held_out: bool = batch.held_out) -> Tensor:
+            moments.add(role, x, None, held_out)
+            return block.linear(role, x)
+
+        hidden = x.read(batch.rows)
+        block(hidden, linear=linear)
+        moments.count(hidden.shape[0] * hidden.shape[1], batch.held_out)
+    return moments.hessians()
+
+
+@torch.no_grad()
+def head_moments(head: Head, x: Activations, batches: list[Batch]) -> dict[str, Hessian]:
+    """The plain Hessian of the head's inputs."""
+    moments = Moments()
+    for batch in batches:
+        hidden = x.read(batch.rows)
+        moments.add(HEAD, rms_norm(hidden, head.norm, head.eps), None, batch.held_out)
+        moments.count(hidden.shape[0] * hidden.shape[1], batch.held_out)
+    return moments.hessians()

@@ -1,0 +1,136 @@
+"""Which tensors a model of a family has, and what shapes; the order of q and k rows in GGUF."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from edgepack.architectures._base import OUTSIDE, Architecture
+from edgepack.checkpoint._base import Dimensions
+from edgepack.errors import CheckpointError
+from edgepack.weights import WeightSpec
+
+SHAPES = {
+    "token_embd": ("vocab", "hidden"),
+    "output_norm": ("hidden",),
+    "output": ("vocab", "hidden"),
+    "attn_norm": ("hidden",),
+    "attn_q": ("q", "hidden"),
+    "attn_k": ("kv", "hidden"),
+    "attn_v": ("kv", "hidden"),
+    "attn_q.bias": ("q",),
+    "attn_k.bias": ("kv",),
+    "attn_v.bias": ("kv",),
+    "attn_q_norm": ("head",),
+    "attn_k_norm": ("head",),
+    "attn_output": ("hidden", "q"),
+    "ffn_norm": ("hidden",),
+    "ffn_gate": ("ffn", "hidden"),
+    "ffn_up": ("ffn", "hidden"),
+    "ffn_down": ("hidden", "ffn"),
+}
+"""Role → shape, in the words of `_sizes`."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a file's header says of a tensor."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def match(
+    place: str,
+    architecture: Architecture,
+    dimensions: Dimensions,
+    found: Mapping[str, Found],
+    name_of: Callable[[str, int | None], str],
+) -> tuple[dict[str, WeightSpec], dict[str, str]]:
+    """The specs by Hugging Face name, and under which name each weight is stored.
+
+    `name_of(role, block)` is the name in the source. Missing, unexpected and misshapen tensors
+    are errors: a model that is not exactly its family computes something else.
+    """
+    places = list(_places(architecture, dimensions, found, name_of))
+    stored = {name_of(role, block): (role, block) for role, block in places}
+    _refuse(place, "lacks tensors", [name for name in stored if name not in found])
+    _refuse(
+        place,
+        f"has tensors that are no part of a {architecture.name} model",
+        [name for name in found if name not in stored],
+    )
+    sizes, specs, names = _sizes(dimensions), {}, {}
+    for name, (role, block) in stored.items():
+        wanted = tuple(sizes[word] for word in SHAPES[role])
+        if found[name].shape != wanted:
+            raise CheckpointError(
+                f"{place}: {name} has shape {list(found[name].shape)}, "
+                f"its configuration says {list(wanted)}",
+                hint="the configuration and the weights are not of the same model",
+            )
+        hf = architecture.hf_name(role, block)
+        specs[hf] = WeightSpec(hf, wanted, found[name].dtype, role, block)
+        names[hf] = name
+    return specs, names
+
+
+def interleaved_rows(heads: int, head_dim: int) -> Tensor:
+    """Row order of q and k in a llama GGUF: its row i is Hugging Face's row ``order[i]``.
+
+    Hugging Face keeps the two halves of a rotary pair half a head apart, llama.cpp side by side.
+    """
+    rows = torch.arange(heads * head_dim)
+    return rows.reshape(heads, 2, head_dim // 2).transpose(1, 2).reshape(-1)
+
+
+def gguf_rows(architecture: Architecture, dimensions: Dimensions, role: str) -> Tensor | None:
+    """`interleaved_rows` for a role that the architecture stores in that order, else None."""
+    heads = {
+        "attn_q": dimensions.num_attention_heads,
+        "attn_k": dimensions.num_key_value_heads,
+    }.get(role.partition(".")[0])
+    if heads is None or not architecture.permute_qk:
+        return None
+    return interleaved_rows(heads, dimensions.head_dim)
+
+
+def _places(
+    architecture: Architecture,
+    dimensions: Dimensions,
+    found: Mapping[str, Found],
+    name_of: Callable[[str, int | None], str],
+) -> Iterator[tuple[str, int | None]]:
+    """(role, block) of every weight. Optional weights are there in all blocks or in none."""
+    blocks = range(dimensions.num_hidden_layers)
+    optional = [r for r in architecture.optional if any(name_of(r, i) in found for i in blocks)]
+    yield "token_embd", None
+    for block in blocks:
+        for role in [*architecture.block, *optional]:
+            yield role, block
+    for role in OUTSIDE:
+        if role != "token_embd" and not (role == "output" and dimensions.tie_word_embeddings):
+            yield role, None
+
+
+def _sizes(dimensions: Dimensions) -> dict[str, int]:
+    return {
+        "vocab": dimensions.vocab_size,
+        "hidden": dimensions.hidden_size,
+        "head": dimensions.head_dim,
+        "q": dimensions.num_attention_heads * dimensions.head_dim,
+        "kv": dimensions.num_key_value_heads * dimensions.head_dim,
+        "ffn": dimensions.intermediate_size,
+    }
+
+
+def _refuse(place: str, problem: str, names: list[str]) -> None:
+    if names:
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        raise CheckpointError(
+            f"{place}: the checkpoint {problem}: {names[0]}{more}",
+            hint="an incomplete download, or a variant of the family that edgepack does not know",
+        )

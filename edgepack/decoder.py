@@ -1,0 +1,206 @@
+"""The forward pass of a decoder, one block in memory at a time.
+
+Every family of `architectures` is the same pre-norm block; what differs (biases, norms of q and
+k, head size, sliding window) is read off the weights and dimensions that are there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from edgepack.architectures._base import LINEAR_ROLES
+from edgepack.checkpoint._base import Checkpoint, Dimensions
+
+Linear = Callable[[str, Tensor], Tensor]
+"""(role, x ``[batch, time, in]``) → y ``[batch, time, out]``: how a block applies its weights.
+Calibration passes its own to see every x and y."""
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / √(mean x² + ε) · weight, over the last dimension."""
+    return F.rms_norm(x, (x.shape[-1],), weight, eps)
+
+
+class Rotary:
+    """Rotary position embedding (RoFormer) in Hugging Face's half-split order."""
+
+    def __init__(self, dimensions: Dimensions) -> None:
+        exponent = torch.arange(0, dimensions.head_dim, 2).double() / dimensions.head_dim
+        frequency = dimensions.rope_theta**-exponent
+        self.frequency = _scale_frequency(frequency, dimensions.rope_scaling)
+
+    def __call__(self, start: int, length: int) -> tuple[Tensor, Tensor]:
+        """cos and sin for the positions start … start+length−1, each ``[length, head_dim]``."""
+        angle = torch.arange(start, start + length).double()[:, None] * self.frequency
+        angle = torch.cat([angle, angle], dim=-1)
+        return angle.cos().float(), angle.sin().float()
+
+
+def _scale_frequency(frequency: Tensor, scaling: Mapping[str, Any] | None) -> Tensor:
+    """Llama-3's and the linear stretching of rotary frequencies (as in transformers)."""
+    kind = (scaling or {}).get("rope_type", "default")
+    if scaling is None or kind == "default":
+        return frequency
+    if kind == "linear":
+        return frequency / scaling["factor"]
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    context = scaling["original_max_position_embeddings"]
+    smooth = (context * frequency / (2 * math.pi) - low) / (high - low)
+    smooth = smooth.clamp(0, 1)
+    return (1 - smooth) * frequency / scaling["factor"] + smooth * frequency
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+@dataclass
+class KeyValueCache:
+    """Keys and values of one block so far, ``[batch, kv_heads, capacity, head_dim]``."""
+
+    keys: Tensor
+    values: Tensor
+    length: int = 0
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append k and v ``[batch, kv_heads, time, head_dim]``; returns all that is there."""
+        end = self.length + k.shape[2]
+        self.keys[:, :, self.length : end] = k
+        self.values[:, :, self.length : end] = v
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One transformer block; `weights` maps roles to float32 tensors."""
+
+    dimensions: Dimensions
+    weights: Mapping[str, Tensor]
+    rotary: Rotary
+
+    def linear(self, role: str, x: Tensor) -> Tensor:
+        """x Wᵀ + b."""
+        return F.linear(x, self.weights[role], self.weights.get(f"{role}.bias"))
+
+    def __call__(
+        self, x: Tensor, linear: Linear | None = None, cache: KeyValueCache | None = None
+    ) -> Tensor:
+        """x ``[batch, time, hidden]`` → the next block's input of the same shape."""
+        linear = linear or self.linear
+        eps = self.dimensions.rms_norm_eps
+        x = x + self._attention(rms_norm(x, self.weights["attn_norm"], eps), linear, cache)
+        h = rms_norm(x, self.weights["ffn_norm"], eps)
+        return x + linear("ffn_down", F.silu(linear("ffn_gate", h)) * linear("ffn_up", h))
+
+    def _heads(self, role: str, x: Tensor, linear: Linear) -> Tensor:
+        """A projection split into heads ``[batch, heads, time, head_dim]``, normed if it is."""
+        y = linear(role, x).unflatten(-1, (-1, self.dimensions.head_dim)).transpose(1, 2)
+        norm = self.weights.get(f"{role}_norm")
+        return y if norm is None else rms_norm(y, norm, self.dimensions.rms_norm_eps)
+
+    def _attention(self, x: Tensor, linear: Linear, cache: KeyValueCache | None) -> Tensor:
+        start = cache.length if cache else 0
+        cos, sin = self.rotary(start, x.shape[1])
+        q = _rotate(self._heads("attn_q", x, linear), cos, sin)
+        k = _rotate(self._heads("attn_k", x, linear), cos, sin)
+        v = self._heads("attn_v", x, linear)
+        if cache is not None:
+            k, v = cache.extend(k, v)
+        out = attention(q, k, v, self.dimensions.sliding_window)
+        return linear("attn_output", out.transpose(1, 2).flatten(2))
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+    """Causal grouped-query attention, the queries being the last positions of the keys.
+
+    q ``[batch, heads, queries, head_dim]``, k and v ``[batch, kv_heads, keys, head_dim]``; with
+    a `window`, a query sees that many positions, its own included.
+    """
+    queries, keys = q.shape[2], k.shape[2]
+    groups = q.shape[1] // k.shape[1]
+    if queries == 1:  # a group's queries share keys: no copies of k and v
+        k, v = (t[:, :, -window:] if window else t for t in (k, v))
+        q = q.view(q.shape[0], k.shape[1], groups, -1)
+        return F.scaled_dot_product_attention(q, k, v).flatten(1, 2).unsqueeze(2)
+    k, v = (t.repeat_interleave(groups, dim=1) for t in (k, v))
+    if queries == keys and (window is None or keys <= window):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    age = torch.arange(keys - queries, keys)[:, None] - torch.arange(keys)
+    mask = (age >= 0) & (age < (window or keys))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+@dataclass
+class Decoder:
+    """Embedding, blocks and head of a checkpoint, loaded when asked for.
+
+    `replaced` gives other float32 weights for some names (the packed ones, for instance).
+    """
+
+    checkpoint: Checkpoint
+    replaced: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.dimensions = self.checkpoint.dimensions
+        self.rotary = Rotary(self.dimensions)
+
+    def _load(self, name: str) -> Tensor:
+        return self.replaced[name]() if name in self.replaced else self.checkpoint.tensor(name)
+
+    def block(self, index: int) -> Block:
+        """Block `index` with its weights in memory."""
+        architecture = self.checkpoint.architecture
+        names = {
+            role: architecture.hf_name(role, index)
+            for role in (*architecture.block, *architecture.optional)
+        }
+        present = {role: name for role, name in names.items() if name in self.checkpoint.specs}
+        return Block(
+            self.dimensions, {r: self._load(name) for r, name in present.items()}, self.rotary
+        )
+
+    def embedding(self) -> Tensor:
+        """Token embeddings ``[vocab, hidden]``."""
+        return self._load(self.checkpoint.architecture.hf_name("token_embd"))
+
+    def head(self) -> Head:
+        """Final norm and output matrix."""
+        architecture = self.checkpoint.architecture
+        tied = self.dimensions.tie_word_embeddings
+        output = architecture.hf_name("token_embd" if tied else "output")
+        norm = self._load(architecture.hf_name("output_norm"))
+        return Head(norm, self._load(output), self.dimensions.rms_norm_eps)
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Logits ``[batch, time, vocab]`` of token ids ``[batch, time]``."""
+        x = self.embedding()[tokens]
+        for index in range(self.dimensions.num_hidden_layers):
+            x = self.block(index)(x)
+        return self.head()(x)
+
+
+@dataclass(frozen=True)
+class Head:
+    """The final RMSNorm and the output matrix ``[vocab, hidden]``."""
+
+    norm: Tensor
+    output: Tensor
+    eps: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Hidden states ``[…, hidden]`` → logits ``[…, vocab]``."""
+        return F.linear(rms_norm(x, self.norm, self.eps), self.output)
+
+
+def linear_names(checkpoint: Checkpoint, block: int) -> dict[str, str]:
+    """Role → Hugging Face name of the compressible weights of a block."""
+    return {role: checkpoint.architecture.hf_name(role, block) for role in LINEAR_ROLES}

@@ -1,0 +1,108 @@
+"""CALDERA: W ≈ Q + L·R by alternation, each weight in the metric of its own H.
+
+Saha, Srivastava, Pilanci: "Compressing Large Language Models using Low Rank and Low Precision
+Decomposition", arXiv 2405.18886, algorithm 1, with three departures: Q comes first (the low-rank
+part then repairs what rounding leaves, not what it would have fixed for free), Q is rounded onto a
+stock block format in the down-dated metric, and held-out tokens, not the calibration tokens,
+choose the damping and the best iterate and decide whether any of it beats plain rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from edgepack.decompose.ldlq import ldlq, metric
+from edgepack.decompose.low_rank import downdate, low_rank
+from edgepack.formats._base import Format
+from edgepack.formats._scalar import Scalar
+from edgepack.weights import FactoredWeight, Hessian, QuantizedTensor, relative_error
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """A factored weight with what is known of it.
+
+    Errors are ‖(W−Q−LR)H^½‖²/‖WH^½‖²; `method` says which candidate won the held-out gate:
+    ``caldera`` (or ``ldlq`` at rank 0), ``plain`` rounding, or ``source`` (stored so already).
+    """
+
+    weight: FactoredWeight
+    error: float
+    error_train: float
+    error_plain: float
+    damping: float | None
+    method: str
+
+
+def caldera(
+    W: Tensor,
+    H: Hessian,
+    fmt: Format,
+    *,
+    rank: int,
+    factors: str,
+    damping: Sequence[float],
+    iterations: int,
+    source: QuantizedTensor | None = None,
+) -> Decomposition:
+    """Decompose W ``[out, in]``; `source` is W as the checkpoint stores it, where that is a
+    format of ours: if it is `fmt`, nothing can be closer."""
+    plain = FactoredWeight(fmt.quantize(W, H.train.diagonal()))
+    error_plain = relative_error(W, plain.dense(), H.held_out)
+    if source is not None and source.format == fmt.name and rank == 0:
+        return Decomposition(FactoredWeight(source), 0.0, 0.0, error_plain, None, "source")
+    if not isinstance(fmt, Scalar):
+        return _judged(W, H, plain, error_plain, None, "plain")
+
+    best, chosen = _round(W, H, fmt, damping)
+    if rank:
+        best = _alternate(W, H, fmt, best, rank, factors, chosen, iterations)
+    found = _judged(W, H, best, error_plain, chosen, "caldera" if rank else "ldlq")
+    return found if found.error <= error_plain else _judged(W, H, plain, error_plain, None, "plain")
+
+
+def _judged(
+    W: Tensor,
+    H: Hessian,
+    weight: FactoredWeight,
+    error_plain: float,
+    damping: float | None,
+    method: str,
+) -> Decomposition:
+    dense = weight.dense()
+    held_out, train = relative_error(W, dense, H.held_out), relative_error(W, dense, H.train)
+    return Decomposition(weight, held_out, train, error_plain, damping, method)
+
+
+def _round(
+    W: Tensor, H: Hessian, fmt: Scalar, damping: Sequence[float]
+) -> tuple[FactoredWeight, float]:
+    """LDLQ at every damping; the one with the least held-out error."""
+    found = {d: FactoredWeight(ldlq(W, metric(H.train, fmt.block_size, d), fmt)) for d in damping}
+    best = min(found, key=lambda d: relative_error(W, found[d].dense(), H.held_out))
+    return found[best], best
+
+
+def _alternate(
+    W: Tensor,
+    H: Hessian,
+    fmt: Scalar,
+    start: FactoredWeight,
+    rank: int,
+    factors: str,
+    damping: float,
+    iterations: int,
+) -> FactoredWeight:
+    """Rounds of L·R ← low_rank(W − Q) and Q ← ldlq(W − L·R); the best pair on held-out tokens."""
+    Q, candidates = start.Q, []
+    for round_ in range(iterations + 1):
+        L, R = low_rank(W - Q.dequantize(), H.train, rank, factors)
+        candidates.append(FactoredWeight(Q, L, R))
+        if round_ < iterations:
+            down = metric(downdate(H.train, R.dequantize()), fmt.block_size, damping)
+            Q = ldlq(W - L.dequantize() @ R.dequantize(), down, fmt)
+            candidates.append(FactoredWeight(Q, L, R))
+    return min(candidates, key=lambda c: relative_error(W, c.dense(), H.held_out))

@@ -1,0 +1,66 @@
+"""The L·R step of CALDERA: the best rank-r correction in the metric of H, in closed form.
+
+min over L, R of ‖(A − L·R) H^½‖² (CALDERA, arXiv 2405.18886, Lemma 4.2) has L = the leading left
+singular vectors of A·H^½ and R = LᵀA: no inverse of H, so a singular H is harmless. L is
+orthonormal and R carries the spectrum, so each row of R (a row of lora_A) gets its own scales.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from edgepack import plugins
+from edgepack.decompose.ldlq import ldlq, metric
+from edgepack.formats._base import Format
+from edgepack.formats._scalar import Scalar
+from edgepack.linalg import top_left_singular_vectors
+from edgepack.weights import QuantizedTensor
+
+_DAMPING = 1e-3  # the factors' own metrics only steer rounding at 4 to 16 bits
+
+
+def low_rank(
+    A: Tensor, H: Tensor, rank: int, factors: str
+) -> tuple[QuantizedTensor, QuantizedTensor]:
+    """L ``[out, rank]`` and R ``[rank, in]``, rounded, with L·R ≈ A ``[out, in]``.
+
+    R is rounded first in the metric H (the error of R passes through an orthonormal L), then L is
+    solved for the R that will be shipped, L = A H Rᵀ (R H Rᵀ)⁻¹, and rounded in the metric R H Rᵀ.
+    """
+    L = top_left_singular_vectors(A, H, rank)
+    R = _round(L.T @ A.double(), H, factors)
+    R_shipped = R.dequantize().double()
+    RH = R_shipped @ H.double()
+    gram = RH @ R_shipped.T
+    gram = gram + 1e-9 * gram.diagonal().mean() * torch.eye(rank, dtype=gram.dtype)
+    L = torch.linalg.solve(gram, RH @ A.double().T).T
+    return _round(L, gram, factors), R
+
+
+def _round(factor: Tensor, H: Tensor, factors: str) -> QuantizedTensor:
+    """A factor ``[rows, columns]`` on the grid of `factors`, or f16 where that does not fit."""
+    fmt: Format = plugins.find("formats", factor_format(factors, factor.shape[1]))
+    if not isinstance(fmt, Scalar):
+        return fmt.quantize(factor.float())
+    return ldlq(factor.float(), metric(H, fmt.block_size, _DAMPING), fmt)
+
+
+def factor_format(factors: str, columns: int) -> str:
+    """The format a factor with rows of that length really gets: f16 where blocks do not fit."""
+    fmt: Format = plugins.find("formats", factors)
+    return factors if fmt.fits(columns) else "f16"
+
+
+def downdate(H: Tensor, R: Tensor) -> Tensor:
+    """H − H Rᵀ (R H Rᵀ)⁻¹ R H: the cost of Q's error when L may be re-fitted freely for this R.
+
+    The closed form of CALDERA's Hessian update (its code forms it through a Cholesky factor and
+    singular vectors). Float64 ``[in, in]``, positive semidefinite up to rounding.
+    """
+    H, R = H.double(), R.double()
+    RH = R @ H
+    gram = RH @ R.T
+    gram = gram + 1e-9 * gram.diagonal().mean() * torch.eye(R.shape[0], dtype=H.dtype)
+    down = H - RH.T @ torch.linalg.solve(gram, RH)
+    return (down + down.T) / 2

@@ -1,0 +1,184 @@
+"""The decompose stage: every weight of a model in turn, one file each, the unit of resume."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edgepack import plugins
+from edgepack.cache import load_tensors, save_tensors
+from edgepack.calibration.sweep import (
+    HEAD,
+    Activations,
+    head_moments,
+    layerwise,
+    load_hessians,
+    micro_batches,
+)
+from edgepack.calibration.text import Tokens
+from edgepack.decoder import Decoder
+from edgepack.decompose.caldera import Decomposition, caldera
+from edgepack.errors import while_doing
+from edgepack.progress import Progress, Steps
+from edgepack.weights import FactoredWeight, Hessian, WeightSpec
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What one matrix is to become: format of Q, rank, and the formats L and R really get."""
+
+    format: str
+    rank: int = 0
+    L: str | None = None
+    R: str | None = None
+    factors: str = "f16"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all weights share."""
+
+    damping: tuple[float, ...]
+    iterations: int
+
+
+def weight_path(folder: Path, name: str) -> Path:
+    """The file of a weight in a stage's folder."""
+    return folder / f"{name}.safetensors"
+
+
+def load_weight(folder: Path, name: str) -> tuple[FactoredWeight, dict[str, Any]]:
+    """A decomposed weight and what is known of it (errors, damping, method)."""
+    tensors, about = load_tensors(weight_path(folder, name))
+    return FactoredWeight.from_tensors(tensors, about["formats"]), about
+
+
+def decompose(
+    decoder: Decoder,
+    choices: Mapping[str, Choice],
+    settings: Settings,
+    hessians: Path | None,
+    tokens: Tokens | None,
+    folder: Path,
+) -> Steps[None]:
+    """Write one file per matrix of `choices` into `folder`, leaving out those already there.
+
+    `hessians` is the folder of a guided calibration; without one, each block is calibrated on
+    `tokens` as the blocks already packed pass them on (objective ``layer``). With neither, the
+    choices may name unquantized formats only.
+    """
+    run = _Run(decoder, choices, settings, folder)
+    if hessians is not None or tokens is None:
+        yield from run.one_shot(hessians)
+    else:
+        yield from run.sequential(tokens)
+
+
+@dataclass
+class _Run:
+    decoder: Decoder
+    choices: Mapping[str, Choice]
+    settings: Settings
+    folder: Path
+
+    def __post_init__(self) -> None:
+        self.specs = self.decoder.checkpoint.specs
+        self.total = sum(self.specs[name].numel for name in self.choices)
+        self.done = 0
+
+    def one_shot(self, hessians: Path | None) -> Steps[None]:
+        """All weights against the original's statistics."""
+        for group in self._groups():
+            missing = [s for s in group if not weight_path(self.folder, s.name).exists()]
+            found = {}
+            if missing and hessians is not None:
+                file = HEAD if group[0].block is None else str(group[0].block)
+                found = load_hessians(hessians / file)
+            yield from self._group(group, found)
+
+    def sequential(self, tokens: Tokens) -> Steps[None]:
+        """Block after block, each on what the packed blocks before it pass on."""
+        batches = micro_batches(tokens)
+        shape = (*tokens.all.shape, self.decoder.dimensions.hidden_size)
+        packed = Decoder(
+            self.decoder.checkpoint,
+            {name: lambda name=name: self._dense(name) for name in self.choices},
+        )
+        outside, *blocks = self._groups()
+        inputs = Activations(self.folder / "x-0", shape)
+        if not inputs.exists and not any(self.folder.glob("x-*")):
+            embedding = self.decoder.embedding()
+            inputs.write(embedding[tokens.all[batch.rows]] for batch in batches)
+        for index, group in enumerate(blocks):
+            inputs = Activations(self.folder / f"x-{index}", shape)
+            output = Activations(self.folder / f"x-{index + 1}", shape)
+            if any(not weight_path(self.folder, s.name).exists() for s in group):
+                hessians = layerwise(self.decoder.block(index), inputs, batches)
+                yield from self._group(group, hessians)
+            else:
+                yield from self._group(group, {})
+            if inputs.exists and not output.exists:
+                block = packed.block(index)
+                output.write(block(inputs.read(batch.rows)) for batch in batches)
+            inputs.path.unlink(missing_ok=True)
+        last = Activations(self.folder / f"x-{len(blocks)}", shape)
+        yield from self._group(outside, head_moments(self.decoder.head(), last, batches))
+        last.path.unlink()
+
+    def _groups(self) -> list[list[WeightSpec]]:
+        """The matrices outside the blocks, then those of each block."""
+        groups: dict[int, list[WeightSpec]] = {-1: []}
+        for name in self.choices:
+            spec = self.specs[name]
+            groups.setdefault(-1 if spec.block is None else spec.block, []).append(spec)
+        return [groups[block] for block in sorted(groups)]
+
+    def _group(self, group: list[WeightSpec], hessians: Mapping[str, Hessian]) -> Steps[None]:
+        for spec in group:
+            choice = self.choices[spec.name]
+            label = f"{spec.name.removesuffix('.weight')} ({choice.format}, rank {choice.rank})"
+            yield Progress("decompose", self.done, self.total, label)
+            if not weight_path(self.folder, spec.name).exists():
+                with while_doing(f"decomposing {label}"):
+                    self._weight(spec, choice, hessians)
+            self.done += spec.numel
+
+    def _weight(
+        self, spec: WeightSpec, choice: Choice, hessians: Mapping[str, Hessian]
+    ) -> None:
+        checkpoint = self.decoder.checkpoint
+        found = caldera(
+            checkpoint.tensor(spec.name),
+            self._hessian(spec, hessians),
+            plugins.find("formats", choice.format),
+            rank=choice.rank,
+            factors=choice.factors,
+            damping=self.settings.damping,
+            iterations=self.settings.iterations,
+            source=checkpoint.quantized(spec.name),
+        )
+        path = weight_path(self.folder, spec.name)
+        save_tensors(path, found.weight.tensors(), _about(found))
+
+    def _hessian(self, spec: WeightSpec, hessians: Mapping[str, Hessian]) -> Hessian:
+        """The metric of a weight. The head's inputs are those of a tied embedding too; an untied
+        embedding is looked up, not multiplied: all its columns count alike."""
+        tied = self.decoder.dimensions.tie_word_embeddings
+        role = HEAD if spec.role == "output" or (spec.role == "token_embd" and tied) else spec.role
+        if role in hessians:
+            return hessians[role]
+        eye = torch.eye(spec.shape[1])
+        return Hessian(eye, eye, torch.ones(spec.shape[1]))
+
+    def _dense(self, name: str) -> Tensor:
+        return load_weight(self.folder, name)[0].dense()
+
+
+def _about(found: Decomposition) -> dict[str, Any]:
+    about = {k: v for k, v in vars(found).items() if k != "weight"}
+    return {**about, "formats": found.weight.formats(), "rank": found.weight.rank}

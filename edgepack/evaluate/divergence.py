@@ -1,0 +1,140 @@
+"""Distance of a model's predictions from a reference's, measured as llama-perplexity does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edgepack.errors import EdgepackError
+from edgepack.progress import Progress, Steps
+from edgepack.runtimes._base import Runtime
+
+_ROWS = 32  # positions per float64 block: 40 MB at a vocabulary of 150 000
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """A candidate against the reference on the same `positions`.
+
+    `kl_*` are KL(reference ‖ candidate) in nats per token, `top1` is the share of positions where
+    both prefer the same token; `*_error` are standard errors of the mean over positions. The
+    reference's perplexity on the same tokens is there for comparison.
+    """
+
+    positions: int
+    perplexity: float
+    reference_perplexity: float
+    kl_mean: float
+    kl_error: float
+    kl_p999: float
+    kl_max: float
+    top1: float
+    top1_error: float
+
+    def as_dict(self) -> dict[str, float]:
+        """For JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Positions:
+    """What is kept of every position, each ``[positions]`` float64: the negative log-likelihood
+    of the true next token under both models (nats), the KL divergence, and whether the top token
+    agrees (0 or 1)."""
+
+    reference_nll: NDArray[np.float64]
+    nll: NDArray[np.float64]
+    kl: NDArray[np.float64]
+    agree: NDArray[np.float64]
+
+    @staticmethod
+    def join(parts: list[Positions]) -> Positions:
+        """All positions of all chunks."""
+        columns = zip(*((p.reference_nll, p.nll, p.kl, p.agree) for p in parts), strict=True)
+        return Positions(*(np.concatenate(column) for column in columns))
+
+    def summary(self) -> Divergence:
+        """Means, standard errors and tails."""
+        return Divergence(
+            positions=self.kl.size,
+            perplexity=math.exp(self.nll.mean()),
+            reference_perplexity=math.exp(self.reference_nll.mean()),
+            kl_mean=float(self.kl.mean()),
+            kl_error=_error(self.kl),
+            kl_p999=float(np.quantile(self.kl, 0.999)),
+            kl_max=float(self.kl.max()),
+            top1=float(self.agree.mean()),
+            top1_error=_error(self.agree),
+        )
+
+
+def _error(values: NDArray[np.float64]) -> float:
+    """Standard error of the mean; 0 for a single value, of which nothing is known."""
+    return float(values.std(ddof=1) / math.sqrt(values.size)) if values.size > 1 else 0.0
+
+
+def compare(
+    reference: NDArray[np.float32], candidate: NDArray[np.float32], targets: NDArray[np.integer]
+) -> Positions:
+    """Logits ``[positions, vocab]`` of two models, and the tokens ``[positions]`` that followed.
+
+    float64 from the softmax on: a KL of 1e-6 is a difference of logarithms near 10.
+    """
+    columns: list[list[torch.Tensor]] = [[], [], [], []]
+    for start in range(0, len(targets), _ROWS):
+        rows = slice(start, start + _ROWS)
+        p = torch.log_softmax(torch.from_numpy(reference[rows]), -1, dtype=torch.float64)
+        q = torch.log_softmax(torch.from_numpy(candidate[rows]), -1, dtype=torch.float64)
+        target = torch.as_tensor(targets[rows], dtype=torch.int64).unsqueeze(1)
+        found = (
+            -p.gather(1, target).squeeze(1),
+            -q.gather(1, target).squeeze(1),
+            torch.where(p.isneginf(), 0.0, p.exp() * (p - q)).sum(-1).clamp_min(0),
+            (p.argmax(-1) == q.argmax(-1)).double(),
+        )
+        for column, values in zip(columns, found, strict=True):
+            column.append(values)
+    return Positions(*(torch.cat(column).numpy() for column in columns))
+
+
+def chunk(runtime: Runtime, text: str, context: int, limit: int | None = None) -> NDArray[np.int64]:
+    """A text as tokens ``[n, context]``, the incomplete end left out, at most `limit` chunks.
+
+    As llama-perplexity cuts it: the whole text tokenized at once, then the first token of every
+    chunk *replaced* by BOS, if the model starts with one.
+    """
+    tokens = np.array(runtime.tokenize(text), np.int64)
+    chunks = tokens[: len(tokens) // context * context].reshape(-1, context)[:limit]
+    if not len(chunks):
+        raise EdgepackError(
+            f"the evaluation text has {len(tokens)} tokens, one chunk needs {context}",
+            hint="give a longer text or a smaller context",
+        )
+    if runtime.bos is not None:
+        chunks[:, 0] = runtime.bos
+    return chunks
+
+
+def divergence(
+    reference: Runtime, candidates: Mapping[str, Runtime], chunks: NDArray[np.integer]
+) -> Steps[dict[str, Divergence]]:
+    """Every candidate against the reference, chunk by chunk, so that no logits are kept.
+
+    Of each chunk ``[context]`` the first half is context only: positions context/2 … context−2 are
+    asked for the token after them. Memory: two times context/2 × vocab float32, however many
+    candidates and chunks.
+    """
+    found: dict[str, list[Positions]] = {name: [] for name in candidates}
+    first = chunks.shape[1] // 2
+    for done, row in enumerate(chunks):
+        yield Progress("measure", done, len(chunks), "llama.cpp on the written files")
+        tokens, targets = row[:-1].tolist(), row[first + 1 :]
+        expected = reference.logits(tokens, first)
+        for name, candidate in candidates.items():
+            found[name].append(compare(expected, candidate.logits(tokens, first), targets))
+    return {name: Positions.join(parts).summary() for name, parts in found.items()}

@@ -1,0 +1,1 @@
+"""Files that other programs read: GGUF, Ollama's Modelfile, PEFT's adapter folder."""

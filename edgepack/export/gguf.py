@@ -1,0 +1,250 @@
+"""GGUF files, one tensor in memory at a time."""
+
+from __future__ import annotations
+
+import errno
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGUFValueType, GGUFWriter
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edgepack import plugins
+from edgepack.architectures._base import Architecture
+from edgepack.checkpoint import Checkpoint, gguf_rows
+from edgepack.errors import ExportError
+from edgepack.formats._base import Format
+from edgepack.weights import FactoredWeight, QuantizedTensor, WeightSpec
+
+_F32 = 0  # GGML_TYPE_F32
+
+FILE_TYPES = {
+    0: 0,  # F32
+    1: 1,  # F16
+    2: 2,  # Q4_0
+    3: 3,  # Q4_1
+    6: 8,  # Q5_0
+    7: 9,  # Q5_1
+    8: 7,  # Q8_0
+    10: 10,  # Q2_K
+    11: 11,  # Q3_K → Q3_K_S
+    12: 14,  # Q4_K → Q4_K_S
+    13: 16,  # Q5_K → Q5_K_S
+    14: 18,  # Q6_K
+    16: 19,  # IQ2_XXS
+    17: 20,  # IQ2_XS
+    18: 23,  # IQ3_XXS
+    20: 25,  # IQ4_NL
+    21: 26,  # IQ3_S
+    22: 28,  # IQ2_S
+    23: 30,  # IQ4_XS
+    30: 32,  # BF16
+    42: 41,  # Q2_0
+}
+"""``enum ggml_type`` → ``enum llama_ftype``: what llama.cpp prints as the kind of the file."""
+
+
+@dataclass(frozen=True)
+class FactorSpec:
+    """What is known of a weight's factors before they are read: rank ≥ 1, formats of L and R."""
+
+    rank: int
+    L: str
+    R: str
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One tensor of a file: its header, and how to get its values when its turn comes.
+
+    `format` None is float32; `rows` is their order in the file where that differs from the
+    source's.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    read: Callable[[], QuantizedTensor | Tensor]
+    format: Format | None = None
+    rows: Tensor | None = None
+
+    @property
+    def ggml_type(self) -> int:
+        return _F32 if self.format is None else self.format.ggml_type
+
+    @property
+    def nbytes(self) -> int:
+        return 4 * math.prod(self.shape) if self.format is None else self.format.nbytes(self.shape)
+
+    def data(self) -> NDArray[Any]:
+        """The bytes, with rows in the file's order."""
+        value = self.read()
+        if self.format is None:
+            assert isinstance(value, Tensor)
+            value = value.float()
+        elif isinstance(value, QuantizedTensor):
+            if value.format != self.format.name:
+                raise ValueError(f"{self.name}: {value.format}, announced {self.format.name}")
+            value = self.format.pack(value)
+        ordered = value if self.rows is None else value[self.rows]
+        found: NDArray[Any] = ordered.contiguous().numpy()
+        if found.nbytes != self.nbytes:
+            raise ValueError(f"{self.name}: {found.nbytes} bytes, announced {self.nbytes}")
+        return found
+
+
+def write_model(
+    path: Path,
+    checkpoint: Checkpoint,
+    formats: Mapping[str, str],
+    load: Callable[[str], QuantizedTensor | Tensor],
+) -> int:
+    """Write a model and return its size in bytes.
+
+    `formats` gives the format of every matrix by Hugging Face name; norms and biases are float32,
+    as llama.cpp requires. `load(name)`, called once per matrix in file order, returns its codes or,
+    as a uint8 tensor ``[out, bytes]``, its GGUF bytes; rows are in Hugging Face's order.
+    """
+    matrices = [spec for spec in checkpoint.specs.values() if len(spec.shape) > 1]
+    if missing := [spec.name for spec in matrices if spec.name not in formats]:
+        raise ValueError(f"no format for {missing}")
+    entries: list[_Entry] = []
+    for spec in sorted(checkpoint.specs.values(), key=_position):
+        name = checkpoint.architecture.gguf_name(spec.role, spec.block)
+        rows = gguf_rows(checkpoint.architecture, checkpoint.dimensions, spec.role)
+        if len(spec.shape) > 1:
+            form = _format(formats[spec.name], spec.shape, spec.name)
+            entries.append(_Entry(name, spec.shape, partial(load, spec.name), form, rows))
+        else:
+            read = partial(checkpoint.tensor, spec.name)
+            entries.append(_Entry(name, spec.shape, read, None, rows))
+    for name, value in checkpoint.extra_tensors().items():
+        entries.append(_Entry(name, tuple(value.shape), partial(Tensor.float, value)))
+    metadata = dict(checkpoint.gguf_metadata())
+    metadata["general.file_type"] = _uint32(_file_type(formats))
+    metadata["general.quantization_version"] = _uint32(2)
+    return _write(path, checkpoint.architecture, metadata, entries)
+
+
+def write_plain(path: Path, checkpoint: Checkpoint, form: str = "f16") -> int:
+    """Write the model itself with every matrix rounded to `form` (default: the f16 reference)."""
+    plugin: Format = plugins.find("formats", form)
+    formats = {s.name: form for s in checkpoint.specs.values() if len(s.shape) > 1}
+    return write_model(path, checkpoint, formats, lambda n: plugin.quantize(checkpoint.tensor(n)))
+
+
+def write_factors(
+    path: Path,
+    checkpoint: Checkpoint,
+    factors: Mapping[str, FactorSpec],
+    load: Callable[[str], FactoredWeight],
+) -> int:
+    """Write L and R as a LoRA adapter (lora_b, lora_a) for a base of Q; return its size in bytes.
+
+    `factors` names the weights that have any. alpha is 0: llama.cpp then scales L·R by 1 instead
+    of alpha/rank (``get_scale`` in llama-adapter.h), so that ranks may differ.
+    """
+    load = lru_cache(maxsize=1)(load)  # R's turn is followed by L's
+    entries: list[_Entry] = []
+    for spec in sorted((checkpoint.specs[name] for name in factors), key=_position):
+        if spec.role == "token_embd":  # stored transposed, and a tied head could not use it
+            raise ExportError(f"{spec.name}: llama.cpp has no place for factors of the embedding")
+        known = factors[spec.name]
+        rows = gguf_rows(checkpoint.architecture, checkpoint.dimensions, spec.role)
+        name = checkpoint.architecture.gguf_name(spec.role, spec.block)
+        parts = (
+            ("R", (known.rank, spec.shape[1]), "lora_a", None),
+            ("L", (spec.shape[0], known.rank), "lora_b", rows),
+        )
+        for part, shape, suffix, order in parts:
+            form = _format(getattr(known, part), shape, spec.name)
+            read = partial(_part, load, spec.name, part)
+            entries.append(_Entry(f"{name}.{suffix}", shape, read, form, order))
+    metadata: dict[str, tuple[Any, Any, Any]] = {
+        "general.type": ("adapter", GGUFValueType.STRING, None),
+        "adapter.type": ("lora", GGUFValueType.STRING, None),
+        "adapter.lora.alpha": (0.0, GGUFValueType.FLOAT32, None),
+        "general.quantization_version": _uint32(2),
+    }
+    if name_of_base := checkpoint.gguf_metadata().get("general.name"):
+        metadata["general.name"] = name_of_base
+    return _write(path, checkpoint.architecture, metadata, entries)
+
+
+def _position(spec: WeightSpec) -> tuple[int, int]:
+    """Sort key: embedding, blocks in order, output norm, head; within a block as found."""
+    outside = {"token_embd": 0, "output_norm": 2, "output": 3}
+    return (1, spec.block) if spec.block is not None else (outside[spec.role], 0)
+
+
+def _format(name: str, shape: tuple[int, ...], weight: str) -> Format:
+    form: Format = plugins.find("formats", name)
+    if not form.fits(shape[-1]):
+        raise ExportError(f"{weight}: rows of {shape[-1]} do not fit blocks of {name}")
+    return form
+
+
+def _part(load: Callable[[str], FactoredWeight], name: str, part: str) -> QuantizedTensor:
+    found: QuantizedTensor = getattr(load(name), part)
+    return found
+
+
+def _uint32(value: int) -> tuple[Any, Any, Any]:
+    return value, GGUFValueType.UINT32, None
+
+
+def _file_type(formats: Mapping[str, str]) -> int:
+    """The kind most matrices have, ALL_F32 if it has no number."""
+    most = Counter(formats.values()).most_common(1)[0][0]
+    return FILE_TYPES.get(plugins.find("formats", most).ggml_type, 0)
+
+
+def _write(
+    path: Path,
+    architecture: Architecture,
+    metadata: Mapping[str, tuple[Any, Any, Any]],
+    entries: list[_Entry],
+) -> int:
+    """Stream a file under a temporary name; it gets its own when complete."""
+    unfinished = path.with_name(path.name + ".unfinished")
+    writer = GGUFWriter(unfinished, architecture.gguf)
+    for key, (value, kind, sub_type) in metadata.items():
+        if key != "general.architecture":  # the writer's own first key
+            writer.add_key_value(key, value, kind, sub_type)
+    for entry in entries:
+        # any dtype but uint8 makes the writer take the shape as elements
+        as_elements = np.dtype(np.float32)
+        writer.add_tensor_info(entry.name, entry.shape, as_elements, entry.nbytes, entry.ggml_type)
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for entry in entries:
+            writer.write_tensor_data(entry.data())
+        writer.close()
+        return unfinished.replace(path).stat().st_size
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        needed = sum(entry.nbytes for entry in entries)
+        raise ExportError(
+            f"no space left for {path}", hint=f"free {needed / 1e6:.0f} MB and run it again"
+        ) from error
+    finally:
+        _abandon(writer)
+        unfinished.unlink(missing_ok=True)
+
+
+def _abandon(writer: GGUFWriter) -> None:
+    """Close the file even where its buffer cannot be written out any more."""
+    for file in writer.fout or ():
+        try:
+            file.close()
+        except OSError:
+            continue  # a failed close still releases the descriptor

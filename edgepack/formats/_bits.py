@@ -1,0 +1,159 @@
+"""Block layouts as data: which integer goes to which bits of a GGUF block.
+
+Source of all layouts: the block structs of llama.cpp, ``ggml/src/ggml-common.h``, and the reading
+order in its ``dequantize_row_*``. In every stock type byte j of a run holds values
+j, j + run, j + 2·run … from its low bits up, so a `Plane` describes any of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+Values = Mapping[str, Tensor]
+"""A block's contents by name: fp16 ``[out, blocks]`` and integers ``[out, blocks, count]``."""
+
+
+class Part(Protocol):
+    """Consecutive bytes of a block."""
+
+    @property
+    def size(self) -> int:
+        """Number of bytes."""
+
+    def write(self, values: Values) -> Tensor:
+        """Bytes ``[out, blocks, size]`` of the values (integers as uint8)."""
+
+    def read(self, data: Tensor) -> dict[str, Tensor]:
+        """Inverse of `write`: the bits this part knows of each value, the other bits 0."""
+
+
+@dataclass(frozen=True)
+class Half:
+    """One fp16 number."""
+
+    name: str
+    size: int = 2
+
+    def write(self, values: Values) -> Tensor:
+        """See `Part`."""
+        return values[self.name].contiguous().unsqueeze(-1).view(torch.uint8)
+
+    def read(self, data: Tensor) -> dict[str, Tensor]:
+        """See `Part`."""
+        return {self.name: data.contiguous().view(torch.float16).squeeze(-1)}
+
+
+@dataclass(frozen=True)
+class Plane:
+    """Bits ``shift … shift + bits`` of `count` values (those of `names`, one after the other)."""
+
+    names: tuple[str, ...]
+    count: int
+    bits: int
+    run: int
+    shift: int = 0
+
+    @property
+    def size(self) -> int:
+        """Number of bytes."""
+        return self.count * self.bits // 8
+
+    def write(self, values: Values) -> Tensor:
+        """See `Part`."""
+        whole = torch.cat([values[name] for name in self.names], dim=-1)
+        kept = (whole >> self.shift) & ((1 << self.bits) - 1)
+        slices = torch.unflatten(kept, -1, (-1, 8 // self.bits, self.run))
+        data = torch.zeros_like(slices[..., 0, :])
+        for i in range(8 // self.bits):
+            data |= slices[..., i, :] << (self.bits * i)
+        return data.flatten(-2)
+
+    def read(self, data: Tensor) -> dict[str, Tensor]:
+        """See `Part`."""
+        runs = torch.unflatten(data, -1, (-1, 1, self.run))
+        places = torch.arange(0, 8, self.bits, dtype=torch.uint8, device=data.device).unsqueeze(-1)
+        whole = (((runs >> places) & ((1 << self.bits) - 1)) << self.shift).flatten(-3)
+        return dict(zip(self.names, whole.chunk(len(self.names), dim=-1), strict=True))
+
+
+@dataclass(frozen=True)
+class SixBitPairs:
+    """Eight 6-bit scales and eight 6-bit mins in 12 bytes (Q4_K, Q5_K).
+
+    Bytes 0-3 and 4-7 hold the first four scales and mins, with the top two bits of the last four
+    above them; bytes 8-11 hold the low nibbles of the last four scales and mins.
+    """
+
+    names: tuple[str, str] = ("scales", "mins")
+    size: int = 12
+
+    def write(self, values: Values) -> Tensor:
+        """See `Part`."""
+        scales, mins = (torch.split(values[name], 4, dim=-1) for name in self.names)
+        top = [first | ((last >> 4) << 6) for first, last in (scales, mins)]
+        return torch.cat([*top, (scales[1] & 15) | ((mins[1] & 15) << 4)], dim=-1)
+
+    def read(self, data: Tensor) -> dict[str, Tensor]:
+        """See `Part`."""
+        *top, low = torch.split(data, 4, dim=-1)
+        return {
+            name: torch.cat([first & 63, ((low >> place) & 15) | ((first >> 6) << 4)], dim=-1)
+            for name, first, place in zip(self.names, top, (0, 4), strict=True)
+        }
+
+
+@dataclass(frozen=True)
+class Stored:
+    """How an integer is kept in memory (`dtype`) and in the file (value + `bias`, modulo 256)."""
+
+    dtype: torch.dtype = torch.uint8
+    bias: int = 0
+
+    def to_file(self, value: Tensor) -> Tensor:
+        """The unsigned number whose bits are written."""
+        return (value.to(torch.int16) + self.bias).to(torch.uint8)
+
+    def from_file(self, value: Tensor) -> Tensor:
+        """Inverse of `to_file`."""
+        return (value.to(torch.int16) - self.bias).to(self.dtype)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A block: its parts in file order, and how its integers are stored (default: as uint8)."""
+
+    parts: tuple[Part, ...]
+    stored: Mapping[str, Stored] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Bytes per block."""
+        return sum(part.size for part in self.parts)
+
+    def pack(self, values: Values) -> Tensor:
+        """Bytes ``[out, blocks, size]``."""
+        raw = {
+            name: value if value.is_floating_point() else self._kept(name).to_file(value)
+            for name, value in values.items()
+        }
+        return torch.cat([part.write(raw) for part in self.parts], dim=-1)
+
+    def parse(self, data: Tensor) -> dict[str, Tensor]:
+        """Inverse of `pack`."""
+        raw: dict[str, Tensor] = {}
+        pieces = torch.split(data, [part.size for part in self.parts], dim=-1)
+        for part, piece in zip(self.parts, pieces, strict=True):
+            for name, bits in part.read(piece).items():
+                raw[name] = raw[name] | bits if name in raw else bits
+        return {
+            name: value if value.is_floating_point() else self._kept(name).from_file(value)
+            for name, value in raw.items()
+        }
+
+    def _kept(self, name: str) -> Stored:
+        return self.stored.get(name, Stored())

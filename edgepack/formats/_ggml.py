@@ -1,0 +1,40 @@
+"""ggml's type numbers as the ``gguf`` package knows them, completed.
+
+gguf 0.19 does not know Q2_0 (number 42: 64 columns, 18 bytes), which llama.cpp reads. Importing
+this module teaches it to that package's writer and reader; a newer gguf is left as it is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+MISSING = {"Q2_0": (42, 64, 18)}
+"""Types gguf lacks: number, columns per block, bytes per block (llama.cpp, ``ggml-common.h``)."""
+
+
+def register() -> None:
+    """Add the `MISSING` types to gguf's enum and size table; doing it twice changes nothing."""
+    for name, (number, columns, size) in MISSING.items():
+        if number not in GGMLQuantizationType._value2member_map_:
+            _add_member(GGMLQuantizationType, name, number)
+        GGML_QUANT_SIZES.setdefault(GGMLQuantizationType(number), (columns, size))
+
+
+def _add_member(enum: Any, name: str, number: int) -> None:
+    """What ``EnumType`` does for a member in a class body; an enum cannot be subclassed."""
+    member = int.__new__(enum, number)
+    member._name_ = name
+    member._value_ = number
+    member.__objclass__ = enum
+    member._sort_order_ = len(enum._member_names_)
+    enum._member_names_.append(name)
+    enum._member_map_[name] = member
+    enum._value2member_map_[number] = member
+    type.__setattr__(enum, name, member)
+
+
+register()
+
+__all__ = ["GGML_QUANT_SIZES", "GGMLQuantizationType", "register"]

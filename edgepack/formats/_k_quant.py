@@ -1,0 +1,124 @@
+"""K-quants: 256 columns in sub-blocks of 16 or 32, whose scales are small integers times fp16.
+
+Value = (d·scale)·level − dmin·min, with one integer `scales` (and for some formats one `mins`) per
+sub-block. Layouts: llama.cpp, ``ggml-common.h``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from edgepack.formats._bits import Layout
+from edgepack.formats._k_search import Problem, State, stacked
+from edgepack.formats._levels import Levels, Uniform
+from edgepack.formats._scalar import NO_OFFSET, Scalar, level_probes, range_probes, spread
+from edgepack.formats._search import normalized, one_scale, scale_min, unrounded
+from edgepack.weights import Grid
+
+
+class KQuant(Scalar):
+    """A K-quant; the subclasses say how a sub-block's float scales are found."""
+
+    block_size = 256
+    starts: int
+    """Values of d tried, and candidates per block."""
+    sub_keep = 5
+    """Float scales kept per sub-block."""
+
+    def __init__(
+        self, name: str, ggml_type: int, levels: Levels, layout: Layout, unit: int, scales: Uniform
+    ) -> None:
+        self.name = name
+        self.ggml_type = ggml_type
+        self.code_levels = levels
+        self.layout = layout
+        self.type_size = layout.size
+        self.unit = unit
+        self.subs = self.block_size // unit
+        self.scale_range = scales
+
+    def _units(self, factor: Tensor, integers: Tensor, columns: slice) -> Tensor:
+        """fp16 factor times integers, per column; only the blocks that `columns` touch."""
+        start, stop, _ = columns.indices(factor.shape[1] * self.block_size)
+        first, last = start // self.block_size, -(-stop // self.block_size)
+        units = factor[:, first:last, None].to(torch.float32) * integers[:, first:last]
+        start, stop = start - first * self.block_size, stop - first * self.block_size
+        from_unit, to_unit = start // self.unit, -(-stop // self.unit)
+        units = units.flatten(1)[:, from_unit:to_unit]
+        return spread(units, self.unit, start - from_unit * self.unit, stop - from_unit * self.unit)
+
+    def _sub_blocks(self, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        """``[n, 256]`` as ``[n·subs, unit]``, weights normalised in each."""
+        return x.reshape(-1, self.unit), normalized(w.reshape(-1, self.unit))
+
+    def _per_block(self, found: Tensor) -> Tensor:
+        """``[n·subs, M]`` as ``[n, M, subs]``."""
+        return torch.unflatten(found, 0, (-1, self.subs)).transpose(1, 2)
+
+    def _problem(self, x: Tensor, w: Tensor, mins: Uniform) -> Problem:
+        x, w = (torch.unflatten(t, 1, (self.subs, self.unit)) for t in (x, w))
+        return Problem(x, w, self.code_levels, self.scale_range, mins)
+
+
+class KScale(KQuant):
+    """Q3_K and Q6_K: signed integer scales, no mins."""
+
+    starts = 4
+    sub_probes: Tensor
+
+    def __init__(
+        self, name: str, ggml_type: int, levels: Levels, layout: Layout, unit: int, scales: Uniform
+    ) -> None:
+        super().__init__(name, ggml_type, levels, layout, unit, scales)
+        self.sub_probes = level_probes(levels.values, torch.linspace(0.8, 1.3, 13), group=3)
+
+    def affine(self, grid: Grid, columns: slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """See `Scalar`."""
+        scale = self._units(grid["d"], grid["scales"], columns)
+        return scale, NO_OFFSET.to(scale.device).expand_as(scale)
+
+    def _propose(self, x: Tensor, w: Tensor) -> Grid:
+        sub_x, sub_w = self._sub_blocks(x, w)
+        _, s = one_scale(sub_x, sub_w, self.code_levels, self.sub_probes, self.sub_keep, unrounded)
+        s = self._per_block(s)
+        problem = self._problem(x, w, Uniform(0, 0))
+        best = stacked(problem.solve(s, torch.zeros_like(s), self.starts))
+        return {"d": best.d.to(torch.float16), "scales": best.scales.to(torch.int8)}
+
+
+class KScaleMin(KQuant):
+    """Q2_K, Q4_K and Q5_K: unsigned integer scales and mins.
+
+    The mins only push one way, so x and −x are both fitted; negative d and dmin undo the mirror.
+    """
+
+    starts = 2
+
+    def __init__(
+        self, name: str, ggml_type: int, top: int, layout: Layout, unit: int, scales: Uniform
+    ) -> None:
+        super().__init__(name, ggml_type, Uniform(0, top), layout, unit, scales)
+        self.top = top
+        self.sub_probes = range_probes(top)
+
+    def affine(self, grid: Grid, columns: slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """See `Scalar`."""
+        return (
+            self._units(grid["d"], grid["scales"], columns),
+            -self._units(grid["dmin"], grid["mins"], columns),
+        )
+
+    def _propose(self, x: Tensor, w: Tensor) -> Grid:
+        mirrored = [state.mirrored() for state in self._one_way(-x, w)]
+        best = stacked([*self._one_way(x, w), *mirrored])
+        factors = {"d": best.d.to(torch.float16), "dmin": best.dmin.to(torch.float16)}
+        return factors | {"scales": best.scales.to(torch.uint8), "mins": best.mins.to(torch.uint8)}
+
+    def _one_way(self, x: Tensor, w: Tensor) -> list[State]:
+        sub_x, sub_w = self._sub_blocks(x, w)
+        _, s, m = scale_min(
+            sub_x, sub_w, self.top, self.sub_probes, self.sub_keep, unrounded, negative=True
+        )
+        problem = self._problem(x, w, self.scale_range)
+        return problem.solve(self._per_block(s), self._per_block(-m), self.starts)

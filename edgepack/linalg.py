@@ -1,0 +1,68 @@
+"""Small dense linear algebra in float64: damped inverse factors, triangular packing, low rank."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from edgepack.errors import DecompositionError
+
+
+def damped(H: Tensor, damping: float) -> Tensor:
+    """H / mean(diag H) + damping·I, float64 ``[n, n]``; the identity where H is all zero."""
+    H = H.double()
+    mean = H.diagonal().mean()
+    if not torch.isfinite(mean):
+        raise DecompositionError(
+            "the Hessian is not finite", hint="the model overflows on the calibration text"
+        )
+    H = H / mean if mean > 0 else torch.eye(H.shape[0], dtype=H.dtype)
+    return H + damping * torch.eye(H.shape[0], dtype=H.dtype)
+
+
+def inverse_factor(H: Tensor) -> Tensor:
+    """Upper U with H⁻¹ = UᵀU, for positive definite H ``[n, n]``.
+
+    H = V Vᵀ with V upper comes from the Cholesky factor of H flipped in both directions; then
+    U = V⁻¹. No inverse of H is formed.
+    """
+    V, info = torch.linalg.cholesky_ex(H.flip(0, 1))
+    if int(info) != 0:
+        raise DecompositionError(
+            "the Hessian is not positive definite", hint="raise compress.damping"
+        )
+    V = V.flip(0, 1)
+    eye = torch.eye(H.shape[0], dtype=H.dtype)
+    return torch.linalg.solve_triangular(V, eye, upper=True)
+
+
+def top_left_singular_vectors(A: Tensor, H: Tensor, rank: int) -> Tensor:
+    """The `rank` leading left singular vectors of A·H^½, float64 ``[m, rank]``, orthonormal.
+
+    For A ``[m, n]`` they are the leading eigenvectors of A H Aᵀ; where m > n the n × n problem
+    of CᵀAᵀAC with H = CCᵀ is smaller and gives the same vectors.
+    """
+    A, H = A.double(), H.double()
+    m, n = A.shape
+    if m <= n:
+        return torch.linalg.eigh(A @ H @ A.T).eigenvectors[:, -rank:].flip(1)
+    values, vectors = torch.linalg.eigh(H)
+    Y = A @ (vectors * values.clamp_min(0).sqrt())
+    right = torch.linalg.eigh(Y.T @ Y).eigenvectors[:, -rank:].flip(1)
+    return torch.linalg.qr(Y @ right).Q
+
+
+def pack_symmetric(H: Tensor) -> Tensor:
+    """The upper triangle of a symmetric matrix ``[n, n]`` as float32 ``[n(n+1)/2]``."""
+    rows, columns = torch.triu_indices(*H.shape)
+    return H[rows, columns].float()
+
+
+def unpack_symmetric(packed: Tensor) -> Tensor:
+    """Inverse of `pack_symmetric`."""
+    n = int((2 * packed.numel() + 0.25) ** 0.5)
+    rows, columns = torch.triu_indices(n, n)
+    H = packed.new_zeros(n, n)
+    H[rows, columns] = packed
+    H[columns, rows] = packed
+    return H

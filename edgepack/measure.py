@@ -1,0 +1,149 @@
+"""Perplexity, KL and top-1 of the files just written, through llama.cpp, beside stock's.
+
+The reference is the original as float16; the peer is stock quantization of the same model with an
+imatrix of the same calibration tokens, in the uniform type whose file comes nearest in size.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from contextlib import ExitStack
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edgepack import plugins
+from edgepack.calibration.sweep import HEAD, load_hessians
+from edgepack.calibration.text import Tokens, source_path
+from edgepack.evaluate.divergence import chunk, divergence
+from edgepack.export.gguf import write_model, write_plain
+from edgepack.formats._base import Format
+from edgepack.planning import Plan
+from edgepack.progress import Progress, Steps
+from edgepack.runtimes.ggml import stock_quantize
+from edgepack.runtimes.llama_cpp import LlamaCpp
+
+
+def measure(made: Plan, folder: Path, tokens: Tokens | None) -> Steps[dict[str, Any]]:
+    """What the manifest says under ``measured``: metrics by candidate, or why there are none."""
+    options = made.recipe.export.measure
+    if not options.tokens:
+        return {"skipped": "export.measure.tokens is 0"}
+    if find_spec("llama_cpp") is None:
+        return {"skipped": "llama-cpp-python is not installed (pip install 'edgepack[llama]')"}
+    if tokens is None and options.text is None:
+        return {"skipped": "nothing was calibrated and export.measure.text is not set"}
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".edgepack-") as temporary:
+        yield Progress("measure", 0, 1, "writing the original as f16")
+        reference = Path(temporary) / "original.gguf"
+        write_plain(reference, made.checkpoint)
+        factors = folder / "factors.gguf"
+        files = {"edgepack": (folder / "base.gguf", factors if factors.exists() else None)}
+        if options.stock and made.recipe.compress is not None:
+            for name in peers(made):
+                yield Progress("measure", 0, 1, f"stock {name} + imatrix")
+                path = Path(temporary) / f"{name}.gguf"
+                write_stock(made, name, path)
+                files[f"stock {name} + imatrix"] = (path, None)
+        return (yield from _compare(made, tokens, reference, files))
+
+
+def _compare(
+    made: Plan,
+    tokens: Tokens | None,
+    reference: Path,
+    files: Mapping[str, tuple[Path, Path | None]],
+) -> Steps[dict[str, Any]]:
+    options = made.recipe.export.measure
+    with ExitStack() as stack:
+        context = options.context
+        original = stack.enter_context(LlamaCpp(reference, context=context))
+        runtimes = {
+            name: stack.enter_context(LlamaCpp(model, adapter, context=context))
+            for name, (model, adapter) in files.items()
+        }
+        limit = -(-options.tokens // context)
+        if options.text is not None:
+            path = source_path(options.text, made.base, "export.measure.text")
+            chunks = chunk(original, path.read_text(encoding="utf-8"), context, limit)
+            text = path.name
+        else:
+            assert tokens is not None
+            chunks = _held_out(tokens.held_out, original, context, limit)
+            text = "held-out calibration text"
+        found = yield from divergence(original, runtimes, chunks)
+    return {
+        "text": text,
+        "tokens": int(chunks.size),
+        "context": context,
+        "results": {
+            name: {"bytes": sum(p.stat().st_size for p in files[name] if p), **result.as_dict()}
+            for name, result in found.items()
+        },
+    }
+
+
+def _held_out(
+    held_out: Tensor, runtime: LlamaCpp, context: int, limit: int
+) -> NDArray[np.int64]:
+    """The held-out calibration tokens, cut as `chunk` cuts a text."""
+    flat = held_out.flatten().numpy()
+    context = min(context, len(flat))
+    chunks = flat[: len(flat) // context * context].reshape(-1, context)[:limit].copy()
+    if runtime.bos is not None:
+        chunks[:, 0] = runtime.bos
+    return chunks
+
+
+def peers(made: Plan) -> list[str]:
+    """The uniform stock types nearest in size to all that edgepack wrote (more than one where
+    sizes tie), among those that fit the model's widths."""
+    specs = [made.checkpoint.specs[name] for name in made.choices]
+    ours = sum(made.bytes_by_part().values())
+    sizes = {}
+    for name in plugins.names("formats"):
+        form: Format = plugins.find("formats", name)
+        if name != "f16" and all(form.fits(s.shape[1]) for s in specs if s.block is not None):
+            sizes[name] = sum(_format(_stock_format(made, s.name, name)).nbytes(s.shape) for s in specs)
+    nearest = min(abs(size - ours) for size in sizes.values())
+    return [name for name, size in sizes.items() if abs(size - ours) == nearest]
+
+
+def write_stock(made: Plan, name: str, path: Path) -> int:
+    """The model as llama-quantize makes it in type `name`; embeddings and head as in ours."""
+    formats = {weight: _stock_format(made, weight, name) for weight in made.choices}
+
+    def load(weight: str) -> Tensor:
+        W = made.checkpoint.tensor(weight)
+        imatrix = _imatrix(made, weight)
+        data = stock_quantize(formats[weight], W.numpy(), imatrix)
+        return torch.from_numpy(data)
+
+    return write_model(path, made.checkpoint, formats, load)
+
+
+def _stock_format(made: Plan, weight: str, name: str) -> str:
+    """Stock's type for a weight: `name` in the blocks, ours outside them."""
+    return made.choices[weight].format if made.checkpoint.specs[weight].block is None else name
+
+
+def _format(name: str) -> Format:
+    found: Format = plugins.find("formats", name)
+    return found
+
+
+def _imatrix(made: Plan, weight: str) -> NDArray[np.float32] | None:
+    """Mean squared inputs of a weight of the blocks; none for the embedding, as in stock."""
+    spec = made.checkpoint.specs[weight]
+    if made.calibrate is None or spec.block is None:
+        return None
+    file = made.calibrate.folder / str(spec.block)
+    if not file.exists():
+        return None
+    return load_hessians(file)[spec.role].imatrix.numpy()

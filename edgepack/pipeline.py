@@ -1,0 +1,160 @@
+"""Recipe → plan → run: calibrate, decompose, export, measure, each yielding its progress."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from edgepack.artifact import MANIFEST, Artifact, digest
+from edgepack.cache import new_folder
+from edgepack.calibration import sweep
+from edgepack.calibration import text as calibration_text
+from edgepack.calibration.text import Tokens
+from edgepack.decompose.stage import Settings, decompose, load_weight
+from edgepack.errors import ExportError
+from edgepack.export.gguf import FactorSpec, write_factors, write_model
+from edgepack.export.modelfile import modelfile
+from edgepack.export.peft import write_adapter
+from edgepack.measure import measure
+from edgepack.planning import Plan, plan
+from edgepack.progress import Progress, Steps
+from edgepack.recipe import Recipe
+from edgepack.report import render
+from edgepack.weights import FactoredWeight
+
+VERSIONS = ("edgepack", "torch", "gguf", "transformers")
+
+
+def output_folder(recipe: Recipe, name: str, target: str, out: Path | None) -> Path:
+    """Where the result goes: `out`, else ``NAME-TARGET`` in the working directory."""
+    return out or Path(f"{recipe.export.name or name}-{target}")
+
+
+def build(
+    recipe: Recipe,
+    target: str,
+    *,
+    base: Path,
+    out: Path,
+    force: bool = False,
+) -> Steps[Artifact]:
+    """Carry a recipe out; every stage goes on where a killed run left it.
+
+    `base` is the folder that relative paths in the recipe start from, `out` the folder to write.
+    """
+    made = plan(recipe, target, base)
+    if out.exists() and not force:
+        raise _exists(f"{out}: already exists")
+    with torch.no_grad():
+        tokens = yield from _calibrate(made)
+        weights = yield from _decompose(made, tokens)
+        return (yield from _export(made, target, weights, tokens, out, force=force))
+
+
+def _calibrate(made: Plan) -> Steps[Tokens | None]:
+    """The calibrate stage: its folder holds the tokens and, if guided, every H."""
+    stage = made.calibrate
+    if stage is None:
+        return None
+    options, decoder = made.recipe.calibrate, made.decoder
+    if not stage.is_done:
+        with stage.writing() as folder:
+            tokens = yield from calibration_text.tokens(decoder, options, made.base, folder)
+            if options.objective == "guided":
+                yield from sweep.guided(decoder, tokens, folder, options.seed)
+    return (yield from calibration_text.tokens(decoder, options, made.base, stage.folder))
+
+
+def _decompose(made: Plan, tokens: Tokens | None) -> Steps[Path]:
+    """The decompose stage: a folder with one file per matrix."""
+    stage = made.decompose
+    if not stage.is_done:
+        compress = made.recipe.compress
+        settings = Settings(
+            tuple(compress.damping) if compress else (), compress.iterations if compress else 0
+        )
+        guided = made.calibrate is not None and made.objective == "guided"
+        hessians = made.calibrate.folder if made.calibrate and guided else None
+        with stage.writing() as folder:
+            yield from decompose(made.decoder, made.choices, settings, hessians, tokens, folder)
+    return stage.folder
+
+
+def _export(
+    made: Plan, target: str, weights: Path, tokens: Tokens | None, out: Path, *, force: bool
+) -> Steps[Artifact]:
+    """Write, measure and describe the output folder, all or nothing."""
+    with new_folder(out, force=force, make_error=_exists) as folder:
+        yield Progress("export", 0, 1, "writing files")
+        about = {name: load_weight(weights, name)[1] for name in made.choices}
+        _write_files(made, weights, about, folder)
+        measured = yield from measure(made, folder, tokens)
+        manifest = _manifest(made, target, about, measured)
+        (folder / "report.md").write_text(render(manifest), encoding="utf-8")
+        files = (p for p in sorted(folder.rglob("*")) if p.is_file())
+        manifest["files"] = {str(p.relative_to(folder)): digest(p) for p in files}
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    return Artifact(out, manifest)
+
+
+def _write_files(
+    made: Plan, weights: Path, about: Mapping[str, Mapping[str, Any]], folder: Path
+) -> None:
+    def load(name: str) -> FactoredWeight:
+        return load_weight(weights, name)[0]
+
+    formats = {name: a["formats"]["Q"] for name, a in about.items()}
+    ranked = {
+        name: FactorSpec(a["rank"], a["formats"]["L"], a["formats"]["R"])
+        for name, a in about.items()
+        if a["rank"]
+    }
+    write_model(folder / "base.gguf", made.checkpoint, formats, lambda name: load(name).Q)
+    if ranked:
+        write_factors(folder / "factors.gguf", made.checkpoint, ranked, load)
+        write_adapter(folder / "adapter", ranked, load, base=made.recipe.model)
+    factors = "factors.gguf" if ranked else None
+    (folder / "Modelfile").write_text(modelfile(factors=factors), encoding="utf-8")
+    resolved = made.recipe.model_dump(exclude_none=True)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
+
+
+def _manifest(
+    made: Plan, target: str, about: Mapping[str, Mapping[str, Any]], measured: dict[str, Any]
+) -> dict[str, Any]:
+    return {
+        "edgepack": version("edgepack"),
+        "target": target,
+        "model": dict(made.checkpoint.source),
+        "recipe": made.recipe.model_dump(),
+        "versions": {
+            "python": sys.version.split()[0],
+            **{name: version(name) for name in VERSIONS},
+        },
+        "stages": {
+            stage.name: stage.key for stage in (made.calibrate, made.decompose) if stage
+        },
+        "bytes": made.bytes_by_part(),
+        "bits_per_weight": {
+            "blocks": made.bits_per_weight(blocks_only=True),
+            "all": made.bits_per_weight(blocks_only=False),
+        },
+        "fallbacks": [asdict(fallback) for fallback in made.fallbacks],
+        "warnings": list(made.warnings),
+        "weights": {name: dict(a) for name, a in about.items()},
+        "measured": measured,
+    }
+
+
+def _exists(message: str) -> ExportError:
+    return ExportError(message, hint="--force replaces it, --out DIR writes elsewhere")

@@ -1,0 +1,32 @@
+"""What long work says while it runs: yielded by stages, drawn by the CLI, ignored by the library."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import TypeVar
+
+
+@dataclass(frozen=True)
+class Progress:
+    """`done` of `total` units of a stage are finished; `label` says what comes next."""
+
+    stage: str
+    done: float
+    total: float
+    label: str = ""
+
+
+T = TypeVar("T")
+Steps = Generator[Progress, None, T]
+"""A computation that reports as it goes and returns a T."""
+
+
+def finish(steps: Steps[T]) -> T:
+    """Run to the end in silence and return the result."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: T = end.value
+            return result

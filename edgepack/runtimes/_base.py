@@ -1,0 +1,80 @@
+"""What edgepack asks of a program that runs a model."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn; the default is the likeliest token, the same every time.
+
+    `repeat_penalty` > 1 lowers what the model itself has said among its last 64 tokens.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 40
+    top_p: float = 0.95
+    repeat_penalty: float = 1.0
+    seed: int = 0
+
+
+LIKELIEST = Sampling()
+
+
+class Runtime(Protocol):
+    """A loaded model: logits for measurements, tokens for conversations."""
+
+    context: int
+    """Most tokens of one `logits` or `generate`."""
+    vocab_size: int
+    bos: int | None
+    """Token that every sequence starts with, None where the model adds none."""
+
+    def logits(self, tokens: Sequence[int], first: int = 0) -> NDArray[np.float32]:
+        """Logits ``[len(tokens) − first, vocab]`` of positions `first` and later, with no history
+        but the tokens themselves."""
+        ...
+
+    def generate(
+        self,
+        tokens: Sequence[int],
+        max_tokens: int = 256,
+        sampling: Sampling = LIKELIEST,
+        stop: Collection[int] = (),
+    ) -> Iterator[int]:
+        """What follows the tokens, until the model ends its turn (that token is left out), one of
+        `stop`, `max_tokens` or the end of the context."""
+        ...
+
+    def tokenize(self, text: str, *, bos: bool = True, special: bool = False) -> list[int]:
+        """Tokens of a text; `bos` puts the model's first token before it (if it has one),
+        `special` reads ``<|im_end|>`` and the like as one token."""
+        ...
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of a token (not always whole characters); none for control tokens."""
+        ...
+
+    def chat_prompt(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The messages in the model's own chat template, up to where its answer begins."""
+        ...
+
+    def close(self) -> None:
+        """Free the model; more than once does no harm."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...

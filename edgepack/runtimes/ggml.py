@@ -1,0 +1,72 @@
+"""ggml's own quantizer, for the stock file that a compressed one is compared with."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgepack import plugins
+from edgepack.errors import EdgepackError, missing_extra
+
+LIBRARY = {"darwin": "libggml-base.dylib", "win32": "ggml-base.dll"}
+"""File in llama-cpp-python's ``lib`` folder by platform; the rest have ``libggml-base.so``."""
+
+_i64 = ctypes.c_int64
+_ptr = ctypes.c_void_p
+SIGNATURES = {
+    "ggml_quantize_chunk": (ctypes.c_size_t, [ctypes.c_int, _ptr, _ptr, _i64, _i64, _i64, _ptr]),
+    "ggml_quantize_requires_imatrix": (ctypes.c_bool, [ctypes.c_int]),
+    "ggml_blck_size": (_i64, [ctypes.c_int]),
+    "ggml_row_size": (ctypes.c_size_t, [ctypes.c_int, _i64]),
+}
+"""Name → result and arguments of the C functions in use."""
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """libggml-base from the llama-cpp-python wheel, with its signatures declared."""
+    spec = find_spec("llama_cpp")
+    if spec is None or spec.origin is None:
+        raise missing_extra("llama-cpp-python", "llama")
+    name = LIBRARY.get(sys.platform, "libggml-base.so")
+    lib = ctypes.CDLL(str(Path(spec.origin).parent / "lib" / name))
+    for function, (result, arguments) in SIGNATURES.items():
+        getattr(lib, function).restype = result
+        getattr(lib, function).argtypes = arguments
+    return lib
+
+
+def stock_quantize(
+    kind: str | int, W: NDArray[np.float32], imatrix: NDArray[np.float32] | None = None
+) -> NDArray[np.uint8]:
+    """GGUF bytes ``[rows, bytes]`` that llama-quantize would make of W ``[rows, cols]``.
+
+    `kind` is a format's name or a number of ``enum ggml_type``; `imatrix` ``[cols]`` is the mean
+    square of each input. What ggml would abort the process for is an error here.
+    """
+    ggml_type = kind if isinstance(kind, int) else plugins.find("formats", kind).ggml_type
+    lib = library()
+    rows, columns = W.shape
+    if columns % lib.ggml_blck_size(ggml_type):
+        raise EdgepackError(f"{kind}: rows of {columns} columns are not whole blocks")
+    if imatrix is None and lib.ggml_quantize_requires_imatrix(ggml_type):
+        raise EdgepackError(f"{kind}: ggml quantizes it only with an importance matrix")
+    if imatrix is not None and imatrix.shape != (columns,):
+        raise ValueError(f"imatrix {imatrix.shape} for {columns} columns")
+    W = np.ascontiguousarray(W, dtype=np.float32)
+    if not np.isfinite(W).all():
+        raise EdgepackError(f"{kind}: a weight is not finite")
+    weights = None if imatrix is None else np.ascontiguousarray(imatrix, dtype=np.float32)
+    out = np.empty((rows, lib.ggml_row_size(ggml_type, columns)), np.uint8)
+    importance = None if weights is None else weights.ctypes.data
+    written = lib.ggml_quantize_chunk(
+        ggml_type, W.ctypes.data, out.ctypes.data, 0, rows, columns, importance
+    )
+    assert written == out.nbytes
+    return out

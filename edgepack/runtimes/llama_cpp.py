@@ -1,0 +1,267 @@
+"""llama.cpp in this process, through llama-cpp-python's bindings to the C functions.
+
+The package's own class `Llama` cannot set `use_extra_bufts`, without which some machines die
+(`extra_buffers_are_safe`), nor an adapter's path together with logits of all positions.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from edgepack.errors import EdgepackError, missing_extra
+from edgepack.runtimes._base import LIKELIEST, Sampling
+
+_ERROR_LEVEL = 4  # enum ggml_log_level
+_MICRO_BATCH = 512  # llama.cpp's default, here so that a long context does not raise it
+_PENALTY_WINDOW = 64  # llama.cpp's default
+_PREFIX = re.compile(r"^\w+: ((error loading model|failed to apply lora adapter): )?(\w+: )?")
+
+_errors: deque[str] = deque(maxlen=8)
+"""llama.cpp's last error lines; its log is one for the process, and so is this."""
+
+
+@cache
+def bindings() -> Any:
+    """The module of C functions, with its log kept off the terminal."""
+    try:
+        from llama_cpp import llama_cpp as lib
+    except ImportError as error:
+        raise missing_extra("llama-cpp-python", "llama") from error
+
+    @lib.llama_log_callback  # type: ignore[untyped-decorator]
+    def log(level: int, line: bytes, _data: object) -> None:
+        if level == _ERROR_LEVEL:
+            _errors.append(line.decode("utf-8", "replace").strip())
+
+    lib.llama_log_set(log, None)
+    lib.edgepack_log = log  # C keeps a bare pointer: the module keeps the object alive
+    lib.llama_backend_init()
+    return lib
+
+
+@cache
+def extra_buffers_are_safe() -> bool:
+    """Whether weights may be repacked for the CPU's own matrix instructions.
+
+    llama.cpp uses AMX wherever the CPU advertises it; where the kernel (or the sandbox) forbids
+    it the process dies with SIGILL at the first product. There is no way to ask, so: no AMX.
+    """
+    cpu = Path("/proc/cpuinfo")
+    return not (cpu.exists() and "amx_tile" in cpu.read_text())
+
+
+class LlamaCpp:
+    """A `Runtime`: base.gguf, and factors.gguf on top of it at scale 1 when `adapter` is given.
+
+    `threads` defaults to the number of physical cores.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        adapter: Path | None = None,
+        context: int = 512,
+        threads: int | None = None,
+    ) -> None:
+        self._lib = bindings()
+        self._model = self._ctx = None
+        self.context = context
+        try:
+            self._model = self._load(model)
+            self._ctx = self._open(context, threads or psutil.cpu_count(logical=False) or 1)
+            if adapter is not None:
+                self._attach(adapter)
+        except BaseException:
+            self.close()
+            raise
+        lib = self._lib
+        self._vocab = lib.llama_model_get_vocab(self._model)
+        self.vocab_size: int = lib.llama_vocab_n_tokens(self._vocab)
+        add_bos = lib.llama_vocab_get_add_bos(self._vocab)
+        self.bos: int | None = lib.llama_vocab_bos(self._vocab) if add_bos else None
+
+    def _load(self, path: Path) -> Any:
+        params = self._lib.llama_model_default_params()
+        params.use_extra_bufts = extra_buffers_are_safe()
+        return _checked(
+            f"cannot load {path}",
+            lambda: self._lib.llama_model_load_from_file(os.fsencode(path), params),
+        )
+
+    def _open(self, context: int, threads: int) -> Any:
+        params = self._lib.llama_context_default_params()
+        params.n_ctx = params.n_batch = context
+        params.n_ubatch = min(context, _MICRO_BATCH)
+        params.n_threads = params.n_threads_batch = threads
+        params.no_perf = True
+        return _checked(
+            f"cannot allocate a context of {context} tokens",
+            lambda: self._lib.llama_init_from_model(self._model, params),
+        )
+
+    def _attach(self, path: Path) -> None:
+        # freed with the model
+        lora = _checked(
+            f"cannot use the adapter {path}",
+            lambda: self._lib.llama_adapter_lora_init(self._model, os.fsencode(path)),
+        )
+        adapters = (self._lib.llama_adapter_lora_p_ctypes * 1)(lora)
+        scales = (ctypes.c_float * 1)(1.0)
+        _checked(
+            f"cannot use the adapter {path}",
+            lambda: self._lib.llama_set_adapters_lora(self._ctx, adapters, 1, scales) == 0,
+        )
+
+    def _decode(self, tokens: Sequence[int], at: int, first: int) -> None:
+        """Run tokens from position `at`, with logits for those from index `first` on."""
+        batch = self._lib.llama_batch_init(len(tokens), 0, 1)
+        try:
+            batch.n_tokens = len(tokens)
+            for i, token in enumerate(tokens):
+                batch.token[i], batch.pos[i], batch.logits[i] = token, at + i, i >= first
+                batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
+            _checked("llama.cpp failed", lambda: self._lib.llama_decode(self._ctx, batch) == 0)
+        finally:
+            self._lib.llama_batch_free(batch)
+
+    def _start(self, tokens: Sequence[int], first: int) -> None:
+        """`_decode` with an empty history."""
+        if not 0 < len(tokens) <= self.context:
+            raise EdgepackError(
+                f"{len(tokens)} tokens do not fit into the context of {self.context}",
+                hint="choose a larger context" if tokens else None,
+            )
+        self._lib.llama_memory_clear(self._lib.llama_get_memory(self._ctx), True)
+        self._decode(tokens, 0, first)
+
+    def logits(self, tokens: Sequence[int], first: int = 0) -> NDArray[np.float32]:
+        """See `Runtime.logits`."""
+        self._start(tokens, first)
+        shape = (len(tokens) - first, self.vocab_size)
+        found = np.ctypeslib.as_array(self._lib.llama_get_logits(self._ctx), shape)
+        return np.array(found, np.float32)
+
+    def generate(
+        self,
+        tokens: Sequence[int],
+        max_tokens: int = 256,
+        sampling: Sampling = LIKELIEST,
+        stop: Collection[int] = (),
+    ) -> Iterator[int]:
+        """See `Runtime.generate`."""
+        sampler = self._sampler(sampling)
+        try:
+            self._start(tokens, len(tokens) - 1)
+            end = min(len(tokens) + max_tokens, self.context)
+            for position in range(len(tokens), end):
+                token: int = self._lib.llama_sampler_sample(sampler, self._ctx, -1)
+                if token in stop or self._lib.llama_vocab_is_eog(self._vocab, token):
+                    return
+                yield token
+                self._decode([token], position, 0)
+        finally:
+            self._lib.llama_sampler_free(sampler)
+
+    def _sampler(self, how: Sampling) -> Any:
+        lib = self._lib
+        chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
+        if how.repeat_penalty != 1.0:
+            penalties = (self.vocab_size, _PENALTY_WINDOW, how.repeat_penalty, 0.0, 0.0)
+            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_penalties(*penalties))
+        if how.temperature > 0:
+            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_top_k(how.top_k))
+            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_top_p(how.top_p, 1))
+            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_temp(how.temperature))
+            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_dist(how.seed))
+        else:
+            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_greedy())
+        return chain
+
+    def tokenize(self, text: str, *, bos: bool = True, special: bool = False) -> list[int]:
+        """See `Runtime.tokenize`."""
+        data = text.encode()
+        room = len(data) + 2  # a token has at least a byte; BOS and EOS have none
+        out = (self._lib.llama_token * room)()
+        found = self._lib.llama_tokenize(self._vocab, data, len(data), out, room, bos, special)
+        if found < 0:  # byte fallback with a prefix space can need more
+            out = (self._lib.llama_token * -found)()
+            found = self._lib.llama_tokenize(
+                self._vocab, data, len(data), out, -found, bos, special
+            )
+        return list(out[:found])
+
+    def piece(self, token: int) -> bytes:
+        """See `Runtime.piece`."""
+        buffer = ctypes.create_string_buffer(64)
+        size = self._lib.llama_token_to_piece(self._vocab, token, buffer, 64, 0, False)
+        if size < 0:
+            buffer = ctypes.create_string_buffer(-size)
+            size = self._lib.llama_token_to_piece(self._vocab, token, buffer, -size, 0, False)
+        return buffer.raw[:size]
+
+    def chat_prompt(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """See `Runtime.chat_prompt`."""
+        from jinja2 import TemplateError
+        from transformers.utils import chat_template_utils
+
+        render: Any = chat_template_utils.render_jinja_template  # its annotations are wrong
+        template = self._lib.llama_model_chat_template(self._model, None)
+        if not template:
+            raise EdgepackError("the model has no chat template", hint="it is not made for chat")
+        names = {"bos_token": "llama_vocab_bos", "eos_token": "llama_vocab_eos"}
+        special = {
+            name: self._token_text(getattr(self._lib, function)(self._vocab))
+            for name, function in names.items()
+        }
+        how = {"chat_template": template.decode(), "add_generation_prompt": True, **special}
+        try:
+            (prompt,), _ = render([list(messages)], **how)
+        except TemplateError as error:  # templates refuse what they were not trained on
+            raise EdgepackError(f"the chat template refuses the messages: {error}") from error
+        return str(prompt)
+
+    def _token_text(self, token: int) -> str:
+        """A control token as a template writes it; none for the missing token −1."""
+        text: bytes = self._lib.llama_vocab_get_text(self._vocab, token) if token >= 0 else b""
+        return text.decode()
+
+    def close(self) -> None:
+        """See `Runtime.close`."""
+        if self._ctx is not None:
+            self._lib.llama_free(self._ctx)
+        if self._model is not None:
+            self._lib.llama_model_free(self._model)
+        self._model = self._ctx = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _checked(failure: str, call: Callable[[], Any]) -> Any:
+    """The call's result; when it is none, one line with llama.cpp's own reason."""
+    _errors.clear()
+    if result := call():
+        return result
+    # the first line is the cause, those after it say where it was noticed
+    reason = _PREFIX.sub("", _errors[0]) if _errors else "no reason given"
+    raise EdgepackError(f"{failure}: {reason}")

@@ -1,0 +1,99 @@
+"""Every family: a checkpoint reads what transformers wrote, and a GGUF of it reads the same."""
+
+import dataclasses
+import itertools
+
+import pytest
+import torch
+
+from edgepack import plugins
+from edgepack.checkpoint import open_checkpoint
+from tests.tiny import make_model, write_gguf
+
+FAMILIES = plugins.names("architectures")
+
+
+@pytest.fixture(scope="module", params=itertools.product(FAMILIES, [True, False]), ids=str)
+def made(request, tmp_path_factory):
+    family, tied = request.param
+    folder = tmp_path_factory.mktemp("models") / f"{family}-{tied}"
+    # llama.cpp takes qwen2's head size from the hidden size
+    head_dim = 16 if family == "qwen2" else 32
+    return folder, make_model(folder, family, tied=tied, head_dim=head_dim), tied
+
+
+def parameters(model, tied):
+    return {
+        name: value.float()
+        for name, value in model.state_dict().items()
+        if not (tied and name == "lm_head.weight")
+    }
+
+
+def test_names_shapes_and_tensors_are_those_of_transformers(made):
+    folder, model, tied = made
+    checkpoint, wanted = open_checkpoint(str(folder)), parameters(model, tied)
+    assert {n: tuple(v.shape) for n, v in wanted.items()} == {
+        n: spec.shape for n, spec in checkpoint.specs.items()
+    }
+    for name, value in wanted.items():
+        assert torch.equal(checkpoint.tensor(name), value), name
+        assert checkpoint.specs[name].dtype == "BF16"
+        assert checkpoint.quantized(name) is None
+
+
+def test_dimensions_are_those_of_the_configuration(made):
+    folder, model, tied = made
+    dims, config = open_checkpoint(str(folder)).dimensions, model.config
+    plain = {f.name for f in dataclasses.fields(dims)} - {"rope_theta", "rope_scaling"}
+    for name in plain - {"sliding_window"}:
+        assert getattr(dims, name) == getattr(config, name)
+    assert dims.rope_theta == config.rope_parameters["rope_theta"]
+    assert dims.rope_scaling is None
+    assert dims.sliding_window == (4096 if config.model_type == "mistral" else None)
+    assert dims.tie_word_embeddings is tied
+
+
+def test_a_gguf_reads_as_the_folder_it_was_made_from(made, tmp_path):
+    folder, _, _ = made
+    original = open_checkpoint(str(folder))
+    write_gguf(tmp_path / "model.gguf", original)
+    again = open_checkpoint("model.gguf", tmp_path)
+    assert again.architecture.gguf == original.architecture.gguf
+    assert again.dimensions == dataclasses.replace(original.dimensions, sliding_window=None)
+    assert set(again.specs) == set(original.specs)
+    for name, spec in original.specs.items():
+        assert again.specs[name] == dataclasses.replace(spec, dtype="F32")
+        assert torch.equal(again.tensor(name), original.tensor(name)), name
+    text = "It's 1969: où naît la 狐?\n\n  <|im_end|>"
+    assert again.tokenizer.encode(text) == original.tokenizer.encode(text)
+
+
+def test_llama_cpp_computes_the_same_logits(made, tmp_path):
+    """The end of the chain: rotary order, head size and biases as the runtime understands them."""
+    llama_cpp = pytest.importorskip("llama_cpp")
+    folder, model, _ = made
+    write_gguf(tmp_path / "model.gguf", open_checkpoint(str(folder)))
+    ids = list(range(3, 40))
+    runtime = llama_cpp.Llama(
+        str(tmp_path / "model.gguf"), logits_all=True, n_ctx=64, n_threads=1, verbose=False
+    )
+    runtime.eval(ids)
+    got = torch.tensor(runtime.scores[: len(ids)])
+    runtime.close()
+    with torch.no_grad():
+        wanted = model.float()(torch.tensor([ids])).logits[0]
+    model.bfloat16()
+    assert wanted.std() > 0.5
+    assert (got - wanted).abs().max() < 0.05 * wanted.std()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_shards_make_no_difference(family, tmp_path):
+    for count in (1, 3):
+        make_model(tmp_path / str(count), family, shards=count, tied=False)
+    whole, split = (open_checkpoint(name, tmp_path) for name in ("1", "3"))
+    assert len(list((tmp_path / "3").glob("*.safetensors"))) >= 3
+    assert whole.specs == split.specs
+    for name in whole.specs:
+        assert torch.equal(whole.tensor(name), split.tensor(name))
