@@ -1,4 +1,4 @@
-"""Content-addressed stage folders: ``STAGE/KEY``, written as ``KEY.partial`` and renamed when whole.
+"""Content-addressed stage folders ``STAGE/KEY``, written as ``KEY.partial``, renamed when whole.
 
 key = sha256(stage, version, options, keys of the inputs): the same work is never done twice, a
 changed option never meets an old result, and a killed run finds its finished files in the partial
@@ -77,7 +77,10 @@ class Stage:
             ) from None
         with lock:
             yield self.partial
-            self.partial.rename(self.folder)
+            if self.is_done:  # another run was through first: the same key, the same content
+                shutil.rmtree(self.partial)
+            else:
+                self.partial.rename(self.folder)
 
 
 @contextmanager
@@ -105,7 +108,9 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 @contextmanager
-def new_folder(path: Path, *, force: bool, make_error: Callable[[str], EdgepackError]) -> Iterator[Path]:
+def new_folder(
+    path: Path, *, force: bool, make_error: Callable[[str], EdgepackError]
+) -> Iterator[Path]:
     """An output folder written beside `path` and renamed into place; nothing is left on failure."""
     if path.exists() and not force:
         raise make_error(f"{path}: already exists")

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from edgepack.architectures._base import LINEAR_ROLES
 from edgepack.checkpoint._base import Checkpoint, Dimensions
@@ -25,7 +25,7 @@ Calibration passes its own to see every x and y."""
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / √(mean x² + ε) · weight, over the last dimension."""
-    return F.rms_norm(x, (x.shape[-1],), weight, eps)
+    return functional.rms_norm(x, (x.shape[-1],), weight, eps)
 
 
 class Rotary:
@@ -49,12 +49,12 @@ def _scale_frequency(frequency: Tensor, scaling: Mapping[str, Any] | None) -> Te
     if scaling is None or kind == "default":
         return frequency
     if kind == "linear":
-        return frequency / scaling["factor"]
+        return frequency / float(scaling["factor"])
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    context = scaling["original_max_position_embeddings"]
-    smooth = (context * frequency / (2 * math.pi) - low) / (high - low)
-    smooth = smooth.clamp(0, 1)
-    return (1 - smooth) * frequency / scaling["factor"] + smooth * frequency
+    turns = scaling["original_max_position_embeddings"] * frequency / (2 * math.pi)
+    smooth = ((turns - low) / (high - low)).clamp(0, 1)
+    scaled: Tensor = (1 - smooth) * frequency / scaling["factor"] + smooth * frequency
+    return scaled
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ class Block:
 
     def linear(self, role: str, x: Tensor) -> Tensor:
         """x Wᵀ + b."""
-        return F.linear(x, self.weights[role], self.weights.get(f"{role}.bias"))
+        return functional.linear(x, self.weights[role], self.weights.get(f"{role}.bias"))
 
     def __call__(
         self, x: Tensor, linear: Linear | None = None, cache: KeyValueCache | None = None
@@ -99,11 +99,11 @@ class Block:
         eps = self.dimensions.rms_norm_eps
         x = x + self._attention(rms_norm(x, self.weights["attn_norm"], eps), linear, cache)
         h = rms_norm(x, self.weights["ffn_norm"], eps)
-        return x + linear("ffn_down", F.silu(linear("ffn_gate", h)) * linear("ffn_up", h))
+        return x + linear("ffn_down", functional.silu(linear("ffn_gate", h)) * linear("ffn_up", h))
 
     def _heads(self, role: str, x: Tensor, linear: Linear) -> Tensor:
         """A projection split into heads ``[batch, heads, time, head_dim]``, normed if it is."""
-        y = linear(role, x).unflatten(-1, (-1, self.dimensions.head_dim)).transpose(1, 2)
+        y = torch.unflatten(linear(role, x), -1, (-1, self.dimensions.head_dim)).transpose(1, 2)
         norm = self.weights.get(f"{role}_norm")
         return y if norm is None else rms_norm(y, norm, self.dimensions.rms_norm_eps)
 
@@ -130,13 +130,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
     if queries == 1:  # a group's queries share keys: no copies of k and v
         k, v = (t[:, :, -window:] if window else t for t in (k, v))
         q = q.view(q.shape[0], k.shape[1], groups, -1)
-        return F.scaled_dot_product_attention(q, k, v).flatten(1, 2).unsqueeze(2)
+        return functional.scaled_dot_product_attention(q, k, v).flatten(1, 2).unsqueeze(2)
     k, v = (t.repeat_interleave(groups, dim=1) for t in (k, v))
     if queries == keys and (window is None or keys <= window):
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return functional.scaled_dot_product_attention(q, k, v, is_causal=True)
     age = torch.arange(keys - queries, keys)[:, None] - torch.arange(keys)
     mask = (age >= 0) & (age < (window or keys))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 @dataclass
@@ -198,7 +198,7 @@ class Head:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Hidden states ``[…, hidden]`` → logits ``[…, vocab]``."""
-        return F.linear(rms_norm(x, self.norm, self.eps), self.output)
+        return functional.linear(rms_norm(x, self.norm, self.eps), self.output)
 
 
 def linear_names(checkpoint: Checkpoint, block: int) -> dict[str, str]:

@@ -33,7 +33,8 @@ def inverse_factor(H: Tensor) -> Tensor:
         )
     V = V.flip(0, 1)
     eye = torch.eye(H.shape[0], dtype=H.dtype)
-    return torch.linalg.solve_triangular(V, eye, upper=True)
+    U: Tensor = torch.linalg.solve_triangular(V, eye, upper=True)
+    return U
 
 
 def top_left_singular_vectors(A: Tensor, H: Tensor, rank: int) -> Tensor:
@@ -45,24 +46,28 @@ def top_left_singular_vectors(A: Tensor, H: Tensor, rank: int) -> Tensor:
     A, H = A.double(), H.double()
     m, n = A.shape
     if m <= n:
-        return torch.linalg.eigh(A @ H @ A.T).eigenvectors[:, -rank:].flip(1)
+        left: Tensor = torch.linalg.eigh(A @ H @ A.T).eigenvectors[:, -rank:]
+        return left.flip(1)
     values, vectors = torch.linalg.eigh(H)
     Y = A @ (vectors * values.clamp_min(0).sqrt())
     right = torch.linalg.eigh(Y.T @ Y).eigenvectors[:, -rank:].flip(1)
-    return torch.linalg.qr(Y @ right).Q
+    basis: Tensor = torch.linalg.qr(Y @ right).Q
+    return basis
 
 
 def pack_symmetric(H: Tensor) -> Tensor:
     """The upper triangle of a symmetric matrix ``[n, n]`` as float32 ``[n(n+1)/2]``."""
-    rows, columns = torch.triu_indices(*H.shape)
-    return H[rows, columns].float()
+    return torch.cat([H[i, i:].float() for i in range(H.shape[0])])
 
 
 def unpack_symmetric(packed: Tensor) -> Tensor:
     """Inverse of `pack_symmetric`."""
     n = int((2 * packed.numel() + 0.25) ** 0.5)
-    rows, columns = torch.triu_indices(n, n)
-    H = packed.new_zeros(n, n)
-    H[rows, columns] = packed
-    H[columns, rows] = packed
+    H = packed.new_empty(n, n)
+    at = 0
+    for i in range(n):  # row by row: index tensors would be larger than H
+        row = packed[at : at + n - i]
+        H[i, i:] = row
+        H[i:, i] = row
+        at += n - i
     return H

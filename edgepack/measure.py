@@ -1,7 +1,8 @@
 """Perplexity, KL and top-1 of the files just written, through llama.cpp, beside stock's.
 
-The reference is the original as float16; the peer is stock quantization of the same model with an
-imatrix of the same calibration tokens, in the uniform type whose file comes nearest in size.
+The reference is the original as float16; the peers are stock quantizations of the same model with
+an imatrix of the same calibration tokens: in the very types of ours, and in the uniform type whose
+file comes nearest in size (all of them where sizes tie).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edgepack import plugins
-from edgepack.calibration.sweep import HEAD, load_hessians
+from edgepack.calibration.sweep import load_hessian
 from edgepack.calibration.text import Tokens, source_path
 from edgepack.evaluate.divergence import chunk, divergence
 from edgepack.export.gguf import write_model, write_plain
@@ -46,11 +47,11 @@ def measure(made: Plan, folder: Path, tokens: Tokens | None) -> Steps[dict[str, 
         factors = folder / "factors.gguf"
         files = {"edgepack": (folder / "base.gguf", factors if factors.exists() else None)}
         if options.stock and made.recipe.compress is not None:
-            for name in peers(made):
-                yield Progress("measure", 0, 1, f"stock {name} + imatrix")
-                path = Path(temporary) / f"{name}.gguf"
-                write_stock(made, name, path)
-                files[f"stock {name} + imatrix"] = (path, None)
+            for number, (name, formats) in enumerate(peers(made).items()):
+                yield Progress("measure", 0, 1, name)
+                path = Path(temporary) / f"stock-{number}.gguf"
+                write_stock(made, formats, path)
+                files[name] = (path, None)
         return (yield from _compare(made, tokens, reference, files))
 
 
@@ -89,9 +90,7 @@ def _compare(
     }
 
 
-def _held_out(
-    held_out: Tensor, runtime: LlamaCpp, context: int, limit: int
-) -> NDArray[np.int64]:
+def _held_out(held_out: Tensor, runtime: LlamaCpp, context: int, limit: int) -> NDArray[np.int64]:
     """The held-out calibration tokens, cut as `chunk` cuts a text."""
     flat = held_out.flatten().numpy()
     context = min(context, len(flat))
@@ -101,36 +100,43 @@ def _held_out(
     return chunks
 
 
-def peers(made: Plan) -> list[str]:
-    """The uniform stock types nearest in size to all that edgepack wrote (more than one where
-    sizes tie), among those that fit the model's widths."""
+def peers(made: Plan) -> dict[str, dict[str, str]]:
+    """Label → format of every matrix, for each stock file to compare with. Outside the blocks
+    stock gets our formats; inside, only types that fit the model's widths."""
     specs = [made.checkpoint.specs[name] for name in made.choices]
+    same = {name: choice.format for name, choice in made.choices.items()}
+    uniform = {
+        name: {s.name: same[s.name] if s.block is None else name for s in specs}
+        for name in plugins.names("formats")
+        if name != "f16"
+        and all(_format(name).fits(s.shape[1]) for s in specs if s.block is not None)
+    }
+    sizes = {
+        name: sum(_format(formats[s.name]).nbytes(s.shape) for s in specs)
+        for name, formats in uniform.items()
+    }
     ours = sum(made.bytes_by_part().values())
-    sizes = {}
-    for name in plugins.names("formats"):
-        form: Format = plugins.find("formats", name)
-        if name != "f16" and all(form.fits(s.shape[1]) for s in specs if s.block is not None):
-            sizes[name] = sum(_format(_stock_format(made, s.name, name)).nbytes(s.shape) for s in specs)
     nearest = min(abs(size - ours) for size in sizes.values())
-    return [name for name, size in sizes.items() if abs(size - ours) == nearest]
+    found = {
+        _label(name): uniform[name] for name, size in sizes.items() if abs(size - ours) == nearest
+    }
+    if same not in found.values():
+        found |= {_label(name): formats for name, formats in uniform.items() if formats == same}
+    return found if same in found.values() else found | {"stock, same types + imatrix": same}
 
 
-def write_stock(made: Plan, name: str, path: Path) -> int:
-    """The model as llama-quantize makes it in type `name`; embeddings and head as in ours."""
-    formats = {weight: _stock_format(made, weight, name) for weight in made.choices}
+def _label(name: str) -> str:
+    return f"stock {name} + imatrix"
+
+
+def write_stock(made: Plan, formats: Mapping[str, str], path: Path) -> int:
+    """The model as llama-quantize makes it in those types, with an imatrix."""
 
     def load(weight: str) -> Tensor:
         W = made.checkpoint.tensor(weight)
-        imatrix = _imatrix(made, weight)
-        data = stock_quantize(formats[weight], W.numpy(), imatrix)
-        return torch.from_numpy(data)
+        return torch.from_numpy(stock_quantize(formats[weight], W.numpy(), _imatrix(made, weight)))
 
     return write_model(path, made.checkpoint, formats, load)
-
-
-def _stock_format(made: Plan, weight: str, name: str) -> str:
-    """Stock's type for a weight: `name` in the blocks, ours outside them."""
-    return made.choices[weight].format if made.checkpoint.specs[weight].block is None else name
 
 
 def _format(name: str) -> Format:
@@ -146,4 +152,4 @@ def _imatrix(made: Plan, weight: str) -> NDArray[np.float32] | None:
     file = made.calibrate.folder / str(spec.block)
     if not file.exists():
         return None
-    return load_hessians(file)[spec.role].imatrix.numpy()
+    return load_hessian(file, spec.role).imatrix.numpy()

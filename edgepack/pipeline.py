@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -53,8 +51,7 @@ def build(
     `base` is the folder that relative paths in the recipe start from, `out` the folder to write.
     """
     made = plan(recipe, target, base)
-    if out.exists() and not force:
-        raise _exists(f"{out}: already exists")
+    _check_free(out, force=force)
     with torch.no_grad():
         tokens = yield from _calibrate(made)
         weights = yield from _decompose(made, tokens)
@@ -141,9 +138,7 @@ def _manifest(
             "python": sys.version.split()[0],
             **{name: version(name) for name in VERSIONS},
         },
-        "stages": {
-            stage.name: stage.key for stage in (made.calibrate, made.decompose) if stage
-        },
+        "stages": {stage.name: stage.key for stage in (made.calibrate, made.decompose) if stage},
         "bytes": made.bytes_by_part(),
         "bits_per_weight": {
             "blocks": made.bits_per_weight(blocks_only=True),
@@ -151,9 +146,24 @@ def _manifest(
         },
         "fallbacks": [asdict(fallback) for fallback in made.fallbacks],
         "warnings": list(made.warnings),
-        "weights": {name: dict(a) for name, a in about.items()},
+        "weights": {
+            name: {**a, "dtype": made.checkpoint.specs[name].dtype} for name, a in about.items()
+        },
         "measured": measured,
     }
+
+
+def _check_free(out: Path, *, force: bool) -> None:
+    """Refuse a folder that is there, and with `force` one that is not edgepack's to delete."""
+    if not out.exists():
+        return
+    if not force:
+        raise _exists(f"{out}: already exists")
+    if not out.is_dir() or (any(out.iterdir()) and not (out / MANIFEST).is_file()):
+        raise ExportError(
+            f"{out}: is not an output folder of edgepack, --force does not replace it",
+            hint="--out DIR writes elsewhere",
+        )
 
 
 def _exists(message: str) -> ExportError:

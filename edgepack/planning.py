@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgepack import plugins
+from edgepack.cache import Stage
 from edgepack.calibration import self_text
 from edgepack.calibration.text import counts, source_path
-from edgepack.cache import Stage
 from edgepack.checkpoint import Checkpoint, open_checkpoint
 from edgepack.checkpoint.digests import sha256
 from edgepack.decoder import Decoder
@@ -120,14 +120,10 @@ def plan(recipe: Recipe, target: str, base: Path) -> Plan:
         },
         (calibrate.key if calibrate else checkpoint.key,),
     )
-    return Plan(
-        recipe, base, checkpoint, choices, fallbacks, calibrate, decompose, tuple(warnings)
-    )
+    return Plan(recipe, base, checkpoint, choices, fallbacks, calibrate, decompose, tuple(warnings))
 
 
-def _calibration(
-    recipe: Recipe, checkpoint: Checkpoint, base: Path, warnings: list[str]
-) -> Stage:
+def _calibration(recipe: Recipe, checkpoint: Checkpoint, base: Path, warnings: list[str]) -> Stage:
     """The calibrate stage; its text is an input like the model."""
     options = recipe.calibrate
     inputs = [checkpoint.key]

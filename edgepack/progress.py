@@ -1,4 +1,4 @@
-"""What long work says while it runs: yielded by stages, drawn by the CLI, ignored by the library."""
+"""What long work says while it runs: yielded by stages, drawn by the CLI."""
 
 from __future__ import annotations
 

@@ -111,13 +111,18 @@ class Recipe(Section):
     export: Export = Export()
 
 
+SECTION = "this is a section, lines of `key: value`"
+
+
 def load(path: str | Path) -> Recipe:
     """Read a recipe; raises `RecipeError` naming the key at fault."""
     path = Path(path)
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RecipeError(f"{path}: there is no such recipe") from None
+        raise RecipeError(
+            f"{path}: there is no such recipe", hint=f"looked in {path.parent.resolve()}"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read ({error})") from None
     except yaml.YAMLError as error:
@@ -147,11 +152,18 @@ def _explain(error: ValidationError) -> RecipeError:
         hint = f"did you mean {near[0]}?" if near else "known keys: " + ", ".join(known)
         return RecipeError(f"{place}: there is no such key", hint=hint)
     more = f" (and {len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
-    return RecipeError(f"{place}: {first['msg'].lower()}, not {first['input']!r}{more}")
+    wanted = SECTION if first["type"] == "model_type" else first["msg"].lower()
+    message = f"{place}: {wanted}, not {first['input']!r}{more}"
+    return RecipeError(message, hint=_node(first["loc"]).get("description"))
 
 
 def _keys(location: tuple[int | str, ...]) -> list[str]:
     """The keys allowed at a place in the recipe."""
+    return sorted(_node(location).get("properties", {}))
+
+
+def _node(location: tuple[int | str, ...]) -> dict[str, Any]:
+    """The schema of a place in the recipe."""
     schema = Recipe.model_json_schema()
     node: dict[str, Any] = schema
     for part in location:
@@ -160,4 +172,4 @@ def _keys(location: tuple[int | str, ...]) -> list[str]:
         reference = next((o["$ref"] for o in options if isinstance(o, dict) and "$ref" in o), None)
         if reference:
             node = schema["$defs"][reference.rsplit("/", 1)[-1]]
-    return sorted(node.get("properties", {}))
+    return node

@@ -158,7 +158,7 @@ def relative_error(W: Tensor, W_hat: Tensor, H: Tensor) -> float:
     """‖(W−Ŵ)H^½‖² / ‖WH^½‖², the layer error in the metric of H ``[in, in]`` (CALDERA, eq. 1)."""
     H = H.double()
     error, total = torch.zeros((), dtype=H.dtype), torch.zeros((), dtype=H.dtype)
-    for part, part_hat in zip(W.split(_ROWS), W_hat.split(_ROWS), strict=True):
+    for part, part_hat in zip(torch.split(W, _ROWS), torch.split(W_hat, _ROWS), strict=True):
         w = part.double()
         e = w - part_hat
         error += torch.einsum("ij,ij->", e @ H, e)

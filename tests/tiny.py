@@ -90,7 +90,9 @@ def make_model(
         **{"max_position_embeddings": 256} | config,
     )
     torch.manual_seed(seed)
-    model = model_class(settings).to(dtype).eval()
+    model = model_class(settings).eval()
+    for parameter in model.parameters():  # not model.to: rotary frequencies stay float32
+        parameter.data = parameter.data.to(dtype)
     _randomise(model)
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     limit = size if shards == 1 else size // shards

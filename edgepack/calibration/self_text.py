@@ -11,7 +11,6 @@ pure sampling of a small model soon drifts into noise.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,9 @@ import psutil
 import torch
 from torch import Tensor
 
+from edgepack.calibration.sampling import sample
 from edgepack.decoder import Block, Decoder, KeyValueCache
+from edgepack.progress import Progress, Steps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -75,10 +76,8 @@ def fits_in_memory(decoder: Decoder) -> bool:
     return size < psutil.virtual_memory().total // 4
 
 
-def write(
-    decoder: Decoder, sequences: range, length: int, seed: int
-) -> Iterator[tuple[int, Tensor]]:
-    """Write a batch of sequences; yields (tokens so far, ids ``[batch, tokens so far]``).
+def write(decoder: Decoder, sequences: range, total: int, length: int, seed: int) -> Steps[Tensor]:
+    """Write a batch of the `total` sequences, ids ``[batch, length]``.
 
     A model too large to keep is read from disk again at every token, block by block.
     """
@@ -87,13 +86,12 @@ def write(
     ends = {i for i in (tokenizer.eos_token_id, tokenizer.pad_token_id) if i is not None}
     start_tokens = _document_starts(tokenizer, decoder.dimensions.vocab_size)
     script = chat_script(tokenizer)
-    texts = [
-        Sequence(script, turn=0 if i % 2 else -1) for i in sequences
-    ]
+    texts = [Sequence(script, turn=0 if i % 2 else -1) for i in sequences]
     d = decoder.dimensions
     keep = fits_in_memory(decoder)
     blocks = [decoder.block(i) for i in range(d.num_hidden_layers)] if keep else []
-    embedding, head = decoder.embedding(), decoder.head()
+    head = decoder.head()
+    embedding = head.output if d.tie_word_embeddings else decoder.embedding()
     shape = (len(texts), d.num_key_value_heads, length, d.head_dim)
     caches = [
         KeyValueCache(torch.empty(shape), torch.empty(shape)) for _ in range(d.num_hidden_layers)
@@ -105,7 +103,8 @@ def write(
         starts = start_tokens[torch.randint(len(start_tokens), (len(texts),), generator=generator)]
         tokens = _advance(texts, proposed, starts, ends, first=position == 0)
         ids = torch.cat([ids, tokens[:, None]], dim=1)
-        yield position + 1, ids
+        done = sequences.start + len(sequences) * position / length
+        yield Progress("calibrate", done, total, "the model writes its calibration text")
         x = embedding[tokens][:, None]
         for i, cache in enumerate(caches):
             block: Block = blocks[i] if keep else decoder.block(i)
@@ -113,7 +112,8 @@ def write(
         probabilities = head(x[:, 0]).softmax(-1)
         least = _MIN_P * probabilities.amax(-1, keepdim=True)
         probabilities = probabilities.where(probabilities >= least, 0)
-        proposed = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+        proposed = sample(probabilities, generator)
+    return ids
 
 
 def _advance(

@@ -13,21 +13,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from edgepack.architectures._base import LINEAR_ROLES
-from edgepack.cache import atomic, load_tensors, save_tensors
+from edgepack.cache import atomic, save_tensors
+from edgepack.calibration.sampling import sample
 from edgepack.calibration.text import Tokens
 from edgepack.decoder import Block, Decoder, Head, rms_norm
 from edgepack.linalg import pack_symmetric, unpack_symmetric
 from edgepack.progress import Progress, Steps
 from edgepack.weights import Hessian
 
-_TOKENS_AT_ONCE = 4096  # activations of so many tokens are in memory
-_LABELS_AT_ONCE = 512  # logits of so many tokens are in memory
+TOKENS_AT_ONCE = 4096  # activations of so many tokens are in memory
+LABELS_AT_ONCE = 512  # logits of so many tokens are in memory
 HEAD = "head"
 """The file name of the head's Hessian, beside those of the blocks (``0`` … ``n−1``)."""
 
@@ -41,9 +44,9 @@ class Batch:
 
 
 def micro_batches(tokens: Tokens) -> list[Batch]:
-    """All sequences in batches of about `_TOKENS_AT_ONCE` tokens."""
+    """All sequences in batches of about `TOKENS_AT_ONCE` tokens."""
     count, length = tokens.train.shape
-    total, size = count + len(tokens.held_out), max(1, _TOKENS_AT_ONCE // length)
+    total, size = count + len(tokens.held_out), max(1, TOKENS_AT_ONCE // length)
     bounds = [(a, min(a + size, count), False) for a in range(0, count, size)]
     bounds += [(a, min(a + size, total), True) for a in range(count, total, size)]
     return [Batch(slice(a, b), held_out) for a, b, held_out in bounds]
@@ -110,7 +113,8 @@ class Moments:
         names = {name for name, _ in self.sums}
         return {
             name: Hessian(
-                *(self.sums[name, kind] / self.tokens[kind] for kind in (False, True)),
+                self.sums[name, False] / self.tokens[False],
+                self.sums[name, True] / self.tokens[True],
                 self.squares[name] / self.tokens[False],
             )
             for name in sorted(names)
@@ -127,18 +131,14 @@ def save_hessians(path: Path, hessians: dict[str, Hessian]) -> None:
     save_tensors(path, tensors, {})
 
 
-def load_hessians(path: Path) -> dict[str, Hessian]:
-    """Inverse of `save_hessians`."""
-    tensors, _ = load_tensors(path)
-    names = sorted({name.rpartition(".")[0] for name in tensors})
-    return {
-        name: Hessian(
-            unpack_symmetric(tensors[f"{name}.train"]),
-            unpack_symmetric(tensors[f"{name}.held_out"]),
-            tensors[f"{name}.imatrix"],
+def load_hessian(path: Path, name: str) -> Hessian:
+    """One of the Hessians kept in a file, the others unread."""
+    with safe_open(path, framework="pt") as file:
+        return Hessian(
+            unpack_symmetric(file.get_tensor(f"{name}.train")),
+            unpack_symmetric(file.get_tensor(f"{name}.held_out")),
+            file.get_tensor(f"{name}.imatrix"),
         )
-        for name in names
-    }
 
 
 def guided(decoder: Decoder, tokens: Tokens, folder: Path, seed: int) -> Steps[None]:
@@ -152,7 +152,8 @@ def guided(decoder: Decoder, tokens: Tokens, folder: Path, seed: int) -> Steps[N
     gradients = [Activations(folder / f"g-{i}", shape) for i in range(blocks + 1)]
     total = 3 * blocks + 1
 
-    if not gradients[blocks].exists:
+    reached = min((i for i in range(blocks + 1) if gradients[i].exists), default=None)
+    if reached is None and not (folder / "0").exists():
         if not inputs[0].exists:
             embedding = decoder.embedding()
             inputs[0].write(embedding[tokens.all[batch.rows]] for batch in batches)
@@ -165,31 +166,30 @@ def guided(decoder: Decoder, tokens: Tokens, folder: Path, seed: int) -> Steps[N
         yield Progress("calibrate", blocks, total, "sampling labels")
         generator = torch.Generator().manual_seed(seed)
         moments = Moments()
-        head, last = decoder.head(), inputs[blocks]
-        gradients[blocks].write(_label_gradients(head, last, batches, moments, generator))
-        save_hessians(folder / HEAD, moments.hessians())
-    inputs[blocks].path.unlink(missing_ok=True)
+        parts = _label_gradients(decoder.head(), inputs[blocks], batches, moments, generator)
+        _write_after(gradients[blocks], parts, partial(_save, folder / HEAD, moments))
+        reached = blocks
 
-    for i in reversed(range(blocks)):
+    reached = reached or 0
+    for stale in (*gradients[reached + 1 :], *inputs[reached:]):  # a kill may leave them
+        stale.path.unlink(missing_ok=True)
+    for i in reversed(range(reached)):
         yield Progress("calibrate", 1 + blocks + 2 * (blocks - 1 - i), total, f"back to block {i}")
-        if gradients[i].exists:
-            continue
         moments = Moments()
-        block = decoder.block(i)
-        parts = _backward(block, inputs[i], gradients[i + 1], batches, moments)
-        _write_after(gradients[i], parts, lambda i=i, m=moments: _save(folder, i, m))
+        parts = _backward(decoder.block(i), inputs[i], gradients[i + 1], batches, moments)
+        _write_after(gradients[i], parts, partial(_save, folder / str(i), moments))
         gradients[i + 1].path.unlink()
         inputs[i].path.unlink()
     gradients[0].path.unlink(missing_ok=True)
 
 
-def _save(folder: Path, index: int, moments: Moments) -> None:
-    save_hessians(folder / str(index), moments.hessians())
+def _save(path: Path, moments: Moments) -> None:
+    save_hessians(path, moments.hessians())
 
 
 def _write_after(target: Activations, parts: Iterable[Tensor], before: Callable[[], None]) -> None:
-    """Write `parts`, calling `before` when they are all computed: the Hessians of a block are
-    whole before the gradient file that says the block is done."""
+    """Write `parts`, calling `before` when they are all computed: the Hessians are whole before
+    the gradient file that says they are done."""
 
     def then() -> Iterator[Tensor]:
         yield from parts
@@ -213,7 +213,7 @@ def _label_gradients(
         flat = hidden.flatten(0, 1)
         parts = [
             _label_gradient(head, part, moments, batch.held_out, generator)
-            for part in flat.split(_LABELS_AT_ONCE)
+            for part in torch.split(flat, LABELS_AT_ONCE)
         ]
         moments.count(len(flat), batch.held_out)
         yield torch.cat(parts).view_as(hidden)
@@ -227,7 +227,7 @@ def _label_gradient(
         normed = rms_norm(x, head.norm, head.eps)
     with torch.no_grad():
         g = (normed @ head.output.T).softmax(-1)
-        labels = torch.multinomial(g, 1, generator=generator)
+        labels = sample(g, generator)[:, None]
         g.scatter_add_(1, labels, torch.full(labels.shape, -1.0))
         moments.add(HEAD, normed, g.square().sum(-1), held_out)
         at_norm = g @ head.output

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 
 from edgepack.cache import atomic
@@ -17,7 +18,7 @@ from edgepack.calibration import self_text
 from edgepack.checkpoint._base import Checkpoint, Dimensions
 from edgepack.decoder import Decoder
 from edgepack.errors import CalibrationError
-from edgepack.progress import Progress, Steps
+from edgepack.progress import Steps
 from edgepack.recipe import Calibrate
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ TOKENS_PER_COLUMN = 32  # fewer overfit H (measured: 5 a column double the held-
 
 @dataclass(frozen=True)
 class Tokens:
-    """Sequences of token ids: `train` ``[n, length]`` for H, `held_out` ``[m, length]`` to judge."""
+    """Sequences of token ids: `train` ``[n, length]`` for H, `held_out` ``[m, length]`` to judge
+    it."""
 
     train: Tensor
     held_out: Tensor
@@ -62,10 +64,7 @@ def _self_written(decoder: Decoder, options: Calibrate, count: int, folder: Path
     for batch in self_text.batches(decoder, count, length):
         path = folder / f"tokens-{batch.start:05d}.npy"
         if not path.exists():
-            ids = torch.empty(0)
-            for position, ids in self_text.write(decoder, batch, length, options.seed):
-                done = batch.start + len(batch) * position / length
-                yield Progress("calibrate", done, count, "the model writes its calibration text")
+            ids = yield from self_text.write(decoder, batch, count, length, options.seed)
             with atomic(path) as temporary, temporary.open("wb") as file:
                 np.save(file, ids.numpy())
         parts.append(torch.from_numpy(np.load(path)))
@@ -104,27 +103,24 @@ def source_path(source: str, base: Path, key: str = "calibrate.source") -> Path:
 def encode(tokenizer: PreTrainedTokenizerFast, path: Path) -> Tensor:
     """Token ids ``[n]`` of a text file, or of a JSONL through the chat template."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise CalibrationError(
             f"calibrate.source: {path.name} is not UTF-8 text (byte {error.start})"
         ) from None
-    if path.suffix == ".jsonl":
-        pieces = list(_chats(tokenizer, text, path.name))
-    else:
-        pieces = [text]
+    pieces = _chats(tokenizer, text, path.name) if path.suffix == ".jsonl" else [text]
     ids = [tokenizer.encode(piece, add_special_tokens=False) for piece in pieces]
     return torch.tensor([i for piece in ids for i in piece], dtype=torch.long)
 
 
 def _chats(tokenizer: PreTrainedTokenizerFast, text: str, name: str) -> Iterator[str]:
     """The rows of a JSONL as text."""
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
             yield _row(tokenizer, json.loads(line))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, TemplateError) as error:
             raise CalibrationError(
                 f"calibrate.source: {name} line {number} is no chat ({error})",
                 hint='a row is {"messages": […]}, {"prompt": …, "response": …} or {"text": …}',
@@ -141,6 +137,8 @@ def _row(tokenizer: PreTrainedTokenizerFast, row: dict[str, Any]) -> str:
             {"role": "user", "content": row["prompt"]},
             {"role": "assistant", "content": row["response"]},
         ]
+    if not all({"role", "content"} <= message.keys() for message in messages):
+        raise ValueError("a message has a role and a content")
     if not tokenizer.chat_template:
         return "\n\n".join(str(message["content"]) for message in messages)
     return str(tokenizer.apply_chat_template(messages, tokenize=False))

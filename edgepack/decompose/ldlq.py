@@ -18,7 +18,6 @@ from edgepack.formats._scalar import Scalar
 from edgepack.linalg import damped, inverse_factor
 from edgepack.weights import Grid, QuantizedTensor
 
-
 _ROWS = 8192  # rows are independent: so many at once, whatever the size of the vocabulary
 
 
@@ -47,7 +46,7 @@ def metric(H: Tensor, block_size: int, damping: float) -> Metric:
 
 def ldlq(W: Tensor, m: Metric, fmt: Scalar, passes: int = 2) -> QuantizedTensor:
     """Q for W ``[out, in]`` in the metric `m`, then `passes` rounds of coordinate descent."""
-    parts = [_ldlq(rows, m, fmt, passes) for rows in W.split(_ROWS)]
+    parts = [_ldlq(rows, m, fmt, passes) for rows in torch.split(W, _ROWS)]
     grid = {field: torch.cat([p.grid[field] for p in parts]) for field in parts[0].grid}
     return QuantizedTensor(fmt.name, torch.cat([p.codes for p in parts]), grid)
 
@@ -89,9 +88,7 @@ def _fit(fmt: Scalar, x: Tensor, U: Tensor, inside: Tensor) -> Grid:
     return {field: v[row, best][:, None] for field, v in candidates.items()}
 
 
-def _sweep(
-    fmt: Scalar, x: Tensor, U: Tensor, grid: Grid, inside: Tensor
-) -> tuple[Tensor, Tensor]:
+def _sweep(fmt: Scalar, x: Tensor, U: Tensor, grid: Grid, inside: Tensor) -> tuple[Tensor, Tensor]:
     """Round the columns of one block in turn; returns codes and errors/U_jj, ``[size, rows]``."""
     x = x.clone()
     codes = torch.empty(x.shape, dtype=torch.uint8)

@@ -32,10 +32,15 @@ def low_rank(
     R = _round(L.T @ A.double(), H, factors)
     R_shipped = R.dequantize().double()
     RH = R_shipped @ H.double()
-    gram = RH @ R_shipped.T
-    gram = gram + 1e-9 * gram.diagonal().mean() * torch.eye(rank, dtype=gram.dtype)
+    gram = _regular(RH @ R_shipped.T)
     L = torch.linalg.solve(gram, RH @ A.double().T).T
     return _round(L, gram, factors), R
+
+
+def _regular(gram: Tensor) -> Tensor:
+    """A Gram matrix made invertible, even where it is zero (nothing to correct)."""
+    jitter = 1e-9 * gram.diagonal().mean() + torch.finfo(gram.dtype).tiny
+    return gram + jitter * torch.eye(gram.shape[0], dtype=gram.dtype)
 
 
 def _round(factor: Tensor, H: Tensor, factors: str) -> QuantizedTensor:
@@ -60,7 +65,6 @@ def downdate(H: Tensor, R: Tensor) -> Tensor:
     """
     H, R = H.double(), R.double()
     RH = R @ H
-    gram = RH @ R.T
-    gram = gram + 1e-9 * gram.diagonal().mean() * torch.eye(R.shape[0], dtype=H.dtype)
-    down = H - RH.T @ torch.linalg.solve(gram, RH)
+    gram = _regular(RH @ R.T)
+    down: Tensor = H - RH.T @ torch.linalg.solve(gram, RH)
     return (down + down.T) / 2

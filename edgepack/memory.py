@@ -1,0 +1,78 @@
+"""How much memory a build will take: the largest of its stages, each bounded by one block.
+
+A model of the code, not a measurement; `benchmarks/quickstart.py` prints both.
+"""
+
+from __future__ import annotations
+
+from edgepack.calibration import self_text
+from edgepack.calibration.sweep import LABELS_AT_ONCE, TOKENS_AT_ONCE
+from edgepack.calibration.text import counts
+from edgepack.planning import Plan
+from edgepack.weights import WeightSpec
+
+_PROCESS = 600 << 20  # Python, torch, transformers and their scratch space
+_FLOAT, _DOUBLE = 4, 8
+
+
+def peak(plan: Plan) -> int:
+    """Expected peak resident bytes of `edgepack.build`, without the runtime's measurement (its
+    files are mapped, and the system may drop them)."""
+    return _PROCESS + max(_write_text(plan), _sweep(plan), _labels(plan), _decompose(plan))
+
+
+def _blocks(plan: Plan) -> dict[int, list[WeightSpec]]:
+    found: dict[int, list[WeightSpec]] = {}
+    for spec in plan.checkpoint.specs.values():
+        if spec.block is not None and len(spec.shape) == 2:
+            found.setdefault(spec.block, []).append(spec)
+    return found
+
+
+def _outside(plan: Plan) -> int:
+    """Bytes of embedding and head as float32."""
+    specs = plan.checkpoint.specs.values()
+    return _FLOAT * sum(s.numel for s in specs if s.block is None)
+
+
+def _write_text(plan: Plan) -> int:
+    """Weights (all, if they fit), keys and values, probabilities."""
+    if plan.calibrate is None or plan.recipe.calibrate.source != "self":
+        return 0
+    d, decoder = plan.checkpoint.dimensions, plan.decoder
+    options = plan.recipe.calibrate
+    batch = len(self_text.batches(decoder, sum(counts(options, d)), options.sequence_length)[0])
+    cache = 2 * d.num_hidden_layers * d.num_key_value_heads * d.head_dim * options.sequence_length
+    blocks = [sum(s.numel for s in specs) for specs in _blocks(plan).values()]
+    weights = sum(blocks) if self_text.fits_in_memory(decoder) else max(blocks)
+    return _outside(plan) + _FLOAT * (weights + batch * (cache + 5 * d.vocab_size))
+
+
+def _sweep(plan: Plan) -> int:
+    """A block, its Hessians in float64, and the activations of a batch with their gradients."""
+    if plan.calibrate is None:
+        return 0
+    d = plan.checkpoint.dimensions
+    tokens = max(TOKENS_AT_ONCE, plan.recipe.calibrate.sequence_length)
+    heads = d.num_attention_heads * d.head_dim
+    activations = tokens * (10 * d.hidden_size + 6 * heads + 8 * d.intermediate_size)
+    weights = max(sum(s.numel for s in specs) for specs in _blocks(plan).values())
+    moments = max(sum(s.shape[1] ** 2 for s in specs) for specs in _blocks(plan).values())
+    return _FLOAT * (weights + activations) + 2 * _DOUBLE * moments
+
+
+def _labels(plan: Plan) -> int:
+    """The head and the logits of a few tokens."""
+    if plan.calibrate is None:
+        return 0
+    d = plan.checkpoint.dimensions
+    return _outside(plan) + _FLOAT * 5 * LABELS_AT_ONCE * d.vocab_size
+
+
+def _decompose(plan: Plan) -> int:
+    """One matrix with its copies and candidates, and its Hessian's factors."""
+    return max(
+        6 * _FLOAT * spec.numel + 9 * _DOUBLE * spec.shape[1] ** 2
+        for name, spec in plan.checkpoint.specs.items()
+        if name in plan.choices
+    )

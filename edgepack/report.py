@@ -1,0 +1,243 @@
+"""The manifest as a page a person can read, and the numbers and tables it is made of."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from statistics import fmean
+from typing import Any
+
+Manifest = Mapping[str, Any]
+
+IN_BLOCK = re.compile(r"(?:.*\.)?layers\.\d+\.(?P<role>.+?)(?:\.weight)?")
+FOUR_BIT = {"Q4_0", "Q4_1", "Q4_K", "IQ4_NL", "IQ4_XS", "MXFP4", "NVFP4"}
+"""Source types of about the precision most users compress to."""
+
+METHODS = {
+    "ldlq": "rounded with error feedback on the calibration's H",
+    "caldera": "rounded so, alternating with a low-rank correction L·R",
+    "plain": "rounded to nearest: error feedback was no better on held-out tokens",
+    "source": "copied: the source stores it in this very format",
+}
+"""What the column `method` means."""
+
+
+def size(count: float) -> str:
+    """Bytes as people read them, powers of 1000 as in the names of downloads."""
+    for unit in ("B", "kB", "MB"):
+        if count < 999.95:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as columns padded with spaces; cells that begin with a digit stand on the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    numeric = [_is_numeric(column) for column in zip(*rows, strict=True)]
+    out = []
+    for row in rows:
+        cells = zip(row, widths, numeric, strict=True)
+        line = "  ".join(c.rjust(w) if right else c.ljust(w) for c, w, right in cells)
+        out.append(line.rstrip())
+    return out
+
+
+def _is_numeric(column: Sequence[str]) -> bool:
+    """Whether the cells below the header are numbers, or the dash of a missing one."""
+    return all(cell[:1].isdigit() or cell == "–" for cell in column[1:])
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table whose source is aligned too; the first row is the header."""
+    widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
+    right = [_is_numeric(column) for column in zip(*rows, strict=True)]
+    rule = ["-" * (w - 1) + ":" if r else "-" * w for w, r in zip(widths, right, strict=True)]
+    padded = [
+        [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)]
+        for row in rows
+    ]
+    return ["| " + " | ".join(row) + " |" for row in (padded[0], rule, *padded[1:])]
+
+
+def role(weight: str) -> str:
+    """What a weight is in every block: ``mlp.down_proj``; outside them its own name."""
+    found = IN_BLOCK.fullmatch(weight)
+    return found["role"] if found else weight.removesuffix(".weight")
+
+
+def measurements(measured: Mapping[str, Any]) -> list[list[str]]:
+    """The rows of the table of measurements, header and original included."""
+    header = ["model", "size", "perplexity", "mean KL", "same top token", "99.9 % KL"]
+    results = measured["results"]
+    reference = next(iter(results.values()))["reference_perplexity"]
+    rows = [header, ["original (f16)", "–", f"{reference:.3f}", "–", "–", "–"]]
+    for name, r in results.items():
+        row = [name, size(r["bytes"]), f"{r['perplexity']:.3f}"]
+        row += [f"{r['kl_mean']:.4f} ± {r['kl_error']:.4f}"]
+        row += [f"{100 * r['top1']:.1f} ± {100 * r['top1_error']:.1f} %"]
+        rows.append([*row, f"{r['kl_p999']:.3f}"])
+    return rows
+
+
+def errors_by_role(weights: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """Mean held-out errors over the blocks, ours and plain rounding's, header included."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for name, about in weights.items():
+        groups.setdefault(role(name), []).append(about)
+    rows = [["weight", "count", "error", "plain rounding", "ratio"]]
+    for name, group in groups.items():
+        error, plain = (fmean(a[key] for a in group) for key in ("error", "error_plain"))
+        ratio = f"{error / plain:.3f}" if plain else "–"
+        rows.append([name, str(len(group)), f"{error:.3e}", f"{plain:.3e}", ratio])
+    return rows
+
+
+def render(manifest: Manifest) -> str:
+    """report.md of an output folder."""
+    weights = manifest["weights"]
+    sections = [
+        *_head(manifest),
+        *["## Size", "", *_sizes(manifest), ""],
+        *["## Measured through llama.cpp", "", *_measured(manifest), ""],
+        *["## Fallbacks and warnings", "", *_remarks(manifest), ""],
+        *["## Error of the layers", "", ERRORS, "", *markdown(errors_by_role(weights)), ""],
+        *["## Run it", "", *_run(manifest), ""],
+        *["## Make it again", "", *_again(manifest), ""],
+        *["## Every weight", "", *_methods(weights), "", *markdown(_every(weights))],
+    ]
+    return "\n".join(sections) + "\n"
+
+
+ERRORS = (
+    "‖(W − Q − L·R) H^½‖² / ‖W H^½‖² on tokens held out from calibration, mean over the blocks,\n"
+    "beside plain rounding to the same format."
+)
+
+
+def _head(manifest: Manifest) -> list[str]:
+    """What was made of what, with which options."""
+    model, recipe = manifest["model"], manifest["recipe"]
+    title = PurePath(str(model["model"])).name.removesuffix(".gguf")
+    compress, calibrate = recipe["compress"], recipe["calibrate"]
+    lines = [f"# {title} for {manifest['target']}", "", f"- model: `{model['model']}`"]
+    if "revision" in model:
+        lines.append(f"- revision: `{model['revision']}`")
+    lines += [f"- sha256 of {file}: `{sha}`" for file, sha in model.get("files", {}).items()]
+    lines.append(f"- compress: {_compression(compress)}")
+    if "calibrate" in manifest["stages"]:
+        source = calibrate["source"]
+        source = "text the model wrote itself" if source == "self" else f"`{source}`"
+        tokens = f"{calibrate['tokens']} tokens" if calibrate["tokens"] else "32 tokens per column"
+        lines.append(f"- calibrate: {calibrate['objective']}, {tokens} of {source}")
+    lines.append(f"- made by: edgepack {manifest['edgepack']}")
+    return [*lines, ""]
+
+
+def _compression(compress: Mapping[str, Any] | None) -> str:
+    if compress is None:
+        return "nothing, all matrices are f16"
+    rank = f"rank {compress['rank']} in {compress['factors']}" if compress["rank"] else "rank 0"
+    text = f"blocks {compress['format']}, {rank}; embeddings {compress['embeddings']}"
+    text += f"; head {compress['head']}" if compress["head"] else ""
+    overrides = [
+        f"`{glob}`: "
+        + ", ".join(f"{key} {value}" for key, value in options.items() if value is not None)
+        for glob, options in compress["overrides"].items()
+    ]
+    return "; ".join([text, *overrides])
+
+
+def _sizes(manifest: Manifest) -> list[str]:
+    parts, bits = manifest["bytes"], manifest["bits_per_weight"]
+    total = sum(parts.values())
+    rows = [["part", "bytes", "size", "share"]]
+    for part, count in [*parts.items(), ("total", total)]:
+        rows.append([part, f"{count:,}", size(count), f"{100 * count / total:.1f} %"])
+    return [
+        *markdown(rows),
+        "",
+        f"True bits per weight, scales and factors counted: {bits['blocks']:.3f} in the blocks, "
+        f"{bits['all']:.3f} in all matrices.",
+        "The files add metadata and the tokenizer to this.",
+    ]
+
+
+def _measured(manifest: Manifest) -> list[str]:
+    measured = manifest["measured"]
+    if "skipped" in measured:
+        return [f"Not measured: {measured['skipped']}."]
+    return [
+        f"{measured['tokens']} tokens of {measured['text']} in chunks of {measured['context']}, "
+        "the second half of each scored.",
+        "KL is that from the original's predictions in nats per token, ± the standard error.",
+        "",
+        *markdown(measurements(measured)),
+        *(["", FLATTERED] if is_flattered(manifest) else []),
+    ]
+
+
+FLATTERED = (
+    "Mind the origin: the source stores its weights in 4 bits already, so they lie near a 4-bit\n"
+    "grid and 4-bit results look better here than they would on the model as it was trained."
+)
+
+
+def is_flattered(manifest: Manifest) -> bool:
+    """Whether 4-bit weights were made of 4-bit weights."""
+    return any(
+        about.get("dtype") in FOUR_BIT and about["formats"]["Q"].upper() in FOUR_BIT
+        for about in manifest["weights"].values()
+    )
+
+
+def _remarks(manifest: Manifest) -> list[str]:
+    lines = [
+        f"- {f['name']}: blocks of {f['asked']} do not divide its {f['columns']} columns, "
+        f"so it is {f['given']}"
+        for f in manifest["fallbacks"]
+    ]
+    lines += [f"- {warning}" for warning in manifest["warnings"]]
+    return lines or ["None."]
+
+
+def _run(manifest: Manifest) -> list[str]:
+    commands = ["edgepack chat .", llama_command(manifest, ""), "ollama create NAME -f Modelfile"]
+    return ["In this folder:", "", "```sh", *commands, "```"]
+
+
+def llama_command(manifest: Manifest, folder: str) -> str:
+    """The line that talks to the result with llama.cpp's own program."""
+    ranked = any(about["rank"] for about in manifest["weights"].values())
+    return f"llama-cli -m {folder}base.gguf" + (f" --lora {folder}factors.gguf" if ranked else "")
+
+
+def _again(manifest: Manifest) -> list[str]:
+    versions = " ".join(f"{name} {number}," for name, number in manifest["versions"].items())
+    stages = ", ".join(f"{name} `{key}`" for name, key in manifest["stages"].items())
+    return [
+        "`recipe.yaml` in this folder is the recipe with every default written out; its relative",
+        "paths start from the folder of the original one.",
+        "",
+        *["```sh", f"edgepack build recipe.yaml --target {manifest['target']} --out again", "```"],
+        "",
+        f"With {versions.rstrip(',')}.",
+        f"Stages in the cache: {stages}.",
+    ]
+
+
+def _methods(weights: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    used = sorted({about["method"] for about in weights.values()})
+    return [f"- {method}: {METHODS[method]}" for method in used if method in METHODS]
+
+
+def _every(weights: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    rows = [["weight", "format", "rank", "error", "plain", "damping", "method"]]
+    for name, a in weights.items():
+        damping = "–" if a["damping"] is None else f"{a['damping']:g}"
+        row = [name.removesuffix(".weight"), a["formats"]["Q"], str(a["rank"])]
+        rows.append(
+            [*row, f"{a['error']:.3e}", f"{a['error_plain']:.3e}", damping, a["method"]],
+        )
+    return rows

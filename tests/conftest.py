@@ -1,0 +1,28 @@
+"""For all tests: one thread, and a cache of their own."""
+
+from __future__ import annotations
+
+import psutil
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Tensors are so small here that waking a second thread costs more than the work. llama.cpp
+    asks psutil, and its threads wait for each other by spinning: seconds on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(psutil, "cpu_count", lambda logical=True: 1)
+        patch.setenv("OMP_NUM_THREADS", "1")  # for processes that tests start
+        yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Tests neither find nor leave anything in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEPACK_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
