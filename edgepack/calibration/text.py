@@ -55,8 +55,16 @@ def tokens(decoder: Decoder, options: Calibrate, base: Path, folder: Path) -> St
         ids = yield from _self_written(decoder, options, train + held_out, folder)
     else:
         ids = _from_file(decoder.checkpoint, options, base, train + held_out)
-        held_out = max(1, round(held_out / (train + held_out) * len(ids)))
-    return Tokens(ids[:-held_out], ids[-held_out:])
+    return split(ids, max(1, round(held_out / (train + held_out) * len(ids))))
+
+
+def split(ids: Tensor, held_out: int) -> Tokens:
+    """Hold out sequences evenly spread over ``[n, length]``: a text changes as it goes on."""
+    n = len(ids)
+    chosen = ((torch.arange(held_out) + 0.5) * n / held_out).long()
+    keep = torch.ones(n, dtype=torch.bool)
+    keep[chosen] = False
+    return Tokens(ids[keep], ids[chosen])
 
 
 def _self_written(decoder: Decoder, options: Calibrate, count: int, folder: Path) -> Steps[Tensor]:
