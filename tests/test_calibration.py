@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from dying import dies_before, files
@@ -272,6 +273,11 @@ def read(decoder: Decoder, path: Path, **options) -> Tokens:
     return finish(calibration_text.tokens(decoder, Calibrate(**options), path.parent, path.parent))
 
 
+def positions(rows: Tensor, sequences: Tensor) -> list[int]:
+    """Where the rows are among the sequences, in ascending order."""
+    return sorted((sequences == row).all(1).nonzero()[0].item() for row in rows)
+
+
 def write_lines(path: Path, *rows: object) -> Path:
     text = "\n".join(r if isinstance(r, str) else json.dumps(r, ensure_ascii=False) for r in rows)
     path.write_text(text, encoding="utf-8")
@@ -285,7 +291,8 @@ def test_a_long_text_is_sampled_evenly(tmp_path, decoder):
     assert found.held_out.shape == (2, 32)
     ids = decoder.checkpoint.tokenizer.encode(path.read_text(), add_special_tokens=False)
     sequences = torch.tensor(ids[: len(ids) // 32 * 32]).view(-1, 32)
-    at = [(sequences == row).all(1).nonzero()[0].item() for row in found.all]
+    held_out, at = positions(found.held_out, sequences), positions(found.all, sequences)
+    assert [at.index(place) for place in held_out] == [3, 9]  # in the middle of either half
     assert at[0] == 0
     assert at[-1] == len(sequences) - 1
     gaps = torch.tensor(at).diff()
@@ -297,7 +304,8 @@ def test_a_short_text_is_shared_between_training_and_held_out(tmp_path, decoder)
     path = write_lines(tmp_path / "text.txt", *TEXT)
     found = read(decoder, path, tokens=4096, held_out=0.25)
     ids = decoder.checkpoint.tokenizer.encode("\n".join(TEXT), add_special_tokens=False)
-    assert found.all.flatten().tolist() == ids[: len(ids) // 32 * 32]
+    sequences = torch.tensor(ids[: len(ids) // 32 * 32]).view(-1, 32)
+    assert positions(found.all, sequences) == list(range(len(sequences)))
     assert 1 <= len(found.held_out) < len(found.train)
 
 
@@ -397,7 +405,8 @@ def test_batches_do_not_change_how_much_is_written(tmp_path, decoder, monkeypatc
 
 @torch.no_grad()
 def test_every_second_text_is_a_chat_with_the_template_s_openings(tmp_path, decoder):
-    ids = written(decoder, tmp_path).all
+    written(decoder, tmp_path)
+    ids = torch.from_numpy(np.load(tmp_path / "tokens-00000.npy"))
     tokenizer = decoder.checkpoint.tokenizer
     question, answer = self_text.chat_script(tokenizer)
     assert tokenizer.decode(question) == "<|im_start|>user\n"
