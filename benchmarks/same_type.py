@@ -50,7 +50,9 @@ def recipe(name: str, shared: Path) -> dict[str, Any]:
     }
 
 
-def layer_errors(name: str, manifest: dict[str, Any], calibration: Path) -> Iterator[tuple[float, float]]:
+def layer_errors(
+    name: str, manifest: dict[str, Any], calibration: Path
+) -> Iterator[tuple[float, float]]:
     """(edgepack, stock + imatrix) held-out error of every weight of the type."""
     checkpoint = open_checkpoint(MODEL)
     form = plugins.find("formats", name)
@@ -105,7 +107,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         lines.append(
             f"| {name} | {a['bytes'] / 1e6:.1f} | {r['layer_error_stock']:.2e} "
             f"| {r['layer_error']:.2e} | {layer_ratio:.2f} "
-            f"| {b['kl_mean']:.4f} ± {b['kl_error']:.4f} | {a['kl_mean']:.4f} ± {a['kl_error']:.4f} "
+            f"| {b['kl_mean']:.4f} ± {b['kl_error']:.4f} "
+            f"| {a['kl_mean']:.4f} ± {a['kl_error']:.4f} "
             f"| {a['kl_mean'] / b['kl_mean']:.2f} | {b['top1']:.1%} | {a['top1']:.1%} "
             f"| {b['perplexity']:.4g} | {a['perplexity']:.4g} |"
         )

@@ -38,6 +38,7 @@ def output_folder(recipe: Recipe, name: str, target: str, out: Path | None) -> P
     return out or Path(f"{recipe.export.name or name}-{target}")
 
 
+@torch.no_grad()
 def build(
     recipe: Recipe,
     target: str,
@@ -52,10 +53,9 @@ def build(
     """
     made = plan(recipe, target, base)
     _check_free(out, force=force)
-    with torch.no_grad():
-        tokens = yield from _calibrate(made)
-        weights = yield from _decompose(made, tokens)
-        return (yield from _export(made, target, weights, tokens, out, force=force))
+    tokens = yield from _calibrate(made)
+    weights = yield from _decompose(made, tokens)
+    return (yield from _export(made, target, weights, tokens, out, force=force))
 
 
 def _calibrate(made: Plan) -> Steps[Tokens | None]:
@@ -122,8 +122,19 @@ def _write_files(
         write_adapter(folder / "adapter", ranked, load, base=made.recipe.model)
     factors = "factors.gguf" if ranked else None
     (folder / "Modelfile").write_text(modelfile(factors=factors), encoding="utf-8")
-    resolved = made.recipe.model_dump(exclude_none=True)
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
+    text = yaml.safe_dump(_resolved(made), sort_keys=False)
+    (folder / "recipe.yaml").write_text(text, encoding="utf-8")
+
+
+def _resolved(made: Plan) -> dict[str, Any]:
+    """The recipe with every default, and with paths that hold from any folder."""
+    recipe = made.recipe.model_dump(exclude_none=True)
+    places = ((recipe, "model"), (recipe["calibrate"], "source"))
+    for section, key in (*places, (recipe["export"]["measure"], "text")):
+        path = made.base / str(section.get(key, ""))
+        if section.get(key) not in (None, "self") and path.exists():
+            section[key] = str(path.resolve())
+    return recipe
 
 
 def _manifest(

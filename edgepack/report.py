@@ -217,8 +217,7 @@ def _again(manifest: Manifest) -> list[str]:
     versions = " ".join(f"{name} {number}," for name, number in manifest["versions"].items())
     stages = ", ".join(f"{name} `{key}`" for name, key in manifest["stages"].items())
     return [
-        "`recipe.yaml` in this folder is the recipe with every default written out; its relative",
-        "paths start from the folder of the original one.",
+        "`recipe.yaml` in this folder is the recipe with every default written out.",
         "",
         *["```sh", f"edgepack build recipe.yaml --target {manifest['target']} --out again", "```"],
         "",

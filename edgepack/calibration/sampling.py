@@ -12,5 +12,5 @@ def sample(probabilities: Tensor, generator: torch.Generator) -> Tensor:
     cumulative = probabilities.cumsum(-1)
     total = cumulative[:, -1:]
     point = torch.rand(total.shape, generator=generator) * total
-    index = torch.searchsorted(cumulative, point, right=True)[:, 0]
-    return index.clamp_max(probabilities.shape[-1] - 1)
+    below = torch.nextafter(total, torch.zeros(()))  # rand · total may round up to total
+    return torch.searchsorted(cumulative, point.minimum(below), right=True)[:, 0]

@@ -59,9 +59,9 @@ def tokens(decoder: Decoder, options: Calibrate, base: Path, folder: Path) -> St
 
 
 def split(ids: Tensor, held_out: int) -> Tokens:
-    """Hold out sequences evenly spread over ``[n, length]``: a text changes as it goes on."""
+    """Hold out random sequences of ``[n, length]``: a text changes as it goes on."""
     n = len(ids)
-    chosen = ((torch.arange(held_out) + 0.5) * n / held_out).long()
+    chosen = torch.randperm(n, generator=torch.Generator().manual_seed(n))[:held_out].sort().values
     keep = torch.ones(n, dtype=torch.bool)
     keep[chosen] = False
     return Tokens(ids[keep], ids[chosen])
