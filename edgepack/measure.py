@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edgepack import plugins
-from edgepack.calibration.sweep import load_hessian
 from edgepack.calibration.text import Tokens, source_path
+from edgepack.decompose.stage import load_imatrix
 from edgepack.evaluate.divergence import chunk, divergence
 from edgepack.export.gguf import write_model, write_plain
 from edgepack.formats._base import Format
@@ -31,8 +31,13 @@ from edgepack.runtimes.ggml import stock_quantize
 from edgepack.runtimes.llama_cpp import LlamaCpp
 
 
-def measure(made: Plan, folder: Path, tokens: Tokens | None) -> Steps[dict[str, Any]]:
-    """What the manifest says under ``measured``: metrics by candidate, or why there are none."""
+def measure(
+    made: Plan, folder: Path, weights: Path, tokens: Tokens | None
+) -> Steps[dict[str, Any]]:
+    """What the manifest says under ``measured``: metrics by candidate, or why there are none.
+
+    `folder` has the files to measure, `weights` is the decompose stage they come from.
+    """
     options = made.recipe.export.measure
     if not options.tokens:
         return {"skipped": "export.measure.tokens is 0"}
@@ -50,7 +55,7 @@ def measure(made: Plan, folder: Path, tokens: Tokens | None) -> Steps[dict[str, 
             for number, (name, formats) in enumerate(peers(made).items()):
                 yield Progress("measure", 0, 1, name)
                 path = Path(temporary) / f"stock-{number}.gguf"
-                write_stock(made, formats, path)
+                write_stock(made, weights, formats, path)
                 files[name] = (path, None)
         return (yield from _compare(made, tokens, reference, files))
 
@@ -129,12 +134,15 @@ def _label(name: str) -> str:
     return f"stock {name} + imatrix"
 
 
-def write_stock(made: Plan, formats: Mapping[str, str], path: Path) -> int:
-    """The model as llama-quantize makes it in those types, with an imatrix."""
+def write_stock(made: Plan, weights: Path, formats: Mapping[str, str], path: Path) -> int:
+    """The model as llama-quantize makes it in those types: with an imatrix in the blocks, without
+    one for embeddings and head."""
 
-    def load(weight: str) -> Tensor:
-        W = made.checkpoint.tensor(weight)
-        return torch.from_numpy(stock_quantize(formats[weight], W.numpy(), _imatrix(made, weight)))
+    def load(name: str) -> Tensor:
+        in_block = made.checkpoint.specs[name].block is not None
+        imatrix = load_imatrix(weights, name).numpy() if in_block else None
+        W = made.checkpoint.tensor(name).numpy()
+        return torch.from_numpy(stock_quantize(formats[name], W, imatrix))
 
     return write_model(path, made.checkpoint, formats, load)
 
@@ -142,14 +150,3 @@ def write_stock(made: Plan, formats: Mapping[str, str], path: Path) -> int:
 def _format(name: str) -> Format:
     found: Format = plugins.find("formats", name)
     return found
-
-
-def _imatrix(made: Plan, weight: str) -> NDArray[np.float32] | None:
-    """Mean squared inputs of a weight of the blocks; none for the embedding, as in stock."""
-    spec = made.checkpoint.specs[weight]
-    if made.calibrate is None or spec.block is None:
-        return None
-    file = made.calibrate.folder / str(spec.block)
-    if not file.exists():
-        return None
-    return load_hessian(file, spec.role).imatrix.numpy()

@@ -95,7 +95,7 @@ def _export(
         yield Progress("export", 0, 1, "writing files")
         about = {name: load_weight(weights, name)[1] for name in made.choices}
         _write_files(made, weights, about, folder)
-        measured = yield from measure(made, folder, tokens)
+        measured = yield from measure(made, folder, weights, tokens)
         manifest = _manifest(made, target, about, measured)
         (folder / "report.md").write_text(render(manifest), encoding="utf-8")
         files = (p for p in sorted(folder.rglob("*")) if p.is_file())

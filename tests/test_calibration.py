@@ -44,7 +44,8 @@ def random_tokens(decoder: Decoder, train: int = 9, held_out: int = 3) -> Tokens
 
 
 def small_batches(monkeypatch) -> None:
-    """Several batches, the last one short, and several draws of labels in each."""
+    """Several batches, the last one short, several draws of labels in each, weights clipped."""
+    monkeypatch.setattr(sweep, "MOST", 1.5)
     monkeypatch.setattr(sweep, "TOKENS_AT_ONCE", 4 * LENGTH)
     monkeypatch.setattr(sweep, "LABELS_AT_ONCE", 70)
 
@@ -101,6 +102,10 @@ def whole_model(
     found = {}
     for key, (x, y) in seen.items():
         inputs, weight = x.detach().double(), y.grad.double().square().sum(-1)
+        if key[1] != HEAD:
+            for batch in sweep.micro_batches(tokens):
+                most = sweep.MOST * weight[batch.rows].mean()
+                weight[batch.rows] = weight[batch.rows].clamp_max(most)
         found[key] = Hessian(
             second_moment(inputs[:train], weight[:train]),
             second_moment(inputs[train:], weight[train:]),

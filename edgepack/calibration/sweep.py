@@ -31,6 +31,7 @@ from edgepack.weights import Hessian
 
 TOKENS_AT_ONCE = 4096  # activations of so many tokens are in memory
 LABELS_AT_ONCE = 512  # logits of so many tokens are in memory
+MOST = 10.0  # a token's weight in H, as a multiple of the mean; measured in benchmarks/ablation.py
 HEAD = "head"
 """The file name of the head's Hessian, beside those of the blocks (``0`` … ``n−1``)."""
 
@@ -64,12 +65,18 @@ class Activations:
     dtype: torch.dtype = torch.float32
 
     def read(self, rows: slice) -> Tensor:
-        """Sequences `rows` as float32."""
+        """Sequences `rows` as float32.
+
+        Into torch's own memory: what products round to depends on how their operands are aligned,
+        and a resumed run must come to the same bytes.
+        """
         per_row = self.shape[1] * self.shape[2]
+        found = torch.empty(rows.stop - rows.start, *self.shape[1:], dtype=self.dtype)
         with self.path.open("rb") as file:
             file.seek(rows.start * per_row * self.dtype.itemsize)
-            buffer = bytearray(file.read((rows.stop - rows.start) * per_row * self.dtype.itemsize))
-        return torch.frombuffer(buffer, dtype=self.dtype).view(-1, *self.shape[1:]).float()
+            read = file.readinto(found.view(torch.uint8).numpy().data)
+        assert read == found.nbytes
+        return found.float()
 
     def write(self, parts: Iterable[Tensor]) -> None:
         """All sequences, in order; the file appears when it is whole."""
@@ -234,6 +241,13 @@ def _label_gradient(
     return torch.autograd.grad(normed, x, at_norm)[0]
 
 
+def token_weights(gradient: Tensor) -> Tensor:
+    """w_t = ‖g_t‖² of gradients ``[…, out]``, no token above `MOST` times the batch's mean: a few
+    have gradients so large that H would be about them alone, and no others are like them."""
+    weights = gradient.square().sum(-1)
+    return weights.clamp_max(MOST * weights.mean())
+
+
 def _backward(
     block: Block, x: Activations, g: Activations, batches: list[Batch], moments: Moments
 ) -> Iterator[Tensor]:
@@ -252,7 +266,7 @@ def _backward(
         outputs = [taps[role][1] for role in LINEAR_ROLES]
         grads = torch.autograd.grad(out, [hidden, *outputs], g.read(batch.rows))
         for role, grad in zip(LINEAR_ROLES, grads[1:], strict=True):
-            moments.add(role, taps[role][0], grad.square().sum(-1), batch.held_out)
+            moments.add(role, taps[role][0], token_weights(grad), batch.held_out)
         moments.count(hidden.shape[0] * hidden.shape[1], batch.held_out)
         yield grads[0]
 

@@ -105,7 +105,7 @@ class GgufCheckpoint(Checkpoint):
             values = data.view(FLOATS[stored.kind]).astype(np.float32)
         else:
             values = dequantize(data.reshape(*stored.shape[:-1], -1), stored.kind)
-        return torch.from_numpy(values.reshape(stored.shape))
+        return torch.from_numpy(values.reshape(stored.shape)).clone()  # aligned as torch does
 
     def _hf_rows(self, name: str) -> Tensor | None:
         """Which stored row is each of Hugging Face's rows; None where they agree."""

@@ -4,16 +4,18 @@ Minimises tr((W−Q) H (W−Q)ᵀ) over codes and scales. With H⁻¹ = UᵀU, U
 column j, divided by U_jj, is fed back into the columns still to come (Frantar et al., GPTQ,
 arXiv 2210.17323, eq. 2–3; the same as LDLQ of Chee et al., arXiv 2307.13304, eq. 4, with the
 columns reversed); the cost left after the sweep is Σ_j ((W_j − Q_j)/U_jj)² over the compensated
-columns W_j. Inside, tensors are kept as ``[columns, rows]`` so that a column is contiguous.
+columns W_j.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from edgepack.decompose._kernels import descend, sweep
 from edgepack.formats._scalar import Scalar
 from edgepack.linalg import damped, inverse_factor
 from edgepack.weights import Grid, QuantizedTensor
@@ -53,78 +55,63 @@ def ldlq(W: Tensor, m: Metric, fmt: Scalar, passes: int = 2) -> QuantizedTensor:
 
 def _ldlq(W: Tensor, m: Metric, fmt: Scalar, passes: int) -> QuantizedTensor:
     size, (rows, width) = fmt.block_size, W.shape
-    left = W.T.float()[m.columns].clone()
-    codes: Tensor = torch.empty(width, rows, dtype=torch.uint8)
+    left = W.float()[:, m.columns]
+    codes: Tensor = torch.empty(rows, width, dtype=torch.uint8)
     grids: list[Grid] = [{}] * (width // size)
     for start in range(0, width, size):
         here = slice(start, start + size)
         columns = m.columns[here]
-        inside = columns % size
-        block = int(columns[0]) // size
-        U = m.U[here, here]
-        grid = _fit(fmt, left[here], U, inside)
-        chosen, errors = _sweep(fmt, left[here], U, grid, inside)
-        left[start + size :] -= m.U[here, start + size :].T @ errors
-        codes[columns] = chosen
-        grids[block] = grid
+        grid, chosen, errors = _block(fmt, left[:, here], m.U[here, here], columns % size)
+        left[:, start + size :] -= errors @ m.U[here, start + size :]
+        codes[:, columns] = chosen
+        grids[int(columns[0]) // size] = grid
     grid = {field: torch.cat([g[field] for g in grids], dim=1) for field in grids[0]}
-    for _ in range(passes):
-        _descend(fmt, W.T.float(), m.H, codes, grid)
-    return QuantizedTensor(fmt.name, codes.T.contiguous(), grid)
+    if passes:
+        _descend(fmt, W.float(), m.H, codes, grid, passes)
+    return QuantizedTensor(fmt.name, codes, grid)
 
 
-def _fit(fmt: Scalar, x: Tensor, U: Tensor, inside: Tensor) -> Grid:
-    """The grid for a block ``[size, rows]``: of the format's candidates, for each row the one
-    that costs least after error feedback inside the block."""
-    position = inside.argsort()
-    importance = U.diagonal()[position] ** -2
-    candidates = fmt.candidates(x[position].T.contiguous(), importance)
+def _block(fmt: Scalar, x: Tensor, U: Tensor, inside: Tensor) -> tuple[Grid, Tensor, Tensor]:
+    """Grid, codes and errors/U_jj of a block x ``[rows, size]`` whose columns stand in the order
+    `inside`: of the format's candidate grids, for each row the one that costs least after error
+    feedback inside the block."""
+    rows, size = x.shape
+    in_storage = inside.argsort()
+    importance = U.diagonal()[in_storage] ** -2
+    candidates = fmt.candidates(x[:, in_storage].contiguous(), importance)
     K = next(iter(candidates.values())).shape[1]
-    rows = x.shape[1]
     flat = {field: v.reshape(rows * K, 1, *v.shape[2:]) for field, v in candidates.items()}
-    _, errors = _sweep(fmt, x.repeat_interleave(K, dim=1), U, flat, inside)
-    best = errors.square().sum(0).view(rows, K).argmin(1)
+    scale, offset = (
+        torch.unflatten(v[:, inside], 0, (rows, K)).contiguous() for v in fmt.affine(flat)
+    )
+    best = torch.zeros(rows, dtype=torch.int64)
+    codes, errors = torch.zeros(rows, size, dtype=torch.uint8), torch.zeros(rows, size)
+    _call(sweep, (x, U, scale, offset), fmt, (best, codes, errors))
     row = torch.arange(rows)
-    return {field: v[row, best][:, None] for field, v in candidates.items()}
+    return {field: v[row, best][:, None] for field, v in candidates.items()}, codes, errors
 
 
-def _sweep(fmt: Scalar, x: Tensor, U: Tensor, grid: Grid, inside: Tensor) -> tuple[Tensor, Tensor]:
-    """Round the columns of one block in turn; returns codes and errors/U_jj, ``[size, rows]``."""
-    x = x.clone()
-    codes = torch.empty(x.shape, dtype=torch.uint8)
-    errors = torch.empty_like(x)
-    scale, offset = (v.T.contiguous() for v in fmt.affine(grid))
-    for j, column in enumerate(inside.tolist()):
-        codes[j], value = _round(fmt, x[j], scale[column], offset[column])
-        errors[j] = (x[j] - value) / U[j, j]
-        x[j + 1 :] -= U[j, j + 1 :, None] * errors[j]
-    return codes, errors
-
-
-def _round(fmt: Scalar, x: Tensor, scale: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
-    """Nearest codes and their values for x ``[rows]`` on the grid scale·level + offset."""
-    codes = fmt.nearest(x, scale, offset)
-    return codes, scale * fmt.levels[codes.long()] + offset
-
-
-def _descend(fmt: Scalar, W: Tensor, H: Tensor, codes: Tensor, grid: Grid) -> None:
-    """One pass of coordinate descent over the columns of Q at fixed scales, in place.
+def _descend(fmt: Scalar, W: Tensor, H: Tensor, codes: Tensor, grid: Grid, passes: int) -> None:
+    """Coordinate descent over the columns of Q at fixed scales, `codes` in place.
 
     The best value of column c given all others is Q_c + ((W−Q)H)_c / H_cc.
     """
     size = fmt.block_size
-    scale, offset = (v.T.contiguous() for v in fmt.affine(grid))
-    Q = scale * fmt.levels[codes.long()] + offset
+    scale, offset = (v.contiguous() for v in fmt.affine(grid))
+    Q = fmt.decode(codes, grid)
     residual = W - Q
-    for start in range(0, W.shape[0], size):
+    for start in [*range(0, W.shape[1], size)] * passes:
         here = slice(start, start + size)
-        gradient = H[here] @ residual
-        H_block = H[here, here]
-        for j in range(size):
-            c = start + j
-            wanted = Q[c] + gradient[j] / H_block[j, j]
-            codes[c], value = _round(fmt, wanted, scale[c], offset[c])
-            change = value - Q[c]
-            gradient -= H_block[:, j, None] * change
-            residual[c] -= change
-            Q[c] = value
+        block = [t[:, here].contiguous() for t in (codes, Q, residual)]
+        gradient = residual @ H[:, here]
+        _call(descend, (gradient, H[here, here], scale[:, here], offset[:, here]), fmt, block)
+        codes[:, here], Q[:, here], residual[:, here] = block
+
+
+def _call(
+    kernel: Callable[..., None], inputs: Sequence[Tensor], fmt: Scalar, outputs: Sequence[Tensor]
+) -> None:
+    """Run a compiled kernel on tensors; `outputs` are filled in place."""
+    bins, first = fmt.code_levels.bins
+    arrays = (t.contiguous().numpy() for t in (*inputs, fmt.levels, bins))
+    kernel(*arrays, first, *(t.numpy() for t in outputs))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from edgepack import plugins
@@ -40,6 +41,9 @@ class Choice:
     factors: str = "f16"
 
 
+IMATRIX = "imatrix"
+"""The tensor in a weight's file that belongs to neither Q, L nor R."""
+
 Lookup = Callable[[str], Hessian] | None
 """Role (or `HEAD`) → its Hessian; None where there are no statistics."""
 
@@ -61,6 +65,13 @@ def load_weight(folder: Path, name: str) -> tuple[FactoredWeight, dict[str, Any]
     """A decomposed weight and what is known of it (errors, damping, method)."""
     tensors, about = load_tensors(weight_path(folder, name))
     return FactoredWeight.from_tensors(tensors, about["formats"]), about
+
+
+def load_imatrix(folder: Path, name: str) -> Tensor:
+    """Mean squared inputs ``[in]`` of a decomposed weight, for stock's quantizer."""
+    with safe_open(weight_path(folder, name), framework="pt") as file:
+        found: Tensor = file.get_tensor(IMATRIX)
+        return found
 
 
 def decompose(
@@ -151,9 +162,10 @@ class _Run:
 
     def _weight(self, spec: WeightSpec, choice: Choice, hessian: Lookup) -> None:
         checkpoint = self.decoder.checkpoint
+        H = self._hessian(spec, hessian)
         found = caldera(
             checkpoint.tensor(spec.name),
-            self._hessian(spec, hessian),
+            H,
             plugins.find("formats", choice.format),
             rank=choice.rank,
             factors=choice.factors,
@@ -162,7 +174,8 @@ class _Run:
             source=checkpoint.quantized(spec.name),
         )
         path = weight_path(self.folder, spec.name)
-        save_tensors(path, found.weight.tensors(), _about(found))
+        imatrix = {IMATRIX: H.imatrix.float()}
+        save_tensors(path, found.weight.tensors() | imatrix, _about(found))
 
     def _hessian(self, spec: WeightSpec, hessian: Lookup) -> Hessian:
         """The metric of a weight. A tied embedding has its head's; an untied one is looked up, not

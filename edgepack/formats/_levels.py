@@ -9,9 +9,15 @@ from torch import Tensor
 
 
 class Levels(Protocol):
-    """Sorted code values; code i stands for ``values[i]``."""
+    """Sorted code values, integers; code i stands for ``values[i]``."""
 
     values: Tensor
+
+    @property
+    def bins(self) -> tuple[Tensor, int]:
+        """(codes, first): midpoints of integers are multiples of ½, so the code nearest to t is
+        ``codes[⌊2t⌋ − first]``, the index clamped."""
+        ...
 
     def nearest(self, t: Tensor) -> Tensor:
         """The level nearest to each t, as float32; may overwrite t."""
@@ -20,12 +26,21 @@ class Levels(Protocol):
         """Its code, uint8; may overwrite t."""
 
 
+def _bins(values: Tensor) -> tuple[Tensor, int]:
+    """`Levels.bins` of sorted integers."""
+    first, last = 2 * int(values[0]), 2 * int(values[-1])
+    halves = torch.arange(first, last + 1) / 2
+    midpoints = (values[1:] + values[:-1]) / 2
+    return torch.bucketize(halves, midpoints, right=True).to(torch.uint8), first
+
+
 class Uniform:
     """The integers ``low … high``."""
 
     def __init__(self, low: int, high: int) -> None:
         self.low, self.high = low, high
         self.values = torch.arange(low, high + 1, dtype=torch.float32)
+        self.bins = _bins(self.values)
 
     def nearest(self, t: Tensor) -> Tensor:
         """See `Levels`."""
@@ -45,10 +60,9 @@ class Table:
 
     def __init__(self, *values: int) -> None:
         self.values = torch.tensor(values, dtype=torch.float32)
-        self.first, self.last = 2 * values[0], 2 * values[-1]
-        halves = torch.arange(self.first, self.last + 1) / 2
-        midpoints = (self.values[1:] + self.values[:-1]) / 2
-        self._index = torch.bucketize(halves, midpoints, right=True).to(torch.uint8)
+        self.bins = _bins(self.values)
+        self._index, self.first = self.bins
+        self.last = self.first + len(self._index) - 1
         self._nearest = self.values[self._index.long()]
 
     def nearest(self, t: Tensor) -> Tensor:
