@@ -25,7 +25,7 @@ from edgepack.progress import Progress, Steps
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-_CACHE_BYTES = 1 << 30  # keys and values of one batch
+_CACHE_BYTES = 3 << 29  # keys and values of one batch
 _MIN_P = 0.05
 
 
@@ -63,7 +63,7 @@ def chat_script(tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
 
 
 def batches(decoder: Decoder, count: int, length: int) -> list[range]:
-    """Sequences 0 … count−1 in batches whose keys and values stay under about 1 GiB."""
+    """Sequences 0 … count−1 in batches whose keys and values stay under 1.5 GiB."""
     d = decoder.dimensions
     per_token = 2 * 4 * d.num_hidden_layers * d.num_key_value_heads * d.head_dim
     size = max(1, min(count, _CACHE_BYTES // (per_token * length)))

@@ -50,10 +50,10 @@ def caldera(
 ) -> Decomposition:
     """Decompose W ``[out, in]``; `source` is W as the checkpoint stores it, where that is a
     format of ours: if it is `fmt`, nothing can be closer."""
+    if source is not None and source.format == fmt.name and rank == 0:
+        return Decomposition(FactoredWeight(source), 0.0, 0.0, 0.0, None, "source")
     plain = FactoredWeight(fmt.quantize(W, H.train.diagonal()))
     error_plain = relative_error(W, plain.dense(), H.held_out)
-    if source is not None and source.format == fmt.name and rank == 0:
-        return Decomposition(FactoredWeight(source), 0.0, 0.0, error_plain, None, "source")
     if not isinstance(fmt, Scalar):
         return _judged(W, H, plain, error_plain, None, "plain")
 
