@@ -9,6 +9,8 @@ f16. K-quants fit only ffn_down at this width; the rest of those files is q4_0 o
 errors are on held-out tokens of the calibration text, in the metric that the recipe optimises, over
 the weights of the type.
 
+A run replaces the rows of its types in results/ and keeps the others.
+
 The model's own source is a Q4_1 file: that flatters every 4-bit type, on both sides alike, and
 makes q4_1 lossless.
 """
@@ -124,13 +126,15 @@ def main() -> None:
     parser.add_argument("--types", default=",".join(WHOLE + FFN_DOWN))
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
     options = parser.parse_args()
-    rows = []
     RESULTS.mkdir(exist_ok=True)
+    kept = RESULTS / "same_type.json"
+    rows = {r["type"]: r for r in json.loads(kept.read_text())} if kept.exists() else {}
     for name in options.types.split(","):
-        rows.append(row(name, options.shared.resolve()))
-        print(table(rows[-1:]).splitlines()[-1], flush=True)
-        (RESULTS / "same_type.json").write_text(json.dumps(rows, indent=1) + "\n")
-        (RESULTS / "same_type.md").write_text(table(rows) + "\n")
+        rows[name] = row(name, options.shared.resolve())
+        print(table([rows[name]]).splitlines()[-1], flush=True)
+        ordered = [rows[t] for t in WHOLE + FFN_DOWN if t in rows]
+        kept.write_text(json.dumps(ordered, indent=1) + "\n")
+        (RESULTS / "same_type.md").write_text(table(ordered) + "\n")
 
 
 if __name__ == "__main__":

@@ -289,7 +289,7 @@ def test_damaged_models_and_empty_texts(place, built):
 
 
 MACHINE = {
-    "disk": OSError(errno.ENOSPC, "No space left on device", "/tmp/file"),
+    "disk": OSError(errno.ENOSPC, "No space left on device", "out/file"),
     "numpy's disk": OSError("4608 requested and 0 written"),
     "safetensors' disk": RuntimeError("I/O error: No space left on device (os error 28)"),
     "memory": MemoryError(),
