@@ -1,6 +1,6 @@
 """Time and peak memory of the quickstart's build, from an empty cache.
 
-    python -m benchmarks.quickstart
+    python -m benchmarks.quickstart [--keep CACHE]
 
 Wall time of `edgepack build recipes/quickstart.yaml --target gguf` as its own process, and the
 largest resident set the system saw in it (mapped model files included), beside `edgepack plan`'s.
@@ -8,6 +8,7 @@ largest resident set the system saw in it (mapped model files included), beside 
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import resource
@@ -24,9 +25,14 @@ RECIPE = Path(__file__).parent.parent / "recipes" / "quickstart.yaml"
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--keep", type=Path, help="Leave the cache here, for a quickstart to use.")
+    keep: Path | None = parser.parse_args().keep
+    if keep is not None and keep.exists():
+        parser.error(f"{keep} exists: the cache has to be an empty one")
     expected = peak(edgepack.plan(RECIPE))
     with tempfile.TemporaryDirectory() as folder:
-        environment = os.environ | {"EDGEPACK_CACHE": f"{folder}/cache"}
+        environment = os.environ | {"EDGEPACK_CACHE": str(keep or f"{folder}/cache")}
         command = [sys.executable, "-m", "edgepack", "build", str(RECIPE), "--target", "gguf"]
         start = time.monotonic()
         done = subprocess.run(

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 
-DOCS = Path(__file__).parents[1] / "docs"
+from benchmarks import same_type
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 
 
 def test_help_page_is_current():
@@ -13,3 +17,8 @@ def test_help_page_is_current():
     maker = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(maker)
     assert (DOCS / "help.md").read_text() == maker.page(), "run: python docs/make_help.py"
+
+
+def test_the_readme_shows_the_figures_that_the_benchmark_made():
+    rows = json.loads((same_type.RESULTS / "same_type.json").read_text())
+    assert same_type.short_table(rows) in (ROOT / "README.md").read_text(encoding="utf-8")
