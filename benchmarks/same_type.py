@@ -5,9 +5,9 @@
 SmolLM2-135M-Instruct, rank 0 (no factors, so the files are of one size), calibrated on
 24,576 tokens of calibration_datav3 (stock's imatrix from the same tokens), one damping, measured
 through llama.cpp on the first 12 × 512 tokens of WikiText-2's test split: KL to the original as
-f16 (q2_0: 2 × 512, because llama.cpp has no fast code for it on x86). K-quants fit only ffn_down at this width; the rest of those files is q4_0 on both sides. Layer
-errors are on held-out tokens of the calibration text, in the metric that the recipe optimises, over
-the weights of the type.
+f16 (q2_0: 2 × 512, because llama.cpp has no fast code for it on x86). K-quants fit only ffn_down
+at this width; the rest of those files is q4_0 on both sides. Layer errors are on held-out tokens of
+the calibration text, in the metric that the recipe optimises, over the weights of the type.
 
 A run replaces the rows of its types in results/ and keeps the others.
 
