@@ -23,7 +23,7 @@ JOBS := $(shell $(PYTHON) -c 'import os; print(os.cpu_count() or 1)')
 quickstart: $(VENV)/.model
 	$(BIN)/edgepack build recipes/quickstart.yaml --target gguf --out $(OUT) --force
 	@echo
-	@cat $(OUT)/report.md
+	@sed '/^## Run it/,$$d' $(OUT)/report.md
 	@echo
 	@echo '> $(QUESTION)'
 	@$(BIN)/edgepack chat $(OUT) --prompt '$(QUESTION)' --max-tokens 80
