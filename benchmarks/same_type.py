@@ -5,7 +5,7 @@
 SmolLM2-135M-Instruct, rank 0 (no factors, so the files are of one size), calibrated on
 24,576 tokens of calibration_datav3 (stock's imatrix from the same tokens), one damping, measured
 through llama.cpp on the first 12 × 512 tokens of WikiText-2's test split: KL to the original as
-f16 (q2_0: 2 × 512, because llama.cpp has no fast code for it on x86). K-quants fit only ffn_down
+f16 (q2_0: 1 × 512, because llama.cpp has no fast code for it on x86). K-quants fit only ffn_down
 at this width; the rest of those files is q4_0 on both sides. Layer errors are on held-out tokens of
 the calibration text, in the metric that the recipe optimises, over the weights of the type.
 
@@ -55,7 +55,7 @@ def recipe(name: str, shared: Path) -> dict[str, Any]:
         "export": {
             "measure": {
                 "text": str(shared / "data/text/wikitext2-raw/wiki.test.raw"),
-                "tokens": 1024 if name == "q2_0" else 6144,
+                "tokens": 512 if name == "q2_0" else 6144,
             }
         },
     }
