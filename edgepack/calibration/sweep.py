@@ -31,7 +31,7 @@ from edgepack.weights import Hessian
 
 TOKENS_AT_ONCE = 4096  # activations of so many tokens are in memory
 LABELS_AT_ONCE = 512  # logits of so many tokens are in memory
-MOST = 10.0  # a token's weight in H, as a multiple of the mean; measured in benchmarks/ablation.py
+MOST = 10.0  # a token's weight in H, as a multiple of the mean; see benchmarks/ablation.py
 HEAD = "head"
 """The file name of the head's Hessian, beside those of the blocks (``0`` … ``n−1``)."""
 
