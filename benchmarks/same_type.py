@@ -26,10 +26,10 @@ from typing import Any
 
 import torch
 
-from edgepack import pipeline, plugins
-from edgepack.cache import Stage
+from edgepack import cache, pipeline, plugins
 from edgepack.calibration.sweep import load_hessian
 from edgepack.checkpoint import open_checkpoint
+from edgepack.progress import finish
 from edgepack.recipe import parse
 from edgepack.runtimes.ggml import stock_quantize
 from edgepack.weights import relative_error
@@ -83,13 +83,8 @@ def row(name: str, shared: Path) -> dict[str, Any]:
         steps = pipeline.build(
             parse(recipe(name, shared)), "gguf", base=Path(), out=Path(folder) / "out"
         )
-        try:
-            while True:
-                next(steps)
-        except StopIteration as end:
-            manifest = end.value.manifest
-    plan_key = manifest["stages"]["calibrate"]
-    calibration = Stage("calibrate", 0, {}, ()).folder.with_name(plan_key)
+        manifest = finish(steps).manifest
+    calibration = cache.root() / "calibrate" / manifest["stages"]["calibrate"]
     errors = list(layer_errors(name, manifest, calibration))
     results = manifest["measured"]["results"]
     stock = "stock, same types + imatrix" if name in FFN_DOWN else f"stock {name} + imatrix"

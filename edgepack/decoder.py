@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from edgepack.architectures._base import LINEAR_ROLES
 from edgepack.checkpoint._base import Checkpoint, Dimensions
 
 Linear = Callable[[str, Tensor], Tensor]
@@ -199,8 +198,3 @@ class Head:
     def __call__(self, x: Tensor) -> Tensor:
         """Hidden states ``[…, hidden]`` → logits ``[…, vocab]``."""
         return functional.linear(rms_norm(x, self.norm, self.eps), self.output)
-
-
-def linear_names(checkpoint: Checkpoint, block: int) -> dict[str, str]:
-    """Role → Hugging Face name of the compressible weights of a block."""
-    return {role: checkpoint.architecture.hf_name(role, block) for role in LINEAR_ROLES}
