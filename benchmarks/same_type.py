@@ -49,7 +49,6 @@ def recipe(name: str, shared: Path) -> dict[str, Any]:
         "model": MODEL,
         "calibrate": {
             "source": str(shared / "data/calib/calibration_datav3.txt"),
-            "tokens": 24576,
         },
         "compress": compress,
         "export": {

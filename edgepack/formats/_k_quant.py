@@ -13,7 +13,7 @@ from edgepack.formats._bits import Layout
 from edgepack.formats._k_search import Problem, State, stacked
 from edgepack.formats._levels import Levels, Uniform
 from edgepack.formats._scalar import NO_OFFSET, Scalar, level_probes, range_probes, spread
-from edgepack.formats._search import normalized, one_scale, scale_min, unrounded
+from edgepack.formats._search import normalized, one_scale, scale_min
 from edgepack.weights import Grid
 
 
@@ -80,7 +80,7 @@ class KScale(KQuant):
 
     def _propose(self, x: Tensor, w: Tensor) -> Grid:
         sub_x, sub_w = self._sub_blocks(x, w)
-        _, s = one_scale(sub_x, sub_w, self.code_levels, self.sub_probes, self.sub_keep, unrounded)
+        _, s = one_scale(sub_x, sub_w, self.code_levels, self.sub_probes, self.sub_keep, fp16=False)
         s = self._per_block(s)
         problem = self._problem(x, w, Uniform(0, 0))
         best = stacked(problem.solve(s, torch.zeros_like(s), self.starts))
@@ -118,7 +118,7 @@ class KScaleMin(KQuant):
     def _one_way(self, x: Tensor, w: Tensor) -> list[State]:
         sub_x, sub_w = self._sub_blocks(x, w)
         _, s, m = scale_min(
-            sub_x, sub_w, self.top, self.sub_probes, self.sub_keep, unrounded, negative=True
+            sub_x, sub_w, self.top, self.sub_probes, self.sub_keep, fp16=False, negative=True
         )
         problem = self._problem(x, w, self.scale_range)
         return problem.solve(self._per_block(s), self._per_block(-m), self.starts)

@@ -122,8 +122,8 @@ class Problem:
         """Grids from several d, given float scales s and offsets z ``[n, M, subs]``, best first."""
         weight = self.w.sum(-1)
         probes = super_probes(self.scale_range)
-        _, d = one_scale(s[:, 0], weight, self.scale_range, probes, starts, half)
-        _, dmin = one_scale(z[:, 0], weight, self.min_range, super_probes(self.min_range), 1, half)
+        _, d = one_scale(s[:, 0], weight, self.scale_range, probes, starts)
+        _, dmin = one_scale(z[:, 0], weight, self.min_range, super_probes(self.min_range), 1)
         dmin = dmin[:, 0]
         mins = self.integers(z, dmin, self.min_range)
         return [

@@ -14,7 +14,7 @@ from torch import Tensor
 from edgepack.formats._base import Format
 from edgepack.formats._bits import Layout
 from edgepack.formats._levels import Levels, Uniform
-from edgepack.formats._search import best_first, half, normalized, one_scale, reciprocal, scale_min
+from edgepack.formats._search import best_first, normalized, one_scale, reciprocal, scale_min
 from edgepack.weights import Grid, QuantizedTensor
 
 CHUNK = 1 << 17
@@ -159,7 +159,7 @@ class OneScale(BlockScalar):
         self.probes = probes
 
     def _propose(self, x: Tensor, w: Tensor) -> Grid:
-        _, d = one_scale(x, w, self.code_levels, self.probes, self.keep, half)
+        _, d = one_scale(x, w, self.code_levels, self.probes, self.keep)
         return {"d": d.to(torch.float16)}
 
 
@@ -179,8 +179,8 @@ class ScaleMin(BlockScalar):
         self.bare_probes = level_probes(self.levels, torch.tensor([1.1]), group=4)
 
     def _propose(self, x: Tensor, w: Tensor) -> Grid:
-        fitted = scale_min(x, w, self.top, self.probes, self.keep, half)
-        error, d = one_scale(x, w, self.code_levels, self.bare_probes, self.bare_keep, half)
+        fitted = scale_min(x, w, self.top, self.probes, self.keep)
+        error, d = one_scale(x, w, self.code_levels, self.bare_probes, self.bare_keep)
         both = zip(fitted, (error, d, torch.zeros_like(d)), strict=True)
         _, d, m = best_first(*(torch.cat(fields, 1) for fields in both))
         return {"d": d.to(torch.float16), "m": m.to(torch.float16)}

@@ -8,32 +8,20 @@ only the best goes on, so that the few kept differ from one another.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+import numpy as np
 import torch
 from torch import Tensor
 
+from edgepack.formats import _scale_kernels as kernels
 from edgepack.formats._levels import Levels
 
 TINY = 1e-30
-REFITS = 2
 FP16_MAX = 65504.0
-ROUNDING_COUNTS = 64.0
-"""How much more the rounding of d counts when probes are scored: the closed form is exact to 1e-7
-only, and of several grids through all x of a block the one meant is that with d in fp16."""
-
-Round = Callable[[Tensor], Tensor]
-"""What storing does to a scale: `half`, or nothing for scales that are quantized later."""
 
 
 def half(scale: Tensor) -> Tensor:
     """Rounded to fp16 and back; what overflows becomes the largest fp16."""
     return scale.clamp(-FP16_MAX, FP16_MAX).to(torch.float16).to(torch.float32)
-
-
-def unrounded(scale: Tensor) -> Tensor:
-    """As it is."""
-    return scale
 
 
 def reciprocal(scale: Tensor) -> Tensor:
@@ -69,123 +57,40 @@ def pick(values: Tensor, index: Tensor) -> Tensor:
     return values.gather(1, wide.expand(*index.shape, *values.shape[2:]))
 
 
-def _leaders(score: list[Tensor], groups: int, keep: int) -> Tensor:
-    """Indices ``[n, keep]`` of the best probes, at most one of each group of neighbours."""
-    scores = torch.unflatten(torch.stack(score, dim=1), 1, (groups, -1))
-    value, member = scores.max(dim=2)
-    group = value.topk(min(keep, groups), dim=1).indices
-    leaders: Tensor = group * scores.shape[2] + member.gather(1, group)
-    return leaders
-
-
 def one_scale(
-    x: Tensor, w: Tensor, levels: Levels, probes: Tensor, keep: int, stored: Round
+    x: Tensor, w: Tensor, levels: Levels, probes: Tensor, keep: int, *, fp16: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Errors and scales d ``[n, keep]``, best first, for x ≈ d·level.
+    """Errors and scales d ``[n, keep]``, best first, for x ≈ d·level; d as fp16 holds it.
 
     A probe p of `probes` ``[groups, members]`` starts from the d that puts the largest |x| onto
-    level value p, so the levels themselves find any x that lies on a grid exactly.
+    level value p, so the levels themselves find any x that lies on a grid exactly. w may be
+    ``[1, columns]``.
     """
-    visible = torch.where(w > 0, x, 0.0)
-    peak = visible.gather(1, visible.abs().argmax(1, keepdim=True))
-    inverse, wx = reciprocal(peak), w * x
-    scores, scales = [], []
-    for p in probes.flatten().tolist():
-        level = levels.nearest(x * (inverse * p))
-        scale = stored(ratio(dot(wx, level), dot(w * level, level)))
-        miss = level.mul_(scale.unsqueeze(-1)).sub_(x)
-        scores.append(-dot(w * miss, miss))
-        scales.append(scale)
-    starts = torch.stack(scales, 1).gather(1, _leaders(scores, len(probes), keep))
-    errors, kept = [], []
-    for d in starts.unsqueeze(-1).unbind(1):
-        for _ in range(REFITS):
-            level = levels.nearest(x * reciprocal(d))
-            d = ratio(dot(wx, level), dot(w * level, level)).unsqueeze(-1)
-        d = stored(d)
-        miss = levels.nearest(x * reciprocal(d)).mul_(d).sub_(x)
-        errors.append(dot(w * miss, miss))
-        kept.append(d.squeeze(-1))
-    error, scale = best_first(torch.stack(errors, 1), torch.stack(kept, 1))
+    bins, first = levels.bins
+    table = levels.values[bins.long()].numpy()
+    error, scale = (torch.empty(len(x), min(keep, len(probes))) for _ in range(2))
+    arrays = (t.float().contiguous().numpy() for t in (x, w, probes))
+    kernels.one_scale(*arrays, table, np.float32(first), fp16, error.numpy(), scale.numpy())
     return error, scale
 
 
 def scale_min(
-    x: Tensor, w: Tensor, top: int, probes: Tensor, keep: int, stored: Round, negative: bool = False
+    x: Tensor,
+    w: Tensor,
+    top: int,
+    probes: Tensor,
+    keep: int,
+    *,
+    fp16: bool = True,
+    negative: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Errors, scales d and offsets m ``[n, keep]``, best first, for x ≈ d·q + m, q in 0 … top.
 
     A probe (r, a) of `probes` ``[groups, members, 2]`` cuts the range of x into r steps and leaves
     out a·(r − top) of them at its low end. With `negative`, m ≤ 0 (as K-quants store it).
     """
-    low = torch.where(w > 0, x, torch.inf).amin(1, keepdim=True)
-    high = torch.where(w > 0, x, -torch.inf).amax(1, keepdim=True)
-    if negative:
-        low = low.clamp_max(0.0)
-    inverse, total = reciprocal(high - low), w.sum(-1)
-    mean = ratio(dot(w, x), total).unsqueeze(-1)
-    from_low, wx = x - low, w * (x - mean)
-    scores, scales, offsets = [], [], []
-    for r, a in probes.flatten(0, 1).tolist():
-        q = (from_low * (inverse * r)).sub_(a * (r - top)).round_().clamp_(0, top)
-        wq = w * q
-        lx, sum_q = dot(wx, q), wq.sum(-1)
-        spread_q = dot(wq, q) - sum_q * ratio(sum_q, total)
-        d = ratio(lx, spread_q)
-        scores.append(d * lx - ROUNDING_COUNTS * (d - stored(d)).square() * spread_q)
-        scales.append(d)
-        offsets.append(mean.squeeze(-1) - d * ratio(sum_q, total))
-    leaders = _leaders(scores, len(probes), keep)
-    starts = [
-        torch.stack(values, 1).gather(1, leaders).unsqueeze(-1) for values in (scales, offsets)
-    ]
-    errors, kept = [], []
-    for d, m in zip(*(start.unbind(1) for start in starts), strict=True):
-        for _ in range(REFITS):
-            d, m = _refit(x, w, nearest_code(x, d, m, top), negative)
-        d, m = _settled(x, w, d, m, top, stored)
-        miss = nearest_code(x, d, m, top).mul_(d).add_(m).sub_(x)
-        errors.append(dot(w * miss, miss))
-        kept.append((d.squeeze(-1), m.squeeze(-1)))
-    d, m = (torch.stack(values, 1) for values in zip(*kept, strict=True))
-    error, d, m = best_first(torch.stack(errors, 1), d, m)
+    error, d, m = (torch.empty(len(x), min(keep, len(probes))) for _ in range(3))
+    arrays = (t.float().contiguous().numpy() for t in (x, w, probes))
+    found = (t.numpy() for t in (error, d, m))
+    kernels.scale_min(*arrays, np.float32(top), fp16, negative, *found)
     return error, d, m
-
-
-def nearest_code(x: Tensor, d: Tensor, m: Tensor, top: int) -> Tensor:
-    """Codes 0 … top (float32) of x on d·q + m."""
-    return (x - m).mul_(reciprocal(d)).round_().clamp_(0, top)
-
-
-def _refit(x: Tensor, w: Tensor, q: Tensor, negative: bool) -> tuple[Tensor, Tensor]:
-    """Least squares for (d, m) ``[n, 1]`` with the codes fixed."""
-    wq, total = w * q, w.sum(-1)
-    mean_q, mean_x = ratio(wq.sum(-1), total), ratio(dot(w, x), total)
-    qx, qq = dot(wq, x - mean_x.unsqueeze(-1)), dot(wq, q - mean_q.unsqueeze(-1))
-    d = ratio(qx, qq)
-    m = mean_x - d * mean_q
-    if negative:
-        d = torch.where(m > 0, ratio(dot(wq, x), dot(wq, q)), d)
-        m = m.clamp_max(0.0)
-    return d.unsqueeze(-1), m.unsqueeze(-1)
-
-
-def _settled(
-    x: Tensor, w: Tensor, d: Tensor, m: Tensor, top: int, stored: Round
-) -> tuple[Tensor, Tensor]:
-    """(d, m) as stored: m re-fitted to the rounded d, on the code shift where it rounds best.
-
-    Codes that leave part of 0 … top unused can move up or down by s with m moving by −s·d: the
-    same values, but for the rounding of m. This finds grids that never use their lowest code.
-    """
-    if stored is not half:
-        return d, m
-    d = half(d)
-    q = nearest_code(x, d, m, top)
-    # In float64, or noise decides between shifts that all round well.
-    m = ratio(dot(w, x.double() - d.double() * q), w.sum(-1).double()).unsqueeze(-1)
-    shift = torch.arange(-top, top + 1, dtype=m.dtype, device=x.device)
-    moved = m - shift * d
-    allowed = (shift >= -q.amin(1, keepdim=True)) & (shift <= top - q.amax(1, keepdim=True))
-    loss = torch.where(allowed, (half(moved) - moved).abs(), torch.inf)
-    return d, half(moved.gather(1, loss.argmin(1, keepdim=True)))
