@@ -5,11 +5,13 @@ A model of the code, not a measurement; `benchmarks/quickstart.py` prints both.
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 
 from edgepack.calibration import self_text
 from edgepack.calibration.sweep import LABELS_AT_ONCE, TOKENS_AT_ONCE
 from edgepack.calibration.text import counts
+from edgepack.decompose.stage import AT_ONCE
 from edgepack.planning import Plan
 from edgepack.weights import WeightSpec
 
@@ -73,12 +75,15 @@ def _labels(plan: Plan) -> int:
 
 
 def _decompose(plan: Plan) -> int:
-    """One matrix with its copies and candidates, and its Hessian's factors."""
-    return max(
-        6 * _FLOAT * spec.numel + 9 * _DOUBLE * spec.shape[1] ** 2
-        for name, spec in plan.checkpoint.specs.items()
-        if name in plan.choices
-    )
+    """A few matrices with their copies and candidates, and the factors of their Hessians."""
+    at_once = min(AT_ONCE, os.cpu_count() or 1)
+    groups = [*_blocks(plan).values()]
+    groups += [[s] for s in plan.checkpoint.specs.values() if s.block is None]
+    return max(sum(sorted(map(_decomposing, group))[-at_once:]) for group in groups)
+
+
+def _decomposing(spec: WeightSpec) -> int:
+    return 6 * _FLOAT * spec.numel + 9 * _DOUBLE * spec.shape[-1] ** 2
 
 
 def _measure(plan: Plan) -> int:

@@ -53,12 +53,12 @@ def build(
     """
     made = plan(recipe, target, base)
     _check_free(out, force=force)
-    tokens = yield from _calibrate(made)
+    tokens = yield from calibrate(made)
     weights = yield from _decompose(made, tokens)
     return (yield from _export(made, target, weights, tokens, out, force=force))
 
 
-def _calibrate(made: Plan) -> Steps[Tokens | None]:
+def calibrate(made: Plan) -> Steps[Tokens | None]:
     """The calibrate stage: its folder holds the tokens and, if guided, every H."""
     stage = made.calibrate
     if stage is None:

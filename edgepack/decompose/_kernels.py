@@ -1,6 +1,7 @@
-"""The two loops over columns that no tensor operation covers, compiled; rows run in parallel.
+"""The loops of the sweep that go column by column, compiled.
 
-Plain float32 without fast-math: results do not depend on the number of threads.
+Sums inside a loop run over columns or candidates side by side; everything else is as written, so
+results do not depend on the number of threads. The interpreter lock is free meanwhile.
 """
 
 from __future__ import annotations
@@ -11,90 +12,130 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-numba.config.THREADING_LAYER = "workqueue"  # the one that survives a fork
-
 Float = NDArray[np.float32]
 Codes = NDArray[np.uint8]
 
+_compiled = numba.njit(cache=True, nogil=True)
+
 
 @numba.njit(inline="always")  # type: ignore[untyped-decorator]
-def _nearest(x: Any, scale: Any, offset: Any, bins: Any, first: Any) -> Any:
-    """The code nearest to x: levels lie on integers, so ⌊2t⌋ decides (see `Levels.bins`)."""
-    inverse = np.float32(0) if scale == 0 else np.float32(1) / scale
-    half_steps = np.floor(np.float32(2) * (x - offset) * inverse)
-    at = min(max(half_steps - np.float32(first), np.float32(0)), np.float32(len(bins) - 1))
-    return bins[int(at)]
+def _bin(t: Any, last: Any, first: Any) -> Any:
+    """Where to look up the level nearest to t: levels lie on integers, so ⌊2t⌋ decides (see
+    `Levels.bins`). Unsigned, or every look-up would handle negative indices."""
+    at = min(max(np.floor(np.float32(2) * t) - first, np.float32(0)), last)
+    return np.uint32(np.int32(at))
 
 
-@numba.njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
+@_compiled  # type: ignore[untyped-decorator]
 def sweep(
     x: Float,
     U: Float,
     scale: Float,
     offset: Float,
+    unit: NDArray[np.int64],
     levels: Float,
     bins: Codes,
-    first: int,
+    first: np.float32,
+    U_out: Float,
     best: NDArray[np.int64],
     codes: Codes,
     errors: Float,
 ) -> None:
     """Round one block with error feedback under K grids, row by row, and keep the cheapest.
 
-    x ``[rows, size]``, U ``[size, size]`` upper, scale and offset ``[rows, K, size]``, all in the
-    order of processing. Fills `best` ``[rows]``, `codes` and `errors` = (x_j − Q_j)/U_jj
-    ``[rows, size]``; the cost of a grid is Σ errors².
+    x ``[rows, size]`` and U ``[size, size]`` upper are in the order of processing; scale and offset
+    ``[rows, units, K]``, `unit` ``[size]`` the unit of each column. With U_out ``[rows, rows]``
+    upper, what is left of a row's errors also goes into the rows after it (x is overwritten);
+    without (``[0, 0]``), rows are independent. Fills `best` ``[rows]``, `codes` and `errors` =
+    (x_j − Q_j)/(U_jj·U_out,ii) ``[rows, size]``; the cost of a grid is Σ errors².
     """
     rows, size = x.shape
-    for r in numba.prange(rows):
-        least = np.float32(np.inf)
-        left, e = np.empty(size, np.float32), np.empty(size, np.float32)
-        chosen = np.empty(size, np.uint8)
-        for k in range(scale.shape[1]):
-            left[:] = x[r]
-            cost = np.float32(0)
-            for j in range(size):
-                s, o = scale[r, k, j], offset[r, k, j]
-                chosen[j] = _nearest(left[j], s, o, bins, first)
-                e[j] = (left[j] - (s * levels[chosen[j]] + o)) / U[j, j]
-                cost += e[j] * e[j]
-                if cost >= least:
-                    break
-                for i in range(j + 1, size):
-                    left[i] -= U[j, i] * e[j]
-            if cost < least:
-                least = cost
-                best[r], codes[r], errors[r] = k, chosen, e
+    K, last = scale.shape[2], np.float32(len(bins) - 1)
+    table = levels[bins]
+    left, e = np.empty((size, K), np.float32), np.empty((size, K), np.float32)
+    for r in range(rows):
+        cost = np.zeros(K, np.float32)
+        for j in range(size):
+            left[j, :] = x[r, j]
+        for j in range(size):
+            s, o, ej, lj = scale[r, unit[j]], offset[r, unit[j]], e[j], left[j]
+            inverse_U = np.float32(1) / U[j, j]
+            for k in range(K):
+                inverse = np.float32(0) if s[k] == 0 else np.float32(1) / s[k]
+                level = table[_bin((lj[k] - o[k]) * inverse, last, first)]
+                ej[k] = (lj[k] - (s[k] * level + o[k])) * inverse_U
+                cost[k] += ej[k] * ej[k]
+            for i in range(j + 1, size):
+                u, li = U[j, i], left[i]
+                for k in range(K):
+                    li[k] -= u * ej[k]
+        chosen = np.argmin(cost)
+        best[r] = chosen
+        for j in range(size):
+            s1, o1 = scale[r, unit[j], chosen], offset[r, unit[j], chosen]
+            inverse = np.float32(0) if s1 == 0 else np.float32(1) / s1
+            codes[r, j] = bins[_bin((left[j, chosen] - o1) * inverse, last, first)]
+            errors[r, j] = e[j, chosen]
+        if len(U_out):
+            _pass_on(x, U, U_out, errors, r)
 
 
-@numba.njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
+@_compiled  # type: ignore[untyped-decorator]
+def _pass_on(x: Float, U: Float, U_out: Float, errors: Float, r: int) -> None:
+    """Normalise the errors of row r and take their effect off the rows after it."""
+    rows, size = x.shape
+    effect = np.zeros(size, np.float32)
+    inverse = np.float32(1) / U_out[r, r]
+    for j in range(size):
+        errors[r, j] *= inverse
+        for i in range(j, size):
+            effect[i] += errors[r, j] * U[j, i]
+    for i in range(r + 1, rows):
+        u = U_out[r, i]
+        for j in range(size):
+            x[i, j] -= u * effect[j]
+
+
+@_compiled  # type: ignore[untyped-decorator]
 def descend(
     gradient: Float,
     H: Float,
+    H_out: Float,
     scale: Float,
     offset: Float,
     levels: Float,
     bins: Codes,
-    first: int,
+    first: np.float32,
     codes: Codes,
     Q: Float,
     residual: Float,
 ) -> None:
     """Coordinate descent over the columns of one block, in place.
 
-    gradient ``[rows, size]`` is ((W−Q)H) in these columns, H ``[size, size]`` their own; codes, Q
-    and residual = W − Q ``[rows, size]``.
+    gradient ``[rows, size]`` is (H_out (W−Q) H) here, H ``[size, size]`` and H_out ``[rows, rows]``
+    (``[0, 0]`` where rows are independent) their own parts; codes, Q and residual = W − Q
+    ``[rows, size]``.
     """
     rows, size = gradient.shape
-    for r in numba.prange(rows):
+    last = np.float32(len(bins) - 1)
+    for r in range(rows):
+        own = H_out[r, r] if len(H_out) else np.float32(1)
         for j in range(size):
             s, o = scale[r, j], offset[r, j]
-            code = _nearest(Q[r, j] + gradient[r, j] / H[j, j], s, o, bins, first)
+            inverse = np.float32(0) if s == 0 else np.float32(1) / s
+            target = Q[r, j] + gradient[r, j] / (H[j, j] * own)
+            code = bins[_bin((target - o) * inverse, last, first)]
             if code == codes[r, j]:
                 continue
             change = s * levels[code] + o - Q[r, j]
-            for i in range(size):
-                gradient[r, i] -= H[j, i] * change
+            if len(H_out):
+                for i in range(r, rows):
+                    u = H_out[r, i] * change
+                    for k in range(size):
+                        gradient[i, k] -= u * H[j, k]
+            else:
+                for k in range(size):
+                    gradient[r, k] -= H[j, k] * change
             codes[r, j] = code
             Q[r, j] += change
             residual[r, j] -= change

@@ -1,10 +1,12 @@
 """Rounding with error feedback (LDLQ/GPTQ) whose block scales are fitted inside the sweep.
 
-Minimises tr((W−Q) H (W−Q)ᵀ) over codes and scales. With H⁻¹ = UᵀU, U upper, the error made in
-column j, divided by U_jj, is fed back into the columns still to come (Frantar et al., GPTQ,
-arXiv 2210.17323, eq. 2–3; the same as LDLQ of Chee et al., arXiv 2307.13304, eq. 4, with the
-columns reversed); the cost left after the sweep is Σ_j ((W_j − Q_j)/U_jj)² over the compensated
-columns W_j.
+Minimises tr(H_out (W−Q) H (W−Q)ᵀ) over codes and scales; H_out is the identity where none is given.
+With H⁻¹ = UᵀU, U upper, the error made in column j, divided by U_jj, is fed back into the columns
+still to come (Frantar et al., GPTQ, arXiv 2210.17323, eq. 2–3; the same as LDLQ of Chee et al.,
+arXiv 2307.13304, eq. 4, with the columns reversed). With H_out it goes into the rows still to come
+as well, in the same way (Tseng et al., YAQA, arXiv 2505.22988, eq. 5): with Ẽ_ij the error of an
+element divided by U_jj·U_out,ii, the element (i, j) is rounded at W_ij − (U_outᵀ Ẽ U)_ij summed
+over the elements before it, and the cost left in the end is Σ Ẽ².
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,12 +23,14 @@ from edgepack.formats._scalar import Scalar
 from edgepack.linalg import damped, inverse_factor
 from edgepack.weights import Grid, QuantizedTensor
 
-_ROWS = 8192  # rows are independent: so many at once, whatever the size of the vocabulary
+_ROWS = 8192  # rows are independent without H_out: so many at once, whatever the vocabulary
+_TILE = 64  # rows whose scales are chosen before any of them is rounded, with H_out
+_NONE = torch.empty(0, 0)
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What LDLQ needs of one damped H: computed once, used for every weight that shares it."""
+    """What LDLQ needs of damped H and H_out: computed once, for every weight that shares them."""
 
     H: Tensor
     """Damped, mean diagonal 1 + damping, float32 ``[in, in]``."""
@@ -33,79 +38,127 @@ class Metric:
     """H⁻¹ = UᵀU in the order of `columns`, upper, float32 ``[in, in]``."""
     columns: Tensor
     """Order of processing: blocks by descending trace of H, columns inside them by diagonal."""
+    H_out: Tensor = _NONE
+    """The same for the output side, in the order of `rows`; empty for the identity."""
+    U_out: Tensor = _NONE
+    rows: Tensor = _NONE
+    """Order of processing: by descending diagonal."""
 
 
-def metric(H: Tensor, block_size: int, damping: float) -> Metric:
-    """Prepare H ``[in, in]`` for sweeps over blocks of `block_size` columns."""
+def metric(H: Tensor, block_size: int, damping: float, H_out: Tensor | None = None) -> Metric:
+    """Prepare H ``[in, in]`` (and H_out ``[out, out]``) for sweeps over blocks of `block_size`
+    columns."""
     H = damped(H, damping)
     by_block = H.diagonal().view(-1, block_size)
     inside = by_block.argsort(dim=1, descending=True, stable=True)
     blocks = by_block.sum(1).argsort(descending=True, stable=True)
     columns = (inside + torch.arange(len(blocks))[:, None] * block_size)[blocks].flatten()
     U = inverse_factor(H[columns][:, columns])
-    return Metric(H.float(), U.float(), columns)
+    if H_out is None:
+        return Metric(H.float(), U.float(), columns)
+    H_out = damped(H_out, damping)
+    rows = H_out.diagonal().argsort(descending=True, stable=True)
+    H_out = H_out[rows][:, rows]
+    return Metric(H.float(), U.float(), columns, H_out.float(), inverse_factor(H_out).float(), rows)
 
 
 def ldlq(W: Tensor, m: Metric, fmt: Scalar, passes: int = 2) -> QuantizedTensor:
     """Q for W ``[out, in]`` in the metric `m`, then `passes` rounds of coordinate descent."""
+    if len(m.rows):
+        back = m.rows.argsort()
+        return _ldlq(W[m.rows], m, fmt, passes).permute_rows(back)
     parts = [_ldlq(rows, m, fmt, passes) for rows in torch.split(W, _ROWS)]
     grid = {field: torch.cat([p.grid[field] for p in parts]) for field in parts[0].grid}
     return QuantizedTensor(fmt.name, torch.cat([p.codes for p in parts]), grid)
 
 
 def _ldlq(W: Tensor, m: Metric, fmt: Scalar, passes: int) -> QuantizedTensor:
-    size, (rows, width) = fmt.block_size, W.shape
-    left = W.float()[:, m.columns]
-    codes: Tensor = torch.empty(rows, width, dtype=torch.uint8)
-    grids: list[Grid] = [{}] * (width // size)
-    for start in range(0, width, size):
-        here = slice(start, start + size)
-        columns = m.columns[here]
-        grid, chosen, errors = _block(fmt, left[:, here], m.U[here, here], columns % size)
-        left[:, start + size :] -= errors @ m.U[here, start + size :]
-        codes[:, columns] = chosen
-        grids[int(columns[0]) // size] = grid
-    grid = {field: torch.cat([g[field] for g in grids], dim=1) for field in grids[0]}
+    W = W.float()
+    codes, grid = _sweep(W, m, fmt)
     if passes:
-        _descend(fmt, W.float(), m.H, codes, grid, passes)
+        _descend(fmt, W, m, codes, grid, passes)
     return QuantizedTensor(fmt.name, codes, grid)
 
 
-def _block(fmt: Scalar, x: Tensor, U: Tensor, inside: Tensor) -> tuple[Grid, Tensor, Tensor]:
-    """Grid, codes and errors/U_jj of a block x ``[rows, size]`` whose columns stand in the order
-    `inside`: of the format's candidate grids, for each row the one that costs least after error
-    feedback inside the block."""
+def _tiles(rows: int, m: Metric) -> list[slice]:
+    """Rows that go together, and their part of U_out or H_out."""
+    size = _TILE if len(m.rows) else rows
+    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
+def _sweep(W: Tensor, m: Metric, fmt: Scalar) -> tuple[Tensor, Grid]:
+    """Codes and grid after error feedback through all columns (and rows)."""
+    size, (rows, width) = fmt.block_size, W.shape
+    W = W[:, m.columns]
+    effect = torch.zeros_like(W)  # Ẽ·U, what each row's errors so far do to its columns
+    errors = torch.empty(rows, size)
+    codes: Tensor = torch.empty(rows, width, dtype=torch.uint8)
+    grids: list[Grid] = [{}] * (width // size)
+    for start in range(0, width, size):
+        here, after = slice(start, start + size), slice(start + size, width)
+        columns, U, found = m.columns[here], m.U[here, here], []
+        for tile in _tiles(rows, m):
+            if len(m.rows):
+                before = slice(0, tile.stop)
+                x = W[tile, here] - m.U_out[before, tile].T @ effect[before, here]
+            else:
+                x = W[tile, here] - effect[tile, here]
+            grid, chosen, errors[tile] = _block(fmt, x, U, m.U_out[tile, tile], columns % size)
+            effect[tile, here] += errors[tile] @ U
+            codes[tile, columns] = chosen
+            found.append(grid)
+        effect[:, after] += errors @ m.U[here, after]
+        grids[int(columns[0]) // size] = {f: torch.cat([g[f] for g in found]) for f in found[0]}
+    return codes, {field: torch.cat([g[field] for g in grids], dim=1) for field in grids[0]}
+
+
+def _block(
+    fmt: Scalar, x: Tensor, U: Tensor, U_out: Tensor, inside: Tensor
+) -> tuple[Grid, Tensor, Tensor]:
+    """Grid, codes and normalised errors of a block x ``[rows, size]`` whose columns stand in the
+    order `inside`: of the format's candidate grids, for each row the one that costs least after
+    error feedback inside the block."""
     rows, size = x.shape
     in_storage = inside.argsort()
     importance = U.diagonal()[in_storage] ** -2
     candidates = fmt.candidates(x[:, in_storage].contiguous(), importance)
     K = next(iter(candidates.values())).shape[1]
     flat = {field: v.reshape(rows * K, 1, *v.shape[2:]) for field, v in candidates.items()}
-    scale, offset = (
-        torch.unflatten(v[:, inside], 0, (rows, K)).contiguous() for v in fmt.affine(flat)
+    units = (
+        v[:, :: fmt.unit].view(rows, K, -1).transpose(1, 2).contiguous() for v in fmt.affine(flat)
     )
     best = torch.zeros(rows, dtype=torch.int64)
     codes, errors = torch.zeros(rows, size, dtype=torch.uint8), torch.zeros(rows, size)
-    _call(sweep, (x, U, scale, offset), fmt, (best, codes, errors))
+    _call(sweep, (x, U, *units, inside // fmt.unit), fmt, (U_out.contiguous(), best, codes, errors))
     row = torch.arange(rows)
     return {field: v[row, best][:, None] for field, v in candidates.items()}, codes, errors
 
 
-def _descend(fmt: Scalar, W: Tensor, H: Tensor, codes: Tensor, grid: Grid, passes: int) -> None:
-    """Coordinate descent over the columns of Q at fixed scales, `codes` in place.
+def _descend(fmt: Scalar, W: Tensor, m: Metric, codes: Tensor, grid: Grid, passes: int) -> None:
+    """Coordinate descent over the elements of Q at fixed scales, `codes` in place.
 
-    The best value of column c given all others is Q_c + ((W−Q)H)_c / H_cc.
+    The best value of element (i, j), given all others, is
+    Q_ij + (H_out (W−Q) H)_ij / (H_out,ii·H_jj).
     """
-    size = fmt.block_size
+    size, tiles = fmt.block_size, _tiles(len(W), m)
     scale, offset = (v.contiguous() for v in fmt.affine(grid))
     Q = fmt.decode(codes, grid)
     residual = W - Q
+    effect = residual @ m.H if len(m.rows) else _NONE
     for start in [*range(0, W.shape[1], size)] * passes:
         here = slice(start, start + size)
-        block = [t[:, here].contiguous() for t in (codes, Q, residual)]
-        gradient = residual @ H[:, here]
-        _call(descend, (gradient, H[here, here], scale[:, here], offset[:, here]), fmt, block)
-        codes[:, here], Q[:, here], residual[:, here] = block
+        for tile in tiles:
+            block = [t[tile, here].contiguous() for t in (codes, Q, residual)]
+            if len(m.rows):
+                gradient = m.H_out[tile] @ effect[:, here]
+            else:
+                gradient = residual[tile] @ m.H[:, here]
+            old = block[2].clone()
+            affine = scale[tile, here], offset[tile, here]
+            _call(descend, (gradient, m.H[here, here], m.H_out[tile, tile], *affine), fmt, block)
+            codes[tile, here], Q[tile, here], residual[tile, here] = block
+            if len(m.rows):
+                effect[tile] += (block[2] - old) @ m.H[here]
 
 
 def _call(
@@ -114,4 +167,4 @@ def _call(
     """Run a compiled kernel on tensors; `outputs` are filled in place."""
     bins, first = fmt.code_levels.bins
     arrays = (t.contiguous().numpy() for t in (*inputs, fmt.levels, bins))
-    kernel(*arrays, first, *(t.numpy() for t in outputs))
+    kernel(*arrays, np.float32(first), *(t.numpy() for t in outputs))

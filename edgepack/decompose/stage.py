@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,6 +41,9 @@ class Choice:
     R: str | None = None
     factors: str = "f16"
 
+
+AT_ONCE = 4
+"""Weights decomposed side by side, where there are so many cores."""
 
 IMATRIX = "imatrix"
 """The tensor in a weight's file that belongs to neither Q, L nor R."""
@@ -151,16 +155,34 @@ class _Run:
         return [groups[block] for block in sorted(groups)]
 
     def _group(self, group: list[WeightSpec], hessian: Lookup) -> Steps[None]:
-        for spec in group:
-            choice = self.choices[spec.name]
-            label = f"{spec.name.removesuffix('.weight')} ({choice.format}, rank {choice.rank})"
-            yield Progress("decompose", self.done, self.total, label)
-            if not weight_path(self.folder, spec.name).exists():
-                with while_doing(f"decomposing {label}"):
-                    self._weight(spec, choice, hessian)
-            self.done += spec.numel
+        """A few weights at a time, each on one core: then results do not depend on their number,
+        and a weight whose rows wait for one another keeps no core idle."""
+        missing = [s for s in group if not weight_path(self.folder, s.name).exists()]
+        self.done += sum(s.numel for s in group if s not in missing)
+        cores = torch.get_num_threads()
+        pool = ThreadPoolExecutor(
+            min(AT_ONCE, cores), initializer=partial(torch.set_num_threads, 1)
+        )
+        try:
+            running = [(s, pool.submit(self._weight, s, hessian)) for s in missing]
+            for spec, future in running:
+                yield Progress("decompose", self.done, self.total, self._label(spec))
+                future.result()
+                self.done += spec.numel
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(cores)
 
-    def _weight(self, spec: WeightSpec, choice: Choice, hessian: Lookup) -> None:
+    def _label(self, spec: WeightSpec) -> str:
+        choice = self.choices[spec.name]
+        return f"{spec.name.removesuffix('.weight')} ({choice.format}, rank {choice.rank})"
+
+    @torch.no_grad()
+    def _weight(self, spec: WeightSpec, hessian: Lookup) -> None:
+        with while_doing(f"decomposing {self._label(spec)}"):
+            self._decompose(spec, self.choices[spec.name], hessian)
+
+    def _decompose(self, spec: WeightSpec, choice: Choice, hessian: Lookup) -> None:
         checkpoint = self.decoder.checkpoint
         H = self._hessian(spec, hessian)
         found = caldera(

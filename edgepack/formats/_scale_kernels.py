@@ -12,8 +12,6 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-numba.config.THREADING_LAYER = "workqueue"  # the one that survives a fork
-
 Float = NDArray[np.float32]
 
 TINY = np.float32(1e-30)
@@ -29,7 +27,7 @@ ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
 
 _fast = numba.njit(cache=True, fastmath={"reassoc", "contract", "nsz"})
 _strict = numba.njit(cache=True)
-_parallel = numba.njit(cache=True, parallel=True)
+_compiled = numba.njit(cache=True, nogil=True)
 
 
 @_strict  # type: ignore[untyped-decorator]
@@ -61,7 +59,7 @@ def _fit_scale(x: Any, w: Any, inverse: Any, table: Any, first: Any) -> Any:
     lx, ll = ZERO, ZERO
     for j in range(len(x)):
         at = min(max(np.floor(TWO * x[j] * inverse) - first, ZERO), last)
-        level = table[np.int32(at)]
+        level = table[np.uint32(np.int32(at))]
         lx += w[j] * x[j] * level
         ll += w[j] * level * level
     return _ratio(lx, ll)
@@ -74,7 +72,7 @@ def _miss(x: Any, w: Any, inverse: Any, d: Any, table: Any, first: Any) -> Any:
     error = ZERO
     for j in range(len(x)):
         at = min(max(np.floor(TWO * x[j] * inverse) - first, ZERO), last)
-        miss = x[j] - d * table[np.int32(at)]
+        miss = x[j] - d * table[np.uint32(np.int32(at))]
         error += w[j] * miss * miss
     return error
 
@@ -102,7 +100,7 @@ def _insert(values: Any, at: Any, value: Any) -> None:
         values[at] = value
 
 
-@_parallel  # type: ignore[untyped-decorator]
+@_compiled  # type: ignore[untyped-decorator]
 def one_scale(
     x: Float,
     weights: Float,
@@ -116,8 +114,7 @@ def one_scale(
     """See `_search.one_scale`; x ``[n, columns]``, weights the same or ``[1, columns]``, `table`
     the level of every half step from `first`. Fills errors and scales ``[n, keep]``."""
     keep = errors.shape[1]
-    for row in numba.prange(len(x)):
-        r = np.int64(row)
+    for r in range(len(x)):
         xr, w = x[r], weights[r if len(weights) > 1 else 0]
         peak = ZERO
         for j in range(len(xr)):
@@ -206,7 +203,7 @@ def _settled(x: Any, w: Any, d: Any, m: Any, total: Any, top: Any) -> Any:
     return d, best
 
 
-@_parallel  # type: ignore[untyped-decorator]
+@_compiled  # type: ignore[untyped-decorator]
 def scale_min(
     x: Float,
     weights: Float,
@@ -220,8 +217,7 @@ def scale_min(
 ) -> None:
     """See `_search.scale_min`; fills errors, scales and offsets ``[n, keep]``."""
     keep = errors.shape[1]
-    for row in numba.prange(len(x)):
-        r = np.int64(row)
+    for r in range(len(x)):
         xr, w = x[r], weights[r if len(weights) > 1 else 0]
         low, high = np.float32(np.inf), np.float32(-np.inf)
         total, mean = ZERO, ZERO

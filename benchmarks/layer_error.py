@@ -1,0 +1,106 @@
+"""What error feedback is worth inside a layer: held-out layer error against stock with imatrix.
+
+    python -m benchmarks.layer_error [--types …] [--blocks 30] [--shared ../shared]
+
+SmolLM2-135M-Instruct, every weight of the first blocks (256-column types: ffn_down, the one weight
+that is wide enough). Both sides know the same tokens of calibration_datav3 (32 per column of the
+widest weight): stock as an imatrix, LDLQ as H. The error ‖(W−Q)H^½‖²/‖WH^½‖² is judged on tokens
+held out from them, in two metrics, each with the Q made for it: `plain` counts all tokens alike
+(what the literature calls the layer error), `guided` weighs them by their gradients (what edgepack
+optimises by default; a handful of tokens carries much of it, so it generalises less).
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from benchmarks.same_type import FFN_DOWN, RESULTS, recipe
+from edgepack import pipeline, planning, plugins
+from edgepack.architectures._base import LINEAR_ROLES
+from edgepack.calibration.sweep import Activations, layerwise, load_hessian, micro_batches
+from edgepack.calibration.text import Tokens
+from edgepack.decoder import Decoder
+from edgepack.decompose.caldera import caldera
+from edgepack.planning import Plan
+from edgepack.progress import finish
+from edgepack.recipe import parse
+from edgepack.runtimes.ggml import stock_quantize
+from edgepack.weights import Hessian, relative_error
+
+
+def plain(decoder: Decoder, tokens: Tokens, blocks: int) -> Iterator[dict[str, Hessian]]:
+    """Every block's Hessians with all tokens alike, on the original's activations."""
+    batches = micro_batches(tokens)
+    shape = (*tokens.all.shape, decoder.dimensions.hidden_size)
+    with tempfile.TemporaryDirectory() as folder:
+        x = Activations(Path(folder) / "x0", shape)
+        embedding = decoder.embedding()
+        x.write(embedding[tokens.all[batch.rows]] for batch in batches)
+        for i in range(blocks):
+            block = decoder.block(i)
+            yield layerwise(block, x, batches)
+            after = Activations(Path(folder) / f"x{i + 1}", shape)
+            after.write(block(x.read(batch.rows)) for batch in batches)
+            x.path.unlink()
+            x = after
+
+
+def errors(made: Plan, name: str, block: int, role: str, H: Hessian) -> tuple[float, float]:
+    """(edgepack, stock + imatrix) on one weight."""
+    checkpoint = made.checkpoint
+    W = checkpoint.tensor(checkpoint.architecture.hf_name(role, block))
+    form = plugins.find("formats", name)
+    assert made.recipe.compress is not None
+    damping = made.recipe.compress.damping
+    ours = caldera(W, H, form, rank=0, factors="f16", damping=damping, iterations=1)
+    data = torch.from_numpy(stock_quantize(name, W.numpy(), H.imatrix.numpy()))
+    return ours.error, relative_error(W, form.parse(data).dequantize(), H.held_out)
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--types", default="q4_0,q2_0,q2_k,q3_k")
+    parser.add_argument("--blocks", type=int, default=30)
+    parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    options = parser.parse_args()
+    made = planning.plan(parse(recipe("q4_0", options.shared.resolve())), "gguf", Path())
+    tokens = finish(pipeline.calibrate(made))
+    assert made.calibrate is not None
+    assert tokens is not None
+    folder = made.calibrate.folder
+    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for block, hessians in enumerate(plain(made.decoder, tokens, options.blocks)):
+        for role in LINEAR_ROLES:
+            metrics = {"plain": hessians[role], "guided": load_hessian(folder / str(block), role)}
+            for name in options.types.split(","):
+                if name in FFN_DOWN and role != "ffn_down":
+                    continue
+                for metric, H in metrics.items():
+                    pair = errors(made, name, block, role, H)
+                    found.setdefault((name, metric), []).append(pair)
+        print(f"block {block}", flush=True)
+    lines = [
+        "| type | weights | metric | stock + imatrix | edgepack | ratio of means | median ratio |"
+    ]
+    lines.append("|---|---|---|---:|---:|---:|---:|")
+    for (name, metric), pairs in sorted(found.items(), reverse=True):
+        ours, stock = (statistics.fmean(values) for values in zip(*pairs, strict=True))
+        middle = statistics.median(a / b for a, b in pairs)
+        which = "ffn_down" if name in FFN_DOWN else "all"
+        lines.append(
+            f"| {name} | {which} | {metric} | {stock:.2e} | {ours:.2e} "
+            f"| {ours / stock:.2f} | {middle:.2f} |"
+        )
+    print("\n".join(lines))
+    (RESULTS / "layer_error.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
