@@ -62,7 +62,10 @@ def _sweep(plan: Plan) -> int:
     heads = d.num_attention_heads * d.head_dim
     activations = tokens * (10 * d.hidden_size + 6 * heads + 8 * d.intermediate_size)
     weights = max(sum(s.numel for s in specs) for specs in _blocks(plan).values())
-    moments = max(sum(s.shape[1] ** 2 for s in specs) for specs in _blocks(plan).values())
+    sides = slice(0, 2) if plan.objective == "model" else slice(1, 2)
+    moments = max(
+        sum(n**2 for s in specs for n in s.shape[sides]) for specs in _blocks(plan).values()
+    )
     return _FLOAT * (weights + activations) + 2 * _DOUBLE * moments
 
 
@@ -79,11 +82,16 @@ def _decompose(plan: Plan) -> int:
     at_once = min(AT_ONCE, os.cpu_count() or 1)
     groups = [*_blocks(plan).values()]
     groups += [[s] for s in plan.checkpoint.specs.values() if s.block is None]
-    return max(sum(sorted(map(_decomposing, group))[-at_once:]) for group in groups)
+    model = plan.objective == "model"
+    each = ([_decomposing(spec, two_sided=model) for spec in group] for group in groups)
+    return max(sum(sorted(sizes)[-at_once:]) for sizes in each)
 
 
-def _decomposing(spec: WeightSpec) -> int:
-    return 6 * _FLOAT * spec.numel + 9 * _DOUBLE * spec.shape[-1] ** 2
+def _decomposing(spec: WeightSpec, *, two_sided: bool) -> int:
+    square = spec.shape[-1] ** 2
+    if two_sided and spec.block is not None and len(spec.shape) == 2:
+        square += spec.shape[0] ** 2
+    return 6 * _FLOAT * spec.numel + 9 * _DOUBLE * square
 
 
 def _measure(plan: Plan) -> int:

@@ -59,7 +59,8 @@ def build(
 
 
 def calibrate(made: Plan) -> Steps[Tokens | None]:
-    """The calibrate stage: its folder holds the tokens and, if guided, every H."""
+    """The calibrate stage: its folder holds the tokens and, unless the objective is
+    ``layer``, every H."""
     stage = made.calibrate
     if stage is None:
         return None
@@ -67,8 +68,11 @@ def calibrate(made: Plan) -> Steps[Tokens | None]:
     if not stage.is_done:
         with stage.writing() as folder:
             tokens = yield from calibration_text.tokens(decoder, options, made.base, folder)
-            if options.objective == "guided":
-                yield from sweep.guided(decoder, tokens, folder, options.seed)
+            if options.objective != "layer":
+                output_side = options.objective == "model"
+                yield from sweep.guided(
+                    decoder, tokens, folder, options.seed, output_side=output_side
+                )
     return (yield from calibration_text.tokens(decoder, options, made.base, stage.folder))
 
 
@@ -80,8 +84,8 @@ def _decompose(made: Plan, tokens: Tokens | None) -> Steps[Path]:
         settings = Settings(
             tuple(compress.damping) if compress else (), compress.iterations if compress else 0
         )
-        guided = made.calibrate is not None and made.objective == "guided"
-        hessians = made.calibrate.folder if made.calibrate and guided else None
+        one_shot = made.calibrate is not None and made.objective != "layer"
+        hessians = made.calibrate.folder if made.calibrate and one_shot else None
         with stage.writing() as folder:
             yield from decompose(made.decoder, made.choices, settings, hessians, tokens, folder)
     return stage.folder

@@ -62,7 +62,7 @@ class Plan:
 
     @property
     def objective(self) -> str:
-        """``guided`` or ``layer``; ``none`` where nothing is quantized."""
+        """The recipe's; ``none`` where nothing is quantized."""
         return self.recipe.calibrate.objective if self.calibrate else "none"
 
     def bytes_by_part(self) -> dict[str, int]:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgepack.errors import RecipeError
 
-Objective = Literal["guided", "layer"]
+Objective = Literal["model", "guided", "layer"]
 FactorFormat = Literal["f16", "q8_0", "q4_0"]
 
 
@@ -30,8 +30,9 @@ class Calibrate(Section):
         "(`messages`, or `prompt` and `response`).",
     )
     objective: Objective = Field(
-        "guided",
-        description="`guided`: w_t = squared norm of the gradient at the weight's output, for "
+        "model",
+        description="`model`: H_out ⊗ H, the Fisher matrix of the model's own output in two "
+        "factors. `guided`: H alone, w_t = squared norm of the gradient at the weight's output, for "
         "labels sampled from the model. `layer`: w_t = 1, each block on the packed prefix.",
     )
     tokens: int | None = Field(

@@ -101,17 +101,28 @@ def whole_model(
     train = len(tokens.train)
     found = {}
     for key, (x, y) in seen.items():
-        inputs, weight = x.detach().double(), y.grad.double().square().sum(-1)
+        inputs, gradients = x.detach().double(), y.grad.double()
+        weight = gradients.square().sum(-1)
+        sides = {}
         if key[1] != HEAD:
-            for batch in sweep.micro_batches(tokens):
-                most = sweep.MOST * weight[batch.rows].mean()
-                weight[batch.rows] = weight[batch.rows].clamp_max(most)
+            weight, size = clipped(weight, tokens), clipped(inputs.square().sum(-1), tokens)
+            sides = {
+                "out_train": second_moment(gradients[:train], size[:train]),
+                "out_held_out": second_moment(gradients[train:], size[train:]),
+            }
         found[key] = Hessian(
             second_moment(inputs[:train], weight[:train]),
             second_moment(inputs[train:], weight[train:]),
             inputs[:train].square().mean((0, 1)),
+            **{part: H / H.diagonal().mean() for part, H in sides.items()},
         )
     return found, drawn
+
+
+def clipped(weight: Tensor, tokens: Tokens) -> Tensor:
+    """Weights ``[sequences, length]``, none above `MOST` times the mean of its batch."""
+    parts = [weight[batch.rows] for batch in sweep.micro_batches(tokens)]
+    return torch.cat([part.clamp_max(sweep.MOST * part.mean()) for part in parts])
 
 
 def second_moment(x: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -121,7 +132,10 @@ def second_moment(x: Tensor, weight: Tensor | None = None) -> Tensor:
 
 
 def assert_close(found: Hessian, expected: Hessian, tolerance: float, key: object) -> None:
-    for part in ("train", "held_out", "imatrix"):
+    for part in ("train", "held_out", "imatrix", "out_train", "out_held_out"):
+        if getattr(expected, part) is None:
+            assert getattr(found, part) is None
+            continue
         a, b = (getattr(H, part).double() for H in (found, expected))
         assert (a - b).norm() <= tolerance * b.norm(), (key, part)
 
@@ -132,7 +146,7 @@ def test_guided_hessians_are_those_of_autograd_on_the_whole_model(tmp_path, fami
     make_model(tmp_path / "model", family, layers=3, tied=family == "llama")
     decoder = Decoder(open_checkpoint(str(tmp_path / "model")))
     tokens = random_tokens(decoder)
-    finish(sweep.guided(decoder, tokens, tmp_path, seed=11))
+    finish(sweep.guided(decoder, tokens, tmp_path, seed=11, output_side=True))
     found = load(tmp_path, decoder)
     rounded, labels = whole_model(decoder, tokens, seed=11)
     exact, _ = whole_model(decoder, tokens, seed=11, labels=labels)
@@ -148,6 +162,7 @@ def test_what_calibration_keeps_is_symmetric_semidefinite_and_only_that(tmp_path
     finish(sweep.guided(decoder, random_tokens(decoder), tmp_path, seed=0))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["0", "1", "2", HEAD]
     for hessian in load(tmp_path, decoder).values():
+        assert hessian.out_train is None
         for H in (hessian.train, hessian.held_out):
             assert torch.equal(H, H.T)
             values = torch.linalg.eigvalsh(H.double())

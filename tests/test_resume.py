@@ -20,7 +20,7 @@ import edgepack
 from edgepack.cli import app
 from edgepack.errors import EdgepackError
 
-OBJECTIVES = ["guided", "layer"]
+OBJECTIVES = ["model", "layer"]
 
 
 @pytest.fixture(scope="module", params=OBJECTIVES)

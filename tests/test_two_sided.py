@@ -49,7 +49,7 @@ def test_it_is_gptq_on_the_kronecker_product(
     m = metric(H, 32, 0.01, H_out)
     found = ldlq(W, m, fixed_scale, passes=0).dequantize()
 
-    H, H_out = damped(H, 0.01), damped(H_out, 0.01)
+    H, H_out = damped(H, 0.01), damped(H_out, module.OUT_DAMPING)
     order = (m.columns[:, None] * 10 + m.rows[None, :]).flatten()  # of W's columns, stacked
     U = inverse_factor(torch.kron(H, H_out)[order][:, order])
     left = W.T.flatten()[order].double()
@@ -76,7 +76,11 @@ def test_coordinate_descent_only_lowers_the_cost(name: str):
     W, H, H_out = weights(80, 256), correlated(256, 1), correlated(80, 2)
     m = metric(H, fmt.block_size, 0.01, H_out)
     costs = [
-        cost(W - ldlq(W, m, fmt, passes).dequantize(), damped(H_out, 0.01), damped(H, 0.01))
+        cost(
+            W - ldlq(W, m, fmt, passes).dequantize(),
+            damped(H_out, module.OUT_DAMPING),
+            damped(H, 0.01),
+        )
         for passes in (0, 1, 2)
     ]
     assert costs[0] > costs[1] >= costs[2]

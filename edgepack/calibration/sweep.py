@@ -6,6 +6,9 @@ outer product of gradients is the Fisher matrix), recomputes one block at a time
 carries the gradient down. w_t = ‖g_t‖², g_t the gradient at the weight's output: GuidedQuant
 (Kim et al., arXiv 2505.07004, eq. 6) with one group of output channels.
 
+`model` (Tseng et al., YAQA, arXiv 2505.22988, sketch A): beside it the output side
+H_out = Σ ‖x_t‖² g_t g_tᵀ, so that H_out ⊗ H stands for the Fisher matrix of the weight.
+
 `layer`: w_t = 1, the classical layer-wise H (GPTQ), on whatever inputs the caller brings.
 """
 
@@ -25,13 +28,15 @@ from edgepack.cache import atomic, save_tensors
 from edgepack.calibration.sampling import sample
 from edgepack.calibration.text import Tokens
 from edgepack.decoder import Block, Decoder, Head, rms_norm
-from edgepack.linalg import pack_symmetric, unpack_symmetric
+from edgepack.linalg import damped, pack_symmetric, unpack_symmetric
 from edgepack.progress import Progress, Steps
 from edgepack.weights import Hessian
 
 TOKENS_AT_ONCE = 4096  # activations of so many tokens are in memory
 LABELS_AT_ONCE = 512  # logits of so many tokens are in memory
 MOST = 10.0  # a token's weight in H, as a multiple of the mean; see benchmarks/ablation.py
+OUT = " out"
+"""What the moments of a weight's output gradients are called, after its role."""
 HEAD = "head"
 """The file name of the head's Hessian, beside those of the blocks (``0`` … ``n−1``)."""
 
@@ -95,6 +100,8 @@ class Moments:
     """Running Σ w x xᵀ in float64, calibration and held-out tokens apart, and Σ x² as llama.cpp's
     imatrix has it (calibration tokens, unweighted)."""
 
+    output_side: bool = False
+    """Whether the gradients' moments are wanted as well (under the name with `OUT`)."""
     sums: dict[tuple[str, bool], Tensor] = field(default_factory=dict)
     squares: dict[str, Tensor] = field(default_factory=dict)
     tokens: dict[bool, int] = field(default_factory=lambda: {False: 0, True: 0})
@@ -102,7 +109,7 @@ class Moments:
     def add(self, name: str, x: Tensor, weight: Tensor | None, held_out: bool) -> None:
         """Add inputs x ``[…, n]`` with token weights ``[…]`` (1 where None)."""
         x = x.reshape(-1, x.shape[-1])
-        if not held_out:
+        if not held_out and not name.endswith(OUT):
             square = x.square().sum(0, dtype=torch.float64)
             self.squares[name] = self.squares[name] + square if name in self.squares else square
         if weight is not None:
@@ -118,14 +125,23 @@ class Moments:
     def hessians(self) -> dict[str, Hessian]:
         """The means, by name."""
         names = {name for name, _ in self.sums}
+        means = {key: total / self.tokens[key[1]] for key, total in self.sums.items()}
         return {
             name: Hessian(
-                self.sums[name, False] / self.tokens[False],
-                self.sums[name, True] / self.tokens[True],
+                means[name, False],
+                means[name, True],
                 self.squares[name] / self.tokens[False],
+                _normalized(means.get((name + OUT, False))),
+                _normalized(means.get((name + OUT, True))),
             )
             for name in sorted(names)
+            if not name.endswith(OUT)
         }
+
+
+def _normalized(H: Tensor | None) -> Tensor | None:
+    """With mean diagonal 1, or the identity where H is all zero."""
+    return None if H is None else damped(H, 0.0)
 
 
 def save_hessians(path: Path, hessians: dict[str, Hessian]) -> None:
@@ -135,21 +151,30 @@ def save_hessians(path: Path, hessians: dict[str, Hessian]) -> None:
         tensors[f"{name}.train"] = pack_symmetric(H.train)
         tensors[f"{name}.held_out"] = pack_symmetric(H.held_out)
         tensors[f"{name}.imatrix"] = H.imatrix.float()
+        if H.out_train is not None and H.out_held_out is not None:
+            tensors[f"{name}.out_train"] = pack_symmetric(H.out_train)
+            tensors[f"{name}.out_held_out"] = pack_symmetric(H.out_held_out)
     save_tensors(path, tensors, {})
 
 
 def load_hessian(path: Path, name: str) -> Hessian:
     """One of the Hessians kept in a file, the others unread."""
     with safe_open(path, framework="pt") as file:
-        return Hessian(
-            unpack_symmetric(file.get_tensor(f"{name}.train")),
-            unpack_symmetric(file.get_tensor(f"{name}.held_out")),
-            file.get_tensor(f"{name}.imatrix"),
-        )
+        there = set(file.keys())
+
+        def matrix(part: str) -> Tensor:
+            return unpack_symmetric(file.get_tensor(f"{name}.{part}"))
+
+        imatrix = file.get_tensor(f"{name}.imatrix")
+        sides = (matrix(p) for p in ("out_train", "out_held_out") if f"{name}.{p}" in there)
+        return Hessian(matrix("train"), matrix("held_out"), imatrix, *sides)
 
 
-def guided(decoder: Decoder, tokens: Tokens, folder: Path, seed: int) -> Steps[None]:
-    """Write the guided Hessians of every block and of the head into `folder`.
+def guided(
+    decoder: Decoder, tokens: Tokens, folder: Path, seed: int, *, output_side: bool = False
+) -> Steps[None]:
+    """Write the guided Hessians of every block and of the head into `folder`; with `output_side`
+    (objective ``model``) those of the blocks have an H_out.
 
     Goes on after the last file that a killed run left whole.
     """
@@ -182,7 +207,7 @@ def guided(decoder: Decoder, tokens: Tokens, folder: Path, seed: int) -> Steps[N
         stale.path.unlink(missing_ok=True)
     for i in reversed(range(reached)):
         yield Progress("calibrate", 1 + blocks + 2 * (blocks - 1 - i), total, f"back to block {i}")
-        moments = Moments()
+        moments = Moments(output_side=output_side)
         parts = _backward(decoder.block(i), inputs[i], gradients[i + 1], batches, moments)
         _write_after(gradients[i], parts, partial(_save, folder / str(i), moments))
         gradients[i + 1].path.unlink()
@@ -241,10 +266,10 @@ def _label_gradient(
     return torch.autograd.grad(normed, x, at_norm)[0]
 
 
-def token_weights(gradient: Tensor) -> Tensor:
-    """w_t = ‖g_t‖² of gradients ``[…, out]``, no token above `MOST` times the batch's mean: a few
+def token_weights(g: Tensor) -> Tensor:
+    """w_t = ‖g_t‖² of gradients (or inputs) ``[…, n]``, no token above `MOST` times the batch's mean: a few
     have gradients so large that H would be about them alone, and no others are like them."""
-    weights = gradient.square().sum(-1)
+    weights = g.square().sum(-1)
     return weights.clamp_max(MOST * weights.mean())
 
 
@@ -266,7 +291,10 @@ def _backward(
         outputs = [taps[role][1] for role in LINEAR_ROLES]
         grads = torch.autograd.grad(out, [hidden, *outputs], g.read(batch.rows))
         for role, grad in zip(LINEAR_ROLES, grads[1:], strict=True):
-            moments.add(role, taps[role][0], token_weights(grad), batch.held_out)
+            x_in = taps[role][0]
+            moments.add(role, x_in, token_weights(grad), batch.held_out)
+            if moments.output_side:
+                moments.add(role + OUT, grad, token_weights(x_in), batch.held_out)
         moments.count(hidden.shape[0] * hidden.shape[1], batch.held_out)
         yield grads[0]
 

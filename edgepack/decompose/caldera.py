@@ -16,8 +16,8 @@ from torch import Tensor
 
 from edgepack.decompose.ldlq import ldlq, metric
 from edgepack.decompose.low_rank import downdate, low_rank
+from edgepack.formats._affine import Affine
 from edgepack.formats._base import Format
-from edgepack.formats._scalar import Scalar
 from edgepack.weights import FactoredWeight, Hessian, QuantizedTensor, relative_error
 
 
@@ -53,8 +53,8 @@ def caldera(
     if source is not None and source.format == fmt.name and rank == 0:
         return Decomposition(FactoredWeight(source), 0.0, 0.0, 0.0, None, "source")
     plain = FactoredWeight(fmt.quantize(W, H.train.diagonal()))
-    error_plain = relative_error(W, plain.dense(), H.held_out)
-    if not isinstance(fmt, Scalar):
+    error_plain = relative_error(W, plain.dense(), H.held_out, H.out_held_out)
+    if not isinstance(fmt, Affine):
         return _judged(W, H, plain, error_plain, None, "plain")
 
     best, chosen = _round(W, H, fmt, damping)
@@ -73,23 +73,29 @@ def _judged(
     method: str,
 ) -> Decomposition:
     dense = weight.dense()
-    held_out, train = relative_error(W, dense, H.held_out), relative_error(W, dense, H.train)
+    held_out = relative_error(W, dense, H.held_out, H.out_held_out)
+    train = relative_error(W, dense, H.train, H.out_train)
     return Decomposition(weight, held_out, train, error_plain, damping, method)
 
 
 def _round(
-    W: Tensor, H: Hessian, fmt: Scalar, damping: Sequence[float]
+    W: Tensor, H: Hessian, fmt: Affine, damping: Sequence[float]
 ) -> tuple[FactoredWeight, float]:
     """LDLQ at every damping; the one with the least held-out error."""
-    found = {d: FactoredWeight(ldlq(W, metric(H.train, fmt.block_size, d), fmt)) for d in damping}
-    best = min(found, key=lambda d: relative_error(W, found[d].dense(), H.held_out))
+    metrics = {d: metric(H.train, fmt.block_size, d, H.out_train, fmt.group) for d in damping}
+    found = {d: FactoredWeight(ldlq(W, m, fmt)) for d, m in metrics.items()}
+    best = min(found, key=lambda d: _held_out(W, found[d], H))
     return found[best], best
+
+
+def _held_out(W: Tensor, weight: FactoredWeight, H: Hessian) -> float:
+    return relative_error(W, weight.dense(), H.held_out, H.out_held_out)
 
 
 def _alternate(
     W: Tensor,
     H: Hessian,
-    fmt: Scalar,
+    fmt: Affine,
     start: FactoredWeight,
     rank: int,
     factors: str,
@@ -99,10 +105,11 @@ def _alternate(
     """Rounds of L·R ← low_rank(W − Q) and Q ← ldlq(W − L·R); the best pair on held-out tokens."""
     Q, candidates = start.Q, []
     for round_ in range(iterations + 1):
-        L, R = low_rank(W - Q.dequantize(), H.train, rank, factors)
+        L, R = low_rank(W - Q.dequantize(), H.train, rank, factors, H.out_train)
         candidates.append(FactoredWeight(Q, L, R))
         if round_ < iterations:
-            down = metric(downdate(H.train, R.dequantize()), fmt.block_size, damping)
+            free = downdate(H.train, R.dequantize())
+            down = metric(free, fmt.block_size, damping, H.out_train, fmt.group)
             Q = ldlq(W - L.dequantize() @ R.dequantize(), down, fmt)
             candidates.append(FactoredWeight(Q, L, R))
-    return min(candidates, key=lambda c: relative_error(W, c.dense(), H.held_out))
+    return min(candidates, key=lambda c: _held_out(W, c, H))

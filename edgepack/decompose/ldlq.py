@@ -11,21 +11,21 @@ over the elements before it, and the cost left in the end is Σ Ẽ².
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from edgepack.decompose._kernels import descend, sweep
-from edgepack.formats._scalar import Scalar
+from edgepack.decompose._rounders import rounder
+from edgepack.formats._affine import Affine
 from edgepack.linalg import damped, inverse_factor
 from edgepack.weights import Grid, QuantizedTensor
 
 _ROWS = 8192  # rows are independent without H_out: so many at once, whatever the vocabulary
 _TILE = 64  # rows whose scales are chosen before any of them is rounded, with H_out
 _NONE = torch.empty(0, 0)
+OUT_DAMPING = 0.3
+"""Of H_out relative to its mean diagonal: it only steers which outputs errors may hide in."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,9 @@ class Metric:
     U: Tensor
     """H⁻¹ = UᵀU in the order of `columns`, upper, float32 ``[in, in]``."""
     columns: Tensor
-    """Order of processing: blocks by descending trace of H, columns inside them by diagonal."""
+    """Order of processing: blocks by descending trace of H, groups inside them likewise."""
+    group: int = 1
+    """Columns that were kept side by side (vector codebooks: 8 or 4)."""
     H_out: Tensor = _NONE
     """The same for the output side, in the order of `rows`; empty for the identity."""
     U_out: Tensor = _NONE
@@ -45,25 +47,31 @@ class Metric:
     """Order of processing: by descending diagonal."""
 
 
-def metric(H: Tensor, block_size: int, damping: float, H_out: Tensor | None = None) -> Metric:
+def metric(
+    H: Tensor, block_size: int, damping: float, H_out: Tensor | None = None, group: int = 1
+) -> Metric:
     """Prepare H ``[in, in]`` (and H_out ``[out, out]``) for sweeps over blocks of `block_size`
-    columns."""
+    columns, `group` of which are encoded together."""
     H = damped(H, damping)
-    by_block = H.diagonal().view(-1, block_size)
-    inside = by_block.argsort(dim=1, descending=True, stable=True)
-    blocks = by_block.sum(1).argsort(descending=True, stable=True)
-    columns = (inside + torch.arange(len(blocks))[:, None] * block_size)[blocks].flatten()
+    by_group = H.diagonal().view(-1, block_size // group, group).sum(2)
+    inside = by_group.argsort(dim=1, descending=True, stable=True)
+    blocks = by_group.sum(1).argsort(descending=True, stable=True)
+    groups = (inside + torch.arange(len(blocks))[:, None] * (block_size // group))[blocks].flatten()
+    columns = (groups[:, None] * group + torch.arange(group)).flatten()
     U = inverse_factor(H[columns][:, columns])
     if H_out is None:
-        return Metric(H.float(), U.float(), columns)
-    H_out = damped(H_out, damping)
+        return Metric(H.float(), U.float(), columns, group)
+    H_out = damped(H_out, OUT_DAMPING)
     rows = H_out.diagonal().argsort(descending=True, stable=True)
     H_out = H_out[rows][:, rows]
-    return Metric(H.float(), U.float(), columns, H_out.float(), inverse_factor(H_out).float(), rows)
+    U_out = inverse_factor(H_out)
+    return Metric(H.float(), U.float(), columns, group, H_out.float(), U_out.float(), rows)
 
 
-def ldlq(W: Tensor, m: Metric, fmt: Scalar, passes: int = 2) -> QuantizedTensor:
+def ldlq(W: Tensor, m: Metric, fmt: Affine, passes: int = 2) -> QuantizedTensor:
     """Q for W ``[out, in]`` in the metric `m`, then `passes` rounds of coordinate descent."""
+    if m.group % fmt.group:
+        raise ValueError(f"{fmt.name} needs a metric of groups of {fmt.group} columns")
     if len(m.rows):
         back = m.rows.argsort()
         return _ldlq(W[m.rows], m, fmt, passes).permute_rows(back)
@@ -72,7 +80,7 @@ def ldlq(W: Tensor, m: Metric, fmt: Scalar, passes: int = 2) -> QuantizedTensor:
     return QuantizedTensor(fmt.name, torch.cat([p.codes for p in parts]), grid)
 
 
-def _ldlq(W: Tensor, m: Metric, fmt: Scalar, passes: int) -> QuantizedTensor:
+def _ldlq(W: Tensor, m: Metric, fmt: Affine, passes: int) -> QuantizedTensor:
     W = W.float()
     codes, grid = _sweep(W, m, fmt)
     if passes:
@@ -86,7 +94,7 @@ def _tiles(rows: int, m: Metric) -> list[slice]:
     return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 
-def _sweep(W: Tensor, m: Metric, fmt: Scalar) -> tuple[Tensor, Grid]:
+def _sweep(W: Tensor, m: Metric, fmt: Affine) -> tuple[Tensor, Grid]:
     """Codes and grid after error feedback through all columns (and rows)."""
     size, (rows, width) = fmt.block_size, W.shape
     W = W[:, m.columns]
@@ -113,34 +121,33 @@ def _sweep(W: Tensor, m: Metric, fmt: Scalar) -> tuple[Tensor, Grid]:
 
 
 def _block(
-    fmt: Scalar, x: Tensor, U: Tensor, U_out: Tensor, inside: Tensor
+    fmt: Affine, x: Tensor, U: Tensor, U_out: Tensor, inside: Tensor
 ) -> tuple[Grid, Tensor, Tensor]:
     """Grid, codes and normalised errors of a block x ``[rows, size]`` whose columns stand in the
     order `inside`: of the format's candidate grids, for each row the one that costs least after
     error feedback inside the block."""
     rows, size = x.shape
     in_storage = inside.argsort()
-    importance = U.diagonal()[in_storage] ** -2
+    how = rounder(fmt)
+    importance = how.importance(U)[in_storage]
     candidates = fmt.candidates(x[:, in_storage].contiguous(), importance)
     K = next(iter(candidates.values())).shape[1]
     flat = {field: v.reshape(rows * K, 1, *v.shape[2:]) for field, v in candidates.items()}
-    units = (
-        v[:, :: fmt.unit].view(rows, K, -1).transpose(1, 2).contiguous() for v in fmt.affine(flat)
-    )
+    units = [v[:, :: fmt.unit].view(rows, K, -1).transpose(1, 2) for v in fmt.affine(flat)]
     best = torch.zeros(rows, dtype=torch.int64)
     codes, errors = torch.zeros(rows, size, dtype=torch.uint8), torch.zeros(rows, size)
-    _call(sweep, (x, U, *units, inside // fmt.unit), fmt, (U_out.contiguous(), best, codes, errors))
+    how.sweep(x, U, U_out, units, inside // fmt.unit, (best, codes, errors))
     row = torch.arange(rows)
     return {field: v[row, best][:, None] for field, v in candidates.items()}, codes, errors
 
 
-def _descend(fmt: Scalar, W: Tensor, m: Metric, codes: Tensor, grid: Grid, passes: int) -> None:
+def _descend(fmt: Affine, W: Tensor, m: Metric, codes: Tensor, grid: Grid, passes: int) -> None:
     """Coordinate descent over the elements of Q at fixed scales, `codes` in place.
 
     The best value of element (i, j), given all others, is
     Q_ij + (H_out (W−Q) H)_ij / (H_out,ii·H_jj).
     """
-    size, tiles = fmt.block_size, _tiles(len(W), m)
+    size, tiles, how = fmt.block_size, _tiles(len(W), m), rounder(fmt)
     scale, offset = (v.contiguous() for v in fmt.affine(grid))
     Q = fmt.decode(codes, grid)
     residual = W - Q
@@ -155,16 +162,7 @@ def _descend(fmt: Scalar, W: Tensor, m: Metric, codes: Tensor, grid: Grid, passe
                 gradient = residual[tile] @ m.H[:, here]
             old = block[2].clone()
             affine = scale[tile, here], offset[tile, here]
-            _call(descend, (gradient, m.H[here, here], m.H_out[tile, tile], *affine), fmt, block)
+            how.descend(gradient, m.H[here, here], m.H_out[tile, tile], affine, block)
             codes[tile, here], Q[tile, here], residual[tile, here] = block
             if len(m.rows):
                 effect[tile] += (block[2] - old) @ m.H[here]
-
-
-def _call(
-    kernel: Callable[..., None], inputs: Sequence[Tensor], fmt: Scalar, outputs: Sequence[Tensor]
-) -> None:
-    """Run a compiled kernel on tensors; `outputs` are filled in place."""
-    bins, first = fmt.code_levels.bins
-    arrays = (t.contiguous().numpy() for t in (*inputs, fmt.levels, bins))
-    kernel(*arrays, np.float32(first), *(t.numpy() for t in outputs))

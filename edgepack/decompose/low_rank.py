@@ -3,6 +3,9 @@
 min over L, R of ‖(A − L·R) H^½‖² (CALDERA, arXiv 2405.18886, Lemma 4.2) has L = the leading left
 singular vectors of A·H^½ and R = LᵀA: no inverse of H, so a singular H is harmless. L is
 orthonormal and R carries the spectrum, so each row of R (a row of lora_A) gets its own scales.
+
+With an output side, H_out = C Cᵀ, the same holds for CᵀA: tr(H_out E H Eᵀ) = ‖(CᵀE) H^½‖². L is then
+C⁻ᵀ times the singular vectors, orthonormal in H_out.
 """
 
 from __future__ import annotations
@@ -11,30 +14,33 @@ import torch
 from torch import Tensor
 
 from edgepack import plugins
-from edgepack.decompose.ldlq import ldlq, metric
+from edgepack.decompose.ldlq import OUT_DAMPING, ldlq, metric
+from edgepack.formats._affine import Affine
 from edgepack.formats._base import Format
-from edgepack.formats._scalar import Scalar
-from edgepack.linalg import top_left_singular_vectors
+from edgepack.linalg import damped, top_left_singular_vectors
 from edgepack.weights import QuantizedTensor
 
 _DAMPING = 1e-3  # the factors' own metrics only steer rounding at 4 to 16 bits
 
 
 def low_rank(
-    A: Tensor, H: Tensor, rank: int, factors: str
+    A: Tensor, H: Tensor, rank: int, factors: str, H_out: Tensor | None = None
 ) -> tuple[QuantizedTensor, QuantizedTensor]:
     """L ``[out, rank]`` and R ``[rank, in]``, rounded, with L·R ≈ A ``[out, in]``.
 
     R is rounded first in the metric H (the error of R passes through an orthonormal L), then L is
-    solved for the R that will be shipped, L = A H Rᵀ (R H Rᵀ)⁻¹, and rounded in the metric R H Rᵀ.
+    solved for the R that will be shipped, L = A H Rᵀ (R H Rᵀ)⁻¹ whatever H_out, and rounded in the
+    metric of R H Rᵀ and H_out.
     """
-    L = top_left_singular_vectors(A, H, rank)
-    R = _round(L.T @ A.double(), H, factors)
+    target = A.double()
+    if H_out is not None:
+        target = torch.linalg.cholesky(damped(H_out, OUT_DAMPING)).T @ target
+    R = _round(top_left_singular_vectors(target, H, rank).T @ target, H, factors)
     R_shipped = R.dequantize().double()
     RH = R_shipped @ H.double()
     gram = _regular(RH @ R_shipped.T)
     L = torch.linalg.solve(gram, RH @ A.double().T).T
-    return _round(L, gram, factors), R
+    return _round(L, gram, factors, H_out), R
 
 
 def _regular(gram: Tensor) -> Tensor:
@@ -43,12 +49,12 @@ def _regular(gram: Tensor) -> Tensor:
     return gram + jitter * torch.eye(gram.shape[0], dtype=gram.dtype)
 
 
-def _round(factor: Tensor, H: Tensor, factors: str) -> QuantizedTensor:
+def _round(factor: Tensor, H: Tensor, factors: str, H_out: Tensor | None = None) -> QuantizedTensor:
     """A factor ``[rows, columns]`` on the grid of `factors`, or f16 where that does not fit."""
     fmt: Format = plugins.find("formats", factor_format(factors, factor.shape[1]))
-    if not isinstance(fmt, Scalar):
+    if not isinstance(fmt, Affine):
         return fmt.quantize(factor.float())
-    return ldlq(factor.float(), metric(H, fmt.block_size, _DAMPING), fmt)
+    return ldlq(factor.float(), metric(H, fmt.block_size, _DAMPING, H_out, fmt.group), fmt)
 
 
 def factor_format(factors: str, columns: int) -> str:

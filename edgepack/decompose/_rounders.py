@@ -1,0 +1,118 @@
+"""How the sweep rounds one block: a pair of compiled loops for each way of choosing codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import singledispatch
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgepack.decompose import _group_kernels, _kernels
+from edgepack.formats._base import Format
+from edgepack.formats._codebook import Codebook
+from edgepack.formats._scalar import Scalar
+
+
+class Rounder(Protocol):
+    """The part of LDLQ that depends on how a format chooses codes; tensors are float32."""
+
+    def importance(self, U: Tensor) -> Tensor:
+        """What an error in each column of a block costs once the later ones make up for it, from
+        its U ``[size, size]``, in the order of processing."""
+
+    def sweep(
+        self, x: Tensor, U: Tensor, U_out: Tensor, units: Sequence[Tensor], unit: Tensor, out: Any
+    ) -> None:
+        """Round x ``[rows, size]`` with error feedback under K grids; fills `out` = (best, codes,
+        errors). `units` are scales and offsets ``[rows, units, K]``, `unit` ``[size]`` the unit of
+        each column; see `_kernels.sweep`."""
+
+    def descend(
+        self, gradient: Tensor, H: Tensor, H_out: Tensor, affine: Sequence[Tensor], out: Any
+    ) -> None:
+        """One round of coordinate descent in place; `affine` are scales and offsets ``[rows,
+        size]``, `out` = (codes, Q, residual); see `_kernels.descend`."""
+
+
+@singledispatch
+def rounder(fmt: Format) -> Rounder:
+    """The rounder of a format."""
+    raise TypeError(f"{fmt.name} is not rounded with error feedback")
+
+
+class ScalarRounder:
+    """Column by column."""
+
+    def __init__(self, fmt: Scalar) -> None:
+        bins, first = fmt.code_levels.bins
+        self.lookup = (fmt.levels.numpy(), bins.numpy(), np.float32(first))
+
+    def importance(self, U: Tensor) -> Tensor:
+        """See `Rounder`."""
+        return U.diagonal() ** -2
+
+    def sweep(
+        self, x: Tensor, U: Tensor, U_out: Tensor, units: Sequence[Tensor], unit: Tensor, out: Any
+    ) -> None:
+        """See `Rounder`."""
+        _call(_kernels.sweep, (x, U, *units, unit), self.lookup, (U_out.contiguous(), *out))
+
+    def descend(
+        self, gradient: Tensor, H: Tensor, H_out: Tensor, affine: Sequence[Tensor], out: Any
+    ) -> None:
+        """See `Rounder`."""
+        _call(_kernels.descend, (gradient, H, H_out, *affine), self.lookup, out)
+
+
+class CodebookRounder:
+    """Group by group; the columns of a group stand side by side in the order of processing."""
+
+    def __init__(self, fmt: Codebook) -> None:
+        self.book, self.group = fmt.book, fmt.group
+
+    def importance(self, U: Tensor) -> Tensor:
+        """See `Rounder`."""
+        return self._inverse(U).square().sum(2).flatten()
+
+    def sweep(
+        self, x: Tensor, U: Tensor, U_out: Tensor, units: Sequence[Tensor], unit: Tensor, out: Any
+    ) -> None:
+        """See `Rounder`."""
+        inverse = self._inverse(U)
+        weight = inverse.square().sum(2)
+        inputs = (x, U, inverse, weight, units[0], unit[:: self.group], U_out)
+        _call(_group_kernels.sweep, inputs, (self.book,), out)
+
+    def descend(
+        self, gradient: Tensor, H: Tensor, H_out: Tensor, affine: Sequence[Tensor], out: Any
+    ) -> None:
+        """See `Rounder`."""
+        inputs = (gradient, H, H_out, self._inverse(H), affine[0][:, :: self.group])
+        _call(_group_kernels.descend, inputs, (self.book,), out)
+
+    def _inverse(self, matrix: Tensor) -> Tensor:
+        """Inverses of the diagonal blocks ``[groups, group, group]``."""
+        size = self.group
+        parts = matrix.unfold(0, size, size).unfold(1, size, size)
+        return torch.linalg.inv(parts.diagonal().permute(2, 0, 1).double()).float()
+
+
+@rounder.register
+def _(fmt: Scalar) -> Rounder:
+    return ScalarRounder(fmt)
+
+
+@rounder.register
+def _(fmt: Codebook) -> Rounder:
+    return CodebookRounder(fmt)
+
+
+def _call(
+    kernel: Callable[..., None], inputs: Sequence[Tensor], facts: Any, outputs: Sequence[Tensor]
+) -> None:
+    """Run a compiled kernel on tensors; `outputs` are filled in place."""
+    arrays = (t.contiguous().numpy() for t in inputs)
+    kernel(*arrays, *facts, *(t.numpy() for t in outputs))
