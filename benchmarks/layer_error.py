@@ -23,7 +23,8 @@ import torch
 from benchmarks.same_type import FFN_DOWN, RESULTS, recipe
 from edgepack import pipeline, planning, plugins
 from edgepack.architectures._base import LINEAR_ROLES
-from edgepack.calibration.sweep import Activations, layerwise, load_hessian, micro_batches
+from edgepack.calibration.moments import load_hessian
+from edgepack.calibration.sweep import Activations, layerwise, micro_batches
 from edgepack.calibration.text import Tokens
 from edgepack.decoder import Decoder
 from edgepack.decompose.caldera import caldera

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from edgepack import cache, pipeline, plugins
-from edgepack.calibration.sweep import load_hessian
+from edgepack.calibration.moments import load_hessian
 from edgepack.checkpoint import open_checkpoint
 from edgepack.progress import finish
 from edgepack.recipe import parse

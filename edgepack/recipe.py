@@ -32,8 +32,8 @@ class Calibrate(Section):
     objective: Objective = Field(
         "model",
         description="`model`: H_out ⊗ H, the Fisher matrix of the model's own output in two "
-        "factors. `guided`: H alone, w_t = squared norm of the gradient at the weight's output, for "
-        "labels sampled from the model. `layer`: w_t = 1, each block on the packed prefix.",
+        "factors. `guided`: H alone, w_t = squared norm of the gradient at the weight's output. "
+        "Both for labels sampled from the model. `layer`: w_t = 1, each block on the packed prefix.",
     )
     tokens: int | None = Field(
         None, ge=256, description="Calibration tokens; default 32 per column of the widest weight."

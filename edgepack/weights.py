@@ -149,8 +149,9 @@ class Hessian:
     """H of one weight from calibration tokens and from tokens held out, both ``[in, in]``, and
     llama.cpp's imatrix for it, the mean of x² over the calibration tokens ``[in]``.
 
-    The output side H_out ``[out, out]`` has mean diagonal 1 and is None where all outputs count
-    alike. ½·tr(H_out E H Eᵀ)/out is then what an error E adds to the model's KL, in nats a token.
+    The output side H_out has mean diagonal 1: ``[out, out]``, or its diagonal ``[out]`` where that
+    is all there is, or None where all outputs count alike. ½·tr(H_out E H Eᵀ)/out is then what an
+    error E adds to the model's KL, in nats a token.
     """
 
     train: Tensor
@@ -162,20 +163,20 @@ class Hessian:
 
 def relative_error(W: Tensor, W_hat: Tensor, H: Tensor, H_out: Tensor | None = None) -> float:
     """tr(H_out E H Eᵀ) / tr(H_out W H Wᵀ) for E = W − Ŵ: the layer error ‖EH^½‖²/‖WH^½‖² (CALDERA,
-    eq. 1) in the metric of H ``[in, in]`` and H_out ``[out, out]`` (None: the identity)."""
-    if H_out is not None:
-        return _cost(W - W_hat, H, H_out) / max(_cost(W, H, H_out), 1e-300)
+    eq. 1) in the metric of H ``[in, in]`` and H_out (see `quadratic_cost`)."""
+    return quadratic_cost(W - W_hat, H, H_out) / max(quadratic_cost(W, H, H_out), 1e-300)
+
+
+def quadratic_cost(E: Tensor, H: Tensor, H_out: Tensor | None = None) -> float:
+    """tr(H_out E H Eᵀ) in float64; H_out ``[out, out]``, its diagonal ``[out]``, or None for the
+    identity."""
     H = H.double()
-    error, total = torch.zeros((), dtype=H.dtype), torch.zeros((), dtype=H.dtype)
-    for part, part_hat in zip(torch.split(W, _ROWS), torch.split(W_hat, _ROWS), strict=True):
-        w = part.double()
-        e = w - part_hat
-        error += torch.einsum("ij,ij->", e @ H, e)
-        total += torch.einsum("ij,ij->", w @ H, w)
-    return float(error / total.clamp_min(1e-300))
-
-
-def _cost(E: Tensor, H: Tensor, H_out: Tensor) -> float:
-    """tr(H_out E H Eᵀ) in float64."""
-    E = E.double()
-    return float(torch.einsum("ij,ij->", H_out.double() @ E, E @ H.double()))
+    if H_out is not None and H_out.dim() == 2:
+        E = E.double()
+        return float(torch.einsum("ij,ij->", H_out.double() @ E, E @ H))
+    rows = torch.ones(len(E)) if H_out is None else H_out
+    total = torch.zeros((), dtype=H.dtype)
+    for part, weight in zip(torch.split(E, _ROWS), torch.split(rows, _ROWS), strict=True):
+        e = part.double()
+        total += torch.einsum("i,ij,ij->", weight.double(), e @ H, e)
+    return float(total)

@@ -15,30 +15,25 @@ H_out = Σ ‖x_t‖² g_t g_tᵀ, so that H_out ⊗ H stands for the Fisher mat
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from edgepack.architectures._base import LINEAR_ROLES
-from edgepack.cache import atomic, save_tensors
+from edgepack.cache import atomic
+from edgepack.calibration.moments import EMBEDDING, HEAD, OUT, Moments, save_hessians
 from edgepack.calibration.sampling import sample
 from edgepack.calibration.text import Tokens
 from edgepack.decoder import Block, Decoder, Head, rms_norm
-from edgepack.linalg import damped, pack_symmetric, unpack_symmetric
 from edgepack.progress import Progress, Steps
 from edgepack.weights import Hessian
 
 TOKENS_AT_ONCE = 4096  # activations of so many tokens are in memory
 LABELS_AT_ONCE = 512  # logits of so many tokens are in memory
 MOST = 10.0  # a token's weight in H, as a multiple of the mean; see benchmarks/ablation.py
-OUT = " out"
-"""What the moments of a weight's output gradients are called, after its role."""
-HEAD = "head"
-"""The file name of the head's Hessian, beside those of the blocks (``0`` … ``n−1``)."""
 
 
 @dataclass(frozen=True)
@@ -95,86 +90,12 @@ class Activations:
         return self.path.exists()
 
 
-@dataclass
-class Moments:
-    """Running Σ w x xᵀ in float64, calibration and held-out tokens apart, and Σ x² as llama.cpp's
-    imatrix has it (calibration tokens, unweighted)."""
-
-    output_side: bool = False
-    """Whether the gradients' moments are wanted as well (under the name with `OUT`)."""
-    sums: dict[tuple[str, bool], Tensor] = field(default_factory=dict)
-    squares: dict[str, Tensor] = field(default_factory=dict)
-    tokens: dict[bool, int] = field(default_factory=lambda: {False: 0, True: 0})
-
-    def add(self, name: str, x: Tensor, weight: Tensor | None, held_out: bool) -> None:
-        """Add inputs x ``[…, n]`` with token weights ``[…]`` (1 where None)."""
-        x = x.reshape(-1, x.shape[-1])
-        if not held_out and not name.endswith(OUT):
-            square = x.square().sum(0, dtype=torch.float64)
-            self.squares[name] = self.squares[name] + square if name in self.squares else square
-        if weight is not None:
-            x = x * weight.reshape(-1, 1).sqrt()
-        product = (x.T @ x).double()
-        key = (name, held_out)
-        self.sums[key] = self.sums[key] + product if key in self.sums else product
-
-    def count(self, tokens: int, held_out: bool) -> None:
-        """Tell how many tokens a round of `add` has covered."""
-        self.tokens[held_out] += tokens
-
-    def hessians(self) -> dict[str, Hessian]:
-        """The means, by name."""
-        names = {name for name, _ in self.sums}
-        means = {key: total / self.tokens[key[1]] for key, total in self.sums.items()}
-        return {
-            name: Hessian(
-                means[name, False],
-                means[name, True],
-                self.squares[name] / self.tokens[False],
-                _normalized(means.get((name + OUT, False))),
-                _normalized(means.get((name + OUT, True))),
-            )
-            for name in sorted(names)
-            if not name.endswith(OUT)
-        }
-
-
-def _normalized(H: Tensor | None) -> Tensor | None:
-    """With mean diagonal 1, or the identity where H is all zero."""
-    return None if H is None else damped(H, 0.0)
-
-
-def save_hessians(path: Path, hessians: dict[str, Hessian]) -> None:
-    """Keep Hessians as float32 upper triangles in one file."""
-    tensors = {}
-    for name, H in hessians.items():
-        tensors[f"{name}.train"] = pack_symmetric(H.train)
-        tensors[f"{name}.held_out"] = pack_symmetric(H.held_out)
-        tensors[f"{name}.imatrix"] = H.imatrix.float()
-        if H.out_train is not None and H.out_held_out is not None:
-            tensors[f"{name}.out_train"] = pack_symmetric(H.out_train)
-            tensors[f"{name}.out_held_out"] = pack_symmetric(H.out_held_out)
-    save_tensors(path, tensors, {})
-
-
-def load_hessian(path: Path, name: str) -> Hessian:
-    """One of the Hessians kept in a file, the others unread."""
-    with safe_open(path, framework="pt") as file:
-        there = set(file.keys())
-
-        def matrix(part: str) -> Tensor:
-            return unpack_symmetric(file.get_tensor(f"{name}.{part}"))
-
-        imatrix = file.get_tensor(f"{name}.imatrix")
-        sides = (matrix(p) for p in ("out_train", "out_held_out") if f"{name}.{p}" in there)
-        return Hessian(matrix("train"), matrix("held_out"), imatrix, *sides)
-
-
 def guided(
     decoder: Decoder, tokens: Tokens, folder: Path, seed: int, *, output_side: bool = False
 ) -> Steps[None]:
     """Write the guided Hessians of every block and of the head into `folder`; with `output_side`
-    (objective ``model``) those of the blocks have an H_out.
+    (objective ``model``) those of the blocks have an H_out, that of the head its diagonal, and the
+    embeddings have one too: H = Σ g_t g_tᵀ at their output, H_out = how often a token occurs.
 
     Goes on after the last file that a killed run left whole.
     """
@@ -197,7 +118,7 @@ def guided(
                 inputs[i + 1].write(_forward(block, inputs[i], batches))
         yield Progress("calibrate", blocks, total, "sampling labels")
         generator = torch.Generator().manual_seed(seed)
-        moments = Moments()
+        moments = Moments(output_side=output_side)
         parts = _label_gradients(decoder.head(), inputs[blocks], batches, moments, generator)
         _write_after(gradients[blocks], parts, partial(_save, folder / HEAD, moments))
         reached = blocks
@@ -212,7 +133,27 @@ def guided(
         _write_after(gradients[i], parts, partial(_save, folder / str(i), moments))
         gradients[i + 1].path.unlink()
         inputs[i].path.unlink()
+    if output_side and not (folder / EMBEDDING).exists():
+        save_hessians(folder / EMBEDDING, _embedding(decoder, tokens, gradients[0], batches))
     gradients[0].path.unlink(missing_ok=True)
+
+
+def _embedding(
+    decoder: Decoder, tokens: Tokens, g: Activations, batches: list[Batch]
+) -> dict[str, Hessian]:
+    """The embeddings' Hessian: a token's row meets the gradients where it occurs. All tokens are
+    counted half an occurrence too often, lest those not seen count for nothing."""
+    moments = Moments()
+    for batch in batches:
+        gradient = g.read(batch.rows)
+        size = gradient.square().sum(-1)
+        clip = token_weights(gradient) / size.clamp_min(1e-30)
+        moments.add(EMBEDDING, gradient, clip, batch.held_out)
+        moments.count(size.numel(), batch.held_out)
+    vocabulary = decoder.dimensions.vocab_size
+    counts = torch.bincount(tokens.train.flatten(), minlength=vocabulary).double()
+    moments.add_rows(EMBEDDING, counts + 0.5)
+    return moments.hessians()
 
 
 def _save(path: Path, moments: Moments) -> None:
@@ -261,14 +202,17 @@ def _label_gradient(
         g = (normed @ head.output.T).softmax(-1)
         labels = sample(g, generator)[:, None]
         g.scatter_add_(1, labels, torch.full(labels.shape, -1.0))
-        moments.add(HEAD, normed, g.square().sum(-1), held_out)
+        squares = g.square()
+        moments.add(HEAD, normed, squares.sum(-1), held_out)
+        if moments.output_side and not held_out:
+            moments.add_rows(HEAD, (normed.square().sum(-1) @ squares).double())
         at_norm = g @ head.output
     return torch.autograd.grad(normed, x, at_norm)[0]
 
 
 def token_weights(g: Tensor) -> Tensor:
-    """w_t = ‖g_t‖² of gradients (or inputs) ``[…, n]``, no token above `MOST` times the batch's mean: a few
-    have gradients so large that H would be about them alone, and no others are like them."""
+    """w_t = ‖g_t‖² of gradients (or inputs) ``[…, n]``, none above `MOST` times the batch's mean: a
+    few have gradients so large that H would be about them alone, and no others are like them."""
     weights = g.square().sum(-1)
     return weights.clamp_max(MOST * weights.mean())
 

@@ -4,8 +4,8 @@ min over L, R of ‖(A − L·R) H^½‖² (CALDERA, arXiv 2405.18886, Lemma 4.2
 singular vectors of A·H^½ and R = LᵀA: no inverse of H, so a singular H is harmless. L is
 orthonormal and R carries the spectrum, so each row of R (a row of lora_A) gets its own scales.
 
-With an output side, H_out = C Cᵀ, the same holds for CᵀA: tr(H_out E H Eᵀ) = ‖(CᵀE) H^½‖². L is then
-C⁻ᵀ times the singular vectors, orthonormal in H_out.
+With an output side, H_out = C Cᵀ, the same holds for CᵀA, as tr(H_out E H Eᵀ) = ‖(CᵀE) H^½‖²; L is
+then C⁻ᵀ times the singular vectors, orthonormal in H_out.
 """
 
 from __future__ import annotations

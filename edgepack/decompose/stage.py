@@ -15,14 +15,8 @@ from torch import Tensor
 
 from edgepack import plugins
 from edgepack.cache import load_tensors, save_tensors
-from edgepack.calibration.sweep import (
-    HEAD,
-    Activations,
-    head_moments,
-    layerwise,
-    load_hessian,
-    micro_batches,
-)
+from edgepack.calibration.moments import HEAD, unknown, weight_hessian
+from edgepack.calibration.sweep import Activations, head_moments, layerwise, micro_batches
 from edgepack.calibration.text import Tokens
 from edgepack.decoder import Decoder
 from edgepack.decompose.caldera import Decomposition, caldera
@@ -48,8 +42,8 @@ AT_ONCE = 4
 IMATRIX = "imatrix"
 """The tensor in a weight's file that belongs to neither Q, L nor R."""
 
-Lookup = Callable[[str], Hessian] | None
-"""Role (or `HEAD`) → its Hessian; None where there are no statistics."""
+Lookup = Callable[[WeightSpec], Hessian] | None
+"""A weight's Hessian; None where there are no statistics."""
 
 
 @dataclass(frozen=True)
@@ -113,9 +107,9 @@ class _Run:
 
     def one_shot(self, hessians: Path | None) -> Steps[None]:
         """All weights against the original's statistics."""
+        tied = self.decoder.dimensions.tie_word_embeddings
         for group in self._groups():
-            file = HEAD if group[0].block is None else str(group[0].block)
-            lookup = None if hessians is None else partial(load_hessian, hessians / file)
+            lookup = None if hessians is None else partial(weight_hessian, hessians, tied=tied)
             yield from self._group(group, lookup)
 
     def sequential(self, tokens: Tokens) -> Steps[None]:
@@ -135,7 +129,7 @@ class _Run:
             inputs, output = states[index], states[index + 1]
             if any(not weight_path(self.folder, s.name).exists() for s in group):
                 hessians = layerwise(self.decoder.block(index), inputs, batches)
-                yield from self._group(group, hessians.__getitem__)
+                yield from self._group(group, partial(_of_block, hessians))
             else:
                 yield from self._group(group, None)
             if inputs.exists and not output.exists:
@@ -143,8 +137,12 @@ class _Run:
                 output.write(block(inputs.read(batch.rows)) for batch in batches)
             inputs.path.unlink(missing_ok=True)
         moments = head_moments(self.decoder.head(), states[-1], batches)
-        yield from self._group(outside, moments.__getitem__)
+        yield from self._group(outside, lambda spec: self._outside(spec, moments))
         states[-1].path.unlink()
+
+    def _outside(self, spec: WeightSpec, moments: Mapping[str, Hessian]) -> Hessian:
+        tied = self.decoder.dimensions.tie_word_embeddings
+        return moments[HEAD] if spec.role == "output" or tied else unknown(spec.shape[1])
 
     def _groups(self) -> list[list[WeightSpec]]:
         """The matrices outside the blocks, then those of each block."""
@@ -184,7 +182,7 @@ class _Run:
 
     def _decompose(self, spec: WeightSpec, choice: Choice, hessian: Lookup) -> None:
         checkpoint = self.decoder.checkpoint
-        H = self._hessian(spec, hessian)
+        H = unknown(spec.shape[1]) if hessian is None else hessian(spec)
         found = caldera(
             checkpoint.tensor(spec.name),
             H,
@@ -199,17 +197,12 @@ class _Run:
         imatrix = {IMATRIX: H.imatrix.float()}
         save_tensors(path, found.weight.tensors() | imatrix, _about(found))
 
-    def _hessian(self, spec: WeightSpec, hessian: Lookup) -> Hessian:
-        """The metric of a weight. A tied embedding has its head's; an untied one is looked up, not
-        multiplied: all its columns count alike."""
-        tied = self.decoder.dimensions.tie_word_embeddings
-        if hessian is None or (spec.role == "token_embd" and not tied):
-            eye = torch.eye(spec.shape[1])
-            return Hessian(eye, eye, torch.ones(spec.shape[1]))
-        return hessian(spec.role if spec.block is not None else HEAD)
-
     def _dense(self, name: str) -> Tensor:
         return load_weight(self.folder, name)[0].dense()
+
+
+def _of_block(hessians: Mapping[str, Hessian], spec: WeightSpec) -> Hessian:
+    return hessians[spec.role]
 
 
 def _about(found: Decomposition) -> dict[str, Any]:

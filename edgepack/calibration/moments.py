@@ -1,0 +1,146 @@
+"""Running second moments of what goes into weights and of the gradients that come out of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from edgepack.cache import save_tensors
+from edgepack.linalg import damped, pack_symmetric, unpack_symmetric
+from edgepack.weights import Hessian, WeightSpec
+
+OUT = " out"
+"""What the moments of a weight's output gradients are called, after its role."""
+HEAD = "head"
+"""The file of the head's Hessian, and its name there, beside those of the blocks (``0`` …)."""
+EMBEDDING = "token_embd"
+"""The same for the embeddings."""
+
+
+@dataclass
+class Moments:
+    """Running Σ w x xᵀ in float64, calibration and held-out tokens apart, and Σ x² as llama.cpp's
+    imatrix has it (calibration tokens, unweighted)."""
+
+    output_side: bool = False
+    """Whether the gradients' moments are wanted as well (under the name with `OUT`)."""
+    sums: dict[tuple[str, bool], Tensor] = field(default_factory=dict)
+    squares: dict[str, Tensor] = field(default_factory=dict)
+    rows: dict[str, Tensor] = field(default_factory=dict)
+    """Diagonals of output sides that are too large for more (a vocabulary), ``[out]``."""
+    tokens: dict[bool, int] = field(default_factory=lambda: {False: 0, True: 0})
+
+    def add(self, name: str, x: Tensor, weight: Tensor | None, held_out: bool) -> None:
+        """Add inputs x ``[…, n]`` with token weights ``[…]`` (1 where None)."""
+        x = x.reshape(-1, x.shape[-1])
+        if not held_out and not name.endswith(OUT):
+            square = x.square().sum(0, dtype=torch.float64)
+            self.squares[name] = self.squares[name] + square if name in self.squares else square
+        if weight is not None:
+            x = x * weight.reshape(-1, 1).sqrt()
+        product = (x.T @ x).double()
+        key = (name, held_out)
+        self.sums[key] = self.sums[key] + product if key in self.sums else product
+
+    def add_rows(self, name: str, weight: Tensor) -> None:
+        """Add to the diagonal ``[out]`` of an output side."""
+        self.rows[name] = self.rows[name] + weight if name in self.rows else weight
+
+    def count(self, tokens: int, held_out: bool) -> None:
+        """Tell how many tokens a round of `add` has covered."""
+        self.tokens[held_out] += tokens
+
+    def hessians(self) -> dict[str, Hessian]:
+        """The means, by name."""
+        names = {name for name, _ in self.sums}
+        return {name: self._hessian(name) for name in sorted(names) if not name.endswith(OUT)}
+
+    def _hessian(self, name: str) -> Hessian:
+        train, held_out = (self._mean(name, part) for part in (False, True))
+        assert train is not None
+        assert held_out is not None
+        if name in self.rows:
+            sides = [normalized(self.rows[name])] * 2
+        else:
+            outs = (self._mean(name + OUT, part) for part in (False, True))
+            sides = [damped(H, 0.0) for H in outs if H is not None]
+        return Hessian(train, held_out, self.squares[name] / self.tokens[False], *sides)
+
+    def _mean(self, name: str, held_out: bool) -> Tensor | None:
+        total = self.sums.get((name, held_out))
+        return None if total is None else total / self.tokens[held_out]
+
+
+def normalized(diagonal: Tensor) -> Tensor:
+    """With mean 1; all ones where there is nothing."""
+    mean = diagonal.mean()
+    return diagonal / mean if mean > 0 else torch.ones_like(diagonal)
+
+
+def save_hessians(path: Path, hessians: dict[str, Hessian]) -> None:
+    """Keep Hessians as float32 upper triangles in one file."""
+    tensors = {}
+    for name, H in hessians.items():
+        tensors[f"{name}.train"] = pack_symmetric(H.train)
+        tensors[f"{name}.held_out"] = pack_symmetric(H.held_out)
+        tensors[f"{name}.imatrix"] = H.imatrix.float()
+        for part in ("out_train", "out_held_out"):
+            side = getattr(H, part)
+            if side is not None and side.dim() == 2:
+                tensors[f"{name}.{part}"] = pack_symmetric(side)
+            elif side is not None:
+                tensors[f"{name}.out_rows"] = side.float()
+    save_tensors(path, tensors, {})
+
+
+def load_hessian(path: Path, name: str) -> Hessian:
+    """One of the Hessians kept in a file, the others unread."""
+    with safe_open(path, framework="pt") as file:
+        there = set(file.keys())
+
+        def matrix(part: str) -> Tensor:
+            return unpack_symmetric(file.get_tensor(f"{name}.{part}"))
+
+        imatrix = file.get_tensor(f"{name}.imatrix")
+        if f"{name}.out_rows" in there:
+            rows = file.get_tensor(f"{name}.out_rows")
+            return Hessian(matrix("train"), matrix("held_out"), imatrix, rows, rows)
+        sides = (matrix(p) for p in ("out_train", "out_held_out") if f"{name}.{p}" in there)
+        return Hessian(matrix("train"), matrix("held_out"), imatrix, *sides)
+
+
+def weight_hessian(folder: Path, spec: WeightSpec, *, tied: bool) -> Hessian:
+    """The Hessian of a weight in the folder of a one-shot calibration.
+
+    Embeddings without one of their own (objective ``guided``) have that of a tied head, or else
+    the identity: their rows are looked up, not multiplied.
+    """
+    if spec.block is not None:
+        return load_hessian(folder / str(spec.block), spec.role)
+    head = load_hessian(folder / HEAD, HEAD)
+    if spec.role != EMBEDDING:
+        return head
+    if not (folder / EMBEDDING).exists():
+        return head if tied else unknown(spec.shape[1])
+    own = load_hessian(folder / EMBEDDING, EMBEDDING)
+    return _both(own, head) if tied else own
+
+
+def unknown(columns: int) -> Hessian:
+    """All columns alike."""
+    eye = torch.eye(columns)
+    return Hessian(eye, eye, torch.ones(columns))
+
+
+def _both(embedding: Hessian, head: Hessian) -> Hessian:
+    """One matrix in two places: the effects add up, for columns and for rows."""
+    assert embedding.out_train is not None
+    assert head.out_train is not None
+    share = embedding.train.trace() / (embedding.train + head.train).trace()
+    rows = share * embedding.out_train + (1 - share) * head.out_train
+    train, held_out = embedding.train + head.train, embedding.held_out + head.held_out
+    return Hessian(train, held_out, head.imatrix, rows, rows)
