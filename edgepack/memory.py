@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from edgepack.calibration import self_text
 from edgepack.calibration.sweep import LABELS_AT_ONCE, TOKENS_AT_ONCE
 from edgepack.calibration.text import counts
-from edgepack.decompose.stage import AT_ONCE
+from edgepack.decompose._side_by_side import AT_ONCE
 from edgepack.planning import Plan
 from edgepack.weights import WeightSpec
 

@@ -14,10 +14,12 @@ import torch
 import yaml
 
 from edgepack.artifact import MANIFEST, Artifact, digest
+from edgepack.budget import search
 from edgepack.cache import new_folder
 from edgepack.calibration import sweep
 from edgepack.calibration import text as calibration_text
 from edgepack.calibration.text import Tokens
+from edgepack.decompose.candidates import measure_candidates
 from edgepack.decompose.stage import Settings, decompose, load_weight
 from edgepack.errors import ExportError
 from edgepack.export.gguf import FactorSpec, write_factors, write_model
@@ -26,7 +28,7 @@ from edgepack.export.peft import write_adapter
 from edgepack.measure import measure
 from edgepack.planning import Plan, plan
 from edgepack.progress import Progress, Steps
-from edgepack.recipe import Recipe
+from edgepack.recipe import FIXED, Recipe
 from edgepack.report import render
 from edgepack.weights import FactoredWeight
 
@@ -54,6 +56,7 @@ def build(
     made = plan(recipe, target, base)
     _check_free(out, force=force)
     tokens = yield from calibrate(made)
+    made = yield from _allocate(made, target)
     weights = yield from _decompose(made, tokens)
     return (yield from _export(made, target, weights, tokens, out, force=force))
 
@@ -74,6 +77,17 @@ def calibrate(made: Plan) -> Steps[Tokens | None]:
                     decoder, tokens, folder, options.seed, output_side=output_side
                 )
     return (yield from calibration_text.tokens(decoder, options, made.base, stage.folder))
+
+
+def _allocate(made: Plan, target: str) -> Steps[Plan]:
+    """The allocate stage, where a recipe gives a size; the plan with the formats it leads to."""
+    stage, compress = made.allocate, made.recipe.compress
+    if stage is None or made.calibrate is None or compress is None or stage.is_done:
+        return made
+    with stage.writing() as folder:
+        tried = search(made.checkpoint, compress)
+        yield from measure_candidates(made.decoder, tried, made.calibrate.folder, folder)
+    return plan(made.recipe, target, made.base)
 
 
 def _decompose(made: Plan, tokens: Tokens | None) -> Steps[Path]:
@@ -132,7 +146,10 @@ def _write_files(
 
 def _resolved(made: Plan) -> dict[str, Any]:
     """The recipe with every default, and with paths that hold from any folder."""
-    recipe = made.recipe.model_dump(exclude_none=True)
+    recipe = made.recipe.model_dump(mode="json", exclude_none=True)
+    if made.allocation is not None:
+        for key in FIXED:  # the size chooses them
+            recipe["compress"].pop(key, None)
     places = ((recipe, "model"), (recipe["calibrate"], "source"))
     for section, key in (*places, (recipe["export"]["measure"], "text")):
         path = made.base / str(section.get(key, ""))
@@ -148,12 +165,13 @@ def _manifest(
         "edgepack": version("edgepack"),
         "target": target,
         "model": dict(made.checkpoint.source),
-        "recipe": made.recipe.model_dump(),
+        "recipe": made.recipe.model_dump(mode="json"),
         "versions": {
             "python": sys.version.split()[0],
             **{name: version(name) for name in VERSIONS},
         },
-        "stages": {stage.name: stage.key for stage in (made.calibrate, made.decompose) if stage},
+        "stages": {stage.name: stage.key for stage in made.stages},
+        "allocation": None if made.allocation is None else made.allocation.as_dict(),
         "bytes": made.bytes_by_part(),
         "bits_per_weight": {
             "blocks": made.bits_per_weight(blocks_only=True),

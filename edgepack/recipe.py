@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
 
 from edgepack.errors import RecipeError
 
@@ -33,7 +33,8 @@ class Calibrate(Section):
         "model",
         description="`model`: H_out ⊗ H, the Fisher matrix of the model's own output in two "
         "factors. `guided`: H alone, w_t = squared norm of the gradient at the weight's output. "
-        "Both for labels sampled from the model. `layer`: w_t = 1, each block on the packed prefix.",
+        "Both for labels sampled from the model. `layer`: w_t = 1, each block calibrated on the "
+        "packed prefix.",
     )
     tokens: int | None = Field(
         None, ge=256, description="Calibration tokens; default 32 per column of the widest weight."
@@ -53,9 +54,28 @@ class WeightOptions(Section):
     factors: FactorFormat | None = Field(None, description="Format of L and R.")
 
 
+BUDGETS = ("target_size", "bits_per_weight")
+FIXED = ("format", "rank", "embeddings", "head")
+CHOICES = ("candidates", "ranks")
+
+
 class Compress(Section):
     """CALDERA: W ≈ Q + L·R."""
 
+    target_size: ByteSize | None = Field(
+        None,
+        description="Bytes of the files, such as 64MB: formats and ranks are then chosen for every "
+        "weight, embeddings and head included, so that the model's KL is least.",
+    )
+    bits_per_weight: Annotated[float, Field(gt=0, le=16)] | None = Field(
+        None, description="The same, as bits per weight of all matrices (factors included)."
+    )
+    candidates: list[str] | None = Field(
+        None, min_length=1, description="Formats to choose from; default: all that fit."
+    )
+    ranks: list[Annotated[int, Field(ge=0)]] | None = Field(
+        None, min_length=1, description="Ranks to choose from; default: 0, 16, 32, 64."
+    )
     format: str = Field("q4_0", description="Format of Q for the weights of the blocks.")
     rank: int = Field(0, ge=0, description="Columns of L; 0 is LDLQ alone.")
     factors: FactorFormat = Field("q8_0", description="Format of L and R.")
@@ -76,6 +96,24 @@ class Compress(Section):
         {},
         description="Glob on the weight's name (`*.mlp.down_proj`) → options; later ones win.",
     )
+
+    @property
+    def is_budget(self) -> bool:
+        """Whether formats and ranks are to be chosen for a size."""
+        return self.target_size is not None or self.bits_per_weight is not None
+
+    @model_validator(mode="after")
+    def _one_way_to_choose(self) -> Self:
+        given = [key for key in BUDGETS if getattr(self, key) is not None]
+        fixed = [key for key in FIXED if key in self.model_fields_set]
+        chosen = [key for key in CHOICES if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise ValueError("give target_size or bits_per_weight, not both")
+        if given and fixed:
+            raise ValueError(f"{given[0]} chooses {fixed[0]}; leave one of them out")
+        if chosen and not given:
+            raise ValueError(f"{chosen[0]} is for a target_size or bits_per_weight")
+        return self
 
 
 class Measure(Section):

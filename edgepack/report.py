@@ -61,6 +61,17 @@ def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["| " + " | ".join(row) + " |" for row in (padded[0], rule, *padded[1:])]
 
 
+def bought(allocation: Mapping[str, Any]) -> str:
+    """What a budget led to."""
+    text = f"chosen for {size(allocation['target'])}: files of {size(allocation['size'])}"
+    if allocation["expected_kl"] is None:
+        return text + "; a guess from the bits alone until every format is tried"
+    return (
+        f"{text}, expected KL {allocation['expected_kl']:.3f} "
+        f"({allocation['expected_kl_rank_0']:.3f} without ranks)"
+    )
+
+
 def role(weight: str) -> str:
     """What a weight is in every block: ``mlp.down_proj``; outside them its own name."""
     found = IN_BLOCK.fullmatch(weight)
@@ -138,6 +149,8 @@ def _head(manifest: Manifest) -> list[str]:
 def _compression(compress: Mapping[str, Any] | None) -> str:
     if compress is None:
         return "nothing, all matrices are f16"
+    if compress["target_size"] or compress["bits_per_weight"]:
+        return "formats and ranks chosen for a size"
     rank = f"rank {compress['rank']} in {compress['factors']}" if compress["rank"] else "rank 0"
     text = f"blocks {compress['format']}, {rank}; embeddings {compress['embeddings']}"
     text += f"; head {compress['head']}" if compress["head"] else ""
@@ -161,6 +174,7 @@ def _sizes(manifest: Manifest) -> list[str]:
         f"True bits per weight, scales and factors counted: {bits['blocks']:.3f} in the blocks, "
         f"{bits['all']:.3f} in all matrices.",
         "The files add metadata and the tokenizer to this.",
+        *(["", bought(manifest["allocation"]) + "."] if manifest["allocation"] else []),
     ]
 
 

@@ -14,7 +14,7 @@ import yaml
 from edgepack.artifact import MANIFEST, Artifact
 from edgepack.errors import EdgepackError
 from edgepack.recipe import load
-from edgepack.report import aligned, llama_command, measurements, size
+from edgepack.report import aligned, bought, llama_command, measurements, size
 
 if TYPE_CHECKING:
     from edgepack.checkpoint.gguf_header import GgufHeader
@@ -198,7 +198,6 @@ def remarks(fallbacks: Sequence[Mapping[str, Any]], warnings: Sequence[str]) -> 
 
 def plan_facts(made: Plan, memory: int) -> Facts:
     """A plan for ``--json``; `memory` is its expected peak in bytes."""
-    stages = [stage for stage in (made.calibrate, made.decompose) if stage]
     formats: dict[str, int] = {}
     for choice in made.choices.values():
         key = f"{choice.format}, rank {choice.rank}" if choice.rank else choice.format
@@ -209,8 +208,9 @@ def plan_facts(made: Plan, memory: int) -> Facts:
         "parameters": sum(spec.numel for spec in made.checkpoint.specs.values()),
         "stages": [
             {"stage": s.name, "key": s.key, "cached": s.is_done, "begun": s.partial.is_dir()}
-            for s in stages
+            for s in made.stages
         ],
+        "allocation": None if made.allocation is None else made.allocation.as_dict(),
         "formats": formats,
         "bytes": made.bytes_by_part(),
         "bits_per_weight": {
@@ -235,7 +235,8 @@ def plan_text(facts: Facts) -> list[str]:
     return [
         f"{facts['model']['model']} ({facts['architecture']}, "
         f"{facts['parameters'] / 1e6:,.1f} M weights)",
-        f"  {formats}",
+        *textwrap.wrap(formats, 79, initial_indent="  ", subsequent_indent="  "),
+        *([bought(facts["allocation"])] if facts["allocation"] else []),
         "",
         *aligned([["stage", "state"], *states]),
         "",

@@ -32,15 +32,26 @@ def low_rank(
     solved for the R that will be shipped, L = A H Rᵀ (R H Rᵀ)⁻¹ whatever H_out, and rounded in the
     metric of R H Rᵀ and H_out.
     """
-    target = A.double()
-    if H_out is not None:
-        target = torch.linalg.cholesky(damped(H_out, OUT_DAMPING)).T @ target
-    R = _round(top_left_singular_vectors(target, H, rank).T @ target, H, factors)
+    R = _round(exact_low_rank(A, H, rank, H_out)[1], H, factors)
     R_shipped = R.dequantize().double()
     RH = R_shipped @ H.double()
     gram = _regular(RH @ R_shipped.T)
     L = torch.linalg.solve(gram, RH @ A.double().T).T
     return _round(L, gram, factors, H_out), R
+
+
+def exact_low_rank(
+    A: Tensor, H: Tensor, rank: int, H_out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """L ``[out, rank]`` and R ``[rank, in]`` in float64, not rounded; the leading columns of L and
+    rows of R are the best pair of any smaller rank."""
+    A = A.double()
+    if H_out is None:
+        L = top_left_singular_vectors(A, H, rank)
+        return L, L.T @ A
+    C = torch.linalg.cholesky(damped(H_out, OUT_DAMPING))
+    vectors = top_left_singular_vectors(C.T @ A, H, rank)
+    return torch.linalg.solve_triangular(C.T, vectors, upper=True), vectors.T @ (C.T @ A)
 
 
 def _regular(gram: Tensor) -> Tensor:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
 from torch import Tensor
 
@@ -19,6 +17,7 @@ from edgepack.calibration.moments import HEAD, unknown, weight_hessian
 from edgepack.calibration.sweep import Activations, head_moments, layerwise, micro_batches
 from edgepack.calibration.text import Tokens
 from edgepack.decoder import Decoder
+from edgepack.decompose._side_by_side import side_by_side
 from edgepack.decompose.caldera import Decomposition, caldera
 from edgepack.errors import while_doing
 from edgepack.progress import Progress, Steps
@@ -35,9 +34,6 @@ class Choice:
     R: str | None = None
     factors: str = "f16"
 
-
-AT_ONCE = 4
-"""Weights decomposed side by side, where there are so many cores."""
 
 IMATRIX = "imatrix"
 """The tensor in a weight's file that belongs to neither Q, L nor R."""
@@ -153,30 +149,17 @@ class _Run:
         return [groups[block] for block in sorted(groups)]
 
     def _group(self, group: list[WeightSpec], hessian: Lookup) -> Steps[None]:
-        """A few weights at a time, each on one core: then results do not depend on their number,
-        and a weight whose rows wait for one another keeps no core idle."""
         missing = [s for s in group if not weight_path(self.folder, s.name).exists()]
         self.done += sum(s.numel for s in group if s not in missing)
-        cores = torch.get_num_threads()
-        pool = ThreadPoolExecutor(
-            min(AT_ONCE, cores), initializer=partial(torch.set_num_threads, 1)
-        )
-        try:
-            running = [(s, pool.submit(self._weight, s, hessian)) for s in missing]
-            for spec, future in running:
-                yield Progress("decompose", self.done, self.total, self._label(spec))
-                future.result()
-                self.done += spec.numel
-        finally:
-            pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(cores)
+        for spec in side_by_side(partial(self._weight, hessian), missing):
+            yield Progress("decompose", self.done, self.total, self._label(spec))
+            self.done += spec.numel
 
     def _label(self, spec: WeightSpec) -> str:
         choice = self.choices[spec.name]
         return f"{spec.name.removesuffix('.weight')} ({choice.format}, rank {choice.rank})"
 
-    @torch.no_grad()
-    def _weight(self, spec: WeightSpec, hessian: Lookup) -> None:
+    def _weight(self, hessian: Lookup, spec: WeightSpec) -> None:
         with while_doing(f"decomposing {self._label(spec)}"):
             self._decompose(spec, self.choices[spec.name], hessian)
 

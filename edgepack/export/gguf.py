@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -111,6 +112,24 @@ def write_model(
     as llama.cpp requires. `load(name)`, called once per matrix in file order, returns its codes or,
     as a uint8 tensor ``[out, bytes]``, its GGUF bytes; rows are in Hugging Face's order.
     """
+    entries = _model_entries(checkpoint, formats, load)
+    return _write(path, checkpoint.architecture, _model_metadata(checkpoint, formats), entries)
+
+
+def _model_metadata(
+    checkpoint: Checkpoint, formats: Mapping[str, str]
+) -> dict[str, tuple[Any, Any, Any]]:
+    metadata = dict(checkpoint.gguf_metadata())
+    metadata["general.file_type"] = _uint32(_file_type(formats))
+    metadata["general.quantization_version"] = _uint32(2)
+    return metadata
+
+
+def _model_entries(
+    checkpoint: Checkpoint,
+    formats: Mapping[str, str],
+    load: Callable[[str], QuantizedTensor | Tensor],
+) -> list[_Entry]:
     matrices = [spec for spec in checkpoint.specs.values() if len(spec.shape) > 1]
     if missing := [spec.name for spec in matrices if spec.name not in formats]:
         raise ValueError(f"no format for {missing}")
@@ -126,10 +145,7 @@ def write_model(
             entries.append(_Entry(name, spec.shape, read, None, rows))
     for name, value in checkpoint.extra_tensors().items():
         entries.append(_Entry(name, tuple(value.shape), partial(Tensor.float, value)))
-    metadata = dict(checkpoint.gguf_metadata())
-    metadata["general.file_type"] = _uint32(_file_type(formats))
-    metadata["general.quantization_version"] = _uint32(2)
-    return _write(path, checkpoint.architecture, metadata, entries)
+    return entries
 
 
 def write_plain(path: Path, checkpoint: Checkpoint, form: str = "f16") -> int:
@@ -151,6 +167,32 @@ def write_factors(
     of alpha/rank (``get_scale`` in llama-adapter.h), so that ranks may differ.
     """
     load = lru_cache(maxsize=1)(load)  # R's turn is followed by L's
+    entries = _factor_entries(checkpoint, factors, load)
+    return _write(path, checkpoint.architecture, _factor_metadata(checkpoint), entries)
+
+
+def files_size(
+    checkpoint: Checkpoint, formats: Mapping[str, str], factors: Mapping[str, FactorSpec]
+) -> int:
+    """Bytes that `write_model` and `write_factors` (where there are any) will write together."""
+
+    def unread(name: str) -> Any:
+        raise AssertionError(f"{name}: sizes need no values")
+
+    metadata = _model_metadata(checkpoint, formats)
+    entries = _model_entries(checkpoint, formats, unread)
+    size = _size(checkpoint.architecture, metadata, entries)
+    if factors:
+        entries = _factor_entries(checkpoint, factors, unread)
+        size += _size(checkpoint.architecture, _factor_metadata(checkpoint), entries)
+    return size
+
+
+def _factor_entries(
+    checkpoint: Checkpoint,
+    factors: Mapping[str, FactorSpec],
+    load: Callable[[str], FactoredWeight],
+) -> list[_Entry]:
     entries: list[_Entry] = []
     for spec in sorted((checkpoint.specs[name] for name in factors), key=_position):
         if spec.role == "token_embd":  # stored transposed, and a tied head could not use it
@@ -166,6 +208,10 @@ def write_factors(
             form = _format(getattr(known, part), shape, spec.name)
             read = partial(_part, load, spec.name, part)
             entries.append(_Entry(f"{name}.{suffix}", shape, read, form, order))
+    return entries
+
+
+def _factor_metadata(checkpoint: Checkpoint) -> dict[str, tuple[Any, Any, Any]]:
     metadata: dict[str, tuple[Any, Any, Any]] = {
         "general.type": ("adapter", GGUFValueType.STRING, None),
         "adapter.type": ("lora", GGUFValueType.STRING, None),
@@ -174,7 +220,7 @@ def write_factors(
     }
     if name_of_base := checkpoint.gguf_metadata().get("general.name"):
         metadata["general.name"] = name_of_base
-    return _write(path, checkpoint.architecture, metadata, entries)
+    return metadata
 
 
 def _position(spec: WeightSpec) -> tuple[int, int]:
@@ -213,18 +259,9 @@ def _write(
 ) -> int:
     """Stream a file under a temporary name; it gets its own when complete."""
     unfinished = path.with_name(path.name + ".unfinished")
-    writer = GGUFWriter(unfinished, architecture.gguf)
-    for key, (value, kind, sub_type) in metadata.items():
-        if key != "general.architecture":  # the writer's own first key
-            writer.add_key_value(key, value, kind, sub_type)
-    for entry in entries:
-        # any dtype but uint8 makes the writer take the shape as elements
-        as_elements = np.dtype(np.float32)
-        writer.add_tensor_info(entry.name, entry.shape, as_elements, entry.nbytes, entry.ggml_type)
+    writer = _announced(unfinished, architecture, metadata, entries)
     try:
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
+        _write_header(writer)
         for entry in entries:
             writer.write_tensor_data(entry.data())
         writer.close()
@@ -239,6 +276,46 @@ def _write(
     finally:
         _abandon(writer)
         unfinished.unlink(missing_ok=True)
+
+
+def _announced(
+    path: Path,
+    architecture: Architecture,
+    metadata: Mapping[str, tuple[Any, Any, Any]],
+    entries: list[_Entry],
+) -> GGUFWriter:
+    """A writer that knows everything but the values."""
+    writer = GGUFWriter(path, architecture.gguf)
+    for key, (value, kind, sub_type) in metadata.items():
+        if key != "general.architecture":  # the writer's own first key
+            writer.add_key_value(key, value, kind, sub_type)
+    for entry in entries:
+        # any dtype but uint8 makes the writer take the shape as elements
+        as_elements = np.dtype(np.float32)
+        writer.add_tensor_info(entry.name, entry.shape, as_elements, entry.nbytes, entry.ggml_type)
+    return writer
+
+
+def _write_header(writer: GGUFWriter) -> None:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+
+
+def _size(
+    architecture: Architecture,
+    metadata: Mapping[str, tuple[Any, Any, Any]],
+    entries: list[_Entry],
+) -> int:
+    """Bytes of the file `_write` would write: its header, really written, and padded tensors."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "header"
+        writer = _announced(path, architecture, metadata, entries)
+        _write_header(writer)
+        pad = writer.data_alignment
+        writer.close()
+        header = path.stat().st_size
+    return sum(-(-size // pad) * pad for size in (header, *(e.nbytes for e in entries)))
 
 
 def _abandon(writer: GGUFWriter) -> None:

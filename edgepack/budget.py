@@ -1,0 +1,190 @@
+"""A byte budget → the format and rank of every matrix, embeddings and head included.
+
+What each choice costs is measured by the allocate stage (`decompose.candidates`); until that has
+run, a guess from the bits alone stands in, so that a plan can say roughly what will come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgepack import plugins
+from edgepack.cache import Stage
+from edgepack.checkpoint import Checkpoint
+from edgepack.choices import check_overrides, format_of, known, options_of, ranked
+from edgepack.decompose.allocate import Option, allocate, cheapest
+from edgepack.decompose.candidates import RANKED_BELOW, Costs, Search, load_costs
+from edgepack.decompose.stage import Choice
+from edgepack.errors import RecipeError
+from edgepack.export.gguf import FactorSpec, files_size
+from edgepack.recipe import Compress, WeightOptions
+from edgepack.weights import WeightSpec
+
+RANKS = (0, 16, 32, 64)
+ALIGNMENT = 32
+"""Bytes that tensors in a GGUF are padded to."""
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """What a budget bought: choices, bytes of the files, and the KL to expect in nats a token (the
+    sum over the weights; None before it is measured), with and without ranks."""
+
+    choices: Mapping[str, Choice]
+    target: int
+    size: int
+    expected_kl: float | None
+    expected_kl_rank_0: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the manifest, where each weight has its choice already."""
+        return {key: value for key, value in vars(self).items() if key != "choices"}
+
+
+def search(checkpoint: Checkpoint, compress: Compress) -> Search:
+    """What the allocate stage has to try."""
+    check_overrides(checkpoint, compress)
+    names = compress.candidates or [n for n in plugins.names("formats") if n != "f16"]
+    forms = [known(name, "compress.candidates") for name in names]
+    formats = {}
+    for name, spec in checkpoint.specs.items():
+        if len(spec.shape) < 2:
+            continue
+        wanted, place = options_of(spec, compress)
+        here = forms if wanted.format is None else [known(wanted.format, place)]
+        formats[name] = [form.name for form in here if form.fits(spec.shape[1])]
+        if not formats[name]:
+            raise RecipeError(
+                f"compress.candidates: none fits the {spec.shape[1]} columns of {name}",
+                hint="add one of 32 columns a block, such as q8_0",
+            )
+    asked = [options.rank for options in compress.overrides.values() if options.rank is not None]
+    ranks = sorted({*(compress.ranks or RANKS), *asked})
+    return Search(formats, ranks, max(compress.damping))
+
+
+def spend(checkpoint: Checkpoint, compress: Compress, stage: Stage) -> Allocation:
+    """Choose; from measured costs where `stage` is done."""
+    tried = search(checkpoint, compress)
+    specs = {name: checkpoint.specs[name] for name in tried.formats}
+    measured = stage.is_done
+
+    def costs(spec: WeightSpec) -> Costs:
+        if measured:
+            return load_costs(stage.folder, spec.name)
+        formats = tried.formats[spec.name]
+        return {name: dict.fromkeys(tried.ranks, _guess(spec, name)) for name in formats}
+
+    options = {
+        name: _options(spec, compress, costs(spec), compress.ranks or RANKS)
+        for name, spec in specs.items()
+    }
+    target, size_of = _target(checkpoint, compress, specs)
+    chosen = _within(options, target, size_of)
+    plain = {name: [o for o in found if not o.rank] or found for name, found in options.items()}
+    control = _within(plain, target, size_of)
+    kl = sum(o.cost for o in chosen.values())
+    return Allocation(
+        {name: _choice(specs[name], compress, option) for name, option in chosen.items()},
+        target,
+        size_of(chosen),
+        kl if measured else None,
+        sum(o.cost for o in control.values()) if measured else None,
+    )
+
+
+def _guess(spec: WeightSpec, name: str) -> float:
+    """Rounding noise falls by 6 dB a bit."""
+    return float(spec.numel * 4.0**-format_of(name).bits_per_weight)
+
+
+def _options(
+    spec: WeightSpec, compress: Compress, costs: Costs, ranks: Sequence[int]
+) -> list[Option]:
+    """Every format and rank of a weight; an override's rank stands."""
+    wanted, _ = options_of(spec, compress)
+    wanted_ranks = ranks if wanted.rank is None else [wanted.rank]
+    if spec.block is None:
+        wanted_ranks = [0]
+    found = [
+        _option(spec, compress, name, rank, cost)
+        for name, by_rank in costs.items()
+        for rank, cost in by_rank.items()
+        if rank in wanted_ranks and _can_have(spec, rank)
+    ]
+    if not found:
+        raise RecipeError(
+            f"compress: no candidate for {spec.name} has a rank of {list(wanted_ranks)}",
+            hint=f"ranks above 0 are tried below {RANKED_BELOW:g} bits; allow rank 0 as well",
+        )
+    return found
+
+
+def _can_have(spec: WeightSpec, rank: int) -> bool:
+    """Factors go beside the weights of blocks, and below full rank."""
+    return not rank or (spec.block is not None and rank < min(spec.shape))
+
+
+def _option(spec: WeightSpec, compress: Compress, name: str, rank: int, cost: float) -> Option:
+    option = Option(name, rank, 0, cost)
+    choice = _choice(spec, compress, option)
+    parts = [format_of(name).nbytes(spec.shape)]
+    if choice.L is not None and choice.R is not None:
+        parts.append(format_of(choice.L).nbytes((spec.shape[0], rank)))
+        parts.append(format_of(choice.R).nbytes((rank, spec.shape[1])))
+    return Option(name, rank, sum(-(-n // ALIGNMENT) * ALIGNMENT for n in parts), cost)
+
+
+def _choice(spec: WeightSpec, compress: Compress, option: Option) -> Choice:
+    wanted = options_of(spec, compress)[0].factors or compress.factors
+    chosen = WeightOptions(rank=option.rank, factors=wanted)
+    return ranked(spec, format_of(option.format), chosen, "compress.ranks")
+
+
+Size = Callable[[Mapping[str, Option]], int]
+
+
+def _target(
+    checkpoint: Checkpoint, compress: Compress, specs: Mapping[str, WeightSpec]
+) -> tuple[int, Size]:
+    """The budget in bytes, and what of a choice counts towards it: whole files, or matrices."""
+    if compress.target_size is None:
+        assert compress.bits_per_weight is not None
+        elements = sum(spec.numel for spec in specs.values())
+        return int(elements * compress.bits_per_weight / 8), _matrices
+
+    def files(chosen: Mapping[str, Option]) -> int:
+        choices = {name: _choice(specs[name], compress, o) for name, o in chosen.items()}
+        factors = {
+            name: FactorSpec(c.rank, c.L, c.R)
+            for name, c in choices.items()
+            if c.rank and c.L is not None and c.R is not None
+        }
+        return files_size(checkpoint, {n: c.format for n, c in choices.items()}, factors)
+
+    return int(compress.target_size), files
+
+
+def _matrices(chosen: Mapping[str, Option]) -> int:
+    return sum(option.nbytes for option in chosen.values())
+
+
+def _within(options: Mapping[str, list[Option]], target: int, size_of: Size) -> dict[str, Option]:
+    """The best choice whose files are no larger than `target`."""
+    smallest = {name: cheapest(found) for name, found in options.items()}
+    overhead = size_of(smallest) - _matrices(smallest)
+    if size_of(smallest) > target:
+        raise RecipeError(
+            f"compress.target_size: {target / 1e6:.1f} MB is less than the smallest choice of "
+            f"formats takes, {size_of(smallest) / 1e6:.1f} MB",
+            hint="give more, or add smaller formats to compress.candidates",
+        )
+    budget = target - overhead
+    while True:
+        chosen = allocate(options, budget)
+        over = size_of(chosen) - target
+        if over <= 0:
+            return chosen
+        budget -= over  # factors have headers of their own

@@ -1,0 +1,163 @@
+"""Choosing formats and ranks for a size: the knapsack, and a recipe with `target_size`."""
+
+import itertools
+import json
+import random
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import edgepack
+from edgepack.cli import app
+from edgepack.decompose.allocate import Option, allocate, hull
+from edgepack.errors import RecipeError
+from edgepack.planning import plan
+from edgepack.recipe import parse
+from tests.tiny import make_model
+
+
+def problem(seed: int, weights: int = 5) -> dict[str, list[Option]]:
+    chance = random.Random(seed)
+    return {
+        f"w{i}": [Option(f"f{j}", 0, chance.randint(1, 40), chance.random() ** 3) for j in range(4)]
+        for i in range(weights)
+    }
+
+
+def best(options: dict[str, list[Option]], budget: int) -> float:
+    fitting = (
+        combination
+        for combination in itertools.product(*options.values())
+        if sum(o.nbytes for o in combination) <= budget
+    )
+    return min(sum(o.cost for o in combination) for combination in fitting)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_it_is_near_the_optimum_and_never_over_the_budget(seed: int):
+    options = problem(seed)
+    smallest = sum(min(o.nbytes for o in found) for found in options.values())
+    largest = sum(max(o.nbytes for o in found) for found in options.values())
+    for budget in (smallest, (smallest + largest) // 2, largest):
+        chosen = allocate(options, budget)
+        assert sum(o.nbytes for o in chosen.values()) <= budget
+        assert all(chosen[name] in found for name, found in options.items())
+        step = max(o.cost for found in options.values() for o in found)
+        assert sum(o.cost for o in chosen.values()) <= best(options, budget) + step
+    assert sum(o.cost for o in chosen.values()) == best(options, largest)
+
+
+def test_many_small_weights_leave_next_to_nothing():
+    options = problem(1, weights=300)
+    chosen = allocate(options, 5000)
+    assert 4990 <= sum(o.nbytes for o in chosen.values()) <= 5000
+
+
+def test_the_hull_is_convex_and_falls():
+    for seed in range(20):
+        points = hull(problem(seed, weights=1)["w0"])
+        gains = [(a.cost - b.cost) / (b.nbytes - a.nbytes) for a, b in itertools.pairwise(points)]
+        assert gains == sorted(gains, reverse=True)
+        assert all(gain > 0 for gain in gains)
+
+
+def test_a_budget_nothing_fits_is_an_error():
+    with pytest.raises(ValueError, match="smallest"):
+        allocate(problem(0), 0)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    make_model(folder, layers=2)
+    return folder
+
+
+def recipe(model: Path, **compress: object) -> dict[str, object]:
+    (model / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 400)
+    return {
+        "model": str(model),
+        "calibrate": {"source": str(model / "text.txt"), "tokens": 512, "sequence_length": 64},
+        "compress": {"damping": [0.1], **compress},
+        "export": {"measure": {"tokens": 0}},
+    }
+
+
+def files(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.gguf"))
+
+
+def test_the_files_are_no_larger_than_asked_and_hardly_smaller(model: Path, tmp_path: Path):
+    given = recipe(model, target_size="1GB", candidates=["q4_0", "q5_0", "q8_0"], ranks=[0, 4])
+    small, large = (
+        plan(parse(given | {"compress": {**given["compress"], "candidates": [f]}}), "gguf", model)
+        for f in ("q4_0", "q8_0")
+    )
+    costs = []
+    for share in (0.3, 0.6):
+        low, high = small.allocation.size, large.allocation.size
+        target = int(low + share * (high - low))
+        given["compress"]["target_size"] = target
+        path = tmp_path / f"{target}.yaml"
+        path.write_text(json.dumps(given))
+        artifact = edgepack.build(path, target="gguf", out=tmp_path / str(target))
+        bought = artifact.manifest["allocation"]
+        assert files(artifact.folder) == bought["size"] <= target
+        assert bought["size"] > 0.93 * target  # few and tiny weights; a percent for real ones
+        assert bought["expected_kl"] <= bought["expected_kl_rank_0"]
+        assert f"chosen for {target / 1e3:.1f} kB" in (artifact.folder / "report.md").read_text()
+        costs.append(bought["expected_kl"])
+        again = edgepack.plan(artifact.folder / "recipe.yaml", target="gguf")
+        assert all(stage.is_done for stage in again.stages)
+    assert costs[0] > costs[1]
+
+
+def test_overrides_stand(model: Path):
+    given = recipe(
+        model,
+        bits_per_weight=7,
+        candidates=["q4_0", "q8_0"],
+        overrides={"*.mlp.down_proj": {"format": "q5_0"}, "*.q_proj": {"rank": 4}},
+    )
+    choices = plan(parse(given), "gguf", model).choices
+    for name, choice in choices.items():
+        if "down_proj" in name:
+            assert choice.format == "q5_0"
+        if "q_proj" in name:
+            assert choice.rank == 4
+
+
+@pytest.mark.parametrize(
+    ("compress", "words"),
+    [
+        ({"target_size": "1kB"}, ["less than the smallest"]),
+        ({"target_size": "1MB", "format": "q4_0"}, ["target_size chooses format"]),
+        ({"target_size": "1MB", "bits_per_weight": 3}, ["not both"]),
+        ({"ranks": [8]}, ["ranks is for a target_size"]),
+        ({"target_size": "1MB", "candidates": ["q9"]}, ["compress.candidates", "'q9'"]),
+        ({"target_size": "1MB", "candidates": ["q4_k"]}, ["none fits"]),
+        ({"target_size": "large"}, ["compress.target_size"]),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(model: Path, compress: dict, words: list[str]):
+    with pytest.raises(RecipeError) as error:
+        plan(parse(recipe(model, **compress)), "gguf", model)
+    assert all(word in str(error.value) for word in words)
+    assert "\n" not in str(error.value)
+
+
+def test_layer_errors_cannot_be_compared(model: Path):
+    given = recipe(model, bits_per_weight=4)
+    given["calibrate"]["objective"] = "layer"
+    with pytest.raises(RecipeError, match="objective"):
+        plan(parse(given), "gguf", model)
+
+
+def test_a_plan_before_measuring_says_that_it_guesses(model: Path, tmp_path: Path):
+    given = recipe(model, bits_per_weight=4.7)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(given))
+    shown = CliRunner().invoke(app, ["plan", str(path), "--target", "gguf"])
+    assert shown.exit_code == 0
+    assert "a guess from the bits" in " ".join(shown.output.split())
