@@ -21,6 +21,8 @@ def _library() -> ctypes.CDLL:
     # Found without importing llama_cpp, which would load all of llama.cpp.
     folder = Path(find_spec("llama_cpp").origin).parent / "lib"
     library = ctypes.CDLL(str(next(folder.glob("libggml-base.*"))))
+    library.ggml_quantize_requires_imatrix.restype = ctypes.c_bool
+    library.ggml_quantize_requires_imatrix.argtypes = [ctypes.c_int]
     library.ggml_quantize_chunk.restype = ctypes.c_size_t
     library.ggml_quantize_chunk.argtypes = [
         ctypes.c_int,
@@ -33,7 +35,10 @@ def _library() -> ctypes.CDLL:
 
 
 def quantize(ggml_type: int, x: Tensor, row_bytes: int, importance: Tensor | None = None) -> Tensor:
-    """Stock bytes ``[out, row_bytes]`` of x ``[out, in]``, importance ``[in]`` as the imatrix."""
+    """Stock bytes ``[out, row_bytes]`` of x ``[out, in]``, importance ``[in]`` as the imatrix, ones
+    where it is not given and ggml insists."""
+    if importance is None and _library().ggml_quantize_requires_imatrix(int(ggml_type)):
+        importance = torch.ones(x.shape[1])
     source = np.ascontiguousarray(x.numpy(), dtype=np.float32)
     weights = None if importance is None else np.ascontiguousarray(importance.numpy(), np.float32)
     out = np.zeros((len(source), row_bytes), dtype=np.uint8)

@@ -15,7 +15,8 @@ from edgepack.formats._scalar import Scalar
 from edgepack.weights import QuantizedTensor
 
 FORMATS = ["q4_0", "q4_1", "q2_0", "q8_0", "iq4_nl", "q2_k", "q3_k", "q4_k", "q6_k"]
-FEEDS_BACK = ["q4_0", "q2_0", "q2_k", "q3_k"]
+FORMATS += ["iq4_xs", "mxfp4", "tq2_0", "q1_0"]
+FEEDS_BACK = ["q4_0", "q2_0", "q2_k", "q3_k", "iq4_xs", "mxfp4", "tq2_0", "q1_0"]
 
 
 def form(name: str) -> Scalar:
@@ -154,7 +155,9 @@ def assert_equal(a: QuantizedTensor, b: QuantizedTensor) -> None:
     assert all(a.grid[field].shape == b.grid[field].shape for field in b.grid)
 
 
-@pytest.mark.parametrize("name", ["q4_0", "q4_1", "q5_0", "q8_0", "iq4_nl", "q2_0"])
+@pytest.mark.parametrize(
+    "name", ["q4_0", "q4_1", "q5_0", "q8_0", "iq4_nl", "q2_0", "mxfp4", "tq2_0", "q1_0"]
+)
 def test_weights_on_a_grid_stay_exact(name):
     """What a stock quantizer has rounded is found again: the grid is among the candidates."""
     fmt, H = form(name), correlated(256)

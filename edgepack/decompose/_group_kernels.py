@@ -10,8 +10,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+# Numba's cache of these loops looks at this file alone: touch it after a change of those.
 from edgepack.decompose._kernels import _compiled, _pass_on
-from edgepack.formats._codebook_kernels import Book, Codes, Float, choose
+from edgepack.formats._codebook_kernels import Book, Codes, Float, choose, room
 
 
 @_compiled  # type: ignore[untyped-decorator]
@@ -38,7 +39,7 @@ def sweep(
     K, group = scale.shape[2], book.group
     left, e = np.empty(size, np.float32), np.empty(group, np.float32)
     tried_codes, tried_errors = np.empty(size, np.uint8), np.empty(size, np.float32)
-    y, score = np.empty(group, np.float32), np.empty(book.points.shape[1], np.float32)
+    work = room(book)
     for r in range(rows):
         least = np.float32(np.inf)
         for k in range(K):
@@ -47,7 +48,7 @@ def sweep(
             for g in range(len(unit)):
                 a, b = g * group, (g + 1) * group
                 s = scale[r, unit[g], k]
-                choose(left[a:b], weight[g], s, book, y, score, tried_codes[a:b])
+                choose(left[a:b], weight[g], s, book, work, tried_codes[a:b])
                 for i in range(a, b):
                     left[i] -= s * book.levels[tried_codes[i]]
                 e[:] = 0
@@ -86,7 +87,7 @@ def descend(
     rows, size = gradient.shape
     group = book.group
     target, change = np.empty(group, np.float32), np.empty(group, np.float32)
-    y, score = np.empty(group, np.float32), np.empty(book.points.shape[1], np.float32)
+    work = room(book)
     weight, tried = np.empty(group, np.float32), np.empty(group, np.uint8)
     for r in range(rows):
         own = H_out[r, r] if len(H_out) else np.float32(1)
@@ -97,7 +98,7 @@ def descend(
                 target[i] = Q[r, a + i]
                 for j in range(group):
                     target[i] += inverse[g, i, j] * gradient[r, a + j] / own
-            choose(target, weight, s, book, y, score, tried)
+            choose(target, weight, s, book, work, tried)
             delta = np.float32(0)
             for i in range(group):
                 change[i] = s * book.levels[tried[i]] - Q[r, a + i]

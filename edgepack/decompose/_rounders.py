@@ -24,14 +24,25 @@ class Rounder(Protocol):
         its U ``[size, size]``, in the order of processing."""
 
     def sweep(
-        self, x: Tensor, U: Tensor, U_out: Tensor, units: Sequence[Tensor], unit: Tensor, out: Any
+        self,
+        x: Tensor,
+        U: Tensor,
+        U_out: Tensor,
+        units: Sequence[Tensor],
+        unit: Tensor,
+        out: Sequence[Tensor],
     ) -> None:
         """Round x ``[rows, size]`` with error feedback under K grids; fills `out` = (best, codes,
         errors). `units` are scales and offsets ``[rows, units, K]``, `unit` ``[size]`` the unit of
         each column; see `_kernels.sweep`."""
 
     def descend(
-        self, gradient: Tensor, H: Tensor, H_out: Tensor, affine: Sequence[Tensor], out: Any
+        self,
+        gradient: Tensor,
+        H: Tensor,
+        H_out: Tensor,
+        affine: Sequence[Tensor],
+        out: Sequence[Tensor],
     ) -> None:
         """One round of coordinate descent in place; `affine` are scales and offsets ``[rows,
         size]``, `out` = (codes, Q, residual); see `_kernels.descend`."""
@@ -55,13 +66,24 @@ class ScalarRounder:
         return U.diagonal() ** -2
 
     def sweep(
-        self, x: Tensor, U: Tensor, U_out: Tensor, units: Sequence[Tensor], unit: Tensor, out: Any
+        self,
+        x: Tensor,
+        U: Tensor,
+        U_out: Tensor,
+        units: Sequence[Tensor],
+        unit: Tensor,
+        out: Sequence[Tensor],
     ) -> None:
         """See `Rounder`."""
         _call(_kernels.sweep, (x, U, *units, unit), self.lookup, (U_out.contiguous(), *out))
 
     def descend(
-        self, gradient: Tensor, H: Tensor, H_out: Tensor, affine: Sequence[Tensor], out: Any
+        self,
+        gradient: Tensor,
+        H: Tensor,
+        H_out: Tensor,
+        affine: Sequence[Tensor],
+        out: Sequence[Tensor],
     ) -> None:
         """See `Rounder`."""
         _call(_kernels.descend, (gradient, H, H_out, *affine), self.lookup, out)
@@ -78,7 +100,13 @@ class CodebookRounder:
         return self._inverse(U).square().sum(2).flatten()
 
     def sweep(
-        self, x: Tensor, U: Tensor, U_out: Tensor, units: Sequence[Tensor], unit: Tensor, out: Any
+        self,
+        x: Tensor,
+        U: Tensor,
+        U_out: Tensor,
+        units: Sequence[Tensor],
+        unit: Tensor,
+        out: Sequence[Tensor],
     ) -> None:
         """See `Rounder`."""
         inverse = self._inverse(U)
@@ -87,7 +115,12 @@ class CodebookRounder:
         _call(_group_kernels.sweep, inputs, (self.book,), out)
 
     def descend(
-        self, gradient: Tensor, H: Tensor, H_out: Tensor, affine: Sequence[Tensor], out: Any
+        self,
+        gradient: Tensor,
+        H: Tensor,
+        H_out: Tensor,
+        affine: Sequence[Tensor],
+        out: Sequence[Tensor],
     ) -> None:
         """See `Rounder`."""
         inputs = (gradient, H, H_out, self._inverse(H), affine[0][:, :: self.group])
@@ -97,7 +130,9 @@ class CodebookRounder:
         """Inverses of the diagonal blocks ``[groups, group, group]``."""
         size = self.group
         parts = matrix.unfold(0, size, size).unfold(1, size, size)
-        return torch.linalg.inv(parts.diagonal().permute(2, 0, 1).double()).float()
+        own: Tensor = parts.diagonal().permute(2, 0, 1).double()
+        inverse: Tensor = torch.linalg.inv(own)
+        return inverse.float()
 
 
 @rounder.register

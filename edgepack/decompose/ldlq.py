@@ -6,7 +6,8 @@ still to come (Frantar et al., GPTQ, arXiv 2210.17323, eq. 2–3; the same as LD
 arXiv 2307.13304, eq. 4, with the columns reversed). With H_out it goes into the rows still to come
 as well, in the same way (Tseng et al., YAQA, arXiv 2505.22988, eq. 5): with Ẽ_ij the error of an
 element divided by U_jj·U_out,ii, the element (i, j) is rounded at W_ij − (U_outᵀ Ẽ U)_ij summed
-over the elements before it, and the cost left in the end is Σ Ẽ².
+over the elements before it, and the cost left in the end is Σ Ẽ². Vector codebooks go the same way
+by groups of columns, whose part of U stands where U_jj does (see `_rounders`).
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def metric(
     groups = (inside + torch.arange(len(blocks))[:, None] * (block_size // group))[blocks].flatten()
     columns = (groups[:, None] * group + torch.arange(group)).flatten()
     U = inverse_factor(H[columns][:, columns])
-    if H_out is None:
+    if H_out is None or H_out.dim() == 1:
         return Metric(H.float(), U.float(), columns, group)
     H_out = damped(H_out, OUT_DAMPING)
     rows = H_out.diagonal().argsort(descending=True, stable=True)

@@ -66,7 +66,7 @@ class Plane:
     def write(self, values: Values) -> Tensor:
         """See `Part`."""
         whole = torch.cat([values[name] for name in self.names], dim=-1)
-        kept = (whole >> self.shift) & ((1 << self.bits) - 1)
+        kept = ((whole >> self.shift) & ((1 << self.bits) - 1)).to(torch.uint8)
         slices = torch.unflatten(kept, -1, (-1, 8 // self.bits, self.run))
         data = torch.zeros_like(slices[..., 0, :])
         for i in range(8 // self.bits):
@@ -77,7 +77,10 @@ class Plane:
         """See `Part`."""
         runs = torch.unflatten(data, -1, (-1, 1, self.run))
         places = torch.arange(0, 8, self.bits, dtype=torch.uint8, device=data.device).unsqueeze(-1)
-        whole = (((runs >> places) & ((1 << self.bits) - 1)) << self.shift).flatten(-3)
+        whole = ((runs >> places) & ((1 << self.bits) - 1)).flatten(-3)
+        if self.shift:
+            wide = torch.uint8 if self.shift + self.bits <= 8 else torch.int16
+            whole = whole.to(wide) << self.shift
         return dict(zip(self.names, whole.chunk(len(self.names), dim=-1), strict=True))
 
 
@@ -108,19 +111,96 @@ class SixBitPairs:
 
 
 @dataclass(frozen=True)
-class Stored:
-    """How an integer is kept in memory (`dtype`) and in the file (value + `bias`, modulo 256)."""
+class Words:
+    """`count` little-endian words, made of bit fields (name, bits, how many), lowest bits first."""
 
-    dtype: torch.dtype = torch.uint8
-    bias: int = 0
+    fields: tuple[tuple[str, int, int], ...]
+    count: int
+
+    @property
+    def size(self) -> int:
+        """Number of bytes."""
+        return self.count * sum(bits * many for _, bits, many in self.fields) // 8
+
+    def write(self, values: Values) -> Tensor:
+        """See `Part`."""
+        word: Tensor = torch.zeros((), dtype=torch.int64)
+        at = 0
+        for name, bits, many in self.fields:
+            kept = torch.unflatten(values[name].to(torch.int64), -1, (self.count, many))
+            for i in range(many):
+                word = word | (kept[..., i] << at)
+                at += bits
+        places = torch.arange(0, at, 8, device=word.device)
+        return ((word.unsqueeze(-1) >> places) & 255).to(torch.uint8).flatten(-2)
+
+    def read(self, data: Tensor) -> dict[str, Tensor]:
+        """See `Part`."""
+        octets = torch.unflatten(data.to(torch.int64), -1, (self.count, -1))
+        places = torch.arange(0, 8 * octets.shape[-1], 8, device=data.device)
+        word, at, out = (octets << places).sum(-1, keepdim=True), 0, {}
+        for name, bits, many in self.fields:
+            each = torch.arange(at, at + bits * many, bits, device=data.device)
+            found = ((word >> each) & ((1 << bits) - 1)).flatten(-2)
+            out[name] = found.to(torch.uint8 if bits <= 8 else torch.int16)
+            at += bits * many
+        return out
+
+
+class Storage(Protocol):
+    """How an integer in memory is kept in the file."""
 
     def to_file(self, value: Tensor) -> Tensor:
         """The unsigned number whose bits are written."""
-        return (value.to(torch.int16) + self.bias).to(torch.uint8)
 
     def from_file(self, value: Tensor) -> Tensor:
         """Inverse of `to_file`."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """How an integer is kept in memory (`dtype`) and in the file (value + `bias`, as `file`)."""
+
+    dtype: torch.dtype = torch.uint8
+    bias: int = 0
+    file: torch.dtype = torch.uint8
+
+    def to_file(self, value: Tensor) -> Tensor:
+        """See `Storage`."""
+        return (value.to(torch.int16) + self.bias).to(self.file)
+
+    def from_file(self, value: Tensor) -> Tensor:
+        """See `Storage`."""
         return (value.to(torch.int16) - self.bias).to(self.dtype)
+
+
+AS_IT_IS = Stored()
+
+
+@dataclass(frozen=True)
+class ByValue:
+    """Codes in the order of their values in memory; in the file `values[n]` is what n stands for.
+
+    Of numbers that stand for the same value, the first is written.
+    """
+
+    values: tuple[int, ...]
+
+    def to_file(self, value: Tensor) -> Tensor:
+        """See `Storage`."""
+        return _looked_up([self.values.index(v) for v in self._sorted], value)
+
+    def from_file(self, value: Tensor) -> Tensor:
+        """See `Storage`."""
+        return _looked_up([self._sorted.index(v) for v in self.values], value)
+
+    @property
+    def _sorted(self) -> list[int]:
+        return sorted(set(self.values))
+
+
+def _looked_up(table: list[int], index: Tensor) -> Tensor:
+    return torch.tensor(table, dtype=torch.uint8, device=index.device)[index.to(torch.int32)]
 
 
 @dataclass(frozen=True)
@@ -128,7 +208,7 @@ class Layout:
     """A block: its parts in file order, and how its integers are stored (default: as uint8)."""
 
     parts: tuple[Part, ...]
-    stored: Mapping[str, Stored] = field(default_factory=dict)
+    stored: Mapping[str, Storage] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -155,5 +235,5 @@ class Layout:
             for name, value in raw.items()
         }
 
-    def _kept(self, name: str) -> Stored:
-        return self.stored.get(name, Stored())
+    def _kept(self, name: str) -> Storage:
+        return self.stored.get(name, AS_IT_IS)

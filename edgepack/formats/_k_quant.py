@@ -9,10 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from edgepack.formats._affine import NO_OFFSET, sub_scales
 from edgepack.formats._bits import Layout
 from edgepack.formats._k_search import Problem, State, stacked
 from edgepack.formats._levels import Levels, Uniform
-from edgepack.formats._scalar import NO_OFFSET, Scalar, level_probes, range_probes, spread
+from edgepack.formats._scalar import Scalar, level_probes, range_probes
 from edgepack.formats._search import normalized, one_scale, scale_min
 from edgepack.weights import Grid
 
@@ -39,14 +40,7 @@ class KQuant(Scalar):
         self.scale_range = scales
 
     def _units(self, factor: Tensor, integers: Tensor, columns: slice) -> Tensor:
-        """fp16 factor times integers, per column; only the blocks that `columns` touch."""
-        start, stop, _ = columns.indices(factor.shape[1] * self.block_size)
-        first, last = start // self.block_size, -(-stop // self.block_size)
-        units = factor[:, first:last, None].to(torch.float32) * integers[:, first:last]
-        start, stop = start - first * self.block_size, stop - first * self.block_size
-        from_unit, to_unit = start // self.unit, -(-stop // self.unit)
-        units = units.flatten(1)[:, from_unit:to_unit]
-        return spread(units, self.unit, start - from_unit * self.unit, stop - from_unit * self.unit)
+        return sub_scales(factor, integers, self.block_size, self.unit, columns)
 
     def _sub_blocks(self, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         """``[n, 256]`` as ``[n·subs, unit]``, weights normalised in each."""

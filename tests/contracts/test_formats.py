@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from edgepack import plugins
+from edgepack.formats._affine import Affine
 from edgepack.formats._base import Format
 from edgepack.formats._ggml import GGML_QUANT_SIZES, GGMLQuantizationType, register
 from edgepack.formats._scalar import BlockScalar, Scalar
@@ -18,11 +19,13 @@ from edgepack.weights import QuantizedTensor
 from tests import ggml_oracle
 
 FORMATS = {name: plugins.find("formats", name) for name in plugins.names("formats")}
+AFFINES = {name: f for name, f in FORMATS.items() if isinstance(f, Affine)}
 SCALARS = {name: f for name, f in FORMATS.items() if isinstance(f, Scalar)}
 BLOCKS = {name: f for name, f in SCALARS.items() if isinstance(f, BlockScalar)}
 COLUMNS = 512
 
 every_format = pytest.mark.parametrize("name", FORMATS)
+every_affine = pytest.mark.parametrize("name", AFFINES)
 every_scalar = pytest.mark.parametrize("name", SCALARS)
 every_block = pytest.mark.parametrize("name", BLOCKS)
 needs_ggml = pytest.mark.skipif(
@@ -82,10 +85,18 @@ def arbitrary(fmt: Format, rows: int = 6, seed: int = 0) -> QuantizedTensor:
         if not values.is_floating_point():
             return values
         size = 10.0 ** torch.randint(-7, 1, values.shape, generator=generator)
-        return (torch.randn(values.shape, generator=generator) * size).to(torch.float16)
+        return stored(torch.randn(values.shape, generator=generator) * size, values)
 
     grid = {field: finite(values) for field, values in q.grid.items()}
-    return QuantizedTensor(fmt.name, finite(q.codes), grid)
+    codes = q.codes.clamp(max=len(fmt.levels) - 1) if isinstance(fmt, Affine) else finite(q.codes)
+    return QuantizedTensor(fmt.name, codes, grid)
+
+
+def stored(values: Tensor, like: Tensor) -> Tensor:
+    """As a grid keeps them: in fp16, or (mxfp4) as powers of two."""
+    if like.dtype == torch.float16:
+        return values.to(torch.float16)
+    return values.abs().log2().round().exp2()
 
 
 def reference(fmt: Format, data: Tensor) -> Tensor:
@@ -146,7 +157,7 @@ def test_decode_is_the_runtimes(name: str, seed: int):
     assert torch.equal(ours.view(torch.int32), theirs.view(torch.int32))
 
 
-@every_scalar
+@every_affine
 @needs_ggml
 def test_decode_agrees_with_libggml(name: str):
     fmt = FORMATS[name]
@@ -190,7 +201,7 @@ def test_fit_recovers_grids_used_in_part(name: str, unused: float):
         "d": normal(32)[:, : shape[1]].abs() + 1e-3,
         "m": -3 * normal(32, 1)[:, : shape[1]].abs(),
     }
-    grid = {field: grid[field].half() for field in q.grid}
+    grid = {field: stored(grid[field], q.grid[field]) for field in q.grid}
     partial = QuantizedTensor(name, q.codes.clamp(low, high - 1), grid)
     x = partial.dequantize()
     torch.testing.assert_close(fmt.quantize(x).dequantize(), x, rtol=0, atol=0)
@@ -224,14 +235,15 @@ def test_fit_stays_finite(name: str):
     x = torch.cat([normal(3), 1e-38 * normal(1), 1e-9 * normal(1), 1e3 * normal(1)])
     q = FORMATS[name].quantize(x, importance)
     assert q.dequantize().isfinite().all()
-    assert loss(x[:1], q.dequantize()[:1], importance[0]) < 0.2 * loss(
+    most = 0.2 if FORMATS[name].bits_per_weight > 2 else 0.5
+    assert loss(x[:1], q.dequantize()[:1], importance[0]) < most * loss(
         x[:1], 0 * x[:1], importance[0]
     )
 
 
-@every_scalar
+@every_affine
 def test_importance_counts_per_row(name: str):
-    fmt, x = SCALARS[name], normal(4)
+    fmt, x = AFFINES[name], normal(4)
     importance = torch.stack([IMPORTANCE, IMPORTANCE.flip(0), IMPORTANCE, torch.ones(COLUMNS)])
     whole = fmt.fit(x, importance)
     for row in range(4):
@@ -253,9 +265,9 @@ def test_columns_one_by_one(name: str):
     assert torch.equal(fmt.decode(codes[:, middle], grid, middle), values[:, middle])
 
 
-@every_scalar
+@every_affine
 def test_values_are_scale_level_offset(name: str):
-    fmt = SCALARS[name]
+    fmt = AFFINES[name]
     q = arbitrary(fmt)
     scale, offset = fmt.affine(q.grid)
     inlined = scale * fmt.levels[q.codes.long()] + offset
@@ -284,9 +296,9 @@ def test_zero_scale_takes_the_level_nearest_zero(name: str):
     assert torch.equal(fmt.levels[codes.long()].abs(), fmt.levels.abs().min().expand_as(x))
 
 
-@every_scalar
+@every_affine
 def test_candidates_start_with_the_fit(name: str):
-    fmt = SCALARS[name]
+    fmt = AFFINES[name]
     x, importance = normal(7)[:, : fmt.block_size], IMPORTANCE[: fmt.block_size]
     grid, found = fmt.fit(x, importance), fmt.candidates(x, importance)
     K = next(iter(found.values())).shape[1]
@@ -297,7 +309,7 @@ def test_candidates_start_with_the_fit(name: str):
     assert all(len(d.unique()) > 1 for d in found["d"])
 
 
-@every_scalar
+@every_affine
 @settings(deadline=None, max_examples=12)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_encoding_decoded_values_changes_nothing(name: str, seed: int):

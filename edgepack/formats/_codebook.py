@@ -1,0 +1,170 @@
+"""Vector codebooks (IQ2, IQ3): 8 or 4 columns together are a point of a grid, and their signs.
+
+Value = d·c·(1 + 2·scale)·(±magnitude), with one 4-bit scale per sub-block. Which magnitudes may
+stand side by side is the grid's affair; where a byte has room for seven of eight signs, the number
+of negative ones is even. Codes index the signed magnitudes column by column all the same, so that
+everything but the choice of codes is as in any other format. Layouts: llama.cpp,
+``ggml-common.h``; grids: the ``gguf`` package.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from gguf import quants
+from torch import Tensor
+
+from edgepack.formats import _codebook_kernels as kernels
+from edgepack.formats._affine import NO_OFFSET, Affine, sub_scales
+from edgepack.formats._bits import Layout, Stored
+from edgepack.formats._levels import Table
+from edgepack.weights import Grid, QuantizedTensor
+
+SIGNS = 8
+"""Columns whose signs share a byte, or seven bits of it."""
+
+SPANS = torch.unflatten(torch.linspace(0.9, 2.0, 36), 0, (-1, 3))
+"""Values of d that are tried, over the one that takes the largest scale to the last step."""
+
+WIDE = Stored(torch.int16, file=torch.int16)
+"""Of a grid with more than 256 points."""
+
+
+@dataclass(frozen=True)
+class Points:
+    """The points of a grid, and what packing needs to find them."""
+
+    values: Tensor
+    """Magnitudes, float32 ``[points, tuple]``."""
+
+    @staticmethod
+    def of(name: str) -> Points:
+        """The grid of a class of ``gguf.quants``."""
+        kind: Any = getattr(quants, name)
+        kind.init_grid()
+        return Points(torch.from_numpy(kind.grid.reshape(kind.grid_shape).astype(np.float32)))
+
+    @cached_property
+    def magnitudes(self) -> Tensor:
+        """The distinct ones, increasing."""
+        found: Tensor = torch.unique(self.values)
+        return found
+
+    @cached_property
+    def digits(self) -> Tensor:
+        """Each magnitude's place among `magnitudes`, uint8 ``[points, tuple]``."""
+        return torch.bucketize(self.values, self.magnitudes).to(torch.uint8)
+
+    @cached_property
+    def _index(self) -> Tensor:
+        index = torch.zeros(len(self.magnitudes) ** self.values.shape[1], dtype=torch.int16)
+        index[self._number(self.digits)] = torch.arange(len(self.values), dtype=torch.int16)
+        return index
+
+    def _number(self, digits: Tensor) -> Tensor:
+        places = len(self.magnitudes) ** torch.arange(digits.shape[-1])
+        return (digits.to(torch.int64) * places).sum(-1)
+
+    def index(self, digits: Tensor) -> Tensor:
+        """Which point has these digits ``[…, tuple]``; int16."""
+        return self._index[self._number(digits)]
+
+
+class Codebook(Affine):
+    """See the module. `even_signs`: in every eight columns the number of minus signs is even."""
+
+    block_size = 256
+
+    def __init__(
+        self,
+        name: str,
+        ggml_type: int,
+        points: Points,
+        layout: Layout,
+        unit: int,
+        factor: float,
+        even_signs: bool,
+    ) -> None:
+        self.name = name
+        self.ggml_type = ggml_type
+        self.points = points
+        half = [int(v) for v in points.magnitudes]
+        self.code_levels = Table(*(-v for v in reversed(half)), *half)
+        self.layout = layout
+        self.type_size = layout.size
+        self.unit = unit
+        self.factor = factor
+        self.even_signs = even_signs
+        self.group = SIGNS if even_signs else points.values.shape[1]
+        size = float(points.values.square().mean().sqrt())
+        self.probes = torch.linspace(0.7, 1.5, 9) / size
+
+    @cached_property
+    def book(self) -> kernels.Book:
+        """What the compiled search needs of the format."""
+        values = self.points.values.T.contiguous().numpy()
+        return kernels.Book(
+            values, self.points.digits.numpy(), self.levels.numpy(), self.group, self.even_signs
+        )
+
+    def affine(self, grid: Grid, columns: slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """See `Affine`."""
+        d, odd = self.factor * grid["d"].to(torch.float32), 1 + 2 * grid["scales"]
+        scale = sub_scales(d, odd, self.block_size, self.unit, columns)
+        return scale, NO_OFFSET.to(scale.device).expand_as(scale)
+
+    def _propose(self, x: Tensor, w: Tensor) -> Grid:
+        n, subs = len(x), self.block_size // self.unit
+        d = torch.empty(n, kernels.KEEP)
+        scales = torch.empty(n, kernels.KEEP, subs, dtype=torch.uint8)
+        arrays = (t.contiguous().numpy() for t in (x, w, self.probes, SPANS))
+        found = (t.numpy() for t in (d, scales))
+        kernels.propose(*arrays, self.book, self.unit, np.float32(self.factor), *found)
+        return {"d": d.to(torch.float16), "scales": scales}
+
+    def encode(
+        self,
+        x: Tensor,
+        grid: Grid,
+        columns: slice = slice(None),
+        importance: Tensor | None = None,
+    ) -> Tensor:
+        """See `Format`; nearest in the metric of `importance`, as x or ``[width of columns]``."""
+        scale, _ = self.affine(grid, columns)
+        w = torch.ones(1) if importance is None else importance.to(x.dtype)
+        codes = torch.empty(x.shape, dtype=torch.uint8)
+        arrays = (t.contiguous().numpy() for t in (x, w.expand_as(x), scale[:, :: self.group]))
+        kernels.encode(*arrays, self.book, codes.numpy())
+        return codes
+
+    def quantize(self, W: Tensor, importance: Tensor | None = None) -> QuantizedTensor:
+        """See `Format`; what is nearest among points of a grid depends on the importance too."""
+        w = torch.ones(W.shape[-1]) if importance is None else importance
+        grid = self.fit(W, w)
+        return QuantizedTensor(self.name, self.encode(W, grid, importance=w), grid)
+
+    def pack(self, q: QuantizedTensor) -> Tensor:
+        """See `Format`."""
+        half = len(self.points.magnitudes)
+        codes = torch.unflatten(q.codes.to(torch.int16), 1, (-1, self.block_size))
+        negative = codes < half
+        digits = torch.where(negative, half - 1 - codes, codes - half)
+        index = self.points.index(torch.unflatten(digits, 2, (-1, self.points.values.shape[1])))
+        bits = torch.unflatten(negative, 2, (-1, SIGNS))[..., : SIGNS - self.even_signs]
+        signs = (bits << torch.arange(bits.shape[-1])).sum(-1).to(torch.uint8)
+        return self.layout.pack({**q.grid, "index": index, "signs": signs}).flatten(1)
+
+    def parse(self, data: Tensor) -> QuantizedTensor:
+        """See `Format`."""
+        values = self.layout.parse(torch.unflatten(data, 1, (-1, self.type_size)))
+        digits = self.points.digits[values.pop("index").to(torch.int32)].flatten(1).to(torch.int16)
+        bits = (values.pop("signs").unsqueeze(-1) >> torch.arange(SIGNS).to(torch.uint8)) & 1
+        if self.even_signs:
+            bits[..., -1] = bits[..., :-1].sum(-1) & 1
+        half = len(self.points.magnitudes)
+        codes = torch.where(bits.flatten(1) == 1, half - 1 - digits, half + digits)
+        return QuantizedTensor(self.name, codes.to(torch.uint8), values)
