@@ -7,16 +7,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
+
+# The package edgepack.evaluate is imported before the function takes its name here: were it
+# imported for the first time later, it would put itself in the function's place.
+import edgepack.evaluate  # noqa: F401
 
 if TYPE_CHECKING:
     from edgepack.artifact import Artifact
+    from edgepack.pareto import Point
     from edgepack.planning import Plan
-    from edgepack.progress import Progress
+    from edgepack.progress import Progress, Steps
+    from edgepack.scoreboard import Scoreboard
 
-__all__ = ["build", "plan"]
+__all__ = ["build", "compare", "evaluate", "plan"]
+
+T = TypeVar("T")
 
 
 def plan(recipe: str | Path, target: str = "gguf") -> Plan:
@@ -51,11 +59,76 @@ def build(
     loaded = load(path)
     folder = pipeline.output_folder(loaded, path.stem, target, Path(out) if out else None)
     steps = pipeline.build(loaded, target, base=path.parent, out=folder, force=force)
+    return _run(steps, progress)
+
+
+def evaluate(
+    path: str | Path,
+    *,
+    against: Sequence[str | Path] = (),
+    reference: str | Path | None = None,
+    text: str | Path | None = None,
+    tokens: int = 6144,
+    context: int = 512,
+    tasks: Sequence[str] = (),
+    data: str | Path | None = None,
+    limit: int | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Scoreboard:
+    """Perplexity, KL and top-1 agreement of models on a text, and their zero-shot accuracy.
+
+    `path` and `against` are output folders or ``.gguf`` files. KL is that to `reference`, by
+    default to the original that the folder `path` was made of; for a bare file there is none then.
+    `text` is a file, by default what the folder's build measured on; `tokens` of it are used (0:
+    none), in chunks of `context`. `tasks` (names in `edgepack.evaluate.tasks.TASKS`) are read from
+    the folder `data`; `limit` is how many items of each, evenly spread.
+    """
+    from edgepack.comparison import Request, compare
+
+    def optional(place: str | Path | None) -> Path | None:
+        return None if place is None else Path(place)
+
+    request = Request(
+        path=Path(path),
+        against=tuple(map(Path, against)),
+        reference=optional(reference),
+        text=optional(text),
+        tokens=tokens,
+        context=context,
+        tasks=tuple(tasks),
+        data=optional(data),
+        limit=limit,
+    )
+    return _run(compare(request), progress)
+
+
+def compare(
+    recipes: Sequence[str | Path],
+    sizes: Sequence[int],
+    out: str | Path,
+    *,
+    progress: Callable[[Progress], None] | None = None,
+) -> list[Point]:
+    """Build recipes at several sizes (bytes) and measure them beside every stock type.
+
+    The builds stay in the folder `out`; a killed comparison goes on from what is cached. The points
+    come smallest first.
+    """
+    from edgepack import pareto
+    from edgepack.recipe import load
+
+    paths = [Path(recipe) for recipe in recipes]
+    loaded = {path.stem: (load(path), path.parent) for path in paths}
+    return _run(pareto.compare(loaded, sizes, Path(out)), progress)
+
+
+def _run(steps: Steps[T], progress: Callable[[Progress], None] | None) -> T:
+    """The result of a computation, whose progress is passed on."""
     while True:
         try:
             step = next(steps)
         except StopIteration as end:
-            artifact: Artifact = end.value
-            return artifact
+            result: T = end.value
+            return result
         if progress:
             progress(step)

@@ -177,8 +177,8 @@ def _within(options: Mapping[str, list[Option]], target: int, size_of: Size) -> 
     overhead = size_of(smallest) - _matrices(smallest)
     if size_of(smallest) > target:
         raise RecipeError(
-            f"compress.target_size: {target / 1e6:.1f} MB is less than the smallest choice of "
-            f"formats takes, {size_of(smallest) / 1e6:.1f} MB",
+            f"compress.target_size: {target:,} bytes are less than the smallest choice of formats "
+            f"takes, {size_of(smallest):,}",
             hint="give more, or add smaller formats to compress.candidates",
         )
     budget = target - overhead

@@ -27,7 +27,7 @@ from edgepack.export.gguf import write_model, write_plain
 from edgepack.formats._base import Format
 from edgepack.planning import Plan
 from edgepack.progress import Progress, Steps
-from edgepack.runtimes.ggml import stock_quantize
+from edgepack.runtimes.ggml import requires_imatrix, stock_quantize
 from edgepack.runtimes.llama_cpp import LlamaCpp
 
 
@@ -57,15 +57,16 @@ def measure(
                 path = Path(temporary) / f"stock-{number}.gguf"
                 write_stock(made, weights, formats, path)
                 files[name] = (path, None)
-        return (yield from _compare(made, tokens, reference, files))
+        return (yield from compare_files(made, tokens, reference, files))
 
 
-def _compare(
+def compare_files(
     made: Plan,
     tokens: Tokens | None,
     reference: Path,
     files: Mapping[str, tuple[Path, Path | None]],
 ) -> Steps[dict[str, Any]]:
+    """Metrics of models (and their factors) against the reference, on what the recipe says."""
     options = made.recipe.export.measure
     with ExitStack() as stack:
         context = options.context
@@ -81,7 +82,7 @@ def _compare(
             text = path.name
         else:
             assert tokens is not None
-            chunks = _held_out(tokens.held_out, original, context, limit)
+            chunks = held_out(tokens.held_out, original, context, limit)
             text = "held-out calibration text"
         found = yield from divergence(original, runtimes, chunks)
     return {
@@ -95,9 +96,9 @@ def _compare(
     }
 
 
-def _held_out(held_out: Tensor, runtime: LlamaCpp, context: int, limit: int) -> NDArray[np.int64]:
+def held_out(tokens: Tensor, runtime: LlamaCpp, context: int, limit: int) -> NDArray[np.int64]:
     """The held-out calibration tokens, cut as `chunk` cuts a text."""
-    flat = held_out.flatten().numpy()
+    flat = tokens.flatten().numpy()
     context = min(context, len(flat))
     chunks = flat[: len(flat) // context * context].reshape(-1, context)[:limit].copy()
     if runtime.bos is not None:
@@ -139,12 +140,20 @@ def write_stock(made: Plan, weights: Path, formats: Mapping[str, str], path: Pat
     one for embeddings and head."""
 
     def load(name: str) -> Tensor:
-        in_block = made.checkpoint.specs[name].block is not None
-        imatrix = load_imatrix(weights, name).numpy() if in_block else None
-        W = made.checkpoint.tensor(name).numpy()
-        return torch.from_numpy(stock_quantize(formats[name], W, imatrix))
+        return stock_bytes(made, name, formats[name], load_imatrix(weights, name))
 
     return write_model(path, made.checkpoint, formats, load)
+
+
+def stock_bytes(made: Plan, name: str, form: str, imatrix: Tensor) -> Tensor:
+    """One matrix as llama-quantize stores it. Outside the blocks it uses no imatrix; for types that
+    demand one, all columns are given the same weight there."""
+    spec = made.checkpoint.specs[name]
+    importance: NDArray[np.float32] | None = imatrix.float().numpy()
+    if spec.block is None:
+        importance = np.ones(spec.shape[1], np.float32) if requires_imatrix(form) else None
+    W = made.checkpoint.tensor(name).numpy()
+    return torch.from_numpy(stock_quantize(form, W, importance))
 
 
 def _format(name: str) -> Format:

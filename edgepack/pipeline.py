@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import yaml
+from torch import Tensor
 
 from edgepack.artifact import MANIFEST, Artifact, digest
 from edgepack.budget import search
@@ -29,6 +30,8 @@ from edgepack.measure import measure
 from edgepack.planning import Plan, plan
 from edgepack.progress import Progress, Steps
 from edgepack.recipe import FIXED, Recipe
+from edgepack.recover import stage as recovery
+from edgepack.recover import training
 from edgepack.report import render
 from edgepack.weights import FactoredWeight
 
@@ -58,6 +61,7 @@ def build(
     tokens = yield from calibrate(made)
     made = yield from _allocate(made, target)
     weights = yield from _decompose(made, tokens)
+    weights = yield from _recover(made, weights, tokens)
     return (yield from _export(made, target, weights, tokens, out, force=force))
 
 
@@ -105,6 +109,38 @@ def _decompose(made: Plan, tokens: Tokens | None) -> Steps[Path]:
     return stage.folder
 
 
+def _recover(made: Plan, weights: Path, tokens: Tokens | None) -> Steps[Path]:
+    """The recover stage: the same weights trained, and norms with them."""
+    stage, options = made.recover, made.recipe.recover
+    if stage is None or options is None or tokens is None:
+        return weights
+    if not stage.is_done:
+        rate = options.learning_rate
+        settings = training.Settings(
+            steps=options.steps,
+            tokens=options.tokens,
+            train=tuple(options.train),
+            scales=rate,
+            factors=rate,
+            norms=rate,
+            evaluate_every=options.evaluate_every,
+            patience=options.patience,
+            seed=options.seed,
+        )
+        with stage.writing() as folder:
+            yield from recovery.recover(made.decoder, weights, tokens, settings, folder)
+    return stage.folder
+
+
+def _recovered(made: Plan, weights: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
+    """What the recover stage says of itself, and the norms and biases it trained."""
+    if made.recover is None:
+        return None, {}
+    report = recovery.read_report(weights)
+    about = {"start": report.start, "best": report.best, **asdict(report)}
+    return about, recovery.read_norms(weights)
+
+
 def _export(
     made: Plan, target: str, weights: Path, tokens: Tokens | None, out: Path, *, force: bool
 ) -> Steps[Artifact]:
@@ -112,9 +148,10 @@ def _export(
     with new_folder(out, force=force, make_error=_exists) as folder:
         yield Progress("export", 0, 1, "writing files")
         about = {name: load_weight(weights, name)[1] for name in made.choices}
-        _write_files(made, weights, about, folder)
+        recovered, norms = _recovered(made, weights)
+        _write_files(made, weights, about, norms, folder)
         measured = yield from measure(made, folder, weights, tokens)
-        manifest = _manifest(made, target, about, measured)
+        manifest = _manifest(made, target, about, measured) | {"recovered": recovered}
         (folder / "report.md").write_text(render(manifest), encoding="utf-8")
         files = (p for p in sorted(folder.rglob("*")) if p.is_file())
         manifest["files"] = {str(p.relative_to(folder)): digest(p) for p in files}
@@ -123,7 +160,11 @@ def _export(
 
 
 def _write_files(
-    made: Plan, weights: Path, about: Mapping[str, Mapping[str, Any]], folder: Path
+    made: Plan,
+    weights: Path,
+    about: Mapping[str, Mapping[str, Any]],
+    norms: Mapping[str, Tensor],
+    folder: Path,
 ) -> None:
     def load(name: str) -> FactoredWeight:
         return load_weight(weights, name)[0]
@@ -134,7 +175,7 @@ def _write_files(
         for name, a in about.items()
         if a["rank"]
     }
-    write_model(folder / "base.gguf", made.checkpoint, formats, lambda name: load(name).Q)
+    write_model(folder / "base.gguf", made.checkpoint, formats, lambda name: load(name).Q, norms)
     if ranked:
         write_factors(folder / "factors.gguf", made.checkpoint, ranked, load)
         write_adapter(folder / "adapter", ranked, load, base=made.recipe.model)

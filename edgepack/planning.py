@@ -19,7 +19,7 @@ from edgepack.errors import RecipeError
 from edgepack.recipe import Recipe
 
 TARGETS = ("gguf",)
-NOT_BUILT = ("merge", "slice", "recover")
+NOT_BUILT = ("merge", "slice")
 """Sections of the recipe whose stages do not exist yet."""
 
 PARTS = {"token_embd": "embeddings", "output": "head"}
@@ -28,6 +28,7 @@ PARTS = {"token_embd": "embeddings", "output": "head"}
 CALIBRATE_VERSION = 1
 ALLOCATE_VERSION = 1
 DECOMPOSE_VERSION = 2
+RECOVER_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,14 @@ class Plan:
     allocation: Allocation | None
     """What that size buys, as far as is known."""
     decompose: Stage
+    recover: Stage | None
     warnings: tuple[str, ...]
 
     @property
     def stages(self) -> tuple[Stage, ...]:
         """Those that are kept in the cache, in order."""
-        return tuple(s for s in (self.calibrate, self.allocate, self.decompose) if s is not None)
+        stages = (self.calibrate, self.allocate, self.decompose, self.recover)
+        return tuple(stage for stage in stages if stage is not None)
 
     @property
     def decoder(self) -> Decoder:
@@ -135,8 +138,22 @@ def plan(recipe: Recipe, target: str, base: Path) -> Plan:
         allocate,
         allocation,
         decompose,
+        _recovery(recipe, calibrate, decompose),
         tuple(warnings),
     )
+
+
+def _recovery(recipe: Recipe, calibrate: Stage | None, decompose: Stage) -> Stage | None:
+    """The stage that distils the original into what was decomposed, on the calibration's text."""
+    if recipe.recover is None:
+        return None
+    if calibrate is None:
+        raise RecipeError(
+            "recover: nothing is quantized, so there is nothing to recover",
+            hint="add a section `compress`, or remove `recover`",
+        )
+    inputs = (decompose.key, calibrate.key)
+    return Stage("recover", RECOVER_VERSION, recipe.recover.model_dump(), inputs)
 
 
 def _allocation(recipe: Recipe, checkpoint: Checkpoint, calibrate: Stage) -> Stage:

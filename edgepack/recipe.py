@@ -116,6 +116,24 @@ class Compress(Section):
         return self
 
 
+class Recover(Section):
+    """Distil the original into the packed model; its codes and its size stay as they are."""
+
+    train: list[Literal["scales", "factors", "norms"]] = Field(
+        ["scales", "factors", "norms"],
+        min_length=1,
+        description="What moves: block scales of Q, L and R, gains and biases.",
+    )
+    steps: int = Field(100, ge=1, description="Steps at most; held-out text may end it earlier.")
+    tokens: int = Field(2048, ge=1, description="Tokens per step, in whole sequences.")
+    learning_rate: float = Field(
+        0.01, gt=0, description="Relative: 0.01 moves a scale by about 1 % a step."
+    )
+    evaluate_every: int = Field(10, ge=1, description="Steps between looks at held-out text.")
+    patience: int = Field(3, ge=1, description="Looks without a gain before it ends.")
+    seed: int = Field(0, ge=0, description="Order of the sequences.")
+
+
 class Measure(Section):
     """What is measured on the written files through the runtime."""
 
@@ -146,7 +164,7 @@ class Recipe(Section):
     slice: dict[str, Any] | None = Field(None, description="SliceGPT. Not built yet.")
     calibrate: Calibrate = Calibrate()
     compress: Compress | None = None
-    recover: dict[str, Any] | None = Field(None, description="Distillation. Not built yet.")
+    recover: Recover | None = None
     export: Export = Export()
 
 

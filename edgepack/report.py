@@ -142,8 +142,20 @@ def _head(manifest: Manifest) -> list[str]:
         source = "text the model wrote itself" if source == "self" else f"`{source}`"
         tokens = f"{calibrate['tokens']} tokens" if calibrate["tokens"] else "32 tokens per column"
         lines.append(f"- calibrate: {calibrate['objective']}, {tokens} of {source}")
+    if manifest["recovered"]:
+        lines.append(f"- recover: {_recovery(manifest['recovered'])}")
     lines.append(f"- made by: edgepack {manifest['edgepack']}")
     return [*lines, ""]
+
+
+def _recovery(recovered: Mapping[str, Any]) -> str:
+    """What distillation gained."""
+    if not recovered["best_step"]:
+        return f"nothing gained in {recovered['steps']} steps, all is as it was"
+    return (
+        f"held-out KL {recovered['start']:.4f} → {recovered['best']:.4f} "
+        f"after {recovered['best_step']} of {recovered['steps']} steps"
+    )
 
 
 def _compression(compress: Mapping[str, Any] | None) -> str:

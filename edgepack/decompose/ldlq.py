@@ -23,7 +23,7 @@ from edgepack.linalg import damped, inverse_factor
 from edgepack.weights import Grid, QuantizedTensor
 
 _ROWS = 8192  # rows are independent without H_out: so many at once, whatever the vocabulary
-_TILE = 64  # rows whose scales are chosen before any of them is rounded, with H_out
+_TILE = 128  # rows whose scales are chosen before any of them is rounded, with H_out
 _NONE = torch.empty(0, 0)
 OUT_DAMPING = 0.3
 """Of H_out relative to its mean diagonal: it only steers which outputs errors may hide in."""

@@ -105,14 +105,16 @@ def write_model(
     checkpoint: Checkpoint,
     formats: Mapping[str, str],
     load: Callable[[str], QuantizedTensor | Tensor],
+    norms: Mapping[str, Tensor] | None = None,
 ) -> int:
     """Write a model and return its size in bytes.
 
     `formats` gives the format of every matrix by Hugging Face name; norms and biases are float32,
-    as llama.cpp requires. `load(name)`, called once per matrix in file order, returns its codes or,
-    as a uint8 tensor ``[out, bytes]``, its GGUF bytes; rows are in Hugging Face's order.
+    as llama.cpp requires, and `norms` replaces some of the checkpoint's. `load(name)`, called once
+    per matrix in file order, returns its codes or, as a uint8 tensor ``[out, bytes]``, its GGUF
+    bytes; rows are in Hugging Face's order.
     """
-    entries = _model_entries(checkpoint, formats, load)
+    entries = _model_entries(checkpoint, formats, load, norms)
     return _write(path, checkpoint.architecture, _model_metadata(checkpoint, formats), entries)
 
 
@@ -129,6 +131,7 @@ def _model_entries(
     checkpoint: Checkpoint,
     formats: Mapping[str, str],
     load: Callable[[str], QuantizedTensor | Tensor],
+    norms: Mapping[str, Tensor] | None = None,
 ) -> list[_Entry]:
     matrices = [spec for spec in checkpoint.specs.values() if len(spec.shape) > 1]
     if missing := [spec.name for spec in matrices if spec.name not in formats]:
@@ -141,7 +144,8 @@ def _model_entries(
             form = _format(formats[spec.name], spec.shape, spec.name)
             entries.append(_Entry(name, spec.shape, partial(load, spec.name), form, rows))
         else:
-            read = partial(checkpoint.tensor, spec.name)
+            source = norms.__getitem__ if norms and spec.name in norms else checkpoint.tensor
+            read = partial(source, spec.name)
             entries.append(_Entry(name, spec.shape, read, None, rows))
     for name, value in checkpoint.extra_tensors().items():
         entries.append(_Entry(name, tuple(value.shape), partial(Tensor.float, value)))

@@ -42,6 +42,12 @@ def library() -> ctypes.CDLL:
     return lib
 
 
+def requires_imatrix(name: str) -> bool:
+    """Whether ggml refuses to quantize to that format without an importance matrix."""
+    ggml_type = plugins.find("formats", name).ggml_type
+    return bool(library().ggml_quantize_requires_imatrix(ggml_type))
+
+
 def stock_quantize(
     kind: str | int, W: NDArray[np.float32], imatrix: NDArray[np.float32] | None = None
 ) -> NDArray[np.uint8]:

@@ -1,0 +1,164 @@
+"""Which model is closest to the original at which size: recipes at several sizes, beside every
+stock type with an imatrix.
+
+Stock's files are those llama-quantize can make of the model at one type for all blocks, with its
+own choice for embeddings (q8_0, or q6_k where widths allow) and, where that is smaller, with the
+blocks' type for them too. All are measured in one run on the same text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from edgepack import plugins
+from edgepack.calibration.moments import weight_hessian
+from edgepack.choices import format_of
+from edgepack.errors import RecipeError
+from edgepack.export.gguf import write_model, write_plain
+from edgepack.measure import compare_files, stock_bytes
+from edgepack.pipeline import build, calibrate
+from edgepack.planning import Plan, plan
+from edgepack.progress import Progress, Steps
+from edgepack.recipe import FIXED, Recipe
+from edgepack.report import size
+
+AT_ONCE = 4
+"""Models measured side by side: each has its logits of a chunk in memory."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One file (factors included): who made it, its bytes, its distance to the original, and for
+    ours the KL that was expected (nats a token)."""
+
+    label: str
+    ours: bool
+    nbytes: int
+    kl_mean: float
+    kl_error: float
+    top1: float
+    perplexity: float
+    expected_kl: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def compare(
+    recipes: Mapping[str, tuple[Recipe, Path]], sizes: Sequence[int], out: Path
+) -> Steps[list[Point]]:
+    """Build every recipe (given with its folder) at every size into `out`, write stock's files
+    beside them for as long as it takes, and measure all."""
+    first, base = next(iter(recipes.values()))
+    made = plan(first, "gguf", base)
+    if made.calibrate is None:
+        raise RecipeError("compress: is missing", hint="a comparison of sizes needs it")
+    files: dict[str, tuple[Path, Path | None]] = {}
+    expected: dict[str, float | None] = {}
+    for name, (recipe, folder) in recipes.items():
+        for wanted in sizes:
+            label = f"edgepack {name} at {wanted / 1e6:g} MB"
+            target = out / f"{name}-{wanted / 1e6:g}MB"
+            artifact = yield from build(
+                at_size(recipe, wanted), "gguf", base=folder, out=target, force=True
+            )
+            factors = target / "factors.gguf"
+            files[label] = (target / "base.gguf", factors if factors.exists() else None)
+            expected[label] = artifact.manifest["allocation"]["expected_kl"]
+    tokens = yield from calibrate(made)
+    with TemporaryDirectory(dir=out, prefix=".edgepack-") as temporary:
+        reference = Path(temporary) / "original.gguf"
+        write_plain(reference, made.checkpoint)
+        files |= yield from _stock(made, Path(temporary))
+        found: dict[str, dict[str, float]] = {}
+        labels = list(files)
+        for start in range(0, len(labels), AT_ONCE):
+            some = {label: files[label] for label in labels[start : start + AT_ONCE]}
+            measured = yield from compare_files(made, tokens, reference, some)
+            found |= measured["results"]
+    points = [_point(label, metrics, expected) for label, metrics in found.items()]
+    return sorted(points, key=lambda point: point.nbytes)
+
+
+def _point(label: str, m: Mapping[str, float], expected: Mapping[str, float | None]) -> Point:
+    metrics = (m["kl_mean"], m["kl_error"], m["top1"], m["perplexity"])
+    return Point(label, label in expected, int(m["bytes"]), *metrics, expected.get(label))
+
+
+def at_size(recipe: Recipe, nbytes: int) -> Recipe:
+    """The recipe with that size as its target, to be measured later."""
+    given = recipe.model_dump(mode="json", exclude_none=True)
+    compress = given.get("compress", {})
+    for key in (*FIXED, "bits_per_weight"):
+        compress.pop(key, None)
+    given["compress"] = compress | {"target_size": nbytes}
+    given["export"]["measure"]["tokens"] = 0
+    return Recipe.model_validate(given)
+
+
+def stock_types(made: Plan) -> Iterator[dict[str, str]]:
+    """Format of every matrix in each of stock's files."""
+    specs = [made.checkpoint.specs[name] for name in made.choices]
+    blocks = [spec for spec in specs if spec.block is not None]
+    outside = [spec for spec in specs if spec.block is None]
+    default = "q6_k" if all(format_of("q6_k").fits(s.shape[1]) for s in outside) else "q8_0"
+    for name in plugins.names("formats"):
+        form = format_of(name)
+        if name == "f16" or not all(form.fits(s.shape[1]) for s in specs):
+            continue
+        body = {spec.name: name for spec in blocks}
+        yield body | {spec.name: default for spec in outside}
+        if form.bits_per_weight < format_of(default).bits_per_weight:
+            yield body | {spec.name: name for spec in outside}
+
+
+def _stock(made: Plan, folder: Path) -> Steps[dict[str, tuple[Path, Path | None]]]:
+    assert made.calibrate is not None
+    tied, hessians = made.checkpoint.dimensions.tie_word_embeddings, made.calibrate.folder
+    files: dict[str, tuple[Path, Path | None]] = {}
+    for formats in stock_types(made):
+        label = _label(made, formats)
+        yield Progress("compare", 0, 1, label)
+        path = folder / f"stock-{len(files)}.gguf"
+
+        def load(name: str, formats: Mapping[str, str] = formats) -> Any:
+            spec = made.checkpoint.specs[name]
+            imatrix = weight_hessian(hessians, spec, tied=tied).imatrix
+            return stock_bytes(made, name, formats[name], imatrix)
+
+        write_model(path, made.checkpoint, formats, load)
+        files[label] = (path, None)
+    return files
+
+
+def _label(made: Plan, formats: Mapping[str, str]) -> str:
+    specs = made.checkpoint.specs
+    body = next(f for name, f in formats.items() if specs[name].block is not None)
+    outside = next(f for name, f in formats.items() if specs[name].block is None)
+    return f"stock {body} + imatrix, embeddings {outside}"
+
+
+def frontier(points: Sequence[Point]) -> list[Point]:
+    """Those that no smaller or equal one betters, by size."""
+    best: list[Point] = []
+    for point in sorted(points, key=lambda p: (p.nbytes, p.kl_mean)):
+        if not best or point.kl_mean < best[-1].kl_mean:
+            best.append(point)
+    return best
+
+
+def table(points: Sequence[Point]) -> list[list[str]]:
+    """Rows for people, smallest first; a star marks those that nothing smaller betters."""
+    best = frontier(points)
+    rows = [["", "model", "size", "mean KL", "expected", "same top token", "perplexity"]]
+    for point in points:
+        row = ["*" if point in best else "", point.label, size(point.nbytes)]
+        row += [f"{point.kl_mean:.4f} ± {point.kl_error:.4f}"]
+        row += ["–" if point.expected_kl is None else f"{point.expected_kl:.4f}"]
+        rows.append([*row, f"{100 * point.top1:.1f} %", f"{point.perplexity:.2f}"])
+    return rows

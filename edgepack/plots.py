@@ -1,0 +1,50 @@
+"""Pictures of results, with matplotlib (the extra `plots`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgepack.errors import missing_extra
+from edgepack.pareto import Point, frontier
+
+OURS, STOCK = "#1b6ca8", "#8a8a8a"
+
+
+def pareto(points: Sequence[Point], paths: Sequence[Path]) -> None:
+    """KL over file size, ours and stock's frontier, into files of the kinds their names say."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise missing_extra("matplotlib", "plots") from error
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot()
+    for ours, name, colour in ((False, "stock + imatrix", STOCK), (True, "edgepack", OURS)):
+        side = [point for point in points if point.ours == ours]
+        best = frontier(side)
+        line = [p.nbytes / 1e6 for p in best], [p.kl_mean for p in best]
+        axes.plot(*line, color=colour, linewidth=1.5, marker="o", markersize=5, label=name)
+        rest = [p for p in side if p not in best]
+        axes.scatter(
+            [p.nbytes / 1e6 for p in rest], [p.kl_mean for p in rest], s=14, color=colour, alpha=0.5
+        )
+        for point in best:
+            text = f"{point.kl_mean:.3g}" if ours else point.label.split(" + ")[0]
+            place = (4, -11) if ours else (4, 5)
+            axes.annotate(
+                text.removeprefix("stock "),
+                (point.nbytes / 1e6, point.kl_mean),
+                xytext=place,
+                textcoords="offset points",
+                fontsize=8,
+                color=colour,
+            )
+    axes.set_yscale("log")
+    axes.set_xlabel("size of all files, MB")
+    axes.set_ylabel("mean KL to the original, nats per token")
+    axes.set_title("Distance from the original at a given size (lower left is better)", fontsize=11)
+    axes.grid(which="both", alpha=0.2)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    for path in paths:
+        figure.savefig(path, dpi=160)

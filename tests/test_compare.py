@@ -1,0 +1,81 @@
+"""`edgepack compare`: recipes at several sizes beside every stock type."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import edgepack
+from edgepack.cli import app
+from edgepack.pareto import Point, frontier, stock_types
+from tests.tiny import make_model
+
+
+def point(nbytes: int, kl: float) -> Point:
+    return Point("", False, nbytes, kl, 0.0, 1.0, 1.0)
+
+
+def test_the_frontier_is_what_nothing_smaller_betters():
+    points = [point(30, 0.2), point(10, 0.5), point(20, 0.6), point(20, 0.3), point(40, 0.2)]
+    assert [(p.nbytes, p.kl_mean) for p in frontier(points)] == [(10, 0.5), (20, 0.3), (30, 0.2)]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("compare")
+    make_model(folder / "model", layers=2)
+    (folder / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 400)
+    given = {
+        "model": "model",
+        "calibrate": {"source": "text.txt", "tokens": 512, "sequence_length": 64},
+        "compress": {"damping": [0.1], "candidates": ["q4_0", "iq4_nl", "q8_0"], "ranks": [0, 8]},
+        "export": {"measure": {"text": "text.txt", "tokens": 256, "context": 64}},
+    }
+    path = folder / "tiny.yaml"
+    path.write_text(json.dumps(given | {"compress": given["compress"] | {"bits_per_weight": 6}}))
+    return path
+
+
+def test_stock_has_all_types_that_fit_and_both_kinds_of_embeddings(recipe: Path):
+    made = edgepack.plan(recipe)
+    types = list(stock_types(made))
+    blocks = {next(f for n, f in t.items() if ".layers." in n) for t in types}
+    assert {"q4_0", "q5_1", "q8_0", "iq4_nl"} <= blocks
+    assert not {"f16", "q4_k", "iq2_xs"} & blocks
+    assert {t["model.embed_tokens.weight"] for t in types if "q4_0" in t.values()} == {
+        "q8_0",
+        "q4_0",
+    }
+
+
+@pytest.mark.llama
+def test_table_picture_and_figures(recipe: Path, tmp_path: Path):
+    pytest.importorskip("llama_cpp")
+    pytest.importorskip("matplotlib")
+    files = 2000 + sum(edgepack.plan(recipe).bytes_by_part().values())  # 6 bits of matrices
+    sizes = [files + 20_000, files + 40_000]
+    out = tmp_path / "out"
+    command = ["compare", str(recipe), "--sizes", ",".join(map(str, sizes)), "--out", str(out)]
+    shown = CliRunner().invoke(app, command)
+    assert shown.exit_code == 0, shown.output
+    points = json.loads((out / "compare.json").read_text())
+    ours = [p for p in points if p["ours"]]
+    assert [p["nbytes"] for p in points] == sorted(p["nbytes"] for p in points)
+    assert len(ours) == 2
+    assert all(p["nbytes"] <= wanted for p, wanted in zip(ours, sizes, strict=True))
+    for p in ours:
+        folder = next(out.glob(f"tiny-{sizes[ours.index(p)] / 1e6:g}MB"))
+        assert p["nbytes"] == sum(f.stat().st_size for f in folder.glob("*.gguf"))
+    assert {"stock q8_0 + imatrix, embeddings q8_0"} <= {p["label"] for p in points}
+    assert "stock iq4_nl + imatrix, embeddings iq4_nl" in shown.output
+    assert (out / "compare.png").read_bytes()[1:4] == b"PNG"
+    assert "<svg" in (out / "compare.svg").read_text()
+    assert "mean KL" in (out / "compare.md").read_text()
+
+
+def test_a_size_that_is_none(recipe: Path, tmp_path: Path):
+    command = ["compare", str(recipe), "--sizes", "big", "--out", str(tmp_path / "x")]
+    shown = CliRunner().invoke(app, command)
+    assert shown.exit_code == 1
+    assert "'big' is not a size" in shown.output
