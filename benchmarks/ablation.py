@@ -24,7 +24,8 @@ from edgepack.recipe import parse
 ROWS: dict[str, tuple[str, float]] = {
     "layer (plain H, sequential)": ("layer", sweep.MOST),
     "guided, weights not clipped": ("guided", math.inf),
-    f"guided, clipped at {sweep.MOST:g} × mean (default)": ("guided", sweep.MOST),
+    f"guided, clipped at {sweep.MOST:g} × mean": ("guided", sweep.MOST),
+    "model, clipped alike (default)": ("model", sweep.MOST),
 }
 
 

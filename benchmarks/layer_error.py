@@ -5,9 +5,9 @@
 SmolLM2-135M-Instruct, every weight of the first blocks (256-column types: ffn_down, the one weight
 that is wide enough). Both sides know the same tokens of calibration_datav3 (32 per column of the
 widest weight): stock as an imatrix, LDLQ as H. The error ‖(W−Q)H^½‖²/‖WH^½‖² is judged on tokens
-held out from them, in two metrics, each with the Q made for it: `plain` counts all tokens alike
-(what the literature calls the layer error), `guided` weighs them by their gradients (what edgepack
-optimises by default; a handful of tokens carries much of it, so it generalises less).
+held out from them, in two metrics, each with the Q made for it: `plain` counts all tokens and
+outputs alike (what the literature calls the layer error), `model` is what edgepack optimises by
+default, tr(H_out E H Eᵀ)/tr(H_out W H Wᵀ): a handful of tokens carries much of it.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def errors(made: Plan, name: str, block: int, role: str, H: Hessian) -> tuple[fl
     damping = made.recipe.compress.damping
     ours = caldera(W, H, form, rank=0, factors="f16", damping=damping, iterations=1)
     data = torch.from_numpy(stock_quantize(name, W.numpy(), H.imatrix.numpy()))
-    return ours.error, relative_error(W, form.parse(data).dequantize(), H.held_out)
+    stock = form.parse(data).dequantize()
+    return ours.error, relative_error(W, stock, H.held_out, H.out_held_out)
 
 
 @torch.no_grad()
@@ -79,7 +80,7 @@ def main() -> None:
     found: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for block, hessians in enumerate(plain(made.decoder, tokens, options.blocks)):
         for role in LINEAR_ROLES:
-            metrics = {"plain": hessians[role], "guided": load_hessian(folder / str(block), role)}
+            metrics = {"plain": hessians[role], "model": load_hessian(folder / str(block), role)}
             for name in options.types.split(","):
                 if name in FFN_DOWN and role != "ffn_down":
                     continue

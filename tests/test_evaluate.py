@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from edgepack.errors import EdgepackError
-from edgepack.evaluate.divergence import chunk, compare, divergence
+from edgepack.evaluate.divergence import chunk, compare, divergence, perplexity
 from edgepack.progress import finish
 
 
@@ -101,6 +101,19 @@ def test_divergence_uses_the_second_half_of_every_chunk():
     assert found["other"].perplexity == pytest.approx(math.exp(nll.mean()))
     assert found["self"].kl_max == 0
     assert found["self"].top1 == 1
+
+
+def test_perplexity_alone_is_that_beside_a_reference():
+    one, other = Table(0), Table(1)
+    chunks = np.random.default_rng(4).integers(0, 50, (5, 16))
+    beside = finish(divergence(one, {"other": other}, chunks))["other"]
+    alone = finish(perplexity({"one": one, "other": other}, chunks))
+    assert alone["other"].positions == beside.positions
+    assert alone["other"].perplexity == pytest.approx(beside.perplexity)
+    assert alone["one"].perplexity_error == pytest.approx(beside.reference_perplexity_error)
+    nll = np.concatenate([direct(*[other.logits(c)[8:15]] * 2, c[9:16])[0] for c in chunks])
+    error = math.exp(nll.mean()) * nll.std(ddof=1) / math.sqrt(nll.size)
+    assert alone["other"].perplexity_error == pytest.approx(error)
 
 
 def test_chunks_start_with_bos_only_where_the_model_does():

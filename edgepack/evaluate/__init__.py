@@ -1,1 +1,1 @@
-"""How far a compressed model is from its original."""
+"""How good a compressed model is: its distance from the original, its zero-shot accuracy."""

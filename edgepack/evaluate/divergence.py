@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -28,13 +28,35 @@ class Divergence:
 
     positions: int
     perplexity: float
+    perplexity_error: float
     reference_perplexity: float
+    reference_perplexity_error: float
     kl_mean: float
     kl_error: float
     kl_p999: float
     kl_max: float
     top1: float
     top1_error: float
+
+    def as_dict(self) -> dict[str, float]:
+        """For JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """exp of the mean negative log-likelihood of `positions` tokens; its standard error to first
+    order, perplexity × the mean's, as llama-perplexity prints it."""
+
+    positions: int
+    perplexity: float
+    perplexity_error: float
+
+    @staticmethod
+    def of(nll: NDArray[np.float64]) -> Perplexity:
+        """From the negative log-likelihood of every token, in nats."""
+        value = math.exp(nll.mean())
+        return Perplexity(nll.size, value, value * standard_error(nll))
 
     def as_dict(self) -> dict[str, float]:
         """For JSON."""
@@ -60,20 +82,23 @@ class Positions:
 
     def summary(self) -> Divergence:
         """Means, standard errors and tails."""
+        own, reference = Perplexity.of(self.nll), Perplexity.of(self.reference_nll)
         return Divergence(
             positions=self.kl.size,
-            perplexity=math.exp(self.nll.mean()),
-            reference_perplexity=math.exp(self.reference_nll.mean()),
+            perplexity=own.perplexity,
+            perplexity_error=own.perplexity_error,
+            reference_perplexity=reference.perplexity,
+            reference_perplexity_error=reference.perplexity_error,
             kl_mean=float(self.kl.mean()),
-            kl_error=_error(self.kl),
+            kl_error=standard_error(self.kl),
             kl_p999=float(np.quantile(self.kl, 0.999)),
             kl_max=float(self.kl.max()),
             top1=float(self.agree.mean()),
-            top1_error=_error(self.agree),
+            top1_error=standard_error(self.agree),
         )
 
 
-def _error(values: NDArray[np.float64]) -> float:
+def standard_error(values: NDArray[np.float64]) -> float:
     """Standard error of the mean; 0 for a single value, of which nothing is known."""
     return float(values.std(ddof=1) / math.sqrt(values.size)) if values.size > 1 else 0.0
 
@@ -138,3 +163,30 @@ def divergence(
         for name, candidate in candidates.items():
             found[name].append(compare(expected, candidate.logits(tokens, first), targets))
     return {name: Positions.join(parts).summary() for name, parts in found.items()}
+
+
+def perplexity(
+    models: Mapping[str, Runtime], chunks: NDArray[np.integer]
+) -> Steps[dict[str, Perplexity]]:
+    """What `divergence` says where there is no reference: the same positions, perplexity alone."""
+    found: dict[str, list[NDArray[np.float64]]] = {name: [] for name in models}
+    first = chunks.shape[1] // 2
+    for done, row in enumerate(chunks):
+        yield Progress("measure", done, len(chunks), "llama.cpp")
+        for name, model in models.items():
+            logits = model.logits(row[:-1].tolist(), first)
+            found[name].append(-log_probabilities(logits, row[first + 1 :]))
+    return {name: Perplexity.of(np.concatenate(parts)) for name, parts in found.items()}
+
+
+def log_probabilities(
+    logits: NDArray[np.float32], tokens: Sequence[int] | NDArray[np.integer]
+) -> NDArray[np.float64]:
+    """log p, in nats, of each token ``[n]`` under its row of logits ``[n, vocab]``."""
+    parts = []
+    for start in range(0, len(tokens), _ROWS):
+        rows = torch.from_numpy(logits[start : start + _ROWS]).double()
+        wanted = torch.as_tensor(tokens[start : start + _ROWS], dtype=torch.int64).unsqueeze(1)
+        parts.append(rows.gather(1, wanted).squeeze(1) - rows.logsumexp(-1))
+    found: NDArray[np.float64] = torch.cat(parts).numpy()
+    return found

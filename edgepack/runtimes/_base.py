@@ -10,6 +10,8 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from edgepack.runtimes.forks import Fork
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -32,7 +34,9 @@ class Runtime(Protocol):
     """A loaded model: logits for measurements, tokens for conversations."""
 
     context: int
-    """Most tokens of one `logits` or `generate`."""
+    """Most tokens of one `logits`, `generate` or `branches`."""
+    sequences: int
+    """Most sequences of one `branches`, summed over its forks."""
     vocab_size: int
     bos: int | None
     """Token that every sequence starts with, None where the model adds none."""
@@ -40,6 +44,11 @@ class Runtime(Protocol):
     def logits(self, tokens: Sequence[int], first: int = 0) -> NDArray[np.float32]:
         """Logits ``[len(tokens) − first, vocab]`` of positions `first` and later, with no history
         but the tokens themselves."""
+        ...
+
+    def branches(self, forks: Sequence[Fork]) -> Iterator[NDArray[np.float32]]:
+        """For every branch of every fork, in order, the logits ``[len(branch), vocab]`` that
+        predict its tokens, with no history but its fork's stem and itself; in one decoding."""
         ...
 
     def generate(

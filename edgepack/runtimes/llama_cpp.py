@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from edgepack.errors import EdgepackError, missing_extra
 from edgepack.runtimes._base import LIKELIEST, Sampling
+from edgepack.runtimes.forks import Fork, Step, check_fits, layout
 
 _ERROR_LEVEL = 4  # enum ggml_log_level
 _MICRO_BATCH = 512  # llama.cpp's default, here so that a long context does not raise it
@@ -65,7 +66,8 @@ def extra_buffers_are_safe() -> bool:
 class LlamaCpp:
     """A `Runtime`: base.gguf, and factors.gguf on top of it at scale 1 when `adapter` is given.
 
-    `threads` defaults to the number of physical cores.
+    `threads` defaults to the number of physical cores. `sequences` above 1 is for `branches`; all
+    of them together hold `context` tokens.
     """
 
     def __init__(
@@ -74,10 +76,11 @@ class LlamaCpp:
         adapter: Path | None = None,
         context: int = 512,
         threads: int | None = None,
+        sequences: int = 1,
     ) -> None:
         self._lib = bindings()
         self._model = self._ctx = None
-        self.context = context
+        self.context, self.sequences = context, sequences
         try:
             self._model = self._load(model)
             self._ctx = self._open(context, threads or psutil.cpu_count(logical=False) or 1)
@@ -105,6 +108,7 @@ class LlamaCpp:
         params.n_ctx = params.n_batch = context
         params.n_ubatch = min(context, _MICRO_BATCH)
         params.n_threads = params.n_threads_batch = threads
+        params.n_seq_max, params.kv_unified = self.sequences, self.sequences > 1
         params.no_perf = True
         return _checked(
             f"cannot allocate a context of {context} tokens",
@@ -124,34 +128,55 @@ class LlamaCpp:
             lambda: self._lib.llama_set_adapters_lora(self._ctx, adapters, 1, scales) == 0,
         )
 
-    def _decode(self, tokens: Sequence[int], at: int, first: int) -> None:
-        """Run tokens from position `at`, with logits for those from index `first` on."""
-        batch = self._lib.llama_batch_init(len(tokens), 0, 1)
+    def _decode(self, steps: Sequence[Step]) -> None:
+        """Run a batch of tokens on top of what was run before."""
+        batch = self._lib.llama_batch_init(len(steps), 0, self.sequences)
         try:
-            batch.n_tokens = len(tokens)
-            for i, token in enumerate(tokens):
-                batch.token[i], batch.pos[i], batch.logits[i] = token, at + i, i >= first
-                batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
+            batch.n_tokens = len(steps)
+            for i, step in enumerate(steps):
+                batch.token[i], batch.pos[i], batch.logits[i] = (
+                    step.token,
+                    step.position,
+                    step.wanted,
+                )
+                batch.n_seq_id[i] = len(step.sequences)
+                for j, sequence in enumerate(step.sequences):
+                    batch.seq_id[i][j] = sequence
             _checked("llama.cpp failed", lambda: self._lib.llama_decode(self._ctx, batch) == 0)
         finally:
             self._lib.llama_batch_free(batch)
 
     def _start(self, tokens: Sequence[int], first: int) -> None:
-        """`_decode` with an empty history."""
+        """Run tokens with an empty history; logits for those from index `first` on."""
         if not 0 < len(tokens) <= self.context:
             raise EdgepackError(
                 f"{len(tokens)} tokens do not fit into the context of {self.context}",
                 hint="choose a larger context" if tokens else None,
             )
+        self._forget()
+        self._decode([Step(token, i, (0,), i >= first) for i, token in enumerate(tokens)])
+
+    def _forget(self) -> None:
         self._lib.llama_memory_clear(self._lib.llama_get_memory(self._ctx), True)
-        self._decode(tokens, 0, first)
+
+    def _wanted(self, rows: int) -> NDArray[np.float32]:
+        """The rows of logits that the last batch asked for; llama.cpp's memory, until the next."""
+        found = self._lib.llama_get_logits(self._ctx)
+        return np.ctypeslib.as_array(found, (rows, self.vocab_size))
 
     def logits(self, tokens: Sequence[int], first: int = 0) -> NDArray[np.float32]:
         """See `Runtime.logits`."""
         self._start(tokens, first)
-        shape = (len(tokens) - first, self.vocab_size)
-        found = np.ctypeslib.as_array(self._lib.llama_get_logits(self._ctx), shape)
-        return np.array(found, np.float32)
+        return np.array(self._wanted(len(tokens) - first), np.float32)
+
+    def branches(self, forks: Sequence[Fork]) -> Iterator[NDArray[np.float32]]:
+        """See `Runtime.branches`."""
+        check_fits(forks, self.context, self.sequences)
+        steps, rows = layout(forks)
+        self._forget()
+        self._decode(steps)
+        found = self._wanted(sum(step.wanted for step in steps))
+        yield from (found[wanted] for wanted in rows)  # indexing with a list copies
 
     def generate(
         self,
@@ -170,7 +195,7 @@ class LlamaCpp:
                 if token in stop or self._lib.llama_vocab_is_eog(self._vocab, token):
                     return
                 yield token
-                self._decode([token], position, 0)
+                self._decode([Step(token, position, (0,), True)])
         finally:
             self._lib.llama_sampler_free(sampler)
 

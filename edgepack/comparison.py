@@ -1,0 +1,220 @@
+"""Models side by side through llama.cpp: on a text against a reference, and on zero-shot tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edgepack import cache
+from edgepack.artifact import Artifact
+from edgepack.calibration import text as calibration_text
+from edgepack.checkpoint import open_checkpoint
+from edgepack.errors import EdgepackError, RecipeError
+from edgepack.evaluate.divergence import Divergence, Perplexity, chunk, divergence, perplexity
+from edgepack.evaluate.multiple_choice import CONTEXT, SEQUENCES, answer
+from edgepack.evaluate.tasks import TASKS, load
+from edgepack.export.gguf import write_plain
+from edgepack.measure import held_out
+from edgepack.planning import plan
+from edgepack.progress import Progress, Steps
+from edgepack.recipe import Recipe
+from edgepack.recipe import load as load_recipe
+from edgepack.runtimes.llama_cpp import LlamaCpp, bindings
+from edgepack.scoreboard import Scoreboard
+
+ORIGINAL = "original (f16)"
+NO_TEXT = "--text FILE measures on another text, --tokens 0 on none"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to compare, and on what; see `edgepack.evaluate`."""
+
+    path: Path
+    against: tuple[Path, ...] = ()
+    reference: Path | None = None
+    text: Path | None = None
+    tokens: int = 6144
+    context: int = 512
+    tasks: tuple[str, ...] = ()
+    data: Path | None = None
+    limit: int | None = None
+
+    @property
+    def folder(self) -> Path | None:
+        """The output folder whose original and text are at hand; None for a bare file."""
+        return self.path if self.path.is_dir() else None
+
+    @property
+    def wants_text(self) -> bool:
+        """Whether perplexity and KL are asked for."""
+        return self.tokens > 0 and (self.text is not None or self.folder is not None)
+
+
+@dataclass(frozen=True)
+class Model:
+    """Something llama.cpp can run: a model, perhaps with an adapter on it."""
+
+    name: str
+    base: Path
+    adapter: Path | None = None
+
+    @staticmethod
+    def at(path: Path) -> Model:
+        """An output folder or a GGUF file."""
+        if path.is_dir():
+            artifact = Artifact.open(path)
+            return Model(str(path), artifact.base, artifact.factors)
+        if not path.is_file():
+            raise EdgepackError(
+                f"{path}: no such file or folder", hint="give an output folder or a .gguf file"
+            )
+        return Model(str(path), path)
+
+    @property
+    def bytes(self) -> int:
+        """Size of its files."""
+        return sum(path.stat().st_size for path in (self.base, self.adapter) if path)
+
+    def open(self, context: int, sequences: int = 1) -> LlamaCpp:
+        """Load it."""
+        return LlamaCpp(self.base, self.adapter, context=context, sequences=sequences)
+
+
+def compare(request: Request) -> Steps[Scoreboard]:
+    """Measure. Missing files, unknown tasks and unreadable items are found before any model is
+    loaded."""
+    models = {m.name: m for m in map(Model.at, (request.path, *request.against))}
+    if not (request.wants_text or request.tasks):
+        raise RecipeError(
+            f"{request.path}: nothing to measure",
+            hint="--text FILE, or --tasks NAMES with --data FOLDER",
+        )
+    if request.tasks and request.data is None:
+        hint = "the folder with " + ", ".join(task.file for task in TASKS.values())
+        raise RecipeError("--tasks: needs --data FOLDER", hint=hint)
+    items = {task: load(task, request.data or Path(), request.limit) for task in request.tasks}
+    text = (yield from _text(request)) if request.wants_text else None
+    bindings()
+    with ExitStack() as stack:
+        reference = yield from _reference(request, stack)
+        every = {m.name: m for m in (reference, *models.values()) if m}
+        sizes = {name: model.bytes for name, model in every.items()}
+        about: dict[str, Any] | None = None
+        predictions: dict[str, Divergence | Perplexity] = {}
+        if text is not None:
+            about, predictions = yield from _predictions(request, text, reference, models)
+        context = max(request.context, CONTEXT)
+        openers = {name: partial(m.open, context, SEQUENCES) for name, m in every.items()}
+        answers = (yield from answer(openers, items)) if items else {}
+    name = reference.name if reference else None
+    return Scoreboard(name, sizes, about, predictions, answers)
+
+
+def _reference(request: Request, stack: ExitStack) -> Steps[Model | None]:
+    """What KL is measured from: `reference`, else the folder's original as f16, which `stack` will
+    delete."""
+    if request.reference is not None:
+        return Model.at(request.reference)
+    if request.folder is None:
+        return None
+    artifact, recipe = _built(request.folder)
+    yield Progress("original", 0, 1, "writing it as f16")
+    original = open_checkpoint(str(recipe.model), request.folder)
+    now, then = dict(original.source), artifact.manifest["model"]
+    if any(now.get(key) != then.get(key) for key in ("files", "revision")):
+        raise EdgepackError(
+            f"{recipe.model}: is not what {request.folder} was made of any more",
+            hint="--reference FILE.gguf names another reference",
+        )
+    cache.root().mkdir(parents=True, exist_ok=True)
+    folder = stack.enter_context(TemporaryDirectory(dir=cache.root(), prefix="original-"))
+    path = Path(folder) / "original.gguf"
+    write_plain(path, original)
+    return Model(ORIGINAL, path)
+
+
+def _built(folder: Path) -> tuple[Artifact, Recipe]:
+    """A folder's manifest and its recipe, whose paths hold from anywhere."""
+    return Artifact.open(folder), load_recipe(folder / "recipe.yaml")
+
+
+@dataclass(frozen=True)
+class _Text:
+    """What to predict: a text, or tokens ``[n, length]`` that are held out from calibration."""
+
+    name: str
+    content: str | Tensor
+
+    def chunks(self, runtime: LlamaCpp, context: int, tokens: int) -> NDArray[np.int64]:
+        limit = -(-tokens // context)
+        if isinstance(self.content, str):
+            return chunk(runtime, self.content, context, limit)
+        return held_out(self.content, runtime, context, limit)
+
+
+def _text(request: Request) -> Steps[_Text]:
+    """`text`, else what the folder's own build measured on."""
+    if request.text is not None:
+        return _read(request.text)
+    assert request.folder is not None
+    artifact, recipe = _built(request.folder)
+    if recipe.export.measure.text is not None:
+        return _read(Path(recipe.export.measure.text))
+    try:
+        made = plan(recipe, artifact.manifest["target"], request.folder)
+        stage, options = made.calibrate, recipe.calibrate
+        if stage is None:
+            raise EdgepackError("nothing was calibrated")
+        if options.source == "self" and not stage.is_done:
+            raise EdgepackError("it is not in the cache any more")
+        found = yield from calibration_text.tokens(made.decoder, options, made.base, stage.folder)
+    except EdgepackError as error:
+        message = f"{request.folder}: has no held-out calibration text ({error})"
+        raise EdgepackError(message, hint=NO_TEXT) from None
+    return _Text("the held-out calibration text", found.held_out)
+
+
+def _read(path: Path) -> _Text:
+    try:
+        return _Text(path.name, path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise EdgepackError(f"{path}: cannot be read ({error})", hint=NO_TEXT) from None
+
+
+def _predictions(
+    request: Request, text: _Text, reference: Model | None, models: Mapping[str, Model]
+) -> Steps[tuple[dict[str, Any], dict[str, Divergence | Perplexity]]]:
+    """What the table says of a text: about the text, and by model."""
+    context = request.context
+    found: dict[str, Divergence | Perplexity] = {}
+    with ExitStack() as stack:
+        opened = {name: stack.enter_context(m.open(context)) for name, m in models.items()}
+        start = stack.enter_context(reference.open(context)) if reference else None
+        first = start or next(iter(opened.values()))
+        for name, model in opened.items():
+            if model.vocab_size != first.vocab_size:
+                raise EdgepackError(
+                    f"{name}: has {model.vocab_size} tokens, the first model {first.vocab_size}",
+                    hint="predictions compare only where the tokenizer is the same",
+                )
+        chunks = text.chunks(first, context, request.tokens)
+        if start is None:
+            found |= yield from perplexity(opened, chunks)
+        else:
+            assert reference is not None
+            results = yield from divergence(start, opened, chunks)
+            one = next(iter(results.values()))
+            own = one.positions, one.reference_perplexity, one.reference_perplexity_error
+            found |= {reference.name: Perplexity(*own), **results}
+    about = {"name": text.name, "tokens": int(chunks.size), "context": chunks.shape[1]}
+    return about, found

@@ -1,0 +1,190 @@
+"""Zero-shot multiple-choice tasks from local files, in lm-evaluation-harness's words.
+
+Prompts, choices and the choice of `acc_norm` follow its task definitions (lm_eval/tasks/*/*.yaml
+of v0.4): whoever compares with published tables compares the same strings. Where a file here keeps
+a row in another form than the harness's data set, the loader puts it back and says so. What stays
+different is the sample: the harness's ``--limit`` takes the first rows, ours spreads evenly
+(HellaSwag's first third is another source than its rest), BoolQ is the file's first 1,000 rows of
+3,270, and ARC-easy its 2,365 questions of four choices out of 2,376.
+"""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgepack import plugins
+from edgepack.errors import EdgepackError, RecipeError
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question: which of the `choices` follows? `gold` is the right one's index.
+
+    `contexts` has one text per choice: the same for all, but where the choice fills a gap in it.
+    Between context and choice comes one space.
+    """
+
+    contexts: tuple[str, ...]
+    choices: tuple[str, ...]
+    gold: int
+
+    def __post_init__(self) -> None:
+        texts = (*self.contexts, *self.choices)
+        if not all(isinstance(text, str) and text.strip() for text in texts):
+            raise ValueError("a context or a choice is empty")
+        if not 0 <= self.gold < len(self.choices) == len(self.contexts):
+            raise ValueError(f"answer {self.gold} of {len(self.choices)} choices")
+
+    @staticmethod
+    def of(context: str, choices: Sequence[str], gold: int) -> Item:
+        """All choices after one context."""
+        return Item((context,) * len(choices), tuple(choices), gold)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Where a task's rows are, how a row is read, and whether the harness reports `acc_norm`."""
+
+    file: str
+    rows: Callable[[Path], Sequence[Any]]
+    item: Callable[[Any], Item]
+    normalised: bool = False
+
+
+def load(name: str, folder: Path, limit: int | None = None) -> list[Item]:
+    """The items of a task whose file lies in `folder`; with a limit, so many of them, evenly
+    spread, the same ones every time."""
+    if name not in TASKS:
+        known = tuple(TASKS)
+        raise RecipeError(f"tasks: there is no {name!r}", hint=plugins.suggest(name, known))
+    task = TASKS[name]
+    path = folder / task.file
+    try:
+        rows = task.rows(path)
+    except FileNotFoundError as error:
+        raise EdgepackError(
+            f"{name}: there is no file {error.filename}",
+            hint="--data is the folder with " + ", ".join(t.file for t in TASKS.values()),
+        ) from None
+    except (OSError, ValueError, EOFError, csv.Error) as error:
+        raise EdgepackError(f"{name}: {path} cannot be read ({error})") from None
+    if not rows:
+        raise EdgepackError(f"{name}: {path} is empty", hint="is the download complete?")
+    count = min(limit or len(rows), len(rows))
+    return [_read(task, path, rows, i * len(rows) // count) for i in range(count)]
+
+
+def _read(task: Task, path: Path, rows: Sequence[Any], index: int) -> Item:
+    try:
+        return task.item(rows[index])
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise EdgepackError(
+            f"{path}: item {index + 1} cannot be read ({reason})",
+            hint="the file has another form than this task's",
+        ) from None
+
+
+def _jsonl(path: Path) -> list[Any]:
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file if line.strip()]
+
+
+def _labelled(path: Path) -> list[Any]:
+    """Rows of a JSONL, with the lines of ``NAME-labels.lst`` beside it."""
+    rows = _jsonl(path)
+    labels = path.with_name(f"{path.stem}-labels.lst").read_text(encoding="utf-8").split()
+    if len(rows) != len(labels):
+        raise ValueError(f"{len(rows)} rows, {len(labels)} labels")
+    return list(zip(rows, labels, strict=True))
+
+
+def _csv(path: Path) -> list[Any]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return [row for row in csv.reader(file) if row]
+
+
+def _sixes(path: Path) -> list[Any]:
+    """Six lines an item, compressed with bzip2."""
+    with bz2.open(path, "rt", encoding="utf-8", newline="\n") as file:
+        lines = file.read().split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    if len(lines) % 6:
+        raise ValueError(f"{len(lines)} lines are not six an item")
+    return [lines[i : i + 6] for i in range(0, len(lines), 6)]
+
+
+def _piqa(row: Any) -> Item:
+    """``goal``, ``sol1``, ``sol2``, and the index of the right one."""
+    about, label = row
+    context = f"Question: {about['goal']}\nAnswer:"
+    return Item.of(context, (about["sol1"], about["sol2"]), int(label))
+
+
+def _arc_easy(row: Any) -> Item:
+    """AI2's schema. ``answerKey`` is a position, A = first: some items label their choices 1–4 and
+    still say A–D."""
+    question = row["question"]
+    choices = [choice["text"] for choice in question["choices"]]
+    context = f"Question: {question['stem']}\nAnswer:"
+    return Item.of(context, choices, "ABCDE".index(row["answerKey"]))
+
+
+def _hellaswag(row: Any) -> Item:
+    """llama.cpp's six lines: "activity: context", index of the right ending, four endings.
+
+    The harness capitalises the sentence that the endings finish, the file does not; there it is
+    whatever follows the last full stop of a context that ends without one (all of ActivityNet's
+    and none of WikiHow's do). Bracketed remains of WikiHow's markup go, as in the harness.
+    """
+    context, label, *endings = row
+    begun = re.sub(r"(?<=[.!?] )[^.!?]+$", lambda found: found[0].capitalize(), context)
+    return Item.of(_unbracketed(begun), [_unbracketed(text) for text in endings], int(label))
+
+
+def _unbracketed(text: str) -> str:
+    """The harness's ``preprocess`` of HellaSwag."""
+    text = re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". "))
+    return text.replace("  ", " ")
+
+
+def _winogrande(row: Any) -> Item:
+    """``index,sentence,option1,option2,answer``: the sentence after the gap ``_`` is scored, once
+    behind each option (partial evaluation, Trinh & Le 2018)."""
+    _, sentence, *options, answer = row
+    before, after = sentence.split("_")
+    contexts = tuple(before + option for option in options)
+    return Item(contexts, (after.strip(),) * len(options), int(answer) - 1)
+
+
+def _boolq(row: Any) -> Item:
+    """llm-foundry's "Passage: …\\nQuestion: …?", without the word that the harness does not say."""
+    context = row["query"].removeprefix("Passage: ") + "\nAnswer:"
+    return Item.of(context, row["choices"], row["gold"])
+
+
+def _copa(row: Any) -> Item:
+    """llm-foundry's rows, whose choices begin in lower case already; the comma it puts before
+    "because" and "therefore" goes, as the harness has none. What the harness does have is a second
+    space before the choice."""
+    context = re.sub(r",(?= (because|therefore)$)", "", row["query"])
+    return Item.of(context, [f" {choice}" for choice in row["choices"]], row["gold"])
+
+
+TASKS = {
+    "arc_easy": Task("arc_easy_test.jsonl", _jsonl, _arc_easy, normalised=True),
+    "boolq": Task("boolq_dev.first1000.jsonl", _jsonl, _boolq),
+    "copa": Task("copa_dev.jsonl", _jsonl, _copa),
+    "hellaswag": Task("hellaswag_val_full.txt.bz2", _sixes, _hellaswag, normalised=True),
+    "piqa": Task("piqa/valid.jsonl", _labelled, _piqa, normalised=True),
+    "winogrande": Task("winogrande-debiased-eval.csv", _csv, _winogrande),
+}
+"""Name (the harness's) → task. Files are those that `load` finds in its folder."""
