@@ -236,7 +236,7 @@ def plan_text(facts: Facts) -> list[str]:
         f"{facts['model']['model']} ({facts['architecture']}, "
         f"{facts['parameters'] / 1e6:,.1f} M weights)",
         *textwrap.wrap(formats, 79, initial_indent="  ", subsequent_indent="  "),
-        *([bought(facts["allocation"])] if facts["allocation"] else []),
+        *(textwrap.wrap(bought(facts["allocation"]), 79) if facts["allocation"] else []),
         "",
         *aligned([["stage", "state"], *states]),
         "",

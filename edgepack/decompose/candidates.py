@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -20,15 +20,19 @@ from edgepack.cache import atomic
 from edgepack.calibration.moments import weight_hessian
 from edgepack.decoder import Decoder
 from edgepack.decompose._side_by_side import side_by_side
-from edgepack.decompose.caldera import caldera
+from edgepack.decompose.ldlq import Metric, ldlq, metric
 from edgepack.decompose.low_rank import exact_low_rank
 from edgepack.errors import while_doing
+from edgepack.formats._affine import Affine
 from edgepack.formats._base import Format
 from edgepack.progress import Progress, Steps
-from edgepack.weights import Hessian, WeightSpec, quadratic_cost
+from edgepack.weights import Hessian, QuantizedTensor, WeightSpec, quadratic_cost
 
 RANKED_BELOW = 5.0
 """Bits per weight of Q; from there on ranks are not tried: a finer Q is the cheaper correction."""
+
+ROWS = 8192
+"""Of a larger matrix with independent rows, about so many are tried."""
 
 Costs = dict[str, dict[int, float]]
 """Format → rank → KL in nats a token."""
@@ -70,35 +74,60 @@ def _measure(
 ) -> None:
     with while_doing(f"trying formats for {spec.name}"):
         H = weight_hessian(hessians, spec, tied=decoder.dimensions.tie_word_embeddings)
-        costs = {name: _costs(decoder, search, spec, H, name) for name in search.formats[spec.name]}
+        checkpoint = decoder.checkpoint
+        stored = checkpoint.quantized(spec.name)
+        trial = _Trial(checkpoint.tensor(spec.name), H, search)
+        costs = {
+            name: {0: 0.0}
+            if stored is not None and stored.format == name
+            else trial.costs(plugins.find("formats", name), ranked=spec.block is not None)
+            for name in search.formats[spec.name]
+        }
         with atomic(folder / f"{spec.name}.json") as path:
             path.write_text(json.dumps(costs, indent=1))
 
 
-def _costs(
-    decoder: Decoder, search: Search, spec: WeightSpec, H: Hessian, name: str
-) -> dict[int, float]:
-    """Rank → cost of one format."""
-    fmt: Format = plugins.find("formats", name)
-    checkpoint = decoder.checkpoint
-    W = checkpoint.tensor(spec.name)
-    found = caldera(
-        W,
-        H,
-        fmt,
-        rank=0,
-        factors="f16",
-        damping=[search.damping],
-        iterations=1,
-        source=checkpoint.quantized(spec.name),
-    )
-    E = W - found.weight.dense()
-    costs = {0: divergence(E, H)}
-    ranks = [r for r in search.ranks if 0 < r < min(spec.shape)]
-    if not ranks or spec.block is None or fmt.bits_per_weight >= RANKED_BELOW or not costs[0]:
-        return costs
-    L, R = exact_low_rank(E, H.train, max(ranks), H.out_train)
-    return costs | {r: divergence(E - (L[:, :r] @ R[:r]).float(), H) for r in ranks}
+class _Trial:
+    """One weight, rounded again and again; metrics are kept for formats that share blocks.
+
+    Of a matrix whose rows are independent (a vocabulary), evenly spread rows stand for all.
+    """
+
+    def __init__(self, W: Tensor, H: Hessian, search: Search) -> None:
+        self.search = search
+        self.whole = divergence(W, H)
+        step = -(-len(W) // ROWS) if H.out_train is None or H.out_train.dim() == 1 else 1
+        self.W, self.H = W[::step], _some_rows(H, step)
+        self.scale = self.whole / max(divergence(self.W, self.H), 1e-300)
+        self.metrics: dict[tuple[int, int], Metric] = {}
+
+    def costs(self, fmt: Format, *, ranked: bool) -> dict[int, float]:
+        """Rank → KL of one format."""
+        E = self.W - self._rounded(fmt).dequantize()
+        costs = {0: self.scale * divergence(E, self.H)}
+        ranks = [r for r in self.search.ranks if 0 < r < min(E.shape)]
+        if not ranks or not ranked or fmt.bits_per_weight >= RANKED_BELOW:
+            return costs
+        L, R = exact_low_rank(E, self.H.train, max(ranks), self.H.out_train)
+        rest = {r: E - (L[:, :r] @ R[:r]).float() for r in ranks}
+        return costs | {r: self.scale * divergence(e, self.H) for r, e in rest.items()}
+
+    def _rounded(self, fmt: Format) -> QuantizedTensor:
+        if not isinstance(fmt, Affine):
+            return fmt.quantize(self.W, self.H.train.diagonal())
+        key = fmt.block_size, fmt.group
+        if key not in self.metrics:
+            damping = self.search.damping
+            self.metrics[key] = metric(
+                self.H.train, fmt.block_size, damping, self.H.out_train, fmt.group
+            )
+        return ldlq(self.W, self.metrics[key], fmt)
+
+
+def _some_rows(H: Hessian, step: int) -> Hessian:
+    if step == 1 or H.out_train is None or H.out_held_out is None:
+        return H
+    return replace(H, out_train=H.out_train[::step], out_held_out=H.out_held_out[::step])
 
 
 def divergence(E: Tensor, H: Hessian) -> float:
