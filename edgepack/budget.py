@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgepack import plugins
 from edgepack.cache import Stage
 from edgepack.checkpoint import Checkpoint
 from edgepack.choices import check_overrides, format_of, known, options_of, ranked
@@ -22,6 +21,10 @@ from edgepack.export.gguf import FactorSpec, files_size
 from edgepack.recipe import Compress, WeightOptions
 from edgepack.weights import WeightSpec
 
+LADDER = tuple(
+    "q8_0 q6_k q5_1 q5_0 q4_1 iq4_nl iq4_xs mxfp4 iq3_s iq3_xxs iq2_s iq2_xs iq2_xxs q2_0".split()
+)
+"""Types that no other of about their size betters after error feedback."""
 RANKS = (0, 16, 32, 64)
 ALIGNMENT = 32
 """Bytes that tensors in a GGUF are padded to."""
@@ -46,8 +49,7 @@ class Allocation:
 def search(checkpoint: Checkpoint, compress: Compress) -> Search:
     """What the allocate stage has to try."""
     check_overrides(checkpoint, compress)
-    names = compress.candidates or [n for n in plugins.names("formats") if n != "f16"]
-    forms = [known(name, "compress.candidates") for name in names]
+    forms = [known(name, "compress.candidates") for name in compress.candidates or LADDER]
     formats = {}
     for name, spec in checkpoint.specs.items():
         if len(spec.shape) < 2:
@@ -97,7 +99,7 @@ def spend(checkpoint: Checkpoint, compress: Compress, stage: Stage) -> Allocatio
 
 def _guess(spec: WeightSpec, name: str) -> float:
     """Rounding noise falls by 6 dB a bit."""
-    return float(spec.numel * 4.0**-format_of(name).bits_per_weight)
+    return float(spec.numel * 4.0 ** -format_of(name).bits_per_weight)
 
 
 def _options(

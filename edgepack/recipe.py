@@ -71,7 +71,7 @@ class Compress(Section):
         None, description="The same, as bits per weight of all matrices (factors included)."
     )
     candidates: list[str] | None = Field(
-        None, min_length=1, description="Formats to choose from; default: all that fit."
+        None, min_length=1, description="Formats to choose from; default: the best of each size."
     )
     ranks: list[Annotated[int, Field(ge=0)]] | None = Field(
         None, min_length=1, description="Ranks to choose from; default: 0, 16, 32, 64."

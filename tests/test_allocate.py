@@ -6,14 +6,22 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 from typer.testing import CliRunner
 
 import edgepack
+from edgepack import plugins
 from edgepack.cli import app
+from edgepack.decompose import candidates
 from edgepack.decompose.allocate import Option, allocate, hull
+from edgepack.decompose.candidates import Search, _Trial
+from edgepack.decompose.ldlq import ldlq, metric
+from edgepack.decompose.low_rank import exact_low_rank
 from edgepack.errors import RecipeError
 from edgepack.planning import plan
 from edgepack.recipe import parse
+from edgepack.weights import Hessian, quadratic_cost
 from tests.tiny import make_model
 
 
@@ -65,6 +73,48 @@ def test_the_hull_is_convex_and_falls():
 def test_a_budget_nothing_fits_is_an_error():
     with pytest.raises(ValueError, match="smallest"):
         allocate(problem(0), 0)
+
+
+def hessian(rows: int, columns: int, *, diagonal: bool) -> Hessian:
+    generator = torch.Generator().manual_seed(rows)
+
+    def moments(n: int) -> Tensor:
+        X = torch.randn(4 * n, n, generator=generator) @ torch.randn(n, n, generator=generator)
+        return X.T @ X / len(X)
+
+    sides = [torch.rand(rows, generator=generator)] * 2 if diagonal else [moments(rows)] * 2
+    return Hessian(moments(columns), moments(columns), torch.ones(columns), *sides)
+
+
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_costs_are_those_of_the_weight_really_rounded(diagonal: bool):
+    W, H = (
+        torch.randn(48, 64, generator=torch.Generator().manual_seed(3)),
+        hessian(48, 64, diagonal=diagonal),
+    )
+    fmt = plugins.find("formats", "q2_0")
+    costs = _Trial(W, H, Search({}, [0, 4, 16], 0.1)).costs(fmt, ranked=True)
+    E = W - ldlq(W, metric(H.train, 64, 0.1, H.out_train), fmt).dequantize()
+    assert costs[0] == pytest.approx(quadratic_cost(E, H.held_out, H.out_held_out) / 96, rel=1e-4)
+    assert costs[0] > costs[4] > costs[16]
+    if not diagonal:
+        L, R = exact_low_rank(E, H.train, 16, H.out_train)
+        for rank in (4, 16):
+            rest = E - (L[:, :rank] @ R[:rank]).float()
+            expected = quadratic_cost(rest, H.held_out, H.out_held_out) / 96
+            assert costs[rank] == pytest.approx(expected, rel=1e-3)
+
+
+def test_some_rows_of_a_vocabulary_stand_for_all(monkeypatch: pytest.MonkeyPatch):
+    W, H = (
+        torch.randn(960, 64, generator=torch.Generator().manual_seed(3)),
+        hessian(960, 64, diagonal=True),
+    )
+    fmt = plugins.find("formats", "q4_0")
+    search = Search({}, [0], 0.1)
+    every = _Trial(W, H, search).costs(fmt, ranked=False)[0]
+    monkeypatch.setattr(candidates, "ROWS", 240)
+    assert _Trial(W, H, search).costs(fmt, ranked=False)[0] == pytest.approx(every, rel=0.1)
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from edgepack.formats._base import Format
 from edgepack.progress import Progress, Steps
 from edgepack.weights import Hessian, QuantizedTensor, WeightSpec, quadratic_cost
 
-RANKED_BELOW = 5.0
+RANKED_BELOW = 4.0
 """Bits per weight of Q; from there on ranks are not tried: a finer Q is the cheaper correction."""
 
 ROWS = 8192
@@ -104,13 +104,13 @@ class _Trial:
     def costs(self, fmt: Format, *, ranked: bool) -> dict[int, float]:
         """Rank → KL of one format."""
         E = self.W - self._rounded(fmt).dequantize()
-        costs = {0: self.scale * divergence(E, self.H)}
+        P = _weighted(E, self.H)
+        costs = {0: float((P * E).sum())}
         ranks = [r for r in self.search.ranks if 0 < r < min(E.shape)]
-        if not ranks or not ranked or fmt.bits_per_weight >= RANKED_BELOW:
-            return costs
-        L, R = exact_low_rank(E, self.H.train, max(ranks), self.H.out_train)
-        rest = {r: E - (L[:, :r] @ R[:r]).float() for r in ranks}
-        return costs | {r: self.scale * divergence(e, self.H) for r, e in rest.items()}
+        if ranks and ranked and fmt.bits_per_weight < RANKED_BELOW:
+            L, R = exact_low_rank(E, self.H.train, max(ranks), self.H.out_train)
+            costs |= _corrected(costs[0], P, L.float(), R.float(), self.H, ranks)
+        return {rank: self.scale * cost / (2 * len(E)) for rank, cost in costs.items()}
 
     def _rounded(self, fmt: Format) -> QuantizedTensor:
         if not isinstance(fmt, Affine):
@@ -122,6 +122,29 @@ class _Trial:
                 self.H.train, fmt.block_size, damping, self.H.out_train, fmt.group
             )
         return ldlq(self.W, self.metrics[key], fmt)
+
+
+def _weighted(E: Tensor, H: Hessian) -> Tensor:
+    """H_out E H on held-out tokens; its product with E, summed, is the cost of E."""
+    return _out_side(E @ H.held_out, H)
+
+
+def _out_side(X: Tensor, H: Hessian) -> Tensor:
+    """H_out X on held-out tokens."""
+    out = H.out_held_out
+    if out is None:
+        return X
+    return out @ X if out.dim() == 2 else out[:, None] * X
+
+
+def _corrected(
+    cost: float, P: Tensor, L: Tensor, R: Tensor, H: Hessian, ranks: Sequence[int]
+) -> dict[int, float]:
+    """Rank → cost of E − L·R with the leading columns of L and rows of R, where P = H_out E H and
+    `cost` is that of E: tr(H_out (E−LR) H (E−LR)ᵀ) multiplied out."""
+    gain = (L.T @ P * R).sum(1)
+    square = (L.T @ _out_side(L, H)) * (R @ H.held_out @ R.T)
+    return {r: cost - 2 * float(gain[:r].sum()) + float(square[:r, :r].sum()) for r in ranks}
 
 
 def _some_rows(H: Hessian, step: int) -> Hessian:

@@ -49,6 +49,10 @@ def exact_low_rank(
     if H_out is None:
         L = top_left_singular_vectors(A, H, rank)
         return L, L.T @ A
+    if H_out.dim() == 1:
+        c = (H_out.double() + OUT_DAMPING).sqrt()[:, None]
+        vectors = top_left_singular_vectors(c * A, H, rank)
+        return vectors / c, vectors.T @ (c * A)
     C = torch.linalg.cholesky(damped(H_out, OUT_DAMPING))
     vectors = top_left_singular_vectors(C.T @ A, H, rank)
     return torch.linalg.solve_triangular(C.T, vectors, upper=True), vectors.T @ (C.T @ A)
