@@ -21,8 +21,9 @@ from edgepack.export.gguf import FactorSpec, files_size
 from edgepack.recipe import Compress, WeightOptions
 from edgepack.weights import WeightSpec
 
-LADDER = tuple(
-    "q8_0 q6_k q5_1 q5_0 q4_1 iq4_nl iq4_xs mxfp4 iq3_s iq3_xxs iq2_s iq2_xs iq2_xxs q2_0".split()
+LADDER = (
+    *("q8_0", "q6_k", "q5_1", "q5_0", "q4_1", "iq4_nl", "iq4_xs", "mxfp4"),
+    *("iq3_s", "iq3_xxs", "iq2_s", "iq2_xs", "iq2_xxs", "q2_0"),
 )
 """Types that no other of about their size betters after error feedback."""
 RANKS = (0, 16, 32, 64)

@@ -116,12 +116,13 @@ def _recover(made: Plan, weights: Path, tokens: Tokens | None) -> Steps[Path]:
         return weights
     if not stage.is_done:
         rate = options.learning_rate
+        factors = 3 * rate  # L and R are far from their optimum, scales are near
         settings = training.Settings(
             steps=options.steps,
             tokens=options.tokens,
             train=tuple(options.train),
             scales=rate,
-            factors=rate,
+            factors=factors,
             norms=rate,
             evaluate_every=options.evaluate_every,
             patience=options.patience,
@@ -137,7 +138,8 @@ def _recovered(made: Plan, weights: Path) -> tuple[dict[str, Any] | None, dict[s
     if made.recover is None:
         return None, {}
     report = recovery.read_report(weights)
-    about = {"start": report.start, "best": report.best, **asdict(report)}
+    about = {key: getattr(report, key) for key in ("start", "best", "best_step")}
+    about |= asdict(report)
     return about, recovery.read_norms(weights)
 
 

@@ -125,11 +125,11 @@ class Recover(Section):
         description="What moves: block scales of Q, L and R, gains and biases.",
     )
     steps: int = Field(100, ge=1, description="Steps at most; held-out text may end it earlier.")
-    tokens: int = Field(2048, ge=1, description="Tokens per step, in whole sequences.")
+    tokens: int = Field(1024, ge=1, description="Tokens per step, in whole sequences.")
     learning_rate: float = Field(
-        0.01, gt=0, description="Relative: 0.01 moves a scale by about 1 % a step."
+        0.005, gt=0, description="Relative: 0.005 moves a scale by about 0.5 % a step."
     )
-    evaluate_every: int = Field(10, ge=1, description="Steps between looks at held-out text.")
+    evaluate_every: int = Field(20, ge=1, description="Steps between looks at held-out text.")
     patience: int = Field(3, ge=1, description="Looks without a gain before it ends.")
     seed: int = Field(0, ge=0, description="Order of the sequences.")
 

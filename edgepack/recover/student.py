@@ -1,0 +1,170 @@
+"""The packed model with trainable parts: its loss and gradient, one block in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from edgepack.decoder import Block, Decoder, Head, Rotary
+from edgepack.recover import trainable
+from edgepack.recover.distance import pull
+from edgepack.weights import FactoredWeight
+
+Masters = dict[str, dict[str, Tensor]]
+"""Weight → part → float32 master; a norm or a bias has the one part `VALUE`."""
+
+VALUE = "value"
+
+Leaves = dict[tuple[str, str], Tensor]
+"""Values, or gradients at them, by weight and part."""
+
+
+class _RotaryOn(Rotary):
+    """Cosines and sines on a device."""
+
+    def __init__(self, rotary: Rotary, device: torch.device) -> None:
+        self.frequency, self.device = rotary.frequency, device
+
+    def __call__(self, start: int, length: int) -> tuple[Tensor, Tensor]:
+        cos, sin = super().__call__(start, length)
+        return cos.to(self.device), sin.to(self.device)
+
+
+def moved(block: Block, device: torch.device) -> Block:
+    """A block on a device."""
+    weights = {role: w.to(device) for role, w in block.weights.items()}
+    return replace(block, weights=weights, rotary=_RotaryOn(block.rotary, device))
+
+
+def moved_head(head: Head, device: torch.device) -> Head:
+    """A head on a device."""
+    return Head(head.norm.to(device), head.output.to(device), head.eps)
+
+
+@dataclass
+class Student:
+    """The packed model: `decoder` is the original's, `load` gives matrices as they were decomposed,
+    `masters` what has been trained of them since, and the norms and biases.
+
+    A training step multiplies weights in `dtype`, everything between them is float32; so is all of
+    `forward`.
+    """
+
+    decoder: Decoder
+    load: Callable[[str], FactoredWeight]
+    masters: Masters
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def blocks(self) -> int:
+        """Number of transformer blocks."""
+        return self.decoder.dimensions.num_hidden_layers
+
+    def stored(self, name: str) -> FactoredWeight:
+        """A matrix as it would be written now."""
+        return trainable.stored(_to(self.load(name), self.device), self.masters.get(name, {}))
+
+    def block(self, index: int, leaves: Leaves | None = None) -> Block:
+        """A block with dense weights; a dictionary of `leaves` is filled with the values they are
+        functions of, to differentiate by."""
+        checkpoint = self.decoder.checkpoint
+        architecture = checkpoint.architecture
+        weights = {}
+        for role in (*architecture.block, *architecture.optional):
+            name = architecture.hf_name(role, index)
+            if name in checkpoint.specs:
+                weights[role] = self._weight(name, leaves)
+        rotary = _RotaryOn(self.decoder.rotary, self.device)
+        return Block(self.decoder.dimensions, weights, rotary)
+
+    def vector(self, name: str) -> Tensor:
+        """A norm's gain or a bias as it is now."""
+        if name in self.masters:
+            return self.masters[name][VALUE]
+        return self.decoder.checkpoint.tensor(name).to(self.device)
+
+    def _weight(self, name: str, leaves: Leaves | None) -> Tensor:
+        parts: dict[str, Tensor]
+        if len(self.decoder.checkpoint.specs[name].shape) == 1:
+            weight, parts = None, {VALUE: self.vector(name)}
+        else:
+            weight = self.stored(name)
+            parts = trainable.values(weight, self.masters.get(name, {}))
+        if leaves is not None and name in self.masters:
+            parts = {part: value.detach().requires_grad_() for part, value in parts.items()}
+            leaves |= {(name, part): value for part, value in parts.items()}
+        return parts[VALUE] if weight is None else trainable.dense(weight, parts)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Hidden states ``[…, hidden]`` of token ids ``[…]``: only their rows are decoded."""
+        name = self.decoder.checkpoint.architecture.hf_name("token_embd")
+        rows = self.load(name).permute_rows(tokens.flatten())
+        return torch.unflatten(rows.dense(), 0, tokens.shape)
+
+    def head(self) -> Head:
+        """The final norm and the packed output matrix."""
+        architecture, dimensions = self.decoder.checkpoint.architecture, self.decoder.dimensions
+        role = "token_embd" if dimensions.tie_word_embeddings else "output"
+        norm = self.vector(architecture.hf_name("output_norm"))
+        return Head(norm, self.stored(architecture.hf_name(role)).dense(), dimensions.rms_norm_eps)
+
+    @torch.no_grad()
+    def forward(self, parts: list[Tensor]) -> list[Tensor]:
+        """Hidden states ``[batch, time, hidden]`` after the embedding → after the last block;
+        several batches pass each block together."""
+        for index in range(self.blocks):
+            block = self.block(index)
+            parts = [block(x) for x in parts]
+        return parts
+
+    def gradient(
+        self, x: Tensor, target: Tensor, teacher: Callable[[], Head]
+    ) -> tuple[float, Leaves]:
+        """Mean KL to the original over a batch, and its gradient at what the masters are stored as.
+
+        x ``[batch, time, hidden]`` are the embedded tokens, `target` the original's last hidden
+        states; `teacher` loads the original's head. Block inputs are kept, all else inside a block
+        is computed again on the way back (Chen et al., arXiv 1604.06174).
+        """
+        inputs = [x]
+        with torch.no_grad():
+            for index in range(self.blocks):
+                inputs.append(self._apply(self.block(index), inputs[-1]))
+        last = inputs.pop()
+        found = pull(self.head(), teacher(), last.flatten(0, 1), target.flatten(0, 1), self.dtype)
+        norm = self.decoder.checkpoint.architecture.hf_name("output_norm")
+        gradients = {(norm, VALUE): found.norm} if norm in self.masters else {}
+        g = found.hidden.view_as(last)
+        for index in reversed(range(self.blocks)):
+            g = self._backward(index, inputs.pop(), g, gradients)
+        return found.kl, gradients
+
+    def _backward(self, index: int, x: Tensor, g: Tensor, gradients: Leaves) -> Tensor:
+        """The gradient at a block's input; those of its parts go into `gradients`."""
+        leaves: Leaves = {}
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            out = self._apply(self.block(index, leaves), x)
+        at_x, *at_leaves = torch.autograd.grad(out, [x, *leaves.values()], g)
+        gradients |= zip(leaves, at_leaves, strict=True)
+        return at_x
+
+    def _apply(self, block: Block, x: Tensor) -> Tensor:
+        """A block with its products of weights and activations in `dtype`."""
+
+        def linear(role: str, x: Tensor) -> Tensor:
+            y = functional.linear(x.to(self.dtype), block.weights[role].to(self.dtype)).float()
+            bias = block.weights.get(f"{role}.bias")
+            return y if bias is None else y + bias
+
+        return block(x, linear)
+
+
+def _to(weight: FactoredWeight, device: torch.device) -> FactoredWeight:
+    tensors = {key: value.to(device) for key, value in weight.tensors().items()}
+    return FactoredWeight.from_tensors(tensors, weight.formats())
