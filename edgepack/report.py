@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from statistics import fmean
@@ -122,8 +123,9 @@ def render(manifest: Manifest) -> str:
 
 
 ERRORS = (
-    "‖(W − Q − L·R) H^½‖² / ‖W H^½‖² on tokens held out from calibration, mean over the blocks,\n"
-    "beside plain rounding to the same format."
+    "tr(H_out E H Eᵀ) / tr(H_out W H Wᵀ), E = W − Q − L·R, on tokens held out from calibration,\n"
+    "mean over the blocks, beside plain rounding to the same format (H_out is the identity unless\n"
+    "the objective is `model`)."
 )
 
 
@@ -186,8 +188,22 @@ def _sizes(manifest: Manifest) -> list[str]:
         f"True bits per weight, scales and factors counted: {bits['blocks']:.3f} in the blocks, "
         f"{bits['all']:.3f} in all matrices.",
         "The files add metadata and the tokenizer to this.",
-        *(["", bought(manifest["allocation"]) + "."] if manifest["allocation"] else []),
+        *(_bought(manifest) if manifest["allocation"] else []),
     ]
+
+
+def _bought(manifest: Manifest) -> list[str]:
+    """What the size was spent on, by what a weight is in its block."""
+    groups: dict[str, Counter[str]] = {}
+    for name, about in manifest["weights"].items():
+        rank = f" + rank {about['rank']}" if about["rank"] else ""
+        groups.setdefault(role(name), Counter())[about["formats"]["Q"] + rank] += 1
+    rows = [["weight", "formats"]]
+    for name, formats in groups.items():
+        counts = (f"{form} × {count}" for form, count in formats.most_common())
+        rows.append([name, ", ".join(counts)])
+    text = bought(manifest["allocation"])
+    return ["", f"{text[0].upper()}{text[1:]}.", "", *markdown(rows)]
 
 
 def _measured(manifest: Manifest) -> list[str]:
