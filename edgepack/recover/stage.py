@@ -147,7 +147,8 @@ def _train(run: Run, done: int, total: int) -> Steps[None]:
             label = f"held-out KL {report.start:.4g} → {report.best:.4g} nats"
             yield Progress("recover", done_now, total, label)
             run.step()
-    run.save()  # the last step may be what ended it
+            if report.stopped:
+                run.save()
 
 
 def _write(run: Run, weights: Path, folder: Path) -> None:
