@@ -13,16 +13,18 @@ from edgepack.calibration.sweep import LABELS_AT_ONCE, TOKENS_AT_ONCE
 from edgepack.calibration.text import counts
 from edgepack.decompose._side_by_side import AT_ONCE
 from edgepack.planning import Plan
+from edgepack.recover.stage import IN_MEMORY
 from edgepack.weights import WeightSpec
 
-_PROCESS = 900 << 20  # Python, torch, transformers, numba and what the allocator keeps
+_PROCESS = 1150 << 20  # Python, torch, transformers, numba and what the allocator keeps
 _FLOAT, _DOUBLE = 4, 8
 _PEERS = 2  # stock files, usually
+_SCALED = 32  # weights that share a scale, at the fewest
 
 
 def peak(plan: Plan) -> int:
     """Expected peak resident bytes of `edgepack.build`."""
-    stages = (_write_text, _sweep, _labels, _decompose, _measure)
+    stages = (_write_text, _sweep, _labels, _decompose, _recover, _measure)
     return _PROCESS + max(stage(plan) for stage in stages)
 
 
@@ -92,6 +94,22 @@ def _decomposing(spec: WeightSpec, *, two_sided: bool) -> int:
     if two_sided and spec.block is not None and len(spec.shape) == 2:
         square += spec.shape[0] ** 2
     return 6 * _FLOAT * spec.numel + 9 * _DOUBLE * square
+
+
+def _recover(plan: Plan) -> int:
+    """Codes, what is trained with its gradients and moments, a step's block inputs, both heads."""
+    options, d = plan.recipe.recover, plan.checkpoint.dimensions
+    if plan.recover is None or options is None:
+        return 0
+    elements = sum(s.numel for specs in _blocks(plan).values() for s in specs)
+    trained = elements // _SCALED + sum(
+        c.rank * sum(plan.checkpoint.specs[n].shape) for n, c in plan.choices.items()
+    )
+    states = d.num_hidden_layers * options.tokens * d.hidden_size
+    logits = 5 * LABELS_AT_ONCE * d.vocab_size
+    heads = 10 * d.vocab_size * d.hidden_size
+    block = 6 * elements // d.num_hidden_layers
+    return min(elements, IN_MEMORY) + 24 * trained + _FLOAT * (states + logits + block) + heads
 
 
 def _measure(plan: Plan) -> int:

@@ -156,7 +156,7 @@ def test_the_files_are_no_larger_than_asked_and_hardly_smaller(model: Path, tmp_
         assert files(artifact.folder) == bought["size"] <= target
         assert bought["size"] > 0.93 * target  # few and tiny weights; a percent for real ones
         assert bought["expected_kl"] <= bought["expected_kl_rank_0"]
-        assert f"chosen for {target / 1e3:.1f} kB" in (artifact.folder / "report.md").read_text()
+        assert f"Chosen for {target / 1e3:.1f} kB" in (artifact.folder / "report.md").read_text()
         costs.append(bought["expected_kl"])
         again = edgepack.plan(artifact.folder / "recipe.yaml", target="gguf")
         assert all(stage.is_done for stage in again.stages)

@@ -190,4 +190,4 @@ def test_the_function_keeps_its_name_when_its_package_is_imported():
 
     assert callable(edgepack.evaluate)
     assert answer.__module__ == "edgepack.evaluate.multiple_choice"
-    assert set(edgepack.__all__) == {"build", "evaluate", "plan"}
+    assert set(edgepack.__all__) == {"build", "compare", "evaluate", "plan"}
