@@ -20,25 +20,27 @@ def pareto(points: Sequence[Point], paths: Sequence[Path]) -> None:
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
     for ours, name, colour in ((False, "stock + imatrix", STOCK), (True, "edgepack", OURS)):
-        side = [point for point in points if point.ours == ours]
-        best = frontier(side)
+        drawn = [point for point in points if point.ours == ours]
+        best = frontier(drawn)
         line = [p.nbytes / 1e6 for p in best], [p.kl_mean for p in best]
         axes.plot(*line, color=colour, linewidth=1.5, marker="o", markersize=5, label=name)
-        rest = [p for p in side if p not in best]
+        rest = [p for p in drawn if p not in best]
         axes.scatter(
             [p.nbytes / 1e6 for p in rest], [p.kl_mean for p in rest], s=14, color=colour, alpha=0.5
         )
         for point in best:
             text = f"{point.kl_mean:.3g}" if ours else point.label.split(" + ")[0]
-            place = (4, -11) if ours else (4, 5)
+            place, side = ((-6, -4), "right") if ours else ((4, 5), "left")
             axes.annotate(
                 text.removeprefix("stock "),
                 (point.nbytes / 1e6, point.kl_mean),
                 xytext=place,
                 textcoords="offset points",
+                horizontalalignment=side,
                 fontsize=8,
                 color=colour,
             )
+    axes.margins(x=0.08)
     axes.set_yscale("log")
     axes.set_xlabel("size of all files, MB")
     axes.set_ylabel("mean KL to the original, nats per token")
