@@ -115,10 +115,15 @@ def compare(
     come smallest first.
     """
     from edgepack import pareto
+    from edgepack.errors import RecipeError
     from edgepack.recipe import load
 
     paths = [Path(recipe) for recipe in recipes]
     loaded = {path.stem: (load(path), path.parent) for path in paths}
+    if len(loaded) < len(paths):
+        raise RecipeError("two recipes have the same name", hint="rename one of the files")
+    if not sizes:
+        raise RecipeError("--sizes: names no size", hint="write 60MB,70MB")
     return _run(pareto.compare(loaded, sizes, Path(out)), progress)
 
 

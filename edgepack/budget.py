@@ -12,7 +12,7 @@ from typing import Any
 
 from edgepack.cache import Stage
 from edgepack.checkpoint import Checkpoint
-from edgepack.choices import check_overrides, format_of, known, options_of, ranked
+from edgepack.choices import check_overrides, factor_bytes, format_of, known, options_of, ranked
 from edgepack.decompose.allocate import Option, allocate, cheapest
 from edgepack.decompose.candidates import RANKED_BELOW, Costs, Search, load_costs
 from edgepack.decompose.stage import Choice
@@ -27,8 +27,6 @@ LADDER = (
 )
 """Types that no other of about their size betters after error feedback."""
 RANKS = (0, 16, 32, 64)
-ALIGNMENT = 32
-"""Bytes that tensors in a GGUF are padded to."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +34,7 @@ class Allocation:
     """What a budget bought: choices, bytes of the files, and the KL to expect in nats a token (the
     sum over the weights; None before it is measured), with and without ranks."""
 
+    tried: Search
     choices: Mapping[str, Choice]
     target: int
     size: int
@@ -44,7 +43,8 @@ class Allocation:
 
     def as_dict(self) -> dict[str, Any]:
         """For the manifest, where each weight has its choice already."""
-        return {key: value for key, value in vars(self).items() if key != "choices"}
+        own = ("tried", "choices")
+        return {key: value for key, value in vars(self).items() if key not in own}
 
 
 def search(checkpoint: Checkpoint, compress: Compress) -> Search:
@@ -68,9 +68,8 @@ def search(checkpoint: Checkpoint, compress: Compress) -> Search:
     return Search(formats, ranks, max(compress.damping))
 
 
-def spend(checkpoint: Checkpoint, compress: Compress, stage: Stage) -> Allocation:
+def spend(checkpoint: Checkpoint, compress: Compress, tried: Search, stage: Stage) -> Allocation:
     """Choose; from measured costs where `stage` is done."""
-    tried = search(checkpoint, compress)
     specs = {name: checkpoint.specs[name] for name in tried.formats}
     measured = stage.is_done
 
@@ -90,7 +89,8 @@ def spend(checkpoint: Checkpoint, compress: Compress, stage: Stage) -> Allocatio
     control = _within(plain, target, size_of)
     kl = sum(o.cost for o in chosen.values())
     return Allocation(
-        {name: _choice(specs[name], compress, option) for name, option in chosen.items()},
+        tried,
+        {name: _choice(specs[name], compress, o.format, o.rank) for name, o in chosen.items()},
         target,
         size_of(chosen),
         kl if measured else None,
@@ -131,19 +131,13 @@ def _can_have(spec: WeightSpec, rank: int) -> bool:
 
 
 def _option(spec: WeightSpec, compress: Compress, name: str, rank: int, cost: float) -> Option:
-    option = Option(name, rank, 0, cost)
-    choice = _choice(spec, compress, option)
-    parts = [format_of(name).nbytes(spec.shape)]
-    if choice.L is not None and choice.R is not None:
-        parts.append(format_of(choice.L).nbytes((spec.shape[0], rank)))
-        parts.append(format_of(choice.R).nbytes((rank, spec.shape[1])))
-    return Option(name, rank, sum(-(-n // ALIGNMENT) * ALIGNMENT for n in parts), cost)
+    choice = _choice(spec, compress, name, rank)
+    return Option(name, rank, format_of(name).nbytes(spec.shape) + factor_bytes(spec, choice), cost)
 
 
-def _choice(spec: WeightSpec, compress: Compress, option: Option) -> Choice:
+def _choice(spec: WeightSpec, compress: Compress, name: str, rank: int) -> Choice:
     wanted = options_of(spec, compress)[0].factors or compress.factors
-    chosen = WeightOptions(rank=option.rank, factors=wanted)
-    return ranked(spec, format_of(option.format), chosen, "compress.ranks")
+    return ranked(spec, format_of(name), WeightOptions(rank=rank, factors=wanted), "compress.ranks")
 
 
 Size = Callable[[Mapping[str, Option]], int]
@@ -159,7 +153,7 @@ def _target(
         return int(elements * compress.bits_per_weight / 8), _matrices
 
     def files(chosen: Mapping[str, Option]) -> int:
-        choices = {name: _choice(specs[name], compress, o) for name, o in chosen.items()}
+        choices = {n: _choice(specs[n], compress, o.format, o.rank) for n, o in chosen.items()}
         factors = {
             name: FactorSpec(c.rank, c.L, c.R)
             for name, c in choices.items()
@@ -180,7 +174,7 @@ def _within(options: Mapping[str, list[Option]], target: int, size_of: Size) -> 
     overhead = size_of(smallest) - _matrices(smallest)
     if size_of(smallest) > target:
         raise RecipeError(
-            f"compress.target_size: {target:,} bytes are less than the smallest choice of formats "
+            f"compress: a budget of {target:,} bytes is less than the smallest choice of formats "
             f"takes, {size_of(smallest):,}",
             hint="give more, or add smaller formats to compress.candidates",
         )
@@ -190,4 +184,4 @@ def _within(options: Mapping[str, list[Option]], target: int, size_of: Size) -> 
         over = size_of(chosen) - target
         if over <= 0:
             return chosen
-        budget -= over  # factors have headers of their own
+        budget -= over  # headers of factors, and padding

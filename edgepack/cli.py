@@ -287,6 +287,7 @@ def compare(
     from edgepack.terminal import drawing
 
     wanted = [_bytes(text.strip()) for text in sizes.split(",") if text.strip()]
+    plots.available()
     out.mkdir(parents=True, exist_ok=True)
     with drawing() as draw:
         points = edgepack.compare(recipes, wanted, out, progress=draw)

@@ -10,25 +10,21 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
-
 from edgepack import cache
 from edgepack.artifact import Artifact
 from edgepack.calibration import text as calibration_text
 from edgepack.checkpoint import open_checkpoint
 from edgepack.errors import EdgepackError, RecipeError
-from edgepack.evaluate.divergence import Divergence, Perplexity, chunk, divergence, perplexity
+from edgepack.evaluate.divergence import Divergence, Perplexity, divergence, perplexity
 from edgepack.evaluate.multiple_choice import CONTEXT, SEQUENCES, answer
 from edgepack.evaluate.tasks import TASKS, load
 from edgepack.export.gguf import write_plain
-from edgepack.measure import held_out
+from edgepack.measure import HELD_OUT, Model, Text
 from edgepack.planning import plan
 from edgepack.progress import Progress, Steps
 from edgepack.recipe import Recipe
 from edgepack.recipe import load as load_recipe
-from edgepack.runtimes.llama_cpp import LlamaCpp, bindings
+from edgepack.runtimes.llama_cpp import bindings
 from edgepack.scoreboard import Scoreboard
 
 ORIGINAL = "original (f16)"
@@ -58,36 +54,6 @@ class Request:
     def wants_text(self) -> bool:
         """Whether perplexity and KL are asked for."""
         return self.tokens > 0 and (self.text is not None or self.folder is not None)
-
-
-@dataclass(frozen=True)
-class Model:
-    """Something llama.cpp can run: a model, perhaps with an adapter on it."""
-
-    name: str
-    base: Path
-    adapter: Path | None = None
-
-    @staticmethod
-    def at(path: Path) -> Model:
-        """An output folder or a GGUF file."""
-        if path.is_dir():
-            artifact = Artifact.open(path)
-            return Model(str(path), artifact.base, artifact.factors)
-        if not path.is_file():
-            raise EdgepackError(
-                f"{path}: no such file or folder", hint="give an output folder or a .gguf file"
-            )
-        return Model(str(path), path)
-
-    @property
-    def bytes(self) -> int:
-        """Size of its files."""
-        return sum(path.stat().st_size for path in (self.base, self.adapter) if path)
-
-    def open(self, context: int, sequences: int = 1) -> LlamaCpp:
-        """Load it."""
-        return LlamaCpp(self.base, self.adapter, context=context, sequences=sequences)
 
 
 def compare(request: Request) -> Steps[Scoreboard]:
@@ -148,21 +114,7 @@ def _built(folder: Path) -> tuple[Artifact, Recipe]:
     return Artifact.open(folder), load_recipe(folder / "recipe.yaml")
 
 
-@dataclass(frozen=True)
-class _Text:
-    """What to predict: a text, or tokens ``[n, length]`` that are held out from calibration."""
-
-    name: str
-    content: str | Tensor
-
-    def chunks(self, runtime: LlamaCpp, context: int, tokens: int) -> NDArray[np.int64]:
-        limit = -(-tokens // context)
-        if isinstance(self.content, str):
-            return chunk(runtime, self.content, context, limit)
-        return held_out(self.content, runtime, context, limit)
-
-
-def _text(request: Request) -> Steps[_Text]:
+def _text(request: Request) -> Steps[Text]:
     """`text`, else what the folder's own build measured on."""
     if request.text is not None:
         return _read(request.text)
@@ -181,18 +133,18 @@ def _text(request: Request) -> Steps[_Text]:
     except EdgepackError as error:
         message = f"{request.folder}: has no held-out calibration text ({error})"
         raise EdgepackError(message, hint=NO_TEXT) from None
-    return _Text("the held-out calibration text", found.held_out)
+    return Text(HELD_OUT, found.held_out)
 
 
-def _read(path: Path) -> _Text:
+def _read(path: Path) -> Text:
     try:
-        return _Text(path.name, path.read_text(encoding="utf-8"))
+        return Text(path.name, path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise EdgepackError(f"{path}: cannot be read ({error})", hint=NO_TEXT) from None
 
 
 def _predictions(
-    request: Request, text: _Text, reference: Model | None, models: Mapping[str, Model]
+    request: Request, text: Text, reference: Model | None, models: Mapping[str, Model]
 ) -> Steps[tuple[dict[str, Any], dict[str, Divergence | Perplexity]]]:
     """What the table says of a text: about the text, and by model."""
     context = request.context

@@ -8,8 +8,9 @@ file comes nearest in size (all of them where sizes tie).
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,64 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edgepack import plugins
+from edgepack.artifact import Artifact
 from edgepack.calibration.text import Tokens, source_path
+from edgepack.choices import format_of
 from edgepack.decompose.stage import load_imatrix
+from edgepack.errors import EdgepackError
 from edgepack.evaluate.divergence import chunk, divergence
 from edgepack.export.gguf import write_model, write_plain
-from edgepack.formats._base import Format
 from edgepack.planning import Plan
 from edgepack.progress import Progress, Steps
 from edgepack.runtimes.ggml import requires_imatrix, stock_quantize
 from edgepack.runtimes.llama_cpp import LlamaCpp
+
+HELD_OUT = "held-out calibration text"
+
+
+@dataclass(frozen=True)
+class Model:
+    """Something llama.cpp can run: a model, perhaps with an adapter on it."""
+
+    name: str
+    base: Path
+    adapter: Path | None = None
+
+    @staticmethod
+    def at(path: Path) -> Model:
+        """An output folder or a GGUF file."""
+        if path.is_dir():
+            artifact = Artifact.open(path)
+            return Model(str(path), artifact.base, artifact.factors)
+        if not path.is_file():
+            raise EdgepackError(
+                f"{path}: no such file or folder", hint="give an output folder or a .gguf file"
+            )
+        return Model(str(path), path)
+
+    @property
+    def bytes(self) -> int:
+        """Size of its files."""
+        return sum(path.stat().st_size for path in (self.base, self.adapter) if path)
+
+    def open(self, context: int, sequences: int = 1) -> LlamaCpp:
+        """Load it."""
+        return LlamaCpp(self.base, self.adapter, context=context, sequences=sequences)
+
+
+@dataclass(frozen=True)
+class Text:
+    """What to predict: a text, or tokens ``[n, length]`` that are held out from calibration."""
+
+    name: str
+    content: str | Tensor
+
+    def chunks(self, runtime: LlamaCpp, context: int, tokens: int) -> NDArray[np.int64]:
+        """About so many `tokens` of it, ``[n, context]``."""
+        limit = -(-tokens // context)
+        if isinstance(self.content, str):
+            return chunk(runtime, self.content, context, limit)
+        return _held_out(self.content, runtime, context, limit)
 
 
 def measure(
@@ -49,54 +99,43 @@ def measure(
         yield Progress("measure", 0, 1, "writing the original as f16")
         reference = Path(temporary) / "original.gguf"
         write_plain(reference, made.checkpoint)
-        factors = folder / "factors.gguf"
-        files = {"edgepack": (folder / "base.gguf", factors if factors.exists() else None)}
+        factors = folder / "factors.gguf"  # there is no manifest yet
+        ours = Model("edgepack", folder / "base.gguf", factors if factors.exists() else None)
+        models = [ours]
         if options.stock and made.recipe.compress is not None:
             for number, (name, formats) in enumerate(peers(made).items()):
                 yield Progress("measure", 0, 1, name)
                 path = Path(temporary) / f"stock-{number}.gguf"
                 write_stock(made, weights, formats, path)
-                files[name] = (path, None)
-        return (yield from compare_files(made, tokens, reference, files))
+                models.append(Model(name, path))
+        return (yield from compare_files(made, tokens, reference, models))
 
 
 def compare_files(
-    made: Plan,
-    tokens: Tokens | None,
-    reference: Path,
-    files: Mapping[str, tuple[Path, Path | None]],
+    made: Plan, tokens: Tokens | None, reference: Path, models: Sequence[Model]
 ) -> Steps[dict[str, Any]]:
-    """Metrics of models (and their factors) against the reference, on what the recipe says."""
-    options = made.recipe.export.measure
+    """Metrics of models against the reference, on what the recipe says."""
+    options, context = made.recipe.export.measure, made.recipe.export.measure.context
+    if options.text is not None:
+        path = source_path(options.text, made.base, "export.measure.text")
+        text = Text(path.name, path.read_text(encoding="utf-8"))
+    else:
+        assert tokens is not None
+        text = Text(HELD_OUT, tokens.held_out)
     with ExitStack() as stack:
-        context = options.context
         original = stack.enter_context(LlamaCpp(reference, context=context))
-        runtimes = {
-            name: stack.enter_context(LlamaCpp(model, adapter, context=context))
-            for name, (model, adapter) in files.items()
-        }
-        limit = -(-options.tokens // context)
-        if options.text is not None:
-            path = source_path(options.text, made.base, "export.measure.text")
-            chunks = chunk(original, path.read_text(encoding="utf-8"), context, limit)
-            text = path.name
-        else:
-            assert tokens is not None
-            chunks = held_out(tokens.held_out, original, context, limit)
-            text = "held-out calibration text"
-        found = yield from divergence(original, runtimes, chunks)
+        opened = {m.name: stack.enter_context(m.open(context)) for m in models}
+        chunks = text.chunks(original, context, options.tokens)
+        found = yield from divergence(original, opened, chunks)
     return {
-        "text": text,
+        "text": text.name,
         "tokens": int(chunks.size),
         "context": context,
-        "results": {
-            name: {"bytes": sum(p.stat().st_size for p in files[name] if p), **result.as_dict()}
-            for name, result in found.items()
-        },
+        "results": {m.name: {"bytes": m.bytes, **found[m.name].as_dict()} for m in models},
     }
 
 
-def held_out(tokens: Tensor, runtime: LlamaCpp, context: int, limit: int) -> NDArray[np.int64]:
+def _held_out(tokens: Tensor, runtime: LlamaCpp, context: int, limit: int) -> NDArray[np.int64]:
     """The held-out calibration tokens, cut as `chunk` cuts a text."""
     flat = tokens.flatten().numpy()
     context = min(context, len(flat))
@@ -115,10 +154,10 @@ def peers(made: Plan) -> dict[str, dict[str, str]]:
         name: {s.name: same[s.name] if s.block is None else name for s in specs}
         for name in plugins.names("formats")
         if name != "f16"
-        and all(_format(name).fits(s.shape[1]) for s in specs if s.block is not None)
+        and all(format_of(name).fits(s.shape[1]) for s in specs if s.block is not None)
     }
     sizes = {
-        name: sum(_format(formats[s.name]).nbytes(s.shape) for s in specs)
+        name: sum(format_of(formats[s.name]).nbytes(s.shape) for s in specs)
         for name, formats in uniform.items()
     }
     ours = sum(made.bytes_by_part().values())
@@ -154,8 +193,3 @@ def stock_bytes(made: Plan, name: str, form: str, imatrix: Tensor) -> Tensor:
         importance = np.ones(spec.shape[1], np.float32) if requires_imatrix(form) else None
     W = made.checkpoint.tensor(name).numpy()
     return torch.from_numpy(stock_quantize(form, W, importance))
-
-
-def _format(name: str) -> Format:
-    found: Format = plugins.find("formats", name)
-    return found

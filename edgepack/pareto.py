@@ -9,7 +9,7 @@ blocks' type for them too. All are measured in one run on the same text.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,14 +17,14 @@ from typing import Any
 from edgepack import plugins
 from edgepack.calibration.moments import weight_hessian
 from edgepack.choices import format_of
-from edgepack.errors import RecipeError
 from edgepack.export.gguf import write_model, write_plain
-from edgepack.measure import compare_files, stock_bytes
+from edgepack.measure import Model, compare_files, stock_bytes
 from edgepack.pipeline import build, calibrate
 from edgepack.planning import Plan, plan
 from edgepack.progress import Progress, Steps
 from edgepack.recipe import FIXED, Recipe
 from edgepack.report import size
+from edgepack.runtimes.llama_cpp import bindings
 
 AT_ONCE = 4
 """Models measured side by side: each has its logits of a chunk in memory."""
@@ -53,32 +53,30 @@ def compare(
     recipes: Mapping[str, tuple[Recipe, Path]], sizes: Sequence[int], out: Path
 ) -> Steps[list[Point]]:
     """Build every recipe (given with its folder) at every size into `out`, write stock's files
-    beside them for as long as it takes, and measure all."""
-    first, base = next(iter(recipes.values()))
-    made = plan(first, "gguf", base)
-    if made.calibrate is None:
-        raise RecipeError("compress: is missing", hint="a comparison of sizes needs it")
-    files: dict[str, tuple[Path, Path | None]] = {}
-    expected: dict[str, float | None] = {}
-    for name, (recipe, folder) in recipes.items():
-        for wanted in sizes:
-            label = f"edgepack {name} at {wanted / 1e6:g} MB"
-            target = out / f"{name}-{wanted / 1e6:g}MB"
-            artifact = yield from build(
-                at_size(recipe, wanted), "gguf", base=folder, out=target, force=True
-            )
-            factors = target / "factors.gguf"
-            files[label] = (target / "base.gguf", factors if factors.exists() else None)
-            expected[label] = artifact.manifest["allocation"]["expected_kl"]
+    beside them for as long as it takes, and measure all. What cannot be is found before any work.
+    """
+    bindings()
+    wanted = {
+        f"{name}-{nbytes / 1e6:g}MB": (at_size(recipe, nbytes), base)
+        for name, (recipe, base) in recipes.items()
+        for nbytes in sizes
+    }
+    made, *_ = [plan(recipe, "gguf", base) for recipe, base in wanted.values()]
+    models, expected = [], {}
+    for name, (recipe, base) in wanted.items():
+        artifact = yield from build(recipe, "gguf", base=base, out=out / name, force=True)
+        models.append(Model(f"edgepack {name}", artifact.base, artifact.factors))
+        expected[models[-1].name] = artifact.manifest["allocation"]["expected_kl"]
     tokens = yield from calibrate(made)
+    first, base = next(iter(recipes.values()))
+    made = replace(made, recipe=first)  # with what it says of measuring
     with TemporaryDirectory(dir=out, prefix=".edgepack-") as temporary:
         reference = Path(temporary) / "original.gguf"
         write_plain(reference, made.checkpoint)
-        files |= yield from _stock(made, Path(temporary))
+        models += yield from _stock(made, Path(temporary))
         found: dict[str, dict[str, float]] = {}
-        labels = list(files)
-        for start in range(0, len(labels), AT_ONCE):
-            some = {label: files[label] for label in labels[start : start + AT_ONCE]}
+        for start in range(0, len(models), AT_ONCE):
+            some = models[start : start + AT_ONCE]
             measured = yield from compare_files(made, tokens, reference, some)
             found |= measured["results"]
     points = [_point(label, metrics, expected) for label, metrics in found.items()]
@@ -109,22 +107,23 @@ def stock_types(made: Plan) -> Iterator[dict[str, str]]:
     default = "q6_k" if all(format_of("q6_k").fits(s.shape[1]) for s in outside) else "q8_0"
     for name in plugins.names("formats"):
         form = format_of(name)
-        if name == "f16" or not all(form.fits(s.shape[1]) for s in specs):
+        if name == "f16" or not all(form.fits(s.shape[1]) for s in blocks):
             continue
         body = {spec.name: name for spec in blocks}
         yield body | {spec.name: default for spec in outside}
-        if form.bits_per_weight < format_of(default).bits_per_weight:
+        smaller = form.bits_per_weight < format_of(default).bits_per_weight
+        if smaller and all(form.fits(s.shape[1]) for s in outside):
             yield body | {spec.name: name for spec in outside}
 
 
-def _stock(made: Plan, folder: Path) -> Steps[dict[str, tuple[Path, Path | None]]]:
+def _stock(made: Plan, folder: Path) -> Steps[list[Model]]:
     assert made.calibrate is not None
     tied, hessians = made.checkpoint.dimensions.tie_word_embeddings, made.calibrate.folder
-    files: dict[str, tuple[Path, Path | None]] = {}
+    models: list[Model] = []
     for formats in stock_types(made):
         label = _label(made, formats)
         yield Progress("compare", 0, 1, label)
-        path = folder / f"stock-{len(files)}.gguf"
+        path = folder / f"stock-{len(models)}.gguf"
 
         def load(name: str, formats: Mapping[str, str] = formats) -> Any:
             spec = made.checkpoint.specs[name]
@@ -132,8 +131,8 @@ def _stock(made: Plan, folder: Path) -> Steps[dict[str, tuple[Path, Path | None]
             return stock_bytes(made, name, formats[name], imatrix)
 
         write_model(path, made.checkpoint, formats, load)
-        files[label] = (path, None)
-    return files
+        models.append(Model(label, path))
+    return models
 
 
 def _label(made: Plan, formats: Mapping[str, str]) -> str:

@@ -15,7 +15,6 @@ import yaml
 from torch import Tensor
 
 from edgepack.artifact import MANIFEST, Artifact, digest
-from edgepack.budget import search
 from edgepack.cache import new_folder
 from edgepack.calibration import sweep
 from edgepack.calibration import text as calibration_text
@@ -85,12 +84,11 @@ def calibrate(made: Plan) -> Steps[Tokens | None]:
 
 def _allocate(made: Plan, target: str) -> Steps[Plan]:
     """The allocate stage, where a recipe gives a size; the plan with the formats it leads to."""
-    stage, compress = made.allocate, made.recipe.compress
-    if stage is None or made.calibrate is None or compress is None or stage.is_done:
+    stage, spent = made.allocate, made.allocation
+    if stage is None or spent is None or made.calibrate is None or stage.is_done:
         return made
     with stage.writing() as folder:
-        tried = search(made.checkpoint, compress)
-        yield from measure_candidates(made.decoder, tried, made.calibrate.folder, folder)
+        yield from measure_candidates(made.decoder, spent.tried, made.calibrate.folder, folder)
     return plan(made.recipe, target, made.base)
 
 

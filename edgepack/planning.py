@@ -14,6 +14,7 @@ from edgepack.checkpoint import Checkpoint, open_checkpoint
 from edgepack.checkpoint.digests import sha256
 from edgepack.choices import Fallback, choose, factor_bytes, format_of
 from edgepack.decoder import Decoder
+from edgepack.decompose.candidates import Search
 from edgepack.decompose.stage import Choice
 from edgepack.errors import RecipeError
 from edgepack.recipe import Recipe
@@ -107,8 +108,9 @@ def plan(recipe: Recipe, target: str, base: Path) -> Plan:
     fallbacks: tuple[Fallback, ...] = ()
     if recipe.compress is not None and recipe.compress.is_budget:
         calibrate = _calibration(recipe, checkpoint, base, warnings)
-        allocate = _allocation(recipe, checkpoint, calibrate)
-        allocation = spend(checkpoint, recipe.compress, allocate)
+        tried = _tried(recipe, checkpoint)
+        allocate = Stage("allocate", ALLOCATE_VERSION, asdict(tried), (calibrate.key,))
+        allocation = spend(checkpoint, recipe.compress, tried, allocate)
         choices: Mapping[str, Choice] = allocation.choices
     else:
         choices, fallbacks = choose(checkpoint, recipe.compress)
@@ -156,17 +158,16 @@ def _recovery(recipe: Recipe, calibrate: Stage | None, decompose: Stage) -> Stag
     return Stage("recover", RECOVER_VERSION, recipe.recover.model_dump(), inputs)
 
 
-def _allocation(recipe: Recipe, checkpoint: Checkpoint, calibrate: Stage) -> Stage:
-    """The stage that measures what every choice would cost."""
+def _tried(recipe: Recipe, checkpoint: Checkpoint) -> Search:
+    """What the stage has to try that measures what every choice would cost."""
     assert recipe.compress is not None
-    if recipe.calibrate.objective == "layer":
+    if recipe.calibrate.objective != "model":
         raise RecipeError(
-            "calibrate.objective: errors of `layer` cannot be compared between weights, as a "
-            "target_size needs",
+            f"calibrate.objective: errors of {recipe.calibrate.objective!r} cannot be compared "
+            "between all weights, as a budget needs",
             hint="use `model` (the default)",
         )
-    tried = search(checkpoint, recipe.compress)
-    return Stage("allocate", ALLOCATE_VERSION, asdict(tried), (calibrate.key,))
+    return search(checkpoint, recipe.compress)
 
 
 def _calibration(recipe: Recipe, checkpoint: Checkpoint, base: Path, warnings: list[str]) -> Stage:

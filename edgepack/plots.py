@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from edgepack.errors import missing_extra
@@ -11,12 +12,17 @@ from edgepack.pareto import Point, frontier
 OURS, STOCK = "#1b6ca8", "#8a8a8a"
 
 
+def available() -> None:
+    """Raise the error that says what to install, before the work whose result is to be drawn."""
+    if find_spec("matplotlib") is None:
+        raise missing_extra("matplotlib", "plots")
+
+
 def pareto(points: Sequence[Point], paths: Sequence[Path]) -> None:
     """KL over file size, ours and stock's frontier, into files of the kinds their names say."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise missing_extra("matplotlib", "plots") from error
+    available()
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
     for ours, name, colour in ((False, "stock + imatrix", STOCK), (True, "edgepack", OURS)):

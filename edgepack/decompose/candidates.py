@@ -40,7 +40,7 @@ Costs = dict[str, dict[int, float]]
 
 @dataclass(frozen=True)
 class Search:
-    """What is tried: formats of each weight, ranks above 0, and the damping of H."""
+    """What is tried: formats of each weight, ranks (0 always), and the damping of H."""
 
     formats: Mapping[str, Sequence[str]]
     ranks: Sequence[int]
@@ -95,10 +95,10 @@ class _Trial:
 
     def __init__(self, W: Tensor, H: Hessian, search: Search) -> None:
         self.search = search
-        self.whole = divergence(W, H)
         step = -(-len(W) // ROWS) if H.out_train is None or H.out_train.dim() == 1 else 1
         self.W, self.H = W[::step], _some_rows(H, step)
-        self.scale = self.whole / max(divergence(self.W, self.H), 1e-300)
+        whole, tried = _cost(W, H), _cost(self.W, self.H)
+        self.kl = whole / max(tried, 1e-300) / (2 * len(W))  # nats a token, of a cost of 1
         self.metrics: dict[tuple[int, int], Metric] = {}
 
     def costs(self, fmt: Format, *, ranked: bool) -> dict[int, float]:
@@ -110,7 +110,7 @@ class _Trial:
         if ranks and ranked and fmt.bits_per_weight < RANKED_BELOW:
             L, R = exact_low_rank(E, self.H.train, max(ranks), self.H.out_train)
             costs |= _corrected(costs[0], P, L.float(), R.float(), self.H, ranks)
-        return {rank: self.scale * cost / (2 * len(E)) for rank, cost in costs.items()}
+        return {rank: self.kl * cost for rank, cost in costs.items()}
 
     def _rounded(self, fmt: Format) -> QuantizedTensor:
         if not isinstance(fmt, Affine):
@@ -153,7 +153,5 @@ def _some_rows(H: Hessian, step: int) -> Hessian:
     return replace(H, out_train=H.out_train[::step], out_held_out=H.out_held_out[::step])
 
 
-def divergence(E: Tensor, H: Hessian) -> float:
-    """What an error E ``[out, in]`` adds to KL(original ‖ packed), in nats a token, to second
-    order, on held-out tokens."""
-    return quadratic_cost(E, H.held_out, H.out_held_out) / (2 * len(E))
+def _cost(E: Tensor, H: Hessian) -> float:
+    return quadratic_cost(E, H.held_out, H.out_held_out)

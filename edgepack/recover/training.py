@@ -27,9 +27,8 @@ class Settings:
     """How long, how fast and what to train.
 
     `tokens` per step, in whole sequences. Learning rates are relative (`adam.size`) and those of a
-    packed model that is 1 nat or more away: 0.005 then moves a scale by about 0.5 % a step. (In
-    20 steps of 1,024 tokens, SmolLM2-135M at q2_0 came from 2.24 nats to 1.50 at 0.005, to 1.52 at
-    0.003 and 0.01; at 0.03 it went astray.) `patience` counts evaluations in a row without a new
+    packed model that is 1 nat or more away: 0.005 then moves a scale by about 0.5 % a step.
+    `patience` counts evaluations in a row without a new
     best; one costs as much as a few steps.
     """
 
