@@ -17,7 +17,9 @@ from edgepack.decoder import Decoder
 from edgepack.decompose.candidates import Search
 from edgepack.decompose.stage import Choice
 from edgepack.errors import RecipeError
-from edgepack.recipe import Recipe
+from edgepack.invariances.padding import Padded, pad
+from edgepack.invariances.rotation import Rotated
+from edgepack.recipe import Compress, Recipe
 
 TARGETS = ("gguf",)
 NOT_BUILT = ("merge", "slice")
@@ -80,13 +82,14 @@ class Plan:
 
     def bits_per_weight(self, *, blocks_only: bool) -> float:
         """Bits stored (Q, scales, L and R) per element of the matrices."""
+        known = self.checkpoint.original.specs  # zeros around a weight are no weights
         bits = count = 0
         for name, choice in self.choices.items():
             spec = self.checkpoint.specs[name]
             if blocks_only and spec.block is None:
                 continue
             bits += 8 * (format_of(choice.format).nbytes(spec.shape) + factor_bytes(spec, choice))
-            count += spec.numel
+            count += known[name].numel
         return bits / count
 
 
@@ -102,8 +105,8 @@ def plan(recipe: Recipe, target: str, base: Path) -> Plan:
             )
     if recipe.model is None:
         raise RecipeError("model: is missing", hint="write `model: NAME` at the top of the recipe")
-    checkpoint = open_checkpoint(recipe.model, base)
     warnings: list[str] = []
+    checkpoint = _rewritten(open_checkpoint(recipe.model, base), recipe.compress, warnings)
     calibrate = allocate = allocation = None
     fallbacks: tuple[Fallback, ...] = ()
     if recipe.compress is not None and recipe.compress.is_budget:
@@ -143,6 +146,24 @@ def plan(recipe: Recipe, target: str, base: Path) -> Plan:
         _recovery(recipe, calibrate, decompose),
         tuple(warnings),
     )
+
+
+def _rewritten(
+    checkpoint: Checkpoint, compress: Compress | None, warnings: list[str]
+) -> Checkpoint:
+    """The checkpoint after the exact changes that the recipe wants."""
+    if compress is not None and compress.rotate == "hadamard":
+        checkpoint = Rotated(checkpoint)
+        if not checkpoint.stream:
+            warnings.append(
+                "compress.rotate: the head is tied to the embeddings and cannot take the final "
+                "norm's gains, so that only the values of the heads are rotated"
+            )
+    if compress is not None and compress.pad_width is not None:
+        checkpoint = pad(checkpoint, compress.pad_width)
+        if isinstance(checkpoint, Padded):
+            warnings.append(f"compress.pad_width: {checkpoint.describe()}")
+    return checkpoint
 
 
 def _recovery(recipe: Recipe, calibrate: Stage | None, decompose: Stage) -> Stage | None:

@@ -92,6 +92,16 @@ class Compress(Section):
         description="What to do where a width does not divide the format's block: refuse, or take "
         "the nearest format in bits per weight that fits (and list it in the report).",
     )
+    pad_width: Annotated[int, Field(multiple_of=32, ge=32)] | None = Field(
+        None,
+        description="Zero-pad every width to a multiple of this (256), so that formats with blocks "
+        "of as many columns fit. Exact, and paid for in bytes.",
+    )
+    rotate: Literal["none", "hadamard"] = Field(
+        "none",
+        description="Fuse random Hadamard rotations into the weights: of the residual stream "
+        "(unless the head is tied) and of the values of every head. Exact.",
+    )
     overrides: dict[str, WeightOptions] = Field(
         {},
         description="Glob on the weight's name (`*.mlp.down_proj`) → options; later ones win.",

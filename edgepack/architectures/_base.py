@@ -44,7 +44,8 @@ class Architecture:
     `block` and `optional` map roles to Hugging Face names inside a block (role ``attn_q.bias`` is
     the bias of ``attn_q``); `optional` weights exist in some checkpoints of the family only.
     `gguf` is the architecture's name in GGUF; `permute_qk` says whether its q and k rows are
-    stored there in llama.cpp's interleaved rotary order.
+    stored there in llama.cpp's interleaved rotary order, `square_q` whether llama.cpp takes q to be
+    as wide as the hidden state.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Architecture:
     block: Mapping[str, str]
     optional: Mapping[str, str]
     permute_qk: bool
+    square_q: bool = False
 
     def hf_name(self, role: str, block: int | None = None) -> str:
         """The Hugging Face name of a role (outside the blocks when `block` is None)."""

@@ -9,4 +9,5 @@ PLUGIN = Architecture(
     block=BLOCK | QKV_BIAS,
     optional={},
     permute_qk=False,
+    square_q=True,
 )

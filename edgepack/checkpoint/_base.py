@@ -48,6 +48,11 @@ class Checkpoint(ABC):
     """Every weight by its Hugging Face name; a tied head has no entry."""
 
     @property
+    def original(self) -> Checkpoint:
+        """The checkpoint as it was found, where this one is rewritten (`invariances`)."""
+        return self
+
+    @property
     @abstractmethod
     def source(self) -> Mapping[str, Any]:
         """Where it came from, for the manifest: model, kind, revision or the files' sha256."""

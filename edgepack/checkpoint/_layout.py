@@ -32,7 +32,7 @@ SHAPES = {
     "ffn_up": ("ffn", "hidden"),
     "ffn_down": ("hidden", "ffn"),
 }
-"""Role → shape, in the words of `_sizes`."""
+"""Role → shape, in the words of `sizes`."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,9 @@ def match(
         f"has tensors that are no part of a {architecture.name} model",
         [name for name in found if name not in stored],
     )
-    sizes, specs, names = _sizes(dimensions), {}, {}
+    widths, specs, names = sizes(dimensions), {}, {}
     for name, (role, block) in stored.items():
-        wanted = tuple(sizes[word] for word in SHAPES[role])
+        wanted = tuple(widths[word] for word in SHAPES[role])
         if found[name].shape != wanted:
             raise CheckpointError(
                 f"{place}: {name} has shape {list(found[name].shape)}, "
@@ -116,7 +116,8 @@ def _places(
             yield role, None
 
 
-def _sizes(dimensions: Dimensions) -> dict[str, int]:
+def sizes(dimensions: Dimensions) -> dict[str, int]:
+    """The widths of a model by the words of `SHAPES`."""
     return {
         "vocab": dimensions.vocab_size,
         "hidden": dimensions.hidden_size,

@@ -1,0 +1,74 @@
+"""A checkpoint made of another's weights, rewritten one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from gguf import GGUFValueType
+from torch import Tensor
+
+from edgepack.checkpoint import Checkpoint, Dimensions
+from edgepack.checkpoint.digests import combine
+from edgepack.weights import QuantizedTensor, WeightSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+SIZES = {
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "attention.value_length": "head_dim",
+    "rope.dimension_count": "head_dim",
+}
+"""GGUF's key → our name of a dimension that a rewriting may change or that llama.cpp would
+otherwise derive from one."""
+EPSILON = "attention.layer_norm_rms_epsilon"
+
+
+class Rewritten(Checkpoint):
+    """`original` with other dimensions and weights; `about` says which change, for the manifest
+    and the cache. Subclasses give `tensor`."""
+
+    def __init__(
+        self,
+        original: Checkpoint,
+        dimensions: Dimensions,
+        specs: Mapping[str, WeightSpec],
+        about: Mapping[str, Any],
+    ) -> None:
+        self.base, self.about = original, dict(about)
+        self.architecture, self.dimensions, self.specs = original.architecture, dimensions, specs
+
+    @property
+    def original(self) -> Checkpoint:
+        return self.base.original
+
+    @property
+    def source(self) -> Mapping[str, Any]:
+        return {**self.base.source, **self.about}
+
+    @property
+    def key(self) -> str:
+        return combine({"original": self.base.key} | {k: str(v) for k, v in self.about.items()})
+
+    def quantized(self, name: str) -> QuantizedTensor | None:
+        return None  # the grid of a rewritten weight is not the source's
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        return self.base.tokenizer
+
+    def extra_tensors(self) -> Mapping[str, Tensor]:
+        return self.base.extra_tensors()
+
+    def gguf_metadata(self) -> Mapping[str, tuple[Any, Any, Any]]:
+        prefix, own = self.architecture.gguf, {}
+        for key, name in SIZES.items():
+            own[f"{prefix}.{key}"] = getattr(self.dimensions, name), GGUFValueType.UINT32, None
+        epsilon = self.dimensions.rms_norm_eps
+        own[f"{prefix}.{EPSILON}"] = epsilon, GGUFValueType.FLOAT32, None
+        return {**self.base.gguf_metadata(), **own}

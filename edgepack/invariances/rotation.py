@@ -1,0 +1,82 @@
+"""Fuse orthogonal rotations into the weights, so that no coordinate of an input stands out.
+
+QuaRot's offline rotations (Ashkboos et al., arXiv 2404.00456, section 4): the residual stream
+(every weight that reads it is W·diag(γ)·R, every one that writes it RᵀW, the gains become 1) and,
+head by head, the values before the output projection mixes them. Signs are random, from a fixed
+seed. A tied head cannot take the final norm's gains, so that tied models keep their residual
+stream and have only their values rotated.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from edgepack.checkpoint import Checkpoint
+from edgepack.invariances._base import Rewritten
+from edgepack.invariances.hadamard import hadamard
+from edgepack.invariances.padding import NORMS
+from edgepack.weights import WeightSpec
+
+READ_BEHIND = {
+    "attn_q": "attn_norm",
+    "attn_k": "attn_norm",
+    "attn_v": "attn_norm",
+    "ffn_gate": "ffn_norm",
+    "ffn_up": "ffn_norm",
+    "output": "output_norm",
+}
+"""What reads the residual stream, and the norm it reads it through."""
+WRITE = ("attn_output", "ffn_down")
+VALUES = {"attn_v": 0, "attn_output": 1}
+"""Which dimension of a weight runs over values, head after head."""
+_ROWS = 8192  # at once in float64
+_SEED = 0
+
+
+class Rotated(Rewritten):
+    """A checkpoint with Hadamard rotations fused in, computed weight by weight in float64."""
+
+    def __init__(self, original: Checkpoint) -> None:
+        about = {"rotate": "hadamard"}
+        super().__init__(original, original.dimensions, original.specs, about)
+        self._values = _random_hadamard(self.dimensions.head_dim)
+        self._stream = _random_hadamard(self.dimensions.hidden_size if self.stream else 1)
+
+    @property
+    def stream(self) -> bool:
+        """Whether the residual stream is rotated."""
+        return not self.dimensions.tie_word_embeddings
+
+    def tensor(self, name: str) -> Tensor:  # noqa: D102
+        spec, value = self.specs[name], self.base.tensor(name)
+        stem, _, kind = spec.role.partition(".")
+        if stem in VALUES:
+            value = _by_head(value, self._values, VALUES[stem])
+        if self.stream and kind != "bias":
+            value = self._in_stream(value, spec)
+        return value.float()
+
+    def _in_stream(self, value: Tensor, spec: WeightSpec) -> Tensor:
+        R = self._stream
+        if spec.role in NORMS:
+            return torch.ones_like(value)
+        if spec.role in WRITE:
+            return R.T @ value.double()
+        if spec.role in READ_BEHIND:
+            norm = self.architecture.hf_name(READ_BEHIND[spec.role], spec.block)
+            R = self.base.tensor(norm).double()[:, None] * R
+        elif spec.role != "token_embd":
+            return value  # norms of heads
+        return torch.cat([(rows.double() @ R).float() for rows in torch.split(value, _ROWS)])
+
+
+def _random_hadamard(n: int) -> Tensor:
+    signs = torch.randint(0, 2, (n,), generator=torch.Generator().manual_seed(_SEED)) * 2 - 1
+    return signs.double()[:, None] * hadamard(n)
+
+
+def _by_head(value: Tensor, R: Tensor, dim: int) -> Tensor:
+    """Rotate a dimension head by head."""
+    heads = torch.unflatten(value.double().movedim(dim, -1), -1, (-1, len(R)))
+    return torch.movedim((heads @ R).flatten(-2), -1, dim)
