@@ -1,12 +1,12 @@
 """What error feedback is worth inside a layer: held-out layer error against stock with imatrix.
 
-    python -m benchmarks.layer_error [--types …] [--blocks 30] [--shared ../shared]
+    python -m benchmarks.layer_error [--types …] [--blocks 6] [--shared ../shared]
 
-SmolLM2-135M-Instruct, every weight of the first blocks (256-column types: ffn_down, the one weight
-that is wide enough). Both sides know the same tokens of calibration_datav3 (32 per column of the
-widest weight): stock as an imatrix, LDLQ as H. The error ‖(W−Q)H^½‖²/‖WH^½‖² is judged on tokens
-held out from them, in two metrics, each with the Q made for it: `plain` counts all tokens and
-outputs alike (what the literature calls the layer error), `model` is what edgepack optimises by
+SmolLM2-135M-Instruct, every weight of evenly spaced blocks (256-column types: ffn_down, the one
+weight that is wide enough). Both sides know the same tokens of calibration_datav3 (32 per column of
+the widest weight): stock as an imatrix, LDLQ as H. The error ‖(W−Q)H^½‖²/‖WH^½‖² is judged on
+tokens held out from them, in two metrics, each with the Q made for it: `plain` counts all tokens
+and outputs alike (what the literature calls the layer error), `model` is what edgepack optimises by
 default, tr(H_out E H Eᵀ)/tr(H_out W H Wᵀ): a handful of tokens carries much of it.
 """
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -35,17 +35,18 @@ from edgepack.runtimes.ggml import stock_quantize
 from edgepack.weights import Hessian, relative_error
 
 
-def plain(decoder: Decoder, tokens: Tokens, blocks: int) -> Iterator[dict[str, Hessian]]:
-    """Every block's Hessians with all tokens alike, on the original's activations."""
+def plain(decoder: Decoder, tokens: Tokens, blocks: Sequence[int]) -> Iterator[dict[str, Hessian]]:
+    """The Hessians of some blocks with all tokens alike, on the original's activations."""
     batches = micro_batches(tokens)
     shape = (*tokens.all.shape, decoder.dimensions.hidden_size)
     with tempfile.TemporaryDirectory() as folder:
         x = Activations(Path(folder) / "x0", shape)
         embedding = decoder.embedding()
         x.write(embedding[tokens.all[batch.rows]] for batch in batches)
-        for i in range(blocks):
+        for i in range(max(blocks) + 1):
             block = decoder.block(i)
-            yield layerwise(block, x, batches)
+            if i in blocks:
+                yield layerwise(block, x, batches)
             after = Activations(Path(folder) / f"x{i + 1}", shape)
             after.write(block(x.read(batch.rows)) for batch in batches)
             x.path.unlink()
@@ -69,7 +70,7 @@ def errors(made: Plan, name: str, block: int, role: str, H: Hessian) -> tuple[fl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--types", default="q4_0,q2_0,q2_k,q3_k")
-    parser.add_argument("--blocks", type=int, default=30)
+    parser.add_argument("--blocks", type=int, default=6)
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
     options = parser.parse_args()
     made = planning.plan(parse(recipe("q4_0", options.shared.resolve())), "gguf", Path())
@@ -78,7 +79,9 @@ def main() -> None:
     assert tokens is not None
     folder = made.calibrate.folder
     found: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    for block, hessians in enumerate(plain(made.decoder, tokens, options.blocks)):
+    count = made.checkpoint.dimensions.num_hidden_layers
+    blocks = range(0, count, -(-count // options.blocks))
+    for block, hessians in zip(blocks, plain(made.decoder, tokens, blocks), strict=True):
         for role in LINEAR_ROLES:
             metrics = {"plain": hessians[role], "model": load_hessian(folder / str(block), role)}
             for name in options.types.split(","):
