@@ -17,6 +17,7 @@ from typing import Any
 from edgepack import plugins
 from edgepack.calibration.moments import weight_hessian
 from edgepack.choices import format_of
+from edgepack.evaluate.speed import Speed, speeds
 from edgepack.export.gguf import write_model, write_plain
 from edgepack.measure import Model, compare_files, stock_bytes
 from edgepack.pipeline import build, calibrate
@@ -32,8 +33,8 @@ AT_ONCE = 4
 
 @dataclass(frozen=True)
 class Point:
-    """One file (factors included): who made it, its bytes, its distance to the original, and for
-    ours the KL that was expected (nats a token)."""
+    """One file (factors included): who made it, its bytes, its distance to the original, its
+    tokens per second here, and for ours the KL that was expected (nats a token)."""
 
     label: str
     ours: bool
@@ -42,6 +43,8 @@ class Point:
     kl_error: float
     top1: float
     perplexity: float
+    prompt: float
+    decode: float
     expected_kl: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -79,12 +82,15 @@ def compare(
             some = models[start : start + AT_ONCE]
             measured = yield from compare_files(made, tokens, reference, some)
             found |= measured["results"]
-    points = [_point(label, metrics, expected) for label, metrics in found.items()]
+        taken = yield from speeds({model.name: model.open for model in models})
+    points = [_point(label, found[label], taken[label], expected) for label in found]
     return sorted(points, key=lambda point: point.nbytes)
 
 
-def _point(label: str, m: Mapping[str, float], expected: Mapping[str, float | None]) -> Point:
-    metrics = (m["kl_mean"], m["kl_error"], m["top1"], m["perplexity"])
+def _point(
+    label: str, m: Mapping[str, float], speed: Speed, expected: Mapping[str, float | None]
+) -> Point:
+    metrics = (m["kl_mean"], m["kl_error"], m["top1"], m["perplexity"], speed.prompt, speed.decode)
     return Point(label, label in expected, int(m["bytes"]), *metrics, expected.get(label))
 
 
@@ -154,10 +160,12 @@ def frontier(points: Sequence[Point]) -> list[Point]:
 def table(points: Sequence[Point]) -> list[list[str]]:
     """Rows for people, smallest first; a star marks those that nothing smaller betters."""
     best = frontier(points)
-    rows = [["", "model", "size", "mean KL", "expected", "same top token", "perplexity"]]
+    names = ["mean KL", "expected", "same top token", "perplexity", "prompt", "decode"]
+    rows = [["", "model", "size", *names]]
     for point in points:
         row = ["*" if point in best else "", point.label, size(point.nbytes)]
         row += [f"{point.kl_mean:.4f} ± {point.kl_error:.4f}"]
         row += ["–" if point.expected_kl is None else f"{point.expected_kl:.4f}"]
-        rows.append([*row, f"{100 * point.top1:.1f} %", f"{point.perplexity:.2f}"])
+        row += [f"{100 * point.top1:.1f} %", f"{point.perplexity:.2f}"]
+        rows.append([*row, f"{point.prompt:.0f} t/s", f"{point.decode:.1f} t/s"])
     return rows
