@@ -331,7 +331,16 @@ def test_an_error_without_hint_is_one_line(monkeypatch):
     assert (result.stderr, result.exit_code) == ("error: no\n", 1)
 
 
+@pytest.fixture
+def heeding_ctrl_c():
+    """Shells start background jobs with SIGINT ignored, and what they start inherits that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.usefixtures("heeding_ctrl_c")
 def test_ctrl_c_says_how_to_go_on_and_the_next_run_does(place):
     make_model(place / "deep", layers=6, intermediate=128)
     path = write(place / "deep.yaml", model="deep", export={"measure": {"tokens": 0}})

@@ -1,0 +1,134 @@
+"""Where a low-rank part pays for its bytes, and what each step of CALDERA adds: a table, a picture.
+
+    python -m benchmarks.controls [--blocks 3] [--ranks 16,64] [--shared ../shared]
+
+SmolLM2-135M-Instruct, every linear weight of evenly spaced blocks, Q in `q2_0`, factors q8_0, H and
+H_out from 49,152 tokens of calibration_datav3 (as `benchmarks.same_type`). A point is the KL to be
+expected of a way to pack these weights (½·tr(H_out E H Eᵀ)/out on held-out tokens, summed) over the
+bits per weight it takes, factors included. Beside rank 0 in other types: our caldera (Q first, H
+downdated, two rounds), the same beginning with L·R as in the paper, and the same without the
+downdate. What recovery adds on top is `benchmarks.recover`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.same_type import RESULTS, recipe
+from edgepack import pipeline, planning
+from edgepack.architectures._base import LINEAR_ROLES
+from edgepack.calibration.moments import load_hessian
+from edgepack.choices import format_of
+from edgepack.decompose.ldlq import ldlq, metric
+from edgepack.decompose.low_rank import downdate, low_rank
+from edgepack.progress import finish
+from edgepack.recipe import parse
+from edgepack.weights import FactoredWeight, Hessian, quadratic_cost
+
+PLAIN = ("q2_0", "mxfp4", "q4_0", "iq4_nl", "q5_0")
+"""Types that fit width 576, for rank 0."""
+DAMPING, ROUNDS = 0.03, 2
+
+
+def packed(W: Tensor, H: Hessian, *, rank: int, lr_first: bool, down: bool) -> FactoredWeight:
+    """`edgepack.decompose.caldera`'s alternation with its steps to choose from."""
+    fmt, side = format_of("q2_0"), H.out_train
+    whole = metric(H.train, fmt.block_size, DAMPING, side, fmt.group)
+    Q = None if lr_first else ldlq(W, whole, fmt)
+    tried: list[FactoredWeight] = []
+    for _ in range(ROUNDS + (not lr_first)):
+        rest = W if Q is None else W - Q.dequantize()
+        L, R = low_rank(rest, H.train, rank, "q8_0", side)
+        if Q is not None:
+            tried.append(FactoredWeight(Q, L, R))
+        free = downdate(H.train, R.dequantize()) if down else H.train
+        where = metric(free, fmt.block_size, DAMPING, side, fmt.group)
+        Q = ldlq(W - L.dequantize() @ R.dequantize(), where, fmt)
+        tried.append(FactoredWeight(Q, L, R))
+    return min(tried, key=lambda found: kl(W, found, H))
+
+
+def plain(W: Tensor, H: Hessian, name: str) -> FactoredWeight:
+    fmt = format_of(name)
+    return FactoredWeight(
+        ldlq(W, metric(H.train, fmt.block_size, DAMPING, H.out_train, fmt.group), fmt)
+    )
+
+
+def kl(W: Tensor, found: FactoredWeight, H: Hessian) -> float:
+    return quadratic_cost(W - found.dense(), H.held_out, H.out_held_out) / (2 * len(W))
+
+
+WAYS: dict[str, Callable[..., FactoredWeight]] = {
+    "caldera": partial(packed, lr_first=False, down=True),
+    "L·R first": partial(packed, lr_first=True, down=True),
+    "no downdate": partial(packed, lr_first=False, down=False),
+}
+
+
+def draw(points: dict[str, list[tuple[float, float]]], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot()
+    for label, line in points.items():
+        style = {"color": "#8a8a8a", "linestyle": "--"} if label == "rank 0" else {}
+        axes.plot(*zip(*sorted(line), strict=True), marker="o", label=label, **style)
+    for name, point in zip(PLAIN, points["rank 0"], strict=True):
+        axes.annotate(name, point, xytext=(5, 4), textcoords="offset points", fontsize=8)
+    axes.set_yscale("log")
+    axes.set_xlabel("bits per weight, factors included")
+    axes.set_ylabel("expected KL of these weights, nats a token")
+    axes.set_title("Q in q2_0 and a low-rank part, beside rank 0 in other types", fontsize=11)
+    axes.grid(which="both", alpha=0.2)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=160)
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--blocks", type=int, default=3)
+    parser.add_argument("--ranks", default="16,64")
+    parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    options = parser.parse_args()
+    made = planning.plan(parse(recipe("q4_0", options.shared.resolve())), "gguf", Path())
+    finish(pipeline.calibrate(made))
+    assert made.calibrate is not None
+    count, checkpoint = made.checkpoint.dimensions.num_hidden_layers, made.checkpoint
+    bits, cost, elements = defaultdict[str, float](float), defaultdict[str, float](float), 0
+    for block in range(count // (2 * options.blocks), count, -(-count // options.blocks)):
+        for role in LINEAR_ROLES:
+            W = checkpoint.tensor(checkpoint.architecture.hf_name(role, block))
+            H = load_hessian(made.calibrate.folder / str(block), role)
+            elements += W.numel()
+            found = {f"rank 0|{name}": plain(W, H, name) for name in PLAIN}
+            for rank in map(int, options.ranks.split(",")):
+                found |= {f"{way}|{rank}": run(W, H, rank=rank) for way, run in WAYS.items()}
+            for label, weight in found.items():
+                bits[label] += 8 * weight.nbytes
+                cost[label] += kl(W, weight, H)
+        print(f"block {block}", flush=True)
+    lines = ["| way | | bits per weight | expected KL |", "|---|---|---:|---:|"]
+    points = defaultdict[str, list[tuple[float, float]]](list)
+    for label in bits:
+        way, what = label.split("|")
+        points[way].append((bits[label] / elements, cost[label]))
+        lines.append(f"| {way} | {what} | {bits[label] / elements:.3f} | {cost[label]:.5f} |")
+    for way in WAYS:
+        points[way].append(points["rank 0"][0])
+    print("\n".join(lines))
+    (RESULTS / "controls.md").write_text("\n".join(lines) + "\n")
+    draw(points, RESULTS / "controls.png")
+
+
+if __name__ == "__main__":
+    main()
