@@ -2,8 +2,9 @@
 
     python -m benchmarks.ablation [--shared ../shared]
 
-SmolLM2-135M-Instruct in q4_0, rank 0, calibrated and measured as in `benchmarks.same_type`; each
-row has its own cache, because the clip is a constant of the code and in no cache's key.
+SmolLM2-135M-Instruct in q4_0, rank 0, calibrated and measured as in `benchmarks.same_type`, but on
+16,384 tokens; each row has its own cache, because the clip is a constant of the code and in no
+cache's key.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ ROWS: dict[str, tuple[str, float]] = {
 def measured(objective: str, most: float, shared: Path) -> dict[str, Any]:
     """The metrics of one row."""
     options = recipe("q4_0", shared)
-    options["calibrate"]["objective"] = objective
+    options["calibrate"] |= {"objective": objective, "tokens": 16384}
     sweep.MOST = most
     with tempfile.TemporaryDirectory() as folder:
         os.environ["EDGEPACK_CACHE"] = f"{folder}/cache"

@@ -5,8 +5,8 @@
 SmolLM2-135M-Instruct, every linear weight of evenly spaced blocks, Q in `q2_0`, factors q8_0, H and
 H_out from 49,152 tokens of calibration_datav3 (as `benchmarks.same_type`). A point is the KL to be
 expected of a way to pack these weights (½·tr(H_out E H Eᵀ)/out on held-out tokens, summed) over the
-bits per weight it takes, factors included. Beside rank 0 in other types: our caldera (Q first, H
-downdated, two rounds), the same beginning with L·R as in the paper, and the same without the
+bits per weight it takes, factors included. Beside rank 0 in other types and their mixtures: our
+caldera (L·R first, H downdated, two rounds), the same beginning with Q, and the same without the
 downdate. What recovery adds on top is `benchmarks.recover`.
 """
 
@@ -16,8 +16,10 @@ import argparse
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,27 +32,32 @@ from edgepack.decompose.ldlq import ldlq, metric
 from edgepack.decompose.low_rank import downdate, low_rank
 from edgepack.progress import finish
 from edgepack.recipe import parse
-from edgepack.weights import FactoredWeight, Hessian, quadratic_cost
+from edgepack.weights import FactoredWeight, Hessian, QuantizedTensor, quadratic_cost
 
 PLAIN = ("q2_0", "mxfp4", "q4_0", "iq4_nl", "q5_0")
 """Types that fit width 576, for rank 0."""
 DAMPING, ROUNDS = 0.03, 2
 
 
-def packed(W: Tensor, H: Hessian, *, rank: int, lr_first: bool, down: bool) -> FactoredWeight:
+def packed(
+    W: Tensor, H: Hessian, *, rank: int, q_first: bool = False, down: bool = True
+) -> FactoredWeight:
     """`edgepack.decompose.caldera`'s alternation with its steps to choose from."""
     fmt, side = format_of("q2_0"), H.out_train
-    whole = metric(H.train, fmt.block_size, DAMPING, side, fmt.group)
-    Q = None if lr_first else ldlq(W, whole, fmt)
-    tried: list[FactoredWeight] = []
-    for _ in range(ROUNDS + (not lr_first)):
-        rest = W if Q is None else W - Q.dequantize()
-        L, R = low_rank(rest, H.train, rank, "q8_0", side)
-        if Q is not None:
-            tried.append(FactoredWeight(Q, L, R))
+
+    def factors_for(rest: Tensor) -> tuple[QuantizedTensor, QuantizedTensor]:
+        return low_rank(rest, H.train, rank, "q8_0", side)
+
+    first = plain(W, H, "q2_0").Q
+    tried = [FactoredWeight(first, *factors_for(W - first.dequantize()))]
+    L, R = (tried[0].L, tried[0].R) if q_first else factors_for(W)
+    for _ in range(ROUNDS):
+        assert L is not None
+        assert R is not None
         free = downdate(H.train, R.dequantize()) if down else H.train
         where = metric(free, fmt.block_size, DAMPING, side, fmt.group)
         Q = ldlq(W - L.dequantize() @ R.dequantize(), where, fmt)
+        L, R = factors_for(W - Q.dequantize())
         tried.append(FactoredWeight(Q, L, R))
     return min(tried, key=lambda found: kl(W, found, H))
 
@@ -67,10 +74,26 @@ def kl(W: Tensor, found: FactoredWeight, H: Hessian) -> float:
 
 
 WAYS: dict[str, Callable[..., FactoredWeight]] = {
-    "caldera": partial(packed, lr_first=False, down=True),
-    "L·R first": partial(packed, lr_first=True, down=True),
-    "no downdate": partial(packed, lr_first=False, down=False),
+    "caldera": packed,
+    "Q first": partial(packed, q_first=True),
+    "no downdate": partial(packed, down=False),
 }
+
+
+def mixed(points: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    """The best mixtures of types, some weights in one and some in the next: a lower hull, whose
+    edges are straight where KL is (not its logarithm)."""
+    hull: list[tuple[float, float]] = []
+    for point in sorted(points):
+        while len(hull) > 1 and _turns_up(hull[-2], hull[-1], point):
+            hull.pop()
+        hull.append(point)
+    x = np.concatenate([np.linspace(a[0], b[0], 20) for a, b in pairwise(hull)])
+    return x.tolist(), np.interp(x, *zip(*hull, strict=True)).tolist()
+
+
+def _turns_up(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> bool:
+    return (b[1] - a[1]) * (c[0] - a[0]) >= (c[1] - a[1]) * (b[0] - a[0])
 
 
 def draw(points: dict[str, list[tuple[float, float]]], path: Path) -> None:
@@ -78,9 +101,11 @@ def draw(points: dict[str, list[tuple[float, float]]], path: Path) -> None:
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
-    for label, line in points.items():
-        style = {"color": "#8a8a8a", "linestyle": "--"} if label == "rank 0" else {}
-        axes.plot(*zip(*sorted(line), strict=True), marker="o", label=label, **style)
+    grey = "#8a8a8a"
+    axes.plot(*mixed(points["rank 0"]), color=grey, linestyle="--", label="rank 0, types mixed")
+    axes.plot(*zip(*points["rank 0"], strict=True), "o", color=grey)
+    for label in WAYS:
+        axes.plot(*zip(*sorted(points[label]), strict=True), marker="o", label=label)
     for name, point in zip(PLAIN, points["rank 0"], strict=True):
         axes.annotate(name, point, xytext=(5, 4), textcoords="offset points", fontsize=8)
     axes.set_yscale("log")

@@ -30,7 +30,7 @@ PARTS = {"token_embd": "embeddings", "output": "head"}
 
 CALIBRATE_VERSION = 1
 ALLOCATE_VERSION = 1
-DECOMPOSE_VERSION = 2
+DECOMPOSE_VERSION = 3
 RECOVER_VERSION = 1
 
 

@@ -1,10 +1,10 @@
 """CALDERA: W ≈ Q + L·R by alternation, each weight in the metric of its own H.
 
 Saha, Srivastava, Pilanci: "Compressing Large Language Models using Low Rank and Low Precision
-Decomposition", arXiv 2405.18886, algorithm 1, with three departures: Q comes first (the low-rank
-part then repairs what rounding leaves, not what it would have fixed for free), Q is rounded onto a
-stock block format in the down-dated metric, and held-out tokens, not the calibration tokens,
-choose the damping and the best iterate and decide whether any of it beats plain rounding.
+Decomposition", arXiv 2405.18886, algorithm 1: L·R first, then Q, in turns. Three departures: Q is
+rounded onto a stock block format in the down-dated metric, L·R has the last word (that metric
+counts on it), and held-out tokens, not the calibration tokens, choose the damping and the best
+iterate and decide whether any of it beats plain rounding.
 """
 
 from __future__ import annotations
@@ -102,14 +102,18 @@ def _alternate(
     damping: float,
     iterations: int,
 ) -> FactoredWeight:
-    """Rounds of L·R ← low_rank(W − Q) and Q ← ldlq(W − L·R); the best pair on held-out tokens."""
-    Q, candidates = start.Q, []
-    for round_ in range(iterations + 1):
-        L, R = low_rank(W - Q.dequantize(), H.train, rank, factors, H.out_train)
+    """Rounds of Q ← ldlq(W − L·R) and L·R ← low_rank(W − Q), from the L·R of W itself; the best
+    pair on held-out tokens, among them `start` with the L·R for it."""
+
+    def factors_for(rest: Tensor) -> tuple[QuantizedTensor, QuantizedTensor]:
+        return low_rank(rest, H.train, rank, factors, H.out_train)
+
+    candidates = [FactoredWeight(start.Q, *factors_for(W - start.Q.dequantize()))]
+    L, R = factors_for(W)
+    for _ in range(iterations):
+        free = downdate(H.train, R.dequantize())
+        down = metric(free, fmt.block_size, damping, H.out_train, fmt.group)
+        Q = ldlq(W - L.dequantize() @ R.dequantize(), down, fmt)
+        L, R = factors_for(W - Q.dequantize())
         candidates.append(FactoredWeight(Q, L, R))
-        if round_ < iterations:
-            free = downdate(H.train, R.dequantize())
-            down = metric(free, fmt.block_size, damping, H.out_train, fmt.group)
-            Q = ldlq(W - L.dequantize() @ R.dequantize(), down, fmt)
-            candidates.append(FactoredWeight(Q, L, R))
     return min(candidates, key=lambda c: _held_out(W, c, H))
