@@ -33,8 +33,9 @@ AT_ONCE = 4
 
 @dataclass(frozen=True)
 class Point:
-    """One file (factors included): who made it, its bytes, its distance to the original, its
-    tokens per second here, and for ours the KL that was expected (nats a token)."""
+    """One model (factors included): who made it, its bytes, its distance to the original, its
+    tokens per second here, and for ours the KL that was expected (nats a token) and, where there
+    are factors, the speed without them."""
 
     label: str
     ours: bool
@@ -43,9 +44,9 @@ class Point:
     kl_error: float
     top1: float
     perplexity: float
-    prompt: float
-    decode: float
+    speed: Speed
     expected_kl: float | None = None
+    bare_speed: Speed | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -82,16 +83,31 @@ def compare(
             some = models[start : start + AT_ONCE]
             measured = yield from compare_files(made, tokens, reference, some)
             found |= measured["results"]
-        taken = yield from speeds({model.name: model.open for model in models})
-    points = [_point(label, found[label], taken[label], expected) for label in found]
+        taken = yield from _speeds(models)
+    points = [_point(label, found[label], taken, expected) for label in found]
     return sorted(points, key=lambda point: point.nbytes)
 
 
+BARE = " without its factors"
+
+
+def _speeds(models: Sequence[Model]) -> Steps[dict[str, Speed]]:
+    """Of every model, and of those with factors without them (under the name with `BARE`)."""
+    bare = [replace(m, name=m.name + BARE, adapter=None) for m in models if m.adapter]
+    return (yield from speeds({model.name: model.open for model in [*models, *bare]}))
+
+
 def _point(
-    label: str, m: Mapping[str, float], speed: Speed, expected: Mapping[str, float | None]
+    label: str,
+    m: Mapping[str, float],
+    taken: Mapping[str, Speed],
+    expected: Mapping[str, float | None],
 ) -> Point:
-    metrics = (m["kl_mean"], m["kl_error"], m["top1"], m["perplexity"], speed.prompt, speed.decode)
-    return Point(label, label in expected, int(m["bytes"]), *metrics, expected.get(label))
+    metrics = (m["kl_mean"], m["kl_error"], m["top1"], m["perplexity"])
+    own, bare = taken[label], taken.get(label + BARE)
+    return Point(
+        label, label in expected, int(m["bytes"]), *metrics, own, expected.get(label), bare
+    )
 
 
 def at_size(recipe: Recipe, nbytes: int) -> Recipe:
@@ -167,5 +183,14 @@ def table(points: Sequence[Point]) -> list[list[str]]:
         row += [f"{point.kl_mean:.4f} ± {point.kl_error:.4f}"]
         row += ["–" if point.expected_kl is None else f"{point.expected_kl:.4f}"]
         row += [f"{100 * point.top1:.1f} %", f"{point.perplexity:.2f}"]
-        rows.append([*row, f"{point.prompt:.0f} t/s", f"{point.decode:.1f} t/s"])
+        rows.append([*row, *_tokens_per_second(point)])
     return rows
+
+
+def _tokens_per_second(point: Point) -> list[str]:
+    """Prompt and decode, in brackets without the factors."""
+    own, bare = point.speed, point.bare_speed
+    if bare is None:
+        return [f"{own.prompt:.0f} t/s", f"{own.decode:.1f} t/s"]
+    prompt = f"{own.prompt:.0f} ({bare.prompt:.0f}) t/s"
+    return [prompt, f"{own.decode:.1f} ({bare.decode:.1f}) t/s"]

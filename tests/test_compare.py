@@ -8,12 +8,13 @@ from typer.testing import CliRunner
 
 import edgepack
 from edgepack.cli import app
+from edgepack.evaluate.speed import Speed
 from edgepack.pareto import Point, frontier, stock_types
 from tests.tiny import make_model
 
 
 def point(nbytes: int, kl: float) -> Point:
-    return Point("", False, nbytes, kl, 0.0, 1.0, 1.0, 1.0, 1.0)
+    return Point("", False, nbytes, kl, 0.0, 1.0, 1.0, Speed(1.0, 1.0))
 
 
 def test_the_frontier_is_what_nothing_smaller_betters():
@@ -63,7 +64,7 @@ def test_table_picture_and_figures(recipe: Path, tmp_path: Path):
     ours = [p for p in points if p["ours"]]
     assert [p["nbytes"] for p in points] == sorted(p["nbytes"] for p in points)
     assert len(ours) == 2
-    assert all(p["prompt"] > 0 and p["decode"] > 0 for p in points)
+    assert all(p["speed"]["prompt"] > 0 and p["speed"]["decode"] > 0 for p in points)
     assert all(p["nbytes"] <= wanted for p, wanted in zip(ours, sizes, strict=True))
     for p in ours:
         folder = next(out.glob(f"tiny-{sizes[ours.index(p)] / 1e6:g}MB"))
