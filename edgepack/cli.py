@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import shutil
 import sys
 import traceback
 from collections.abc import Iterator
@@ -22,12 +20,6 @@ from edgepack.errors import EdgepackError
 if TYPE_CHECKING:
     from edgepack.runtimes._base import Runtime, Sampling
     from edgepack.terminal import Conversation
-
-NO_MEMORY = ("can't allocate memory", "not enough memory")
-"""How torch says that memory is full, in a RuntimeError."""
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-NO_SPACE_SAID = ("No space left on device", " requested and ")
-"""How safetensors and numpy say it, without a number."""
 
 _debug = False
 
@@ -61,7 +53,9 @@ def explained(ctx: typer.Context) -> Iterator[None]:
         _say(f"interrupted{again}")
         raise typer.Exit(130) from None
     except Exception as error:
-        known = error if isinstance(error, EdgepackError) else _from_machine(error)
+        from edgepack.machine import from_machine
+
+        known = error if isinstance(error, EdgepackError) else from_machine(error)
         if known is None:
             raise
         if _debug:
@@ -70,39 +64,6 @@ def explained(ctx: typer.Context) -> Iterator[None]:
         if known.hint:
             _say(f"hint: {known.hint}")
         raise typer.Exit(known.exit_code) from None
-
-
-def _from_machine(error: Exception) -> EdgepackError | None:
-    """A full disk or memory as an error with a remedy; None for everything else."""
-    full = isinstance(error, OSError) and error.errno in NO_SPACE
-    if full or any(words in str(error) for words in NO_SPACE_SAID):
-        return EdgepackError(f"the disk is full{_while(error)}", hint=_space(error))
-    if isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY):
-        return EdgepackError(
-            "out of memory",
-            hint="close other programs, or lower calibrate.sequence_length; `edgepack plan` "
-            "says how much is needed; run again to resume",
-        )
-    return None
-
-
-def _while(error: Exception) -> str:
-    name = getattr(error, "filename", None)
-    return f" (writing {name})" if name else ""
-
-
-def _space(error: Exception) -> str:
-    """How much is left in the folders edgepack writes to."""
-    from edgepack import cache
-
-    name = getattr(error, "filename", None)
-    folders = [Path(name).parent] if name else [cache.root(), Path.cwd()]
-    left = [
-        f"{folder} has {shutil.disk_usage(folder).free / 1e6:.0f} MB free"
-        for folder in folders
-        if folder.is_dir()
-    ]
-    return "; ".join([*left, "make room and run again to resume"])
 
 
 def _say(line: str) -> None:
