@@ -142,9 +142,10 @@ def _stock(made: Plan, folder: Path) -> Steps[list[Model]]:
     assert made.calibrate is not None
     tied, hessians = made.checkpoint.dimensions.tie_word_embeddings, made.calibrate.folder
     models: list[Model] = []
-    for formats in stock_types(made):
+    every = list(stock_types(made))
+    for formats in every:
         label = _label(made, formats)
-        yield Progress("compare", 0, 1, label)
+        yield Progress("stock", len(models), len(every), label)
         path = folder / f"stock-{len(models)}.gguf"
 
         def load(name: str, formats: Mapping[str, str] = formats) -> Any:

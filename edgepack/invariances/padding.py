@@ -93,4 +93,4 @@ class Padded(Rewritten):
             if getattr(old, name) != getattr(new, name)
         ]
         before, after = (sum(s.numel for s in c.specs.values()) for c in (self.base, self))
-        return f"{', '.join(grown)}: {after / before - 1:.0%} more weights to store"
+        return f"{', '.join(grown)}: {100 * (after / before - 1):.0f} % more weights to store"
