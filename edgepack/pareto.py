@@ -3,7 +3,8 @@ stock type with an imatrix.
 
 Stock's files are those llama-quantize can make of the model at one type for all blocks, with its
 own choice for embeddings (q8_0, or q6_k where widths allow) and, where that is smaller, with the
-blocks' type for them too. All are measured in one run on the same text.
+blocks' type for them too; and, as the best mixtures that we know of, in the very types that ours
+chose (what `--tensor-type` can do). All are measured in one run on the same text.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 from edgepack import plugins
 from edgepack.calibration.moments import weight_hessian
+from edgepack.calibration.text import Tokens
 from edgepack.choices import format_of
 from edgepack.evaluate.speed import Speed, speeds
 from edgepack.export.gguf import write_model, write_plain
@@ -65,27 +67,40 @@ def compare(
         for name, (recipe, base) in recipes.items()
         for nbytes in sizes
     }
-    made, *_ = [plan(recipe, "gguf", base) for recipe, base in wanted.values()]
-    models, expected = [], {}
+    plans = {name: plan(recipe, "gguf", base) for name, (recipe, base) in wanted.items()}
+    made = next(iter(plans.values()))
+    models, expected, mixtures = [], {}, {}
     for name, (recipe, base) in wanted.items():
         artifact = yield from build(recipe, "gguf", base=base, out=out / name, force=True)
         models.append(Model(f"edgepack {name}", artifact.base, artifact.factors))
         expected[models[-1].name] = artifact.manifest["allocation"]["expected_kl"]
+        if plans[name].checkpoint.key == made.checkpoint.key:
+            weights = artifact.manifest["weights"].items()
+            label = f"stock + imatrix, in the types of {name}"
+            mixtures[label] = {weight: about["formats"]["Q"] for weight, about in weights}
     tokens = yield from calibrate(made)
     first, base = next(iter(recipes.values()))
     made = replace(made, recipe=first)  # with what it says of measuring
+    stock = {_label(made, formats): formats for formats in stock_types(made)} | mixtures
     with TemporaryDirectory(dir=out, prefix=".edgepack-") as temporary:
         reference = Path(temporary) / "original.gguf"
         write_plain(reference, made.checkpoint)
-        models += yield from _stock(made, Path(temporary))
-        found: dict[str, dict[str, float]] = {}
-        for start in range(0, len(models), AT_ONCE):
-            some = models[start : start + AT_ONCE]
-            measured = yield from compare_files(made, tokens, reference, some)
-            found |= measured["results"]
+        models += yield from _stock(made, stock, Path(temporary))
+        found = yield from _metrics(made, tokens, reference, models)
         taken = yield from _speeds(models)
     points = [_point(label, found[label], taken, expected) for label in found]
     return sorted(points, key=lambda point: point.nbytes)
+
+
+def _metrics(
+    made: Plan, tokens: Tokens | None, reference: Path, models: Sequence[Model]
+) -> Steps[dict[str, dict[str, float]]]:
+    found: dict[str, dict[str, float]] = {}
+    for start in range(0, len(models), AT_ONCE):
+        some = models[start : start + AT_ONCE]
+        measured = yield from compare_files(made, tokens, reference, some)
+        found |= measured["results"]
+    return found
 
 
 BARE = " without its factors"
@@ -138,13 +153,12 @@ def stock_types(made: Plan) -> Iterator[dict[str, str]]:
             yield body | {spec.name: name for spec in outside}
 
 
-def _stock(made: Plan, folder: Path) -> Steps[list[Model]]:
+def _stock(made: Plan, every: Mapping[str, Mapping[str, str]], folder: Path) -> Steps[list[Model]]:
+    """Write stock's files, given as label → format of every matrix."""
     assert made.calibrate is not None
     tied, hessians = made.checkpoint.dimensions.tie_word_embeddings, made.calibrate.folder
     models: list[Model] = []
-    every = list(stock_types(made))
-    for formats in every:
-        label = _label(made, formats)
+    for label, formats in every.items():
         yield Progress("stock", len(models), len(every), label)
         path = folder / f"stock-{len(models)}.gguf"
 

@@ -35,10 +35,10 @@ def pareto(points: Sequence[Point], paths: Sequence[Path]) -> None:
             [p.nbytes / 1e6 for p in rest], [p.kl_mean for p in rest], s=14, color=colour, alpha=0.5
         )
         for point in best:
-            text = f"{point.kl_mean:.3g}" if ours else point.label.split(" + ")[0]
+            text = f"{point.kl_mean:.3g}" if ours else _type(point)
             place, side = ((-6, -4), "right") if ours else ((4, 5), "left")
             axes.annotate(
-                text.removeprefix("stock "),
+                text,
                 (point.nbytes / 1e6, point.kl_mean),
                 xytext=place,
                 textcoords="offset points",
@@ -56,3 +56,8 @@ def pareto(points: Sequence[Point], paths: Sequence[Path]) -> None:
     axes.legend(frameon=False)
     for path in paths:
         figure.savefig(path, dpi=160)
+
+
+def _type(point: Point) -> str:
+    """The type of a file of stock's."""
+    return point.label.split(" + ")[0].removeprefix("stock").strip() or "our mixture"

@@ -70,6 +70,10 @@ def test_table_picture_and_figures(recipe: Path, tmp_path: Path):
         folder = next(out.glob(f"tiny-{sizes[ours.index(p)] / 1e6:g}MB"))
         assert p["nbytes"] == sum(f.stat().st_size for f in folder.glob("*.gguf"))
     assert {"stock q8_0 + imatrix, embeddings q8_0"} <= {p["label"] for p in points}
+    mixed = [p for p in points if "in the types of tiny" in p["label"]]
+    assert len(mixed) == 2
+    assert not any(p["ours"] for p in mixed)
+    assert {p["nbytes"] for p in mixed} <= {p["nbytes"] for p in ours}  # no factors were bought
     assert "stock iq4_nl + imatrix, embeddings iq4_nl" in shown.output
     assert (out / "compare.png").read_bytes()[1:4] == b"PNG"
     assert "<svg" in (out / "compare.svg").read_text()
