@@ -26,7 +26,7 @@ LADDER = (
     *("iq3_s", "iq3_xxs", "iq2_s", "iq2_xs", "iq2_xxs", "q2_0"),
 )
 """Types that no other of about their size betters after error feedback."""
-RANKS = (0, 16, 32, 64)
+RANKS = (0, 32, 64, 128)
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def search(checkpoint: Checkpoint, compress: Compress) -> Search:
             )
     asked = [options.rank for options in compress.overrides.values() if options.rank is not None]
     ranks = sorted({*(compress.ranks or RANKS), *asked})
-    return Search(formats, ranks, max(compress.damping))
+    return Search(formats, ranks, compress.factors, max(compress.damping))
 
 
 def spend(checkpoint: Checkpoint, compress: Compress, tried: Search, stage: Stage) -> Allocation:

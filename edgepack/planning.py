@@ -29,7 +29,7 @@ PARTS = {"token_embd": "embeddings", "output": "head"}
 """Role → part of the model in the ledger; other matrices are the blocks'."""
 
 CALIBRATE_VERSION = 1
-ALLOCATE_VERSION = 1
+ALLOCATE_VERSION = 2
 DECOMPOSE_VERSION = 3
 RECOVER_VERSION = 1
 

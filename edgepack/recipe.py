@@ -74,11 +74,11 @@ class Compress(Section):
         None, min_length=1, description="Formats to choose from; default: the best of each size."
     )
     ranks: list[Annotated[int, Field(ge=0)]] | None = Field(
-        None, min_length=1, description="Ranks to choose from; default: 0, 16, 32, 64."
+        None, min_length=1, description="Ranks to choose from; default: 0, 32, 64, 128."
     )
     format: str = Field("q4_0", description="Format of Q for the weights of the blocks.")
     rank: int = Field(0, ge=0, description="Columns of L; 0 is LDLQ alone.")
-    factors: FactorFormat = Field("q8_0", description="Format of L and R.")
+    factors: FactorFormat = Field("q4_0", description="Format of L and R.")
     embeddings: str = Field("q8_0", description="Format of the token embeddings.")
     head: str | None = Field(None, description="Format of an untied head; default: `embeddings`.")
     iterations: int = Field(2, ge=1, description="Rounds of alternating Q and L·R.")

@@ -1,8 +1,8 @@
 """What every weight would cost in every format and rank: measured, on held-out tokens.
 
 The KL that an error E = W − Q − L·R adds is ½·tr(H_out E H Eᵀ)/out, H and H_out from tokens that
-rounding has not seen. Q is made as it will be made (error feedback at one damping); for ranks, the
-best correction of that Q in closed form, in float32: the alternation that follows only lowers it.
+rounding has not seen. Q is made as it will be made (error feedback at one damping); with ranks, by
+one round of CALDERA: the rounds that follow only lower it.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ from edgepack.calibration.moments import weight_hessian
 from edgepack.decoder import Decoder
 from edgepack.decompose._side_by_side import side_by_side
 from edgepack.decompose.ldlq import Metric, ldlq, metric
-from edgepack.decompose.low_rank import exact_low_rank
+from edgepack.decompose.low_rank import downdate, low_rank
 from edgepack.errors import while_doing
 from edgepack.formats._affine import Affine
 from edgepack.formats._base import Format
 from edgepack.progress import Progress, Steps
 from edgepack.weights import Hessian, QuantizedTensor, WeightSpec, quadratic_cost
 
-RANKED_BELOW = 4.0
-"""Bits per weight of Q; from there on ranks are not tried: a finer Q is the cheaper correction."""
+RANKED_BELOW = 3.0
+"""Bits per weight of Q; from there on ranks are not tried: a finer Q is the cheaper correction
+(`benchmarks/controls.py`)."""
 
 ROWS = 8192
 """Of a larger matrix with independent rows, about so many are tried."""
@@ -40,10 +41,12 @@ Costs = dict[str, dict[int, float]]
 
 @dataclass(frozen=True)
 class Search:
-    """What is tried: formats of each weight, ranks (0 always), and the damping of H."""
+    """What is tried: formats of each weight, ranks (0 always), the format of L and R, and the
+    damping of H."""
 
     formats: Mapping[str, Sequence[str]]
     ranks: Sequence[int]
+    factors: str
     damping: float
 
 
@@ -100,51 +103,40 @@ class _Trial:
         whole, tried = _cost(W, H), _cost(self.W, self.H)
         self.kl = whole / max(tried, 1e-300) / (2 * len(W))  # nats a token, of a cost of 1
         self.metrics: dict[tuple[int, int], Metric] = {}
+        self.first: dict[int, tuple[Tensor, Tensor]] = {}
 
     def costs(self, fmt: Format, *, ranked: bool) -> dict[int, float]:
         """Rank → KL of one format."""
-        E = self.W - self._rounded(fmt).dequantize()
-        P = _weighted(E, self.H)
-        costs = {0: float((P * E).sum())}
-        ranks = [r for r in self.search.ranks if 0 < r < min(E.shape)]
-        if ranks and ranked and fmt.bits_per_weight < RANKED_BELOW:
-            L, R = exact_low_rank(E, self.H.train, max(ranks), self.H.out_train)
-            costs |= _corrected(costs[0], P, L.float(), R.float(), self.H, ranks)
-        return {rank: self.kl * cost for rank, cost in costs.items()}
+        found = {0: _cost(self.W - self._rounded(fmt).dequantize(), self.H)}
+        if ranked and isinstance(fmt, Affine) and fmt.bits_per_weight < RANKED_BELOW:
+            ranks = [r for r in self.search.ranks if 0 < r < min(self.W.shape)]
+            found |= {rank: _cost(self._left_over(fmt, rank), self.H) for rank in ranks}
+        return {rank: self.kl * cost for rank, cost in found.items()}
 
     def _rounded(self, fmt: Format) -> QuantizedTensor:
         if not isinstance(fmt, Affine):
             return fmt.quantize(self.W, self.H.train.diagonal())
         key = fmt.block_size, fmt.group
         if key not in self.metrics:
-            damping = self.search.damping
-            self.metrics[key] = metric(
-                self.H.train, fmt.block_size, damping, self.H.out_train, fmt.group
-            )
+            self.metrics[key] = self._metric(self.H.train, fmt)
         return ldlq(self.W, self.metrics[key], fmt)
 
+    def _metric(self, H: Tensor, fmt: Affine) -> Metric:
+        return metric(H, fmt.block_size, self.search.damping, self.H.out_train, fmt.group)
 
-def _weighted(E: Tensor, H: Hessian) -> Tensor:
-    """H_out E H on held-out tokens; its product with E, summed, is the cost of E."""
-    return _out_side(E @ H.held_out, H)
+    def _left_over(self, fmt: Affine, rank: int) -> Tensor:
+        """W − Q − L·R after a round of CALDERA."""
+        if rank not in self.first:
+            self.first[rank] = self._factors(self.W, rank)
+        L, R = self.first[rank]
+        Q = ldlq(self.W - L @ R, self._metric(downdate(self.H.train, R), fmt), fmt)
+        rest = self.W - Q.dequantize()
+        L, R = self._factors(rest, rank)
+        return rest - L @ R
 
-
-def _out_side(X: Tensor, H: Hessian) -> Tensor:
-    """H_out X on held-out tokens."""
-    out = H.out_held_out
-    if out is None:
-        return X
-    return out @ X if out.dim() == 2 else out[:, None] * X
-
-
-def _corrected(
-    cost: float, P: Tensor, L: Tensor, R: Tensor, H: Hessian, ranks: Sequence[int]
-) -> dict[int, float]:
-    """Rank → cost of E − L·R with the leading columns of L and rows of R, where P = H_out E H and
-    `cost` is that of E: tr(H_out (E−LR) H (E−LR)ᵀ) multiplied out."""
-    gain = (L.T @ P * R).sum(1)
-    square = (L.T @ _out_side(L, H)) * (R @ H.held_out @ R.T)
-    return {r: cost - 2 * float(gain[:r].sum()) + float(square[:r, :r].sum()) for r in ranks}
+    def _factors(self, A: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+        L, R = low_rank(A, self.H.train, rank, self.search.factors, self.H.out_train)
+        return L.dequantize(), R.dequantize()
 
 
 def _some_rows(H: Hessian, step: int) -> Hessian:
