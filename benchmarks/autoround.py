@@ -4,8 +4,8 @@
 
 AutoRound (`pip install auto-round`, in an environment of its own, named by `--python`) tunes the
 rounding of every block by sign gradients (Cheng et al., arXiv 2309.05516). It is given the same
-calibration text, 64 sequences of 512 tokens, and as many iterations a block as `--iters` says: its
-own default of 200 takes hours on two cores, 20 some minutes. Ours and stock's are the row of
+calibration text, 64 sequences of 512 tokens, and as many iterations a block as `--iters` says (its
+own default is 200; the table says how long it took). Ours and stock's are the row of
 `benchmarks.same_type`, calibrated on 49,152 tokens of that text.
 """
 

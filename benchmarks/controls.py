@@ -30,6 +30,7 @@ from edgepack.calibration.moments import load_hessian
 from edgepack.choices import format_of
 from edgepack.decompose.ldlq import ldlq, metric
 from edgepack.decompose.low_rank import downdate, low_rank
+from edgepack.plots import STOCK, chart
 from edgepack.progress import finish
 from edgepack.recipe import parse
 from edgepack.weights import FactoredWeight, Hessian, QuantizedTensor, quadratic_cost
@@ -97,23 +98,17 @@ def _turns_up(a: tuple[float, float], b: tuple[float, float], c: tuple[float, fl
 
 
 def draw(points: dict[str, list[tuple[float, float]]], path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.add_subplot()
-    grey = "#8a8a8a"
-    axes.plot(*mixed(points["rank 0"]), color=grey, linestyle="--", label="rank 0, types mixed")
-    axes.plot(*zip(*points["rank 0"], strict=True), "o", color=grey)
+    figure, axes = chart(
+        "Q in q2_0 and a low-rank part, beside rank 0 in other types",
+        "bits per weight, factors included",
+        "expected KL of these weights, nats a token",
+    )
+    axes.plot(*mixed(points["rank 0"]), color=STOCK, linestyle="--", label="rank 0, types mixed")
+    axes.plot(*zip(*points["rank 0"], strict=True), "o", color=STOCK)
     for label in WAYS:
         axes.plot(*zip(*sorted(points[label]), strict=True), marker="o", label=label)
     for name, point in zip(PLAIN, points["rank 0"], strict=True):
         axes.annotate(name, point, xytext=(5, 4), textcoords="offset points", fontsize=8)
-    axes.set_yscale("log")
-    axes.set_xlabel("bits per weight, factors included")
-    axes.set_ylabel("expected KL of these weights, nats a token")
-    axes.set_title("Q in q2_0 and a low-rank part, beside rank 0 in other types", fontsize=11)
-    axes.grid(which="both", alpha=0.2)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     figure.savefig(path, dpi=160)
 

@@ -22,10 +22,11 @@ from edgepack.recipe import Compress, WeightOptions
 from edgepack.weights import WeightSpec
 
 LADDER = (
-    *("q8_0", "q6_k", "q5_1", "q5_0", "q4_1", "iq4_nl", "iq4_xs", "mxfp4"),
+    *("q8_0", "q6_k", "q5_1", "q5_k", "q5_0", "q4_1", "q4_k", "iq4_nl", "iq4_xs", "mxfp4"),
     *("iq3_s", "iq3_xxs", "iq2_s", "iq2_xs", "iq2_xxs", "q2_0"),
 )
-"""Types that no other of about their size betters after error feedback."""
+"""Types that no other of about their size betters after error feedback (`benchmarks/types.py`), or
+that fit widths where those do not."""
 RANKS = (0, 32, 64, 128)
 
 

@@ -8,9 +8,10 @@ file comes nearest in size (all of them where sizes tie).
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ def measure(
             for number, (name, formats) in enumerate(peers(made).items()):
                 yield Progress("measure", 0, 1, name)
                 path = Path(temporary) / f"stock-{number}.gguf"
-                write_stock(made, weights, formats, path)
+                write_stock(made, partial(load_imatrix, weights), formats, path)
                 models.append(Model(name, path))
         return (yield from compare_files(made, tokens, reference, models))
 
@@ -174,17 +175,19 @@ def _label(name: str) -> str:
     return f"stock {name} + imatrix"
 
 
-def write_stock(made: Plan, weights: Path, formats: Mapping[str, str], path: Path) -> int:
-    """The model as llama-quantize makes it in those types: with an imatrix in the blocks, without
-    one for embeddings and head."""
+def write_stock(
+    made: Plan, imatrix: Callable[[str], Tensor], formats: Mapping[str, str], path: Path
+) -> int:
+    """The model as llama-quantize makes it in those types: with the `imatrix` of each weight in the
+    blocks, without one for embeddings and head."""
 
     def load(name: str) -> Tensor:
-        return stock_bytes(made, name, formats[name], load_imatrix(weights, name))
+        return _stock_bytes(made, name, formats[name], imatrix(name))
 
     return write_model(path, made.checkpoint, formats, load)
 
 
-def stock_bytes(made: Plan, name: str, form: str, imatrix: Tensor) -> Tensor:
+def _stock_bytes(made: Plan, name: str, form: str, imatrix: Tensor) -> Tensor:
     """One matrix as llama-quantize stores it. Outside the blocks it uses no imatrix; for types that
     demand one, all columns are given the same weight there."""
     spec = made.checkpoint.specs[name]

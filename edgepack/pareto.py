@@ -15,13 +15,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from torch import Tensor
+
 from edgepack import plugins
 from edgepack.calibration.moments import weight_hessian
 from edgepack.calibration.text import Tokens
 from edgepack.choices import format_of
 from edgepack.evaluate.speed import Speed, speeds
-from edgepack.export.gguf import write_model, write_plain
-from edgepack.measure import Model, compare_files, stock_bytes
+from edgepack.export.gguf import write_plain
+from edgepack.measure import Model, compare_files, write_stock
 from edgepack.pipeline import build, calibrate
 from edgepack.planning import Plan, plan
 from edgepack.progress import Progress, Steps
@@ -157,17 +159,15 @@ def _stock(made: Plan, every: Mapping[str, Mapping[str, str]], folder: Path) -> 
     """Write stock's files, given as label → format of every matrix."""
     assert made.calibrate is not None
     tied, hessians = made.checkpoint.dimensions.tie_word_embeddings, made.calibrate.folder
+
+    def imatrix(name: str) -> Tensor:
+        return weight_hessian(hessians, made.checkpoint.specs[name], tied=tied).imatrix
+
     models: list[Model] = []
     for label, formats in every.items():
         yield Progress("stock", len(models), len(every), label)
         path = folder / f"stock-{len(models)}.gguf"
-
-        def load(name: str, formats: Mapping[str, str] = formats) -> Any:
-            spec = made.checkpoint.specs[name]
-            imatrix = weight_hessian(hessians, spec, tied=tied).imatrix
-            return stock_bytes(made, name, formats[name], imatrix)
-
-        write_model(path, made.checkpoint, formats, load)
+        write_stock(made, imatrix, formats, path)
         models.append(Model(label, path))
     return models
 

@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgepack.errors import missing_extra
 from edgepack.pareto import Point, frontier
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 OURS, STOCK = "#1b6ca8", "#8a8a8a"
 
@@ -18,13 +23,30 @@ def available() -> None:
         raise missing_extra("matplotlib", "plots")
 
 
-def pareto(points: Sequence[Point], paths: Sequence[Path]) -> None:
-    """KL over file size, ours and stock's frontier, into files of the kinds their names say."""
+def chart(title: str, x: str, y: str) -> tuple[Figure, Axes]:
+    """An empty picture with named axes, y logarithmic."""
     available()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
+    axes.margins(x=0.08)
+    axes.set_yscale("log")
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.set_title(title, fontsize=11)
+    axes.grid(which="both", alpha=0.2)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def pareto(points: Sequence[Point], paths: Sequence[Path]) -> None:
+    """KL over file size, ours and stock's frontier, into files of the kinds their names say."""
+    figure, axes = chart(
+        "Distance from the original at a given size (lower left is better)",
+        "size of all files, MB",
+        "mean KL to the original, nats per token",
+    )
     for ours, name, colour in ((False, "stock + imatrix", STOCK), (True, "edgepack", OURS)):
         drawn = [point for point in points if point.ours == ours]
         best = frontier(drawn)
@@ -46,13 +68,6 @@ def pareto(points: Sequence[Point], paths: Sequence[Path]) -> None:
                 fontsize=8,
                 color=colour,
             )
-    axes.margins(x=0.08)
-    axes.set_yscale("log")
-    axes.set_xlabel("size of all files, MB")
-    axes.set_ylabel("mean KL to the original, nats per token")
-    axes.set_title("Distance from the original at a given size (lower left is better)", fontsize=11)
-    axes.grid(which="both", alpha=0.2)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     for path in paths:
         figure.savefig(path, dpi=160)

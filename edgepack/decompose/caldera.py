@@ -105,15 +105,27 @@ def _alternate(
     """Rounds of Q ← ldlq(W − L·R) and L·R ← low_rank(W − Q), from the L·R of W itself; the best
     pair on held-out tokens, among them `start` with the L·R for it."""
 
-    def factors_for(rest: Tensor) -> tuple[QuantizedTensor, QuantizedTensor]:
-        return low_rank(rest, H.train, rank, factors, H.out_train)
-
-    candidates = [FactoredWeight(start.Q, *factors_for(W - start.Q.dequantize()))]
-    L, R = factors_for(W)
+    rest = W - start.Q.dequantize()
+    candidates = [FactoredWeight(start.Q, *low_rank(rest, H.train, rank, factors, H.out_train))]
+    L, R = low_rank(W, H.train, rank, factors, H.out_train)
     for _ in range(iterations):
-        free = downdate(H.train, R.dequantize())
-        down = metric(free, fmt.block_size, damping, H.out_train, fmt.group)
-        Q = ldlq(W - L.dequantize() @ R.dequantize(), down, fmt)
-        L, R = factors_for(W - Q.dequantize())
+        Q, L, R = next_round(W, H, fmt, L, R, factors, damping)
         candidates.append(FactoredWeight(Q, L, R))
     return min(candidates, key=lambda c: _held_out(W, c, H))
+
+
+def next_round(
+    W: Tensor,
+    H: Hessian,
+    fmt: Affine,
+    L: QuantizedTensor,
+    R: QuantizedTensor,
+    factors: str,
+    damping: float,
+) -> tuple[QuantizedTensor, QuantizedTensor, QuantizedTensor]:
+    """Q for W − L·R in the metric that R leaves, and the L and R for what Q leaves."""
+    free = downdate(H.train, R.dequantize())
+    down = metric(free, fmt.block_size, damping, H.out_train, fmt.group)
+    Q = ldlq(W - L.dequantize() @ R.dequantize(), down, fmt)
+    rest = W - Q.dequantize()
+    return Q, *low_rank(rest, H.train, L.shape[1], factors, H.out_train)

@@ -20,13 +20,20 @@ from edgepack.cache import atomic
 from edgepack.calibration.moments import weight_hessian
 from edgepack.decoder import Decoder
 from edgepack.decompose._side_by_side import side_by_side
+from edgepack.decompose.caldera import next_round
 from edgepack.decompose.ldlq import Metric, ldlq, metric
-from edgepack.decompose.low_rank import downdate, low_rank
+from edgepack.decompose.low_rank import low_rank
 from edgepack.errors import while_doing
 from edgepack.formats._affine import Affine
 from edgepack.formats._base import Format
 from edgepack.progress import Progress, Steps
-from edgepack.weights import Hessian, QuantizedTensor, WeightSpec, quadratic_cost
+from edgepack.weights import (
+    FactoredWeight,
+    Hessian,
+    QuantizedTensor,
+    WeightSpec,
+    quadratic_cost,
+)
 
 RANKED_BELOW = 3.0
 """Bits per weight of Q; from there on ranks are not tried: a finer Q is the cheaper correction
@@ -103,7 +110,7 @@ class _Trial:
         whole, tried = _cost(W, H), _cost(self.W, self.H)
         self.kl = whole / max(tried, 1e-300) / (2 * len(W))  # nats a token, of a cost of 1
         self.metrics: dict[tuple[int, int], Metric] = {}
-        self.first: dict[int, tuple[Tensor, Tensor]] = {}
+        self.first: dict[int, tuple[QuantizedTensor, QuantizedTensor]] = {}
 
     def costs(self, fmt: Format, *, ranked: bool) -> dict[int, float]:
         """Rank → KL of one format."""
@@ -118,25 +125,19 @@ class _Trial:
             return fmt.quantize(self.W, self.H.train.diagonal())
         key = fmt.block_size, fmt.group
         if key not in self.metrics:
-            self.metrics[key] = self._metric(self.H.train, fmt)
+            damping = self.search.damping
+            self.metrics[key] = metric(
+                self.H.train, fmt.block_size, damping, self.H.out_train, fmt.group
+            )
         return ldlq(self.W, self.metrics[key], fmt)
-
-    def _metric(self, H: Tensor, fmt: Affine) -> Metric:
-        return metric(H, fmt.block_size, self.search.damping, self.H.out_train, fmt.group)
 
     def _left_over(self, fmt: Affine, rank: int) -> Tensor:
         """W − Q − L·R after a round of CALDERA."""
+        W, H, how = self.W, self.H, self.search
         if rank not in self.first:
-            self.first[rank] = self._factors(self.W, rank)
-        L, R = self.first[rank]
-        Q = ldlq(self.W - L @ R, self._metric(downdate(self.H.train, R), fmt), fmt)
-        rest = self.W - Q.dequantize()
-        L, R = self._factors(rest, rank)
-        return rest - L @ R
-
-    def _factors(self, A: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-        L, R = low_rank(A, self.H.train, rank, self.search.factors, self.H.out_train)
-        return L.dequantize(), R.dequantize()
+            self.first[rank] = low_rank(W, H.train, rank, how.factors, H.out_train)
+        found = next_round(W, H, fmt, *self.first[rank], how.factors, how.damping)
+        return W - FactoredWeight(*found).dense()
 
 
 def _some_rows(H: Hessian, step: int) -> Hessian:

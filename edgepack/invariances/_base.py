@@ -26,6 +26,8 @@ SIZES = {
 }
 """GGUF's key → our name of a dimension that a rewriting may change or that llama.cpp would
 otherwise derive from one."""
+NORMS = ("attn_norm", "ffn_norm", "output_norm")
+"""Gains over the hidden width."""
 EPSILON = "attention.layer_norm_rms_epsilon"
 
 

@@ -17,16 +17,21 @@ def hadamard(n: int) -> Tensor:
     q ≡ 1 mod 4; J. Math. Phys. 12, 1933), the smallest that divides n. Raises `RecipeError` where
     n has none.
     """
+    H = _paley(paley_order(n))
+    while len(H) < n:
+        H = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=H.dtype), H)
+    return H / math.sqrt(n)
+
+
+def paley_order(n: int) -> int:
+    """The order of Paley's matrix that one of n columns is doubled from; raises as `hadamard`."""
     order = next((m for m in _orders(n) if _prime_of(m) is not None), None)
     if order is None:
         raise RecipeError(
             f"compress.rotate: no Hadamard matrix of {n} columns is known here",
             hint="use rotate: none",
         )
-    H = _paley(order)
-    while len(H) < n:
-        H = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=H.dtype), H)
-    return H / math.sqrt(n)
+    return order
 
 
 def _orders(n: int) -> list[int]:

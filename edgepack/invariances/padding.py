@@ -15,10 +15,7 @@ from torch import Tensor
 
 from edgepack.checkpoint import Checkpoint, Dimensions
 from edgepack.checkpoint._layout import SHAPES, sizes
-from edgepack.invariances._base import Rewritten
-
-NORMS = ("attn_norm", "ffn_norm", "output_norm")
-"""Gains over the hidden width."""
+from edgepack.invariances._base import NORMS, Rewritten
 
 
 def pad(checkpoint: Checkpoint, multiple: int) -> Checkpoint:

@@ -9,13 +9,14 @@ stream and have only their values rotated.
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
 from edgepack.checkpoint import Checkpoint
-from edgepack.invariances._base import Rewritten
-from edgepack.invariances.hadamard import hadamard
-from edgepack.invariances.padding import NORMS
+from edgepack.invariances._base import NORMS, Rewritten
+from edgepack.invariances.hadamard import hadamard, paley_order
 from edgepack.weights import WeightSpec
 
 READ_BEHIND = {
@@ -40,13 +41,22 @@ class Rotated(Rewritten):
     def __init__(self, original: Checkpoint) -> None:
         about = {"rotate": "hadamard"}
         super().__init__(original, original.dimensions, original.specs, about)
-        self._values = _random_hadamard(self.dimensions.head_dim)
-        self._stream = _random_hadamard(self.dimensions.hidden_size if self.stream else 1)
+        paley_order(self.dimensions.head_dim)  # widths without a matrix are refused at once
+        if self.stream:
+            paley_order(self.dimensions.hidden_size)
 
     @property
     def stream(self) -> bool:
         """Whether the residual stream is rotated."""
         return not self.dimensions.tie_word_embeddings
+
+    @cached_property
+    def _values(self) -> Tensor:
+        return _random_hadamard(self.dimensions.head_dim)
+
+    @cached_property
+    def _residual(self) -> Tensor:
+        return _random_hadamard(self.dimensions.hidden_size)
 
     def tensor(self, name: str) -> Tensor:  # noqa: D102
         spec, value = self.specs[name], self.base.tensor(name)
@@ -58,7 +68,7 @@ class Rotated(Rewritten):
         return value.float()
 
     def _in_stream(self, value: Tensor, spec: WeightSpec) -> Tensor:
-        R = self._stream
+        R = self._residual
         if spec.role in NORMS:
             return torch.ones_like(value)
         if spec.role in WRITE:
