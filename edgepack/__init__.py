@@ -107,15 +107,21 @@ def compare(
     sizes: Sequence[int],
     out: str | Path,
     *,
+    against: Sequence[str | Path] = (),
+    tasks: Sequence[str] = (),
+    data: str | Path | None = None,
+    limit: int | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> list[Point]:
     """Build recipes at several sizes (bytes) and measure them beside every stock type.
 
-    The builds stay in the folder `out`; a killed comparison goes on from what is cached. The points
-    come smallest first.
+    `against` are output folders or ``.gguf`` files to measure with them; `tasks`, `data` and
+    `limit` are those of `evaluate`. The builds stay in the folder `out`; a killed comparison goes
+    on from what is cached. The points come smallest first.
     """
     from edgepack import pareto
     from edgepack.errors import RecipeError
+    from edgepack.evaluate.tasks import load_all
     from edgepack.recipe import load
 
     paths = [Path(recipe) for recipe in recipes]
@@ -124,7 +130,9 @@ def compare(
         raise RecipeError("two recipes have the same name", hint="rename one of the files")
     if not sizes:
         raise RecipeError("--sizes: names no size", hint="write 60MB,70MB")
-    return _run(pareto.compare(loaded, sizes, Path(out)), progress)
+    items = load_all(tasks, Path(data) if data else None, limit)
+    others = [Path(path) for path in against]
+    return _run(pareto.compare(loaded, sizes, Path(out), others, items), progress)
 
 
 def _run(steps: Steps[T], progress: Callable[[Progress], None] | None) -> T:

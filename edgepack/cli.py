@@ -98,6 +98,20 @@ def options(
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]
+Against = Annotated[
+    list[Path] | None,
+    typer.Option(metavar="PATH", help="Another one for the same tables; may be repeated."),
+]
+Tasks = Annotated[
+    str, typer.Option(metavar="NAMES", help="Zero-shot tasks, with commas between; or all.")
+]
+Data = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="Where the files of the tasks are.")
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=1, help="Items of each task, evenly spread; default: all."),
+]
 
 
 @app.command()
@@ -164,10 +178,7 @@ def show(
 @app.command()
 def evaluate(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="An output folder or a .gguf file.")],
-    against: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="PATH", help="Another one for the same tables; may be repeated."),
-    ] = None,
+    against: Against = None,
     reference: Annotated[
         Path | None,
         typer.Option(
@@ -184,16 +195,9 @@ def evaluate(
     context: Annotated[
         int, typer.Option(metavar="N", min=8, help="Tokens per chunk; the second half is scored.")
     ] = 512,
-    tasks: Annotated[
-        str, typer.Option(metavar="NAMES", help="Zero-shot tasks, with commas between; or all.")
-    ] = "",
-    data: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Where the files of the tasks are.")
-    ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="Items of each task, evenly spread; default: all."),
-    ] = None,
+    tasks: Tasks = "",
+    data: Data = None,
+    limit: Limit = None,
     as_json: Json = False,
 ) -> None:
     """Measure models side by side through llama.cpp.
@@ -204,11 +208,6 @@ def evaluate(
     """
     from edgepack.terminal import drawing
 
-    names = [name.strip() for name in tasks.split(",") if name.strip()]
-    if names == ["all"]:
-        from edgepack.evaluate.tasks import TASKS
-
-        names = list(TASKS)
     with drawing() as draw:
         found = edgepack.evaluate(
             path,
@@ -217,7 +216,7 @@ def evaluate(
             text=text,
             tokens=tokens,
             context=context,
-            tasks=names,
+            tasks=_tasks(tasks),
             data=data,
             limit=limit,
             progress=draw,
@@ -228,6 +227,14 @@ def evaluate(
         typer.echo("\n".join(found.lines()))
 
 
+def _tasks(names: str) -> list[str]:
+    """What --tasks names."""
+    from edgepack.evaluate.tasks import TASKS
+
+    found = [name.strip() for name in names.split(",") if name.strip()]
+    return list(TASKS) if found == ["all"] else found
+
+
 @app.command()
 def compare(
     recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE...", help="Recipes (YAML).")],
@@ -235,12 +242,17 @@ def compare(
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Where builds, table and picture go.")
     ] = Path("comparison"),
+    against: Against = None,
+    tasks: Tasks = "",
+    data: Data = None,
+    limit: Limit = None,
     as_json: Json = False,
 ) -> None:
     """Build recipes at several sizes and measure them beside every stock type.
 
     The table says mean KL to the original at each size, with a star where nothing smaller is
-    closer; compare.json, compare.md, compare.svg and compare.png go into the folder.
+    closer; compare.json, compare.md, compare.svg and compare.png go into the folder. With
+    --tasks it has a column for mean zero-shot accuracy, as `evaluate` finds it.
     """
     from edgepack import plots
     from edgepack.pareto import table
@@ -251,7 +263,16 @@ def compare(
     plots.available()
     out.mkdir(parents=True, exist_ok=True)
     with drawing() as draw:
-        points = edgepack.compare(recipes, wanted, out, progress=draw)
+        points = edgepack.compare(
+            recipes,
+            wanted,
+            out,
+            against=against or (),
+            tasks=_tasks(tasks),
+            data=data,
+            limit=limit,
+            progress=draw,
+        )
     found = [point.as_dict() for point in points]
     (out / "compare.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     (out / "compare.md").write_text("\n".join(markdown(table(points))) + "\n", encoding="utf-8")

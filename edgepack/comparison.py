@@ -17,7 +17,7 @@ from edgepack.checkpoint import open_checkpoint
 from edgepack.errors import EdgepackError, RecipeError
 from edgepack.evaluate.divergence import Divergence, Perplexity, divergence, perplexity
 from edgepack.evaluate.multiple_choice import CONTEXT, SEQUENCES, answer
-from edgepack.evaluate.tasks import TASKS, load
+from edgepack.evaluate.tasks import load_all
 from edgepack.export.gguf import write_plain
 from edgepack.measure import HELD_OUT, Model, Text
 from edgepack.planning import plan
@@ -65,10 +65,7 @@ def compare(request: Request) -> Steps[Scoreboard]:
             f"{request.path}: nothing to measure",
             hint="--text FILE, or --tasks NAMES with --data FOLDER",
         )
-    if request.tasks and request.data is None:
-        hint = "the folder with " + ", ".join(task.file for task in TASKS.values())
-        raise RecipeError("--tasks: needs --data FOLDER", hint=hint)
-    items = {task: load(task, request.data or Path(), request.limit) for task in request.tasks}
+    items = load_all(request.tasks, request.data, request.limit)
     text = (yield from _text(request)) if request.wants_text else None
     bindings()
     with ExitStack() as stack:

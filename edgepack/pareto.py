@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,7 +22,9 @@ from edgepack import plugins
 from edgepack.calibration.moments import weight_hessian
 from edgepack.calibration.text import Tokens
 from edgepack.choices import format_of
+from edgepack.evaluate.multiple_choice import CONTEXT, SEQUENCES, Answers, Mean, Open, answer
 from edgepack.evaluate.speed import Speed, speeds
+from edgepack.evaluate.tasks import Item
 from edgepack.export.gguf import write_plain
 from edgepack.measure import Model, compare_files, write_stock
 from edgepack.pipeline import build, calibrate
@@ -31,18 +34,20 @@ from edgepack.recipe import FIXED, Recipe
 from edgepack.report import size
 from edgepack.runtimes.llama_cpp import bindings
 
+STOCK, OTHERS = "stock + imatrix", "others"
 AT_ONCE = 4
 """Models measured side by side: each has its logits of a chunk in memory."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One model (factors included): who made it, its bytes, its distance to the original, its
-    tokens per second here, and for ours the KL that was expected (nats a token) and, where there
-    are factors, the speed without them."""
+    """One model (factors included): who made it (`STOCK`, `OTHERS` or our recipe's name), its
+    bytes, its distance to the original, its tokens per second here, and for ours the KL that was
+    expected (nats a token) and, where there are factors, the speed without them; its mean accuracy
+    over the tasks, if any."""
 
     label: str
-    ours: bool
+    maker: str
     nbytes: int
     kl_mean: float
     kl_error: float
@@ -51,6 +56,7 @@ class Point:
     speed: Speed
     expected_kl: float | None = None
     bare_speed: Speed | None = None
+    accuracy: Mean | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -58,17 +64,25 @@ class Point:
 
 
 def compare(
-    recipes: Mapping[str, tuple[Recipe, Path]], sizes: Sequence[int], out: Path
+    recipes: Mapping[str, tuple[Recipe, Path]],
+    sizes: Sequence[int],
+    out: Path,
+    against: Sequence[Path] = (),
+    tasks: Mapping[str, Sequence[Item]] | None = None,
 ) -> Steps[list[Point]]:
     """Build every recipe (given with its folder) at every size into `out`, write stock's files
-    beside them for as long as it takes, and measure all. What cannot be is found before any work.
+    beside them for as long as it takes, and measure all, those `against` it and zero-shot `tasks`
+    included. What cannot be is found before any work.
     """
     bindings()
+    others = [Model.at(path) for path in against]
     wanted = {
         f"{name}-{nbytes / 1e6:g}MB": (at_size(recipe, nbytes), base)
         for name, (recipe, base) in recipes.items()
         for nbytes in sizes
     }
+    makers = {model.name: OTHERS for model in others}
+    makers |= {f"edgepack {name}": f"edgepack, {name.rpartition('-')[0]}" for name in wanted}
     plans = {name: plan(recipe, "gguf", base) for name, (recipe, base) in wanted.items()}
     made = next(iter(plans.values()))
     models, expected, mixtures = [], {}, {}
@@ -87,10 +101,24 @@ def compare(
     with TemporaryDirectory(dir=out, prefix=".edgepack-") as temporary:
         reference = Path(temporary) / "original.gguf"
         write_plain(reference, made.checkpoint)
+        models += others
         models += yield from _stock(made, stock, Path(temporary))
         found = yield from _metrics(made, tokens, reference, models)
         taken = yield from _speeds(models)
-    points = [_point(label, found[label], taken, expected) for label in found]
+        right = yield from _accuracies(models, tasks or {})
+    points = [
+        Point(
+            label=label,
+            maker=makers.get(label, STOCK),
+            nbytes=int(m["bytes"]),
+            **{key: m[key] for key in ("kl_mean", "kl_error", "top1", "perplexity")},
+            speed=taken[label],
+            expected_kl=expected.get(label),
+            bare_speed=taken.get(label + BARE),
+            accuracy=right.get(label),
+        )
+        for label, m in found.items()
+    ]
     return sorted(points, key=lambda point: point.nbytes)
 
 
@@ -114,17 +142,18 @@ def _speeds(models: Sequence[Model]) -> Steps[dict[str, Speed]]:
     return (yield from speeds({model.name: model.open for model in [*models, *bare]}))
 
 
-def _point(
-    label: str,
-    m: Mapping[str, float],
-    taken: Mapping[str, Speed],
-    expected: Mapping[str, float | None],
-) -> Point:
-    metrics = (m["kl_mean"], m["kl_error"], m["top1"], m["perplexity"])
-    own, bare = taken[label], taken.get(label + BARE)
-    return Point(
-        label, label in expected, int(m["bytes"]), *metrics, own, expected.get(label), bare
-    )
+def _accuracies(
+    models: Sequence[Model], tasks: Mapping[str, Sequence[Item]]
+) -> Steps[dict[str, Mean]]:
+    """Mean over the tasks, length-normalised where the harness does."""
+    if not tasks:
+        return {}
+    openers: dict[str, Open] = {m.name: partial(m.open, CONTEXT, SEQUENCES) for m in models}
+    answers: dict[str, dict[str, Answers]] = yield from answer(openers, tasks)
+    return {
+        name: Mean.over([Mean.of(one.usual) for one in found.values()])
+        for name, found in answers.items()
+    }
 
 
 def at_size(recipe: Recipe, nbytes: int) -> Recipe:
@@ -191,13 +220,16 @@ def frontier(points: Sequence[Point]) -> list[Point]:
 def table(points: Sequence[Point]) -> list[list[str]]:
     """Rows for people, smallest first; a star marks those that nothing smaller betters."""
     best = frontier(points)
-    names = ["mean KL", "expected", "same top token", "perplexity", "prompt", "decode"]
+    tasks = ["zero-shot"] if any(point.accuracy for point in points) else []
+    names = ["mean KL", "expected", "same top token", "perplexity", *tasks, "prompt", "decode"]
     rows = [["", "model", "size", *names]]
     for point in points:
         row = ["*" if point in best else "", point.label, size(point.nbytes)]
         row += [f"{point.kl_mean:.4f} ± {point.kl_error:.4f}"]
         row += ["–" if point.expected_kl is None else f"{point.expected_kl:.4f}"]
         row += [f"{100 * point.top1:.1f} %", f"{point.perplexity:.2f}"]
+        if point.accuracy:
+            row += [f"{100 * point.accuracy.value:.1f} ± {100 * point.accuracy.error:.1f} %"]
         rows.append([*row, *_tokens_per_second(point)])
     return rows
 

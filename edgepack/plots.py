@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.util import find_spec
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepack.errors import missing_extra
-from edgepack.pareto import Point, frontier
+from edgepack.pareto import OTHERS, STOCK, Point, frontier
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-OURS, STOCK = "#1b6ca8", "#8a8a8a"
+OURS = ("#1b6ca8", "#d1495b", "#8d5fa8")
+PEERS = {STOCK: "#8a8a8a", OTHERS: "#c58b2a"}
 
 
 def available() -> None:
@@ -47,8 +49,12 @@ def pareto(points: Sequence[Point], paths: Sequence[Path]) -> None:
         "size of all files, MB",
         "mean KL to the original, nats per token",
     )
-    for ours, name, colour in ((False, "stock + imatrix", STOCK), (True, "edgepack", OURS)):
-        drawn = [point for point in points if point.ours == ours]
+    recipes = sorted({point.maker for point in points} - set(PEERS))
+    for name, colour in {**PEERS, **dict(zip(recipes, cycle(OURS), strict=False))}.items():
+        ours = name in recipes
+        drawn = [point for point in points if point.maker == name]
+        if not drawn:
+            continue
         best = frontier(drawn)
         line = [p.nbytes / 1e6 for p in best], [p.kl_mean for p in best]
         axes.plot(*line, color=colour, linewidth=1.5, marker="o", markersize=5, label=name)
@@ -58,7 +64,7 @@ def pareto(points: Sequence[Point], paths: Sequence[Path]) -> None:
         )
         for point in best:
             text = f"{point.kl_mean:.3g}" if ours else _type(point)
-            place, side = ((-6, -4), "right") if ours else ((4, 5), "left")
+            place, side = ((-6, -9), "right") if ours else ((4, 5), "left")
             axes.annotate(
                 text,
                 (point.nbytes / 1e6, point.kl_mean),
@@ -74,5 +80,7 @@ def pareto(points: Sequence[Point], paths: Sequence[Path]) -> None:
 
 
 def _type(point: Point) -> str:
-    """The type of a file of stock's."""
+    """The type of a file of stock's, or another's name."""
+    if point.maker == OTHERS:
+        return Path(point.label).stem
     return point.label.split(" + ")[0].removeprefix("stock").strip() or "our mixture"

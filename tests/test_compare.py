@@ -9,12 +9,12 @@ from typer.testing import CliRunner
 import edgepack
 from edgepack.cli import app
 from edgepack.evaluate.speed import Speed
-from edgepack.pareto import Point, frontier, stock_types
+from edgepack.pareto import OTHERS, STOCK, Point, frontier, stock_types
 from tests.tiny import make_model
 
 
 def point(nbytes: int, kl: float) -> Point:
-    return Point("", False, nbytes, kl, 0.0, 1.0, 1.0, Speed(1.0, 1.0))
+    return Point("", STOCK, nbytes, kl, 0.0, 1.0, 1.0, Speed(1.0, 1.0))
 
 
 def test_the_frontier_is_what_nothing_smaller_betters():
@@ -33,6 +33,8 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "compress": {"damping": [0.1], "candidates": ["q4_0", "iq4_nl", "q8_0"], "ranks": [0, 8]},
         "export": {"measure": {"text": "text.txt", "tokens": 256, "context": 64}},
     }
+    (folder / "other.yaml").write_text(json.dumps(given | {"compress": {"format": "q4_1"}}))
+    edgepack.build(folder / "other.yaml", out=folder / "other")
     path = folder / "tiny.yaml"
     path.write_text(json.dumps(given | {"compress": given["compress"] | {"bits_per_weight": 6}}))
     return path
@@ -58,10 +60,15 @@ def test_table_picture_and_figures(recipe: Path, tmp_path: Path):
     sizes = [files + 20_000, files + 40_000]
     out = tmp_path / "out"
     command = ["compare", str(recipe), "--sizes", ",".join(map(str, sizes)), "--out", str(out)]
+    copa = {"query": "The fox rests, because", "choices": ["it is lazy.", "dogs."], "gold": 0}
+    (tmp_path / "copa_dev.jsonl").write_text("\n".join([json.dumps(copa)] * 4))
+    command += ["--tasks", "copa", "--data", str(tmp_path)]
+    other = next(recipe.parent.glob("other/*.gguf"))
+    command += ["--against", str(other)]
     shown = CliRunner().invoke(app, command)
     assert shown.exit_code == 0, shown.output
     points = json.loads((out / "compare.json").read_text())
-    ours = [p for p in points if p["ours"]]
+    ours = [p for p in points if p["maker"] == "edgepack, tiny"]
     assert [p["nbytes"] for p in points] == sorted(p["nbytes"] for p in points)
     assert len(ours) == 2
     assert all(p["speed"]["prompt"] > 0 and p["speed"]["decode"] > 0 for p in points)
@@ -70,9 +77,12 @@ def test_table_picture_and_figures(recipe: Path, tmp_path: Path):
         folder = next(out.glob(f"tiny-{sizes[ours.index(p)] / 1e6:g}MB"))
         assert p["nbytes"] == sum(f.stat().st_size for f in folder.glob("*.gguf"))
     assert {"stock q8_0 + imatrix, embeddings q8_0"} <= {p["label"] for p in points}
+    assert [p["maker"] for p in points if p["label"] == str(other)] == [OTHERS]
+    assert all(p["accuracy"]["value"] in (0.0, 1.0) for p in points)  # the items are all alike
+    assert "zero-shot" in shown.output
     mixed = [p for p in points if "in the types of tiny" in p["label"]]
     assert len(mixed) == 2
-    assert not any(p["ours"] for p in mixed)
+    assert all(p["maker"] == STOCK for p in mixed)
     assert {p["nbytes"] for p in mixed} <= {p["nbytes"] for p in ours}  # no factors were bought
     assert "stock iq4_nl + imatrix, embeddings iq4_nl" in shown.output
     assert (out / "compare.png").read_bytes()[1:4] == b"PNG"

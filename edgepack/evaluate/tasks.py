@@ -58,6 +58,18 @@ class Task:
     normalised: bool = False
 
 
+def load_all(
+    names: Sequence[str], folder: Path | None, limit: int | None = None
+) -> dict[str, list[Item]]:
+    """The items of several tasks, by name; see `load`."""
+    if not names:
+        return {}
+    if folder is None:
+        hint = "the folder with " + ", ".join(task.file for task in TASKS.values())
+        raise RecipeError("--tasks: needs --data FOLDER", hint=hint)
+    return {name: load(name, folder, limit) for name in names}
+
+
 def load(name: str, folder: Path, limit: int | None = None) -> list[Item]:
     """The items of a task whose file lies in `folder`; with a limit, so many of them, evenly
     spread, the same ones every time."""
