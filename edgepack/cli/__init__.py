@@ -1,0 +1,41 @@
+"""The command line: the only package that prints, catches errors and exits."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version as installed
+from typing import Annotated
+
+import typer
+
+from edgepack.cli import build, measure, talk  # noqa: F401  (each adds its commands)
+from edgepack.cli._app import app
+
+__all__ = ["app", "main"]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(installed("edgepack"))
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of errors.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Compress language models for phones and laptops: W ≈ Q + L·R on stock GGUF blocks.
+
+    A recipe (YAML) says what; `edgepack schema` describes it for editors.
+    """
+
+
+def main() -> None:
+    """The console script."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without our characters
+    app()
