@@ -24,6 +24,11 @@ class Artifact:
     @property
     def base(self) -> Path:
         """The GGUF file of Q."""
+        if self.manifest["target"] != "gguf":
+            raise EdgepackError(
+                f"{self.folder}: is no model for llama.cpp, but a {self.manifest['target']}",
+                hint="name it as `model:` of a recipe and build that with --target gguf",
+            )
         return self.folder / "base.gguf"
 
     @property

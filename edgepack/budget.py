@@ -150,7 +150,7 @@ def _target(
     """The budget in bytes, and what of a choice counts towards it: whole files, or matrices."""
     if compress.target_size is None:
         assert compress.bits_per_weight is not None
-        elements = sum(checkpoint.original.specs[name].numel for name in specs)
+        elements = sum(checkpoint.counted.specs[name].numel for name in specs)
         return int(elements * compress.bits_per_weight / 8), _matrices
 
     def files(chosen: Mapping[str, Option]) -> int:

@@ -121,12 +121,12 @@ def _text(request: Request) -> Steps[Text]:
         return _read(Path(recipe.export.measure.text))
     try:
         made = plan(recipe, artifact.manifest["target"], request.folder)
-        stage, options = made.calibrate, recipe.calibrate
-        if stage is None:
+        if made.calibrate is None:
             raise EdgepackError("nothing was calibrated")
-        if options.source == "self" and not stage.is_done:
+        if made.text is not None and not made.text.is_done:
             raise EdgepackError("it is not in the cache any more")
-        found = yield from calibration_text.tokens(made.decoder, options, made.base, stage.folder)
+        kept = made.text.folder if made.text else None
+        found = yield from calibration_text.tokens(made.dense, recipe.calibrate, made.base, kept)
     except EdgepackError as error:
         message = f"{request.folder}: has no held-out calibration text ({error})"
         raise EdgepackError(message, hint=NO_TEXT) from None

@@ -94,10 +94,19 @@ class Block:
         self, x: Tensor, linear: Linear | None = None, cache: KeyValueCache | None = None
     ) -> Tensor:
         """x ``[batch, time, hidden]`` → the next block's input of the same shape."""
+        return self.feed(self.attend(x, linear, cache), linear)
+
+    def attend(
+        self, x: Tensor, linear: Linear | None = None, cache: KeyValueCache | None = None
+    ) -> Tensor:
+        """x + attention, the first half of the block."""
+        normed = rms_norm(x, self.weights["attn_norm"], self.dimensions.rms_norm_eps)
+        return x + self._attention(normed, linear or self.linear, cache)
+
+    def feed(self, x: Tensor, linear: Linear | None = None) -> Tensor:
+        """x + feed-forward, the second half."""
         linear = linear or self.linear
-        eps = self.dimensions.rms_norm_eps
-        x = x + self._attention(rms_norm(x, self.weights["attn_norm"], eps), linear, cache)
-        h = rms_norm(x, self.weights["ffn_norm"], eps)
+        h = rms_norm(x, self.weights["ffn_norm"], self.dimensions.rms_norm_eps)
         return x + linear("ffn_down", functional.silu(linear("ffn_gate", h)) * linear("ffn_up", h))
 
     def _heads(self, role: str, x: Tensor, linear: Linear) -> Tensor:

@@ -83,11 +83,12 @@ class Text:
 
 
 def measure(
-    made: Plan, folder: Path, weights: Path, tokens: Tokens | None
+    made: Plan, folder: Path, weights: Path | None, tokens: Tokens | None
 ) -> Steps[dict[str, Any]]:
     """What the manifest says under ``measured``: metrics by candidate, or why there are none.
 
-    `folder` has the files to measure, `weights` is the decompose stage they come from.
+    `folder` has the files to measure, `weights` is the decompose stage they come from; without one,
+    the model is measured as f16.
     """
     options = made.recipe.export.measure
     if not options.tokens:
@@ -99,11 +100,14 @@ def measure(
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".edgepack-") as temporary:
         yield Progress("measure", 0, 1, "writing the original as f16")
         reference = Path(temporary) / "original.gguf"
-        write_plain(reference, made.checkpoint)
+        write_plain(reference, made.checkpoint.original)
         factors = folder / "factors.gguf"  # there is no manifest yet
         ours = Model("edgepack", folder / "base.gguf", factors if factors.exists() else None)
+        if weights is None:
+            ours = Model("edgepack (as f16)", Path(temporary) / "ours.gguf")
+            write_plain(ours.base, made.checkpoint)
         models = [ours]
-        if options.stock and made.recipe.compress is not None:
+        if options.stock and made.recipe.compress is not None and weights is not None:
             for number, (name, formats) in enumerate(peers(made).items()):
                 yield Progress("measure", 0, 1, name)
                 path = Path(temporary) / f"stock-{number}.gguf"

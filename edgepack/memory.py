@@ -46,7 +46,7 @@ def _write_text(plan: Plan) -> int:
     """Weights (all, if they fit), keys and values, probabilities."""
     if plan.calibrate is None or plan.recipe.calibrate.source != "self":
         return 0
-    d, decoder = plan.checkpoint.dimensions, plan.decoder
+    d, decoder = plan.dense.dimensions, plan.dense
     options = plan.recipe.calibrate
     batch = len(self_text.batches(decoder, sum(counts(options, d)), options.sequence_length)[0])
     cache = 2 * d.num_hidden_layers * d.num_key_value_heads * d.head_dim * options.sequence_length

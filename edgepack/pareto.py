@@ -27,7 +27,7 @@ from edgepack.evaluate.speed import Speed, speeds
 from edgepack.evaluate.tasks import Item
 from edgepack.export.gguf import write_plain
 from edgepack.measure import Model, compare_files, write_stock
-from edgepack.pipeline import build, calibrate
+from edgepack.pipeline import build, calibrate, write_text
 from edgepack.planning import Plan, plan
 from edgepack.progress import Progress, Steps
 from edgepack.recipe import FIXED, Recipe
@@ -94,13 +94,14 @@ def compare(
             weights = artifact.manifest["weights"].items()
             label = f"stock + imatrix, in the types of {name}"
             mixtures[label] = {weight: about["formats"]["Q"] for weight, about in weights}
-    tokens = yield from calibrate(made)
+    tokens = yield from write_text(made)
+    yield from calibrate(made, tokens)
     first, base = next(iter(recipes.values()))
     made = replace(made, recipe=first)  # with what it says of measuring
     stock = {_label(made, formats): formats for formats in stock_types(made)} | mixtures
     with TemporaryDirectory(dir=out, prefix=".edgepack-") as temporary:
         reference = Path(temporary) / "original.gguf"
-        write_plain(reference, made.checkpoint)
+        write_plain(reference, made.checkpoint.original)
         models += others
         models += yield from _stock(made, stock, Path(temporary))
         found = yield from _metrics(made, tokens, reference, models)

@@ -19,12 +19,10 @@ from edgepack.cache import new_folder
 from edgepack.calibration import sweep
 from edgepack.calibration import text as calibration_text
 from edgepack.calibration.text import Tokens
+from edgepack.checkpoint.save import save
 from edgepack.decompose.candidates import measure_candidates
 from edgepack.decompose.stage import Settings, decompose, load_weight
 from edgepack.errors import ExportError
-from edgepack.export.gguf import FactorSpec, write_factors, write_model
-from edgepack.export.modelfile import modelfile
-from edgepack.export.peft import write_adapter
 from edgepack.measure import measure
 from edgepack.planning import Plan, plan
 from edgepack.progress import Progress, Steps
@@ -32,7 +30,9 @@ from edgepack.recipe import FIXED, Recipe
 from edgepack.recover import stage as recovery
 from edgepack.recover import training
 from edgepack.report import render
-from edgepack.weights import FactoredWeight
+from edgepack.slicing.sliced import Sliced
+from edgepack.slicing.stage import slice_globally
+from edgepack.targets import write_gguf
 
 VERSIONS = ("edgepack", "torch", "gguf", "transformers")
 
@@ -57,39 +57,62 @@ def build(
     """
     made = plan(recipe, target, base)
     _check_free(out, force=force)
-    tokens = yield from calibrate(made)
-    made = yield from _allocate(made, target)
-    weights = yield from _decompose(made, tokens)
-    weights = yield from _recover(made, weights, tokens)
-    return (yield from _export(made, target, weights, tokens, out, force=force))
+    tokens = yield from write_text(made)
+    yield from _slice(made, tokens)
+    yield from calibrate(made, tokens)
+    made = yield from _allocate(made)
+    weights = None
+    if made.packs:
+        weights = yield from _decompose(made, tokens)
+        weights = yield from _recover(made, weights, tokens)
+    return (yield from _export(made, weights, tokens, out, force=force))
 
 
-def calibrate(made: Plan) -> Steps[Tokens | None]:
-    """The calibrate stage: its folder holds the tokens and, unless the objective is
-    ``layer``, every H."""
-    stage = made.calibrate
-    if stage is None:
+def write_text(made: Plan) -> Steps[Tokens | None]:
+    """The calibration's tokens, from its file or written by the model and kept; None where no stage
+    needs any."""
+    if made.calibrate is None and made.slice is None:
         return None
-    options, decoder = made.recipe.calibrate, made.decoder
-    if not stage.is_done:
+    decoder, options, stage = made.dense, made.recipe.calibrate, made.text
+    if stage is not None and not stage.is_done:
         with stage.writing() as folder:
-            tokens = yield from calibration_text.tokens(decoder, options, made.base, folder)
-            if options.objective != "layer":
-                output_side = options.objective == "model"
-                yield from sweep.guided(
-                    decoder, tokens, folder, options.seed, output_side=output_side
-                )
-    return (yield from calibration_text.tokens(decoder, options, made.base, stage.folder))
+            yield from calibration_text.tokens(decoder, options, made.base, folder)
+    kept = stage.folder if stage else None
+    return (yield from calibration_text.tokens(decoder, options, made.base, kept))
 
 
-def _allocate(made: Plan, target: str) -> Steps[Plan]:
+def _slice(made: Plan, tokens: Tokens | None) -> Steps[None]:
+    """The slice stage: its folder is a Hugging Face checkpoint."""
+    stage, options, checkpoint = made.slice, made.recipe.slice, made.checkpoint.counted
+    if stage is None or stage.is_done or options is None or tokens is None:
+        return
+    assert isinstance(checkpoint, Sliced)
+    with stage.writing() as folder:
+        yield from slice_globally(checkpoint, options, tokens, folder)
+
+
+def calibrate(made: Plan, tokens: Tokens | None) -> Steps[None]:
+    """The calibrate stage: its folder holds every H, unless the objective is ``layer``."""
+    stage, options = made.calibrate, made.recipe.calibrate
+    if stage is None or stage.is_done or tokens is None:
+        return
+    with stage.writing() as folder:
+        if options.objective != "layer":
+            output_side = options.objective == "model"
+            steps = sweep.guided(
+                made.decoder, tokens, folder, options.seed, output_side=output_side
+            )
+            yield from steps
+
+
+def _allocate(made: Plan) -> Steps[Plan]:
     """The allocate stage, where a recipe gives a size; the plan with the formats it leads to."""
     stage, spent = made.allocate, made.allocation
     if stage is None or spent is None or made.calibrate is None or stage.is_done:
         return made
     with stage.writing() as folder:
         yield from measure_candidates(made.decoder, spent.tried, made.calibrate.folder, folder)
-    return plan(made.recipe, target, made.base)
+    return plan(made.recipe, made.target, made.base)
 
 
 def _decompose(made: Plan, tokens: Tokens | None) -> Steps[Path]:
@@ -127,13 +150,14 @@ def _recover(made: Plan, weights: Path, tokens: Tokens | None) -> Steps[Path]:
             seed=options.seed,
         )
         with stage.writing() as folder:
-            yield from recovery.recover(made.decoder, weights, tokens, settings, folder)
+            student, teacher = made.decoder, made.dense
+            yield from recovery.recover(student, teacher, weights, tokens, settings, folder)
     return stage.folder
 
 
-def _recovered(made: Plan, weights: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
+def _recovered(made: Plan, weights: Path | None) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
     """What the recover stage says of itself, and the norms and biases it trained."""
-    if made.recover is None:
+    if made.recover is None or weights is None:
         return None, {}
     report = recovery.read_report(weights)
     about = {key: getattr(report, key) for key in ("start", "best", "best_step")}
@@ -142,47 +166,27 @@ def _recovered(made: Plan, weights: Path) -> tuple[dict[str, Any] | None, dict[s
 
 
 def _export(
-    made: Plan, target: str, weights: Path, tokens: Tokens | None, out: Path, *, force: bool
+    made: Plan, weights: Path | None, tokens: Tokens | None, out: Path, *, force: bool
 ) -> Steps[Artifact]:
     """Write, measure and describe the output folder, all or nothing."""
     with new_folder(out, force=force, make_error=_exists) as folder:
         yield Progress("export", 0, 1, "writing files")
-        about = {name: load_weight(weights, name)[1] for name in made.choices}
         recovered, norms = _recovered(made, weights)
-        _write_files(made, weights, about, norms, folder)
+        about: dict[str, dict[str, Any]] = {}
+        if weights is None:
+            yield from save(made.checkpoint, made.checkpoint.tensor, folder, "export")
+        else:
+            about = {name: load_weight(weights, name)[1] for name in made.choices}
+            write_gguf(made, weights, about, norms, folder)
+        text = yaml.safe_dump(_resolved(made), sort_keys=False)
+        (folder / "recipe.yaml").write_text(text, encoding="utf-8")
         measured = yield from measure(made, folder, weights, tokens)
-        manifest = _manifest(made, target, about, measured) | {"recovered": recovered}
+        manifest = _manifest(made, about, measured) | {"recovered": recovered}
         (folder / "report.md").write_text(render(manifest), encoding="utf-8")
         files = (p for p in sorted(folder.rglob("*")) if p.is_file())
         manifest["files"] = {str(p.relative_to(folder)): digest(p) for p in files}
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     return Artifact(out, manifest)
-
-
-def _write_files(
-    made: Plan,
-    weights: Path,
-    about: Mapping[str, Mapping[str, Any]],
-    norms: Mapping[str, Tensor],
-    folder: Path,
-) -> None:
-    def load(name: str) -> FactoredWeight:
-        return load_weight(weights, name)[0]
-
-    formats = {name: a["formats"]["Q"] for name, a in about.items()}
-    ranked = {
-        name: FactorSpec(a["rank"], a["formats"]["L"], a["formats"]["R"])
-        for name, a in about.items()
-        if a["rank"]
-    }
-    write_model(folder / "base.gguf", made.checkpoint, formats, lambda name: load(name).Q, norms)
-    if ranked:
-        write_factors(folder / "factors.gguf", made.checkpoint, ranked, load)
-        write_adapter(folder / "adapter", ranked, load, base=made.recipe.model)
-    factors = "factors.gguf" if ranked else None
-    (folder / "Modelfile").write_text(modelfile(factors=factors), encoding="utf-8")
-    text = yaml.safe_dump(_resolved(made), sort_keys=False)
-    (folder / "recipe.yaml").write_text(text, encoding="utf-8")
 
 
 def _resolved(made: Plan) -> dict[str, Any]:
@@ -200,11 +204,11 @@ def _resolved(made: Plan) -> dict[str, Any]:
 
 
 def _manifest(
-    made: Plan, target: str, about: Mapping[str, Mapping[str, Any]], measured: dict[str, Any]
+    made: Plan, about: Mapping[str, Mapping[str, Any]], measured: dict[str, Any]
 ) -> dict[str, Any]:
     return {
         "edgepack": version("edgepack"),
-        "target": target,
+        "target": made.target,
         "model": dict(made.checkpoint.source),
         "recipe": made.recipe.model_dump(mode="json"),
         "versions": {
@@ -214,6 +218,7 @@ def _manifest(
         "stages": {stage.name: stage.key for stage in made.stages},
         "allocation": None if made.allocation is None else made.allocation.as_dict(),
         "bytes": made.bytes_by_part(),
+        "slice": made.sliced_parts(),
         "bits_per_weight": {
             "blocks": made.bits_per_weight(blocks_only=True),
             "all": made.bits_per_weight(blocks_only=False),

@@ -8,21 +8,19 @@ from pathlib import Path
 
 from edgepack.budget import Allocation, search, spend
 from edgepack.cache import Stage
-from edgepack.calibration import self_text
 from edgepack.calibration.text import counts, source_path
 from edgepack.checkpoint import Checkpoint, open_checkpoint
-from edgepack.checkpoint.digests import sha256
 from edgepack.choices import Fallback, choose, factor_bytes, format_of
 from edgepack.decoder import Decoder
 from edgepack.decompose.candidates import Search
 from edgepack.decompose.stage import Choice
 from edgepack.errors import RecipeError
-from edgepack.invariances.padding import Padded, pad
-from edgepack.invariances.rotation import Rotated
-from edgepack.recipe import Compress, Recipe
+from edgepack.recipe import Recipe
+from edgepack.shape import rewritten, sliced, text_key, text_stage
+from edgepack.slicing.sliced import Sliced
 
-TARGETS = ("gguf",)
-NOT_BUILT = ("merge", "slice")
+TARGETS = ("gguf", "checkpoint")
+NOT_BUILT = ("merge",)
 """Sections of the recipe whose stages do not exist yet."""
 
 PARTS = {"token_embd": "embeddings", "output": "head"}
@@ -39,10 +37,14 @@ class Plan:
     """Everything `build` will do, and what will come of it."""
 
     recipe: Recipe
+    target: str
     base: Path
     checkpoint: Checkpoint
     choices: Mapping[str, Choice]
     fallbacks: tuple[Fallback, ...]
+    text: Stage | None
+    """Where the text is kept that the model writes for itself."""
+    slice: Stage | None
     calibrate: Stage | None
     allocate: Stage | None
     """Where the recipe gives a size: the stage that measures what formats and ranks cost."""
@@ -55,13 +57,25 @@ class Plan:
     @property
     def stages(self) -> tuple[Stage, ...]:
         """Those that are kept in the cache, in order."""
-        stages = (self.calibrate, self.allocate, self.decompose, self.recover)
-        return tuple(stage for stage in stages if stage is not None)
+        made: tuple[Stage | None, ...] = (self.text, self.slice)
+        if self.packs:
+            made += (self.calibrate, self.allocate, self.decompose, self.recover)
+        return tuple(stage for stage in made if stage is not None)
+
+    @property
+    def packs(self) -> bool:
+        """Whether weights are stored in formats, not just written as a checkpoint."""
+        return self.target != "checkpoint"
 
     @property
     def decoder(self) -> Decoder:
-        """The model, streamed."""
+        """The model that is compressed, streamed."""
         return Decoder(self.checkpoint)
+
+    @property
+    def dense(self) -> Decoder:
+        """The model as it was found, streamed: it writes the text, and all is compared with it."""
+        return Decoder(self.checkpoint.original)
 
     @property
     def objective(self) -> str:
@@ -80,9 +94,14 @@ class Plan:
             sizes["factors"] += factor_bytes(spec, choice)
         return {part: size for part, size in sizes.items() if size}
 
+    def sliced_parts(self) -> dict[str, tuple[int, int]] | None:
+        """Number of weights before and after slicing, by part; None where nothing is sliced."""
+        narrow = self.checkpoint.counted
+        return narrow.weights_by_part() if isinstance(narrow, Sliced) else None
+
     def bits_per_weight(self, *, blocks_only: bool) -> float:
         """Bits stored (Q, scales, L and R) per element of the matrices."""
-        known = self.checkpoint.original.specs  # zeros around a weight are no weights
+        known = self.checkpoint.counted.specs
         bits = count = 0
         for name, choice in self.choices.items():
             spec = self.checkpoint.specs[name]
@@ -105,12 +124,23 @@ def plan(recipe: Recipe, target: str, base: Path) -> Plan:
             )
     if recipe.model is None:
         raise RecipeError("model: is missing", hint="write `model: NAME` at the top of the recipe")
+    if target == "checkpoint" and (recipe.compress or recipe.recover):
+        section = "compress" if recipe.compress else "recover"
+        raise RecipeError(
+            f"{section}: a checkpoint is written before anything is compressed",
+            hint=f"remove the section `{section}`, or write --target gguf",
+        )
     warnings: list[str] = []
-    checkpoint = _rewritten(open_checkpoint(recipe.model, base), recipe.compress, warnings)
+    dense = open_checkpoint(recipe.model, base)
+    text = text_stage(recipe, dense, warnings)
+    narrow = None
+    if recipe.slice is not None:
+        narrow = sliced(recipe, dense, text_key(recipe, base, text), warnings)
+    checkpoint = rewritten(narrow or dense, recipe.compress, warnings)
     calibrate = allocate = allocation = None
     fallbacks: tuple[Fallback, ...] = ()
     if recipe.compress is not None and recipe.compress.is_budget:
-        calibrate = _calibration(recipe, checkpoint, base, warnings)
+        calibrate = _calibration(recipe, checkpoint, base, text, warnings)
         tried = _tried(recipe, checkpoint)
         allocate = Stage("allocate", ALLOCATE_VERSION, asdict(tried), (calibrate.key,))
         allocation = spend(checkpoint, recipe.compress, tried, allocate)
@@ -118,10 +148,11 @@ def plan(recipe: Recipe, target: str, base: Path) -> Plan:
     else:
         choices, fallbacks = choose(checkpoint, recipe.compress)
         needs_text = any(format_of(c.format).block_size > 1 or c.rank for c in choices.values())
-        calibrate = _calibration(recipe, checkpoint, base, warnings) if needs_text else None
-    text = recipe.export.measure.text
-    if text is not None and recipe.export.measure.tokens:
-        source_path(text, base, "export.measure.text")
+        if needs_text:
+            calibrate = _calibration(recipe, checkpoint, base, text, warnings)
+    measured = recipe.export.measure.text
+    if measured is not None and recipe.export.measure.tokens:
+        source_path(measured, base, "export.measure.text")
     decompose = Stage(
         "decompose",
         DECOMPOSE_VERSION,
@@ -135,10 +166,13 @@ def plan(recipe: Recipe, target: str, base: Path) -> Plan:
     )
     return Plan(
         recipe,
+        target,
         base,
         checkpoint,
         choices,
         fallbacks,
+        text if narrow or calibrate else None,
+        narrow.stage if narrow else None,
         calibrate,
         allocate,
         allocation,
@@ -146,24 +180,6 @@ def plan(recipe: Recipe, target: str, base: Path) -> Plan:
         _recovery(recipe, calibrate, decompose),
         tuple(warnings),
     )
-
-
-def _rewritten(
-    checkpoint: Checkpoint, compress: Compress | None, warnings: list[str]
-) -> Checkpoint:
-    """The checkpoint after the exact changes that the recipe wants."""
-    if compress is not None and compress.rotate == "hadamard":
-        checkpoint = Rotated(checkpoint)
-        if not checkpoint.stream:
-            warnings.append(
-                "compress.rotate: the head is tied to the embeddings and cannot take the final "
-                "norm's gains, so that only the values of the heads are rotated"
-            )
-    if compress is not None and compress.pad_width is not None:
-        checkpoint = pad(checkpoint, compress.pad_width)
-        if isinstance(checkpoint, Padded):
-            warnings.append(f"compress.pad_width: {checkpoint.describe()}")
-    return checkpoint
 
 
 def _recovery(recipe: Recipe, calibrate: Stage | None, decompose: Stage) -> Stage | None:
@@ -191,20 +207,13 @@ def _tried(recipe: Recipe, checkpoint: Checkpoint) -> Search:
     return search(checkpoint, recipe.compress)
 
 
-def _calibration(recipe: Recipe, checkpoint: Checkpoint, base: Path, warnings: list[str]) -> Stage:
+def _calibration(
+    recipe: Recipe, checkpoint: Checkpoint, base: Path, text: Stage | None, warnings: list[str]
+) -> Stage:
     """The calibrate stage; its text is an input like the model."""
     options = recipe.calibrate
-    inputs = [checkpoint.key]
-    if options.source == "self":
-        decoder = Decoder(checkpoint)
-        if not self_text.fits_in_memory(decoder):
-            warnings.append(
-                "calibrate.source: self re-reads this model from disk at every token, because it "
-                "does not fit in memory; a text file is much faster"
-            )
-    else:
-        inputs.append(sha256(source_path(options.source, base)))
-    train, _ = counts(options, checkpoint.dimensions)
+    inputs = (checkpoint.key, text_key(recipe, base, text))
+    train, _ = counts(options, checkpoint.original.dimensions)
     widest = max(checkpoint.dimensions.hidden_size, checkpoint.dimensions.intermediate_size)
     per_column = train * options.sequence_length / widest
     if per_column < 31:
@@ -213,4 +222,4 @@ def _calibration(recipe: Recipe, checkpoint: Checkpoint, base: Path, warnings: l
             "H overfits (held-out tokens still choose the damping)"
         )
     described = options.model_dump() | {"source": "self" if options.source == "self" else "file"}
-    return Stage("calibrate", CALIBRATE_VERSION, described, tuple(inputs))
+    return Stage("calibrate", CALIBRATE_VERSION, described, inputs)

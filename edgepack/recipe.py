@@ -12,6 +12,8 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, mo
 from edgepack.errors import RecipeError
 
 Objective = Literal["model", "guided", "layer"]
+Covariance = Literal["normalized", "raw"]
+Orientation = Literal["pca", "random", "hadamard"]
 FactorFormat = Literal["f16", "q8_0", "q4_0"]
 
 
@@ -44,6 +46,45 @@ class Calibrate(Section):
     )
     sequence_length: int = Field(512, ge=32, description="Tokens per sequence.")
     seed: int = Field(0, ge=0, description="Seed of self-generated text and sampled labels.")
+
+
+class Slice(Section):
+    """SliceGPT: rotate the residual stream and leave out the directions that matter least."""
+
+    method: Literal["global"] = Field(
+        "global",
+        description="`global`: one rotation for the whole model; the result is an ordinary "
+        "checkpoint of its family with a smaller hidden size.",
+    )
+    width: int | None = Field(None, ge=32, description="Columns to keep, such as 512.")
+    sparsity: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None, description="Or the share of columns to leave out, such as 0.25."
+    )
+    round_to: int = Field(
+        256, ge=1, description="`sparsity` goes to the nearest multiple of this; K-quants need 256."
+    )
+    covariance: Covariance = Field(
+        "normalized",
+        description="What the kept directions explain: `normalized` tokens as the weights see "
+        "them behind the norm, or `raw` ones, which a few enormous tokens decide.",
+    )
+    orientation: Orientation = Field(
+        "pca",
+        description="Basis of the kept space: `pca`, or turned by a `random` or `hadamard` "
+        "rotation, so that no coordinate stands out when weights are rounded.",
+    )
+    seed: int = Field(0, ge=0, description="Of the rotation that `orientation` names.")
+    allow_growth: bool = Field(
+        False,
+        description="Slice even where the result has more weights than the model: a tied head "
+        "becomes a matrix of its own.",
+    )
+
+    @model_validator(mode="after")
+    def _one_width(self) -> Self:
+        if (self.width is None) == (self.sparsity is None):
+            raise ValueError("give either width or sparsity")
+        return self
 
 
 class WeightOptions(Section):
@@ -171,7 +212,7 @@ class Recipe(Section):
         "package:PACKAGE/FILE.gguf.",
     )
     merge: dict[str, Any] | None = Field(None, description="mergekit's schema. Not built yet.")
-    slice: dict[str, Any] | None = Field(None, description="SliceGPT. Not built yet.")
+    slice: Slice | None = None
     calibrate: Calibrate = Calibrate()
     compress: Compress | None = None
     recover: Recover | None = None

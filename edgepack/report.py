@@ -109,17 +109,30 @@ def errors_by_role(weights: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
 def render(manifest: Manifest) -> str:
     """report.md of an output folder."""
     weights = manifest["weights"]
-    sections = [
-        *_head(manifest),
-        *["## Size", "", *_sizes(manifest), ""],
-        *["## Measured through llama.cpp", "", *_measured(manifest), ""],
-        *["## Fallbacks and warnings", "", *_remarks(manifest), ""],
-        *["## Error of the layers", "", ERRORS, "", *markdown(errors_by_role(weights)), ""],
-        *["## Run it", "", *_run(manifest), ""],
-        *["## Make it again", "", *_again(manifest), ""],
-        *["## Every weight", "", *_methods(weights), "", *markdown(_every(weights))],
-    ]
-    return "\n".join(sections) + "\n"
+    sections = {
+        "Slice": markdown(sliced(manifest["slice"])) if manifest["slice"] else [],
+        "Size": _sizes(manifest) if weights else [],
+        "Measured through llama.cpp": _measured(manifest),
+        "Fallbacks and warnings": _remarks(manifest),
+        "Error of the layers": [ERRORS, "", *markdown(errors_by_role(weights))] if weights else [],
+        "Run it": _run(manifest),
+        "Make it again": _again(manifest),
+        "Every weight": [*_methods(weights), "", *markdown(_every(weights))] if weights else [],
+    }
+    lines = _head(manifest)
+    for title, content in sections.items():
+        lines += [f"## {title}", "", *content, ""] if content else []
+    return "\n".join(lines[:-1]) + "\n"
+
+
+def sliced(parts: Mapping[str, Sequence[int]]) -> list[list[str]]:
+    """Weights before and after slicing by part of the model, as numbers and as bytes of float16."""
+    totals = [sum(counts) for counts in zip(*parts.values(), strict=True)]
+    rows = [["part", "weights", "sliced", "as f16", "sliced as f16"]]
+    for part, counts in [*parts.items(), ("total", totals)]:
+        numbers = [f"{count / 1e6:,.1f} M" if count else "–" for count in counts]
+        rows.append([part, *numbers, *(size(2 * count) if count else "–" for count in counts)])
+    return rows
 
 
 ERRORS = (
@@ -131,6 +144,7 @@ ERRORS = (
 
 def _head(manifest: Manifest) -> list[str]:
     """What was made of what, with which options."""
+    narrow = manifest["recipe"]["slice"]
     model, recipe = manifest["model"], manifest["recipe"]
     title = PurePath(str(model["model"])).name.removesuffix(".gguf")
     compress, calibrate = recipe["compress"], recipe["calibrate"]
@@ -138,6 +152,9 @@ def _head(manifest: Manifest) -> list[str]:
     if "revision" in model:
         lines.append(f"- revision: `{model['revision']}`")
     lines += [f"- sha256 of {file}: `{sha}`" for file, sha in model.get("files", {}).items()]
+    if narrow:
+        width = model["slice"]["width"]
+        lines.append(f"- slice: {narrow['method']}, width {width}, {narrow['orientation']} basis")
     lines.append(f"- compress: {_compression(compress)}")
     if "calibrate" in manifest["stages"]:
         source = calibrate["source"]
@@ -245,6 +262,8 @@ def _remarks(manifest: Manifest) -> list[str]:
 
 
 def _run(manifest: Manifest) -> list[str]:
+    if manifest["target"] == "checkpoint":
+        return ["This folder is a model for transformers, and `model:` of another recipe."]
     commands = ["edgepack chat .", llama_command(manifest, ""), "ollama create NAME -f Modelfile"]
     return ["In this folder:", "", "```sh", *commands, "```"]
 

@@ -14,7 +14,7 @@ import yaml
 from edgepack.artifact import MANIFEST, Artifact
 from edgepack.errors import EdgepackError
 from edgepack.recipe import load
-from edgepack.report import aligned, bought, llama_command, measurements, size
+from edgepack.report import aligned, bought, llama_command, measurements, size, sliced
 
 if TYPE_CHECKING:
     from edgepack.checkpoint.gguf_header import GgufHeader
@@ -172,10 +172,13 @@ def summary(manifest: Mapping[str, Any], folder: Path) -> list[str]:
         f"  {parts}",
         f"  bits per weight: {bits['blocks']:.3f} (blocks), {bits['all']:.3f} (all)",
         "",
+        *_sliced_text(manifest["slice"]),
         *(table or aligned([row[:-1] for row in measurements(measured)])),
         *remarks(manifest["fallbacks"], manifest["warnings"]),
     ]
     prefix = f"{folder}/"
+    if manifest["target"] == "checkpoint":
+        return [*lines, "", f"The model for transformers and report.md are in {prefix}"]
     return [
         *lines,
         "",
@@ -183,6 +186,10 @@ def summary(manifest: Mapping[str, Any], folder: Path) -> list[str]:
         f"  edgepack chat {folder}",
         f"  {llama_command(manifest, prefix)}",
     ]
+
+
+def _sliced_text(parts: Mapping[str, Sequence[int]] | None) -> list[str]:
+    return [*aligned(sliced(parts)), ""] if parts else []
 
 
 def remarks(fallbacks: Sequence[Mapping[str, Any]], warnings: Sequence[str]) -> list[str]:
@@ -210,6 +217,7 @@ def plan_facts(made: Plan, memory: int) -> Facts:
             {"stage": s.name, "key": s.key, "cached": s.is_done, "begun": s.partial.is_dir()}
             for s in made.stages
         ],
+        "slice": made.sliced_parts(),
         "allocation": None if made.allocation is None else made.allocation.as_dict(),
         "formats": formats,
         "bytes": made.bytes_by_part(),
@@ -240,6 +248,7 @@ def plan_text(facts: Facts) -> list[str]:
         "",
         *aligned([["stage", "state"], *states]),
         "",
+        *_sliced_text(facts["slice"]),
         *aligned([["part", "size"], *sizes]),
         "",
         f"bits per weight: {bits['blocks']:.3f} (blocks), {bits['all']:.3f} (all)",

@@ -11,7 +11,7 @@ from edgepack import plugins
 from edgepack.checkpoint import open_checkpoint
 from edgepack.decoder import Decoder
 from edgepack.errors import RecipeError
-from edgepack.invariances.hadamard import hadamard
+from edgepack.hadamard import hadamard
 from edgepack.invariances.padding import Padded, pad
 from edgepack.invariances.rotation import Rotated
 from tests.tiny import make_model, write_gguf

@@ -162,7 +162,7 @@ def run(packed: tuple[Decoder, Path], settings: Settings, folder: Path) -> Recov
     decoder, weights = packed
     folder.mkdir(exist_ok=True)
     tokens = some_tokens(decoder.dimensions.vocab_size)
-    return finish(recover(decoder, weights, tokens, settings, folder))
+    return finish(recover(decoder, decoder, weights, tokens, settings, folder))
 
 
 def test_it_comes_closer_to_the_original_at_the_same_codes_and_bytes(packed, tmp_path):

@@ -98,7 +98,7 @@ edgepack.build(sys.argv[1], out=sys.argv[2], progress=lambda _: time.sleep(0.03)
 """
 
 
-@pytest.mark.parametrize("stage", ["calibrate", "decompose"])
+@pytest.mark.parametrize("stage", ["text", "decompose"])
 def test_a_process_of_its_own_killed_when_a_stage_begins(recipe, whole, tmp_path, stage):
     """``kill -9`` of an interpreter; the pauses let a busy machine's test look in time."""
     command = [sys.executable, "-c", SLOW_BUILD, str(recipe), str(tmp_path / "out")]

@@ -36,6 +36,21 @@ OUTSIDE = {
     "output": "lm_head.weight",
 }
 
+NORMS = ("attn_norm", "ffn_norm", "output_norm")
+"""Gains over the residual stream."""
+
+READ_BEHIND = {
+    "attn_q": "attn_norm",
+    "attn_k": "attn_norm",
+    "attn_v": "attn_norm",
+    "ffn_gate": "ffn_norm",
+    "ffn_up": "ffn_norm",
+    "output": "output_norm",
+}
+"""What reads the residual stream, and the norm it reads it through."""
+WRITE = ("attn_output", "ffn_down")
+"""What adds to the residual stream; the embeddings start it."""
+
 
 @dataclass(frozen=True)
 class Architecture:

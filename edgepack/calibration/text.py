@@ -48,10 +48,12 @@ def counts(options: Calibrate, dimensions: Dimensions) -> tuple[int, int]:
     return train, max(1, round(train * options.held_out))
 
 
-def tokens(decoder: Decoder, options: Calibrate, base: Path, folder: Path) -> Steps[Tokens]:
-    """The calibration tokens; `folder` keeps what is written so far, file by file."""
+def tokens(decoder: Decoder, options: Calibrate, base: Path, folder: Path | None) -> Steps[Tokens]:
+    """The calibration tokens; `folder` keeps what the model has written so far, file by file; a
+    text from elsewhere needs none."""
     train, held_out = counts(options, decoder.dimensions)
     if options.source == "self":
+        assert folder is not None
         ids = yield from _self_written(decoder, options, train + held_out, folder)
     else:
         ids = _from_file(decoder.checkpoint, options, base, train + held_out)

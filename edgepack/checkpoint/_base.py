@@ -49,7 +49,13 @@ class Checkpoint(ABC):
 
     @property
     def original(self) -> Checkpoint:
-        """The checkpoint as it was found, where this one is rewritten (`invariances`)."""
+        """The checkpoint as it was found, where this one is made of it."""
+        return self
+
+    @property
+    def counted(self) -> Checkpoint:
+        """The checkpoint whose weights bits per weight are counted by: zeros around a weight are
+        none (`invariances`)."""
         return self
 
     @property
@@ -80,6 +86,10 @@ class Checkpoint(ABC):
         """Key → (value, GGUFValueType, element type or None): everything a stock GGUF of this
         model carries (architecture, hyper-parameters, tokenizer, chat template, name, licence),
         without what depends on the quantization."""
+
+    def generation_config(self) -> Mapping[str, Any]:
+        """How its makers sample from it (generation_config.json), empty where that is not known."""
+        return {}
 
     def extra_tensors(self) -> Mapping[str, Tensor]:
         """Float32 tensors, by GGUF name, that a GGUF needs beside the weights: the frequency

@@ -96,6 +96,10 @@ class FolderCheckpoint(Checkpoint):
     def tokenizer(self) -> PreTrainedTokenizerFast:  # noqa: D102
         return tokenizer.from_folder(self.folder)
 
+    def generation_config(self) -> Mapping[str, Any]:  # noqa: D102
+        name = "generation_config.json"
+        return self._read_json(name) if (self.folder / name).is_file() else {}
+
     def extra_tensors(self) -> Mapping[str, Tensor]:  # noqa: D102
         scaling, dims = self.dimensions.rope_scaling, self.dimensions
         if scaling is None or scaling["rope_type"] != "llama3":

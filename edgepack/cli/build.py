@@ -14,7 +14,7 @@ from edgepack.cli._app import Json, RecipePath, app, print_json
 @app.command()
 def build(
     recipe: RecipePath,
-    target: Annotated[str, typer.Option(metavar="NAME", help="What to write: gguf.")],
+    target: Annotated[str, typer.Option(metavar="NAME", help="What to write: gguf or checkpoint.")],
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Folder to write; default: NAME-TARGET right here."),
@@ -38,7 +38,7 @@ def build(
 def plan(
     recipe: RecipePath,
     target: Annotated[
-        str, typer.Option(metavar="NAME", help="What would be written: gguf.")
+        str, typer.Option(metavar="NAME", help="What would be written: gguf or checkpoint.")
     ] = "gguf",
     as_json: Json = False,
 ) -> None:

@@ -13,9 +13,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from edgepack.architectures._base import NORMS
 from edgepack.checkpoint import Checkpoint, Dimensions
 from edgepack.checkpoint._layout import SHAPES, sizes
-from edgepack.invariances._base import NORMS, Rewritten
+from edgepack.checkpoint._rewritten import Rewritten
 
 
 def pad(checkpoint: Checkpoint, multiple: int) -> Checkpoint:

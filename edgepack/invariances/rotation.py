@@ -14,21 +14,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from edgepack.architectures._base import NORMS, READ_BEHIND, WRITE
 from edgepack.checkpoint import Checkpoint
-from edgepack.invariances._base import NORMS, Rewritten
-from edgepack.invariances.hadamard import hadamard, paley_order
+from edgepack.checkpoint._rewritten import Rewritten
+from edgepack.errors import while_doing
+from edgepack.hadamard import paley_order, random_hadamard
 from edgepack.weights import WeightSpec
 
-READ_BEHIND = {
-    "attn_q": "attn_norm",
-    "attn_k": "attn_norm",
-    "attn_v": "attn_norm",
-    "ffn_gate": "ffn_norm",
-    "ffn_up": "ffn_norm",
-    "output": "output_norm",
-}
-"""What reads the residual stream, and the norm it reads it through."""
-WRITE = ("attn_output", "ffn_down")
 VALUES = {"attn_v": 0, "attn_output": 1}
 """Which dimension of a weight runs over values, head after head."""
 _ROWS = 8192  # at once in float64
@@ -41,9 +33,10 @@ class Rotated(Rewritten):
     def __init__(self, original: Checkpoint) -> None:
         about = {"rotate": "hadamard"}
         super().__init__(original, original.dimensions, original.specs, about)
-        paley_order(self.dimensions.head_dim)  # widths without a matrix are refused at once
-        if self.stream:
-            paley_order(self.dimensions.hidden_size)
+        with while_doing("compress.rotate"):  # widths without a matrix are refused at once
+            paley_order(self.dimensions.head_dim)
+            if self.stream:
+                paley_order(self.dimensions.hidden_size)
 
     @property
     def stream(self) -> bool:
@@ -52,11 +45,11 @@ class Rotated(Rewritten):
 
     @cached_property
     def _values(self) -> Tensor:
-        return _random_hadamard(self.dimensions.head_dim)
+        return random_hadamard(self.dimensions.head_dim, _SEED)
 
     @cached_property
     def _residual(self) -> Tensor:
-        return _random_hadamard(self.dimensions.hidden_size)
+        return random_hadamard(self.dimensions.hidden_size, _SEED)
 
     def tensor(self, name: str) -> Tensor:  # noqa: D102
         spec, value = self.specs[name], self.base.tensor(name)
@@ -79,11 +72,6 @@ class Rotated(Rewritten):
         elif spec.role != "token_embd":
             return value  # norms of heads
         return torch.cat([(rows.double() @ R).float() for rows in torch.split(value, _ROWS)])
-
-
-def _random_hadamard(n: int) -> Tensor:
-    signs = torch.randint(0, 2, (n,), generator=torch.Generator().manual_seed(_SEED)) * 2 - 1
-    return signs.double()[:, None] * hadamard(n)
 
 
 def _by_head(value: Tensor, R: Tensor, dim: int) -> Tensor:

@@ -32,11 +32,17 @@ IN_MEMORY = 2 << 30
 
 
 def recover(
-    decoder: Decoder, weights: Path, tokens: Tokens, settings: Settings, folder: Path
+    decoder: Decoder,
+    original: Decoder,
+    weights: Path,
+    tokens: Tokens,
+    settings: Settings,
+    folder: Path,
 ) -> Steps[Recovered]:
     """Train what `settings.train` names of the packed model and write it into `folder`.
 
-    `decoder` is the original, `weights` the decompose stage's folder. `folder` gets one file per
+    `decoder` is the model that was packed, `original` the one to be close to (a wider one, where
+    the other is a slice of it), `weights` the decompose stage's folder. `folder` gets one file per
     matrix, of the same layout, formats, codes of Q and size, and `NORMS`.
     """
     state = folder / "state"
@@ -44,16 +50,16 @@ def recover(
         return read_report(folder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     student = _student(decoder, weights, settings, device)
-    data = _data(decoder, tokens, folder)
+    data = _data(decoder, original, tokens, folder)
 
     def teacher() -> Head:
-        return moved_head(decoder.head(), device)
+        return moved_head(original.head(), device)
 
     run = Run(student, teacher, data, settings, state)
     run.resume()
     total = student.blocks + settings.steps
     if run.report.stopped is None:
-        yield from _prepare(student, data, tokens, total)
+        yield from _prepare(student, original, data, tokens, total)
     yield from _train(run, student.blocks, total)
     _write(run, weights, folder)
     for path in (data.embedded.path, data.targets.path, state):  # the state last: it says "written"
@@ -99,16 +105,20 @@ def _dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def _data(decoder: Decoder, tokens: Tokens, folder: Path) -> Data:
-    shape = (*tokens.all.shape, decoder.dimensions.hidden_size)
+def _data(decoder: Decoder, original: Decoder, tokens: Tokens, folder: Path) -> Data:
     held_out = [batch for batch in micro_batches(tokens) if batch.held_out]
-    embedded = Activations(folder / "embedded", shape)
-    return Data(embedded, Activations(folder / "targets", shape), len(tokens.train), held_out)
+    embedded, targets = (
+        Activations(folder / name, (*tokens.all.shape, which.dimensions.hidden_size))
+        for name, which in (("embedded", decoder), ("targets", original))
+    )
+    return Data(embedded, targets, len(tokens.train), held_out)
 
 
-def _prepare(student: Student, data: Data, tokens: Tokens, total: int) -> Steps[None]:
+def _prepare(
+    student: Student, original: Decoder, data: Data, tokens: Tokens, total: int
+) -> Steps[None]:
     """Write what `data` is about, streaming the original's blocks over all tokens once."""
-    ids, decoder, device = tokens.all, student.decoder, student.device
+    ids, device = tokens.all, student.device
     batches = micro_batches(tokens)
     if not data.embedded.exists:
         data.embedded.write(student.embed(ids[batch.rows]) for batch in batches)
@@ -116,13 +126,13 @@ def _prepare(student: Student, data: Data, tokens: Tokens, total: int) -> Steps[
     between = [Activations(folder / f"x-{i}", shape) for i in range(student.blocks)]
     states = [*between, data.targets]
     if not any(state.exists for state in states):
-        embedding = decoder.embedding()
+        embedding = original.embedding()
         states[0].write(embedding[ids[batch.rows]] for batch in batches)
         del embedding
     for i, (inputs, output) in enumerate(pairwise(states)):
         yield Progress("recover", i, total, f"the original's block {i}")
         if inputs.exists and not output.exists:
-            output.write(_through(moved(decoder.block(i), device), inputs, batches, device))
+            output.write(_through(moved(original.block(i), device), inputs, batches, device))
         inputs.path.unlink(missing_ok=True)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gguf import GGUFValueType
 from torch import Tensor
 
-from edgepack.checkpoint import Checkpoint, Dimensions
+from edgepack.checkpoint._base import Checkpoint, Dimensions
 from edgepack.checkpoint.digests import combine
 from edgepack.weights import QuantizedTensor, WeightSpec
 
@@ -26,9 +26,8 @@ SIZES = {
 }
 """GGUF's key → our name of a dimension that a rewriting may change or that llama.cpp would
 otherwise derive from one."""
-NORMS = ("attn_norm", "ffn_norm", "output_norm")
-"""Gains over the hidden width."""
 EPSILON = "attention.layer_norm_rms_epsilon"
+ARCHITECTURE = "general.architecture"
 
 
 class Rewritten(Checkpoint):
@@ -50,6 +49,10 @@ class Rewritten(Checkpoint):
         return self.base.original
 
     @property
+    def counted(self) -> Checkpoint:
+        return self.base.counted
+
+    @property
     def source(self) -> Mapping[str, Any]:
         return {**self.base.source, **self.about}
 
@@ -67,10 +70,19 @@ class Rewritten(Checkpoint):
     def extra_tensors(self) -> Mapping[str, Tensor]:
         return self.base.extra_tensors()
 
+    def generation_config(self) -> Mapping[str, Any]:
+        return self.base.generation_config()
+
     def gguf_metadata(self) -> Mapping[str, tuple[Any, Any, Any]]:
-        prefix, own = self.architecture.gguf, {}
-        for key, name in SIZES.items():
-            own[f"{prefix}.{key}"] = getattr(self.dimensions, name), GGUFValueType.UINT32, None
-        epsilon = self.dimensions.rms_norm_eps
-        own[f"{prefix}.{EPSILON}"] = epsilon, GGUFValueType.FLOAT32, None
-        return {**self.base.gguf_metadata(), **own}
+        before, prefix = self.base.architecture.gguf, self.architecture.gguf
+        kept = {
+            prefix + key.removeprefix(before) if key.startswith(f"{before}.") else key: entry
+            for key, entry in self.base.gguf_metadata().items()
+        }
+        own = {f"{prefix}.{key}": getattr(self.dimensions, name) for key, name in SIZES.items()}
+        return {
+            **kept,
+            ARCHITECTURE: (prefix, GGUFValueType.STRING, None),
+            **{key: (value, GGUFValueType.UINT32, None) for key, value in own.items()},
+            f"{prefix}.{EPSILON}": (self.dimensions.rms_norm_eps, GGUFValueType.FLOAT32, None),
+        }

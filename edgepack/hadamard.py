@@ -23,13 +23,19 @@ def hadamard(n: int) -> Tensor:
     return H / math.sqrt(n)
 
 
+def random_hadamard(n: int, seed: int) -> Tensor:
+    """`hadamard` with the signs of its rows at random."""
+    signs = torch.randint(0, 2, (n,), generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    return signs.double()[:, None] * hadamard(n)
+
+
 def paley_order(n: int) -> int:
     """The order of Paley's matrix that one of n columns is doubled from; raises as `hadamard`."""
     order = next((m for m in _orders(n) if _prime_of(m) is not None), None)
     if order is None:
         raise RecipeError(
-            f"compress.rotate: no Hadamard matrix of {n} columns is known here",
-            hint="use rotate: none",
+            f"no Hadamard matrix of {n} columns is known here",
+            hint="use another rotation, or none",
         )
     return order
 

@@ -1,0 +1,123 @@
+"""Write a checkpoint as a Hugging Face folder: config.json, tokenizer, shards of whole blocks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from edgepack import plugins
+from edgepack.architectures._base import Architecture
+from edgepack.cache import atomic
+from edgepack.checkpoint._base import Checkpoint
+from edgepack.progress import Progress, Steps
+from edgepack.weights import WeightSpec
+
+INDEX = "model.safetensors.index.json"
+SHARD = 500_000_000
+"""Bytes of a shard, at most, unless one block has more; they are in memory while it is written."""
+DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+"""Storage type of a weight → what it is written as; quantized sources become float16."""
+
+
+def save(
+    checkpoint: Checkpoint, load: Callable[[str], Tensor], folder: Path, stage: str
+) -> Steps[None]:
+    """Write `checkpoint` into `folder`, the weights being what `load` gives for their names.
+
+    A folder that a killed run left is gone on with, shard by shard.
+    """
+    shards = _shards(checkpoint)
+    weight_map: dict[str, str] = {}
+    total = 0
+    for number, specs in enumerate(shards, 1):
+        path = folder / f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        yield Progress(stage, number - 1, len(shards), f"writing {path.name}")
+        if not path.exists():
+            tensors = {s.name: load(s.name).to(dtype_of(s)).contiguous() for s in specs}
+            with atomic(path) as temporary:
+                save_file(tensors, temporary, metadata={"format": "pt"})
+        weight_map |= {spec.name: path.name for spec in specs}
+        total += sum(map(_nbytes, specs))
+    _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    _write_json(folder / "config.json", config(checkpoint))
+    if generation := checkpoint.generation_config():
+        _write_json(folder / "generation_config.json", dict(generation))
+    checkpoint.tokenizer.save_pretrained(folder)
+
+
+def _shards(checkpoint: Checkpoint) -> list[list[WeightSpec]]:
+    """Weights that share a file: what is outside the blocks, then whole blocks up to `SHARD`."""
+    groups: dict[int | None, list[WeightSpec]] = {}
+    for spec in checkpoint.specs.values():
+        groups.setdefault(spec.block, []).append(spec)
+    shards: list[list[WeightSpec]] = [groups.pop(None)]
+    for specs in groups.values():
+        if sum(_nbytes(s) for s in shards[-1] + specs) > SHARD:
+            shards.append([])
+        shards[-1] += specs
+    return shards
+
+
+def _nbytes(spec: WeightSpec) -> int:
+    return spec.numel * dtype_of(spec).itemsize
+
+
+def shard_of(folder: Path) -> dict[str, str]:
+    """The file that each weight of a folder written by `save` is in."""
+    index: dict[str, dict[str, str]] = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    return index["weight_map"]
+
+
+def dtype_of(spec: WeightSpec) -> torch.dtype:
+    """What a weight is written as."""
+    return DTYPES.get(spec.dtype, torch.float16)
+
+
+def config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """config.json of a checkpoint, as transformers 4 and 5 read it."""
+    d, family, tokenizer = checkpoint.dimensions, _family(checkpoint), checkpoint.tokenizer
+    largest = max(checkpoint.specs.values(), key=lambda spec: spec.numel)
+    own = {key: value for key, value in vars(d).items() if key != "sliding_window"}
+    return {
+        "architectures": [family.class_name],
+        "model_type": family.name,
+        "hidden_act": "silu",
+        "dtype": str(dtype_of(largest)).removeprefix("torch."),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        **own,
+        **_window(checkpoint, family),
+    }
+
+
+def _family(checkpoint: Checkpoint) -> Architecture:
+    """The family under whose name transformers loads it. transformers' Llama refuses widths that
+    its heads do not divide, and has all biases of attention or none; Mistral and Qwen2 compute the
+    same and do not mind."""
+    family, d = checkpoint.architecture, checkpoint.dimensions
+    if family.name != "llama":
+        return family
+    if any(spec.role == "attn_q.bias" for spec in checkpoint.specs.values()):
+        return plugins.find("architectures", "qwen2")  # type: ignore[no-any-return]
+    name = "mistral" if d.hidden_size % d.num_attention_heads else "llama"
+    return plugins.find("architectures", name)  # type: ignore[no-any-return]
+
+
+def _window(checkpoint: Checkpoint, family: Architecture) -> dict[str, Any]:
+    """The sliding window, where there is one, of all layers."""
+    window = checkpoint.dimensions.sliding_window
+    if window is None or family.name == "mistral":
+        return {"sliding_window": window}
+    return {"sliding_window": window, "use_sliding_window": True, "max_window_layers": 0}
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

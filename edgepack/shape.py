@@ -1,0 +1,93 @@
+"""Which model the stages after it see: the one that was found, sliced, rotated, padded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgepack.cache import Stage
+from edgepack.calibration import self_text
+from edgepack.calibration.text import source_path
+from edgepack.checkpoint import Checkpoint
+from edgepack.checkpoint.digests import sha256
+from edgepack.decoder import Decoder
+from edgepack.errors import RecipeError, while_doing
+from edgepack.hadamard import paley_order
+from edgepack.invariances.padding import Padded, pad
+from edgepack.invariances.rotation import Rotated
+from edgepack.recipe import Compress, Recipe, Slice
+from edgepack.slicing.basis import kept_width
+from edgepack.slicing.sliced import Sliced
+
+TEXT_VERSION = 1
+SLICE_VERSION = 1
+
+OF_TEXT = ("tokens", "held_out", "sequence_length", "seed")
+"""Options of `calibrate` that its tokens depend on."""
+
+
+def text_stage(recipe: Recipe, dense: Checkpoint, warnings: list[str]) -> Stage | None:
+    """Where the model's own text is kept; None for text from a file, which needs no keeping."""
+    if recipe.calibrate.source != "self":
+        return None
+    if not self_text.fits_in_memory(Decoder(dense)):
+        warnings.append(
+            "calibrate.source: self re-reads this model from disk at every token, because it "
+            "does not fit in memory; a text file is much faster"
+        )
+    options = {key: getattr(recipe.calibrate, key) for key in OF_TEXT}
+    return Stage("text", TEXT_VERSION, options, (dense.key,))
+
+
+def text_key(recipe: Recipe, base: Path, text: Stage | None) -> str:
+    """What the calibration's text is, as an input of stages."""
+    return text.key if text else sha256(source_path(recipe.calibrate.source, base))
+
+
+def sliced(recipe: Recipe, dense: Checkpoint, text: str, warnings: list[str]) -> Sliced | None:
+    """The narrower model that a recipe asks for, which is yet to be made; `text` is the key of what
+    it is made on."""
+    options = recipe.slice
+    if options is None:
+        return None
+    size = options.model_dump(include={"width", "sparsity", "round_to"})
+    width = kept_width(dense.dimensions.hidden_size, **size)
+    if options.orientation == "hadamard":
+        with while_doing("slice.orientation"):
+            paley_order(width)
+    about = options.model_dump(exclude={"sparsity", "round_to", "allow_growth"}) | {"width": width}
+    of_text = {key: getattr(recipe.calibrate, key) for key in OF_TEXT}
+    stage = Stage("slice", SLICE_VERSION, {**about, "text": of_text}, (dense.key, text))
+    made = Sliced(dense, width, stage, about)
+    _refuse_growth(made, options, warnings)
+    return made
+
+
+def _refuse_growth(made: Sliced, options: Slice, warnings: list[str]) -> None:
+    before, after = (sum(counts) for counts in zip(*made.weights_by_part().values(), strict=True))
+    if after <= before:
+        return
+    message = (
+        f"{made.dimensions.hidden_size} of {made.base.dimensions.hidden_size} columns make the "
+        f"model larger, {after / 1e6:.1f} M weights instead of {before / 1e6:.1f} M, because the "
+        "head can no longer be the embeddings"
+    )
+    if not options.allow_growth:
+        hint = "keep fewer columns, or set slice.allow_growth: true"
+        raise RecipeError(f"slice: {message}", hint=hint)
+    warnings.append(f"slice: {message}")
+
+
+def rewritten(checkpoint: Checkpoint, compress: Compress | None, warnings: list[str]) -> Checkpoint:
+    """The checkpoint after the exact changes that the recipe wants."""
+    if compress is not None and compress.rotate == "hadamard":
+        checkpoint = Rotated(checkpoint)
+        if not checkpoint.stream:
+            warnings.append(
+                "compress.rotate: the head is tied to the embeddings and cannot take the final "
+                "norm's gains, so that only the values of the heads are rotated"
+            )
+    if compress is not None and compress.pad_width is not None:
+        checkpoint = pad(checkpoint, compress.pad_width)
+        if isinstance(checkpoint, Padded):
+            warnings.append(f"compress.pad_width: {checkpoint.describe()}")
+    return checkpoint

@@ -1,0 +1,51 @@
+"""Which directions of the residual stream are kept, and in which basis."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from edgepack.errors import RecipeError
+from edgepack.hadamard import random_hadamard
+from edgepack.recipe import Orientation
+
+
+def principal_directions(C: Tensor) -> Tensor:
+    """The eigenvectors of C = Σ x xᵀ ``[D, D]`` as columns, the largest eigenvalue first, float64.
+
+    SliceGPT's Q (eq. 8 f.). In float64, because float32 costs perplexity (its table 4). Signs are
+    set so that the largest entry of a column is positive: the same C gives the same Q.
+    """
+    vectors = torch.linalg.eigh(C.double()).eigenvectors.flip(1)
+    largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
+    signed: Tensor = vectors * largest.sign()
+    return signed
+
+
+def oriented(Q: Tensor, width: int, orientation: Orientation, seed: int) -> Tensor:
+    """The first `width` columns of Q ``[D, D]``, turned inside the space that they span, ``[D,
+    width]``. ``pca`` leaves them; ``random`` and ``hadamard`` spread what stands out over all
+    columns, the same model as long as nothing is rounded."""
+    kept = Q[:, :width]
+    if orientation == "random":
+        generator = torch.Generator().manual_seed(seed)
+        normal = torch.randn(width, width, generator=generator, dtype=torch.float64)
+        R, upper = torch.linalg.qr(normal)
+        kept = kept @ (R * upper.diagonal().sign())
+    return kept @ random_hadamard(width, seed) if orientation == "hadamard" else kept
+
+
+def kept_width(hidden: int, *, width: int | None, sparsity: float | None, round_to: int) -> int:
+    """Columns to keep of `hidden`: `width`, or ``1 − sparsity`` of them, to the nearest multiple of
+    `round_to`."""
+    if width is None:
+        wanted = hidden * (1 - (sparsity or 0.0))
+        width = min(hidden, max(round_to, round_to * math.floor(wanted / round_to + 0.5)))
+    if width > hidden:
+        raise RecipeError(
+            f"slice.width: {width} is more than the {hidden} columns that there are",
+            hint=f"{hidden} keeps all of them",
+        )
+    return width
