@@ -22,9 +22,13 @@ Linear = Callable[[str, Tensor], Tensor]
 Calibration passes its own to see every x and y."""
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / √(mean x² + ε) · weight, over the last dimension."""
-    return functional.rms_norm(x, (x.shape[-1],), weight, eps)
+def rms_norm(x: Tensor, weight: Tensor, eps: float, of: int | None = None) -> Tensor:
+    """x / √(Σ x² / of + ε) · weight, over the last dimension; `of` is its width, unless x is what
+    slicing left of a wider one."""
+    width = x.shape[-1]
+    if of is not None and of != width:
+        weight, eps = weight * math.sqrt(of / width), eps * of / width
+    return functional.rms_norm(x, (width,), weight, eps)
 
 
 class Rotary:
@@ -80,7 +84,9 @@ class KeyValueCache:
 
 @dataclass(frozen=True)
 class Block:
-    """One transformer block; `weights` maps roles to float32 tensors."""
+    """One transformer block; `weights` maps roles to float32 tensors. A sliced block has matrices
+    ``attn_shortcut`` and ``ffn_shortcut``, which take its residual stream from one basis to the
+    next (SliceGPT, figure 3)."""
 
     dimensions: Dimensions
     weights: Mapping[str, Tensor]
@@ -100,14 +106,21 @@ class Block:
         self, x: Tensor, linear: Linear | None = None, cache: KeyValueCache | None = None
     ) -> Tensor:
         """x + attention, the first half of the block."""
-        normed = rms_norm(x, self.weights["attn_norm"], self.dimensions.rms_norm_eps)
-        return x + self._attention(normed, linear or self.linear, cache)
+        out = self._attention(self._normed("attn_norm", x), linear or self.linear, cache)
+        return self._shortcut("attn_shortcut", x) + out
 
     def feed(self, x: Tensor, linear: Linear | None = None) -> Tensor:
         """x + feed-forward, the second half."""
-        linear = linear or self.linear
-        h = rms_norm(x, self.weights["ffn_norm"], self.dimensions.rms_norm_eps)
-        return x + linear("ffn_down", functional.silu(linear("ffn_gate", h)) * linear("ffn_up", h))
+        linear, h = linear or self.linear, self._normed("ffn_norm", x)
+        out = linear("ffn_down", functional.silu(linear("ffn_gate", h)) * linear("ffn_up", h))
+        return self._shortcut("ffn_shortcut", x) + out
+
+    def _normed(self, role: str, x: Tensor) -> Tensor:
+        d = self.dimensions
+        return rms_norm(x, self.weights[role], d.rms_norm_eps, d.hidden_size)
+
+    def _shortcut(self, role: str, x: Tensor) -> Tensor:
+        return x @ self.weights[role] if role in self.weights else x
 
     def _heads(self, role: str, x: Tensor, linear: Linear) -> Tensor:
         """A projection split into heads ``[batch, heads, time, head_dim]``, normed if it is."""
@@ -185,8 +198,8 @@ class Decoder:
         architecture = self.checkpoint.architecture
         tied = self.dimensions.tie_word_embeddings
         output = architecture.hf_name("token_embd" if tied else "output")
-        norm = self._load(architecture.hf_name("output_norm"))
-        return Head(norm, self._load(output), self.dimensions.rms_norm_eps)
+        norm, d = self._load(architecture.hf_name("output_norm")), self.dimensions
+        return Head(norm, self._load(output), d.rms_norm_eps, d.hidden_size)
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Logits ``[batch, time, vocab]`` of token ids ``[batch, time]``."""
@@ -203,7 +216,8 @@ class Head:
     norm: Tensor
     output: Tensor
     eps: float
+    of: int | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """Hidden states ``[…, hidden]`` → logits ``[…, vocab]``."""
-        return functional.linear(rms_norm(x, self.norm, self.eps), self.output)
+        return functional.linear(rms_norm(x, self.norm, self.eps, self.of), self.output)

@@ -30,8 +30,8 @@ from edgepack.recipe import FIXED, Recipe
 from edgepack.recover import stage as recovery
 from edgepack.recover import training
 from edgepack.report import render
+from edgepack.slicing import stage as slicing
 from edgepack.slicing.sliced import Sliced
-from edgepack.slicing.stage import slice_globally
 from edgepack.targets import write_gguf
 
 VERSIONS = ("edgepack", "torch", "gguf", "transformers")
@@ -88,7 +88,7 @@ def _slice(made: Plan, tokens: Tokens | None) -> Steps[None]:
         return
     assert isinstance(checkpoint, Sliced)
     with stage.writing() as folder:
-        yield from slice_globally(checkpoint, options, tokens, folder)
+        yield from slicing.run(checkpoint, options, tokens, folder)
 
 
 def calibrate(made: Plan, tokens: Tokens | None) -> Steps[None]:

@@ -130,6 +130,11 @@ def plan(recipe: Recipe, target: str, base: Path) -> Plan:
             f"{section}: a checkpoint is written before anything is compressed",
             hint=f"remove the section `{section}`, or write --target gguf",
         )
+    if target == "gguf" and recipe.slice is not None and recipe.slice.method == "per_block":
+        raise RecipeError(
+            "slice.method: no GGUF architecture has the shortcut matrices of a per_block model",
+            hint="use method: global, or write --target checkpoint",
+        )
     warnings: list[str] = []
     dense = open_checkpoint(recipe.model, base)
     text = text_stage(recipe, dense, warnings)

@@ -48,25 +48,47 @@ class Calibrate(Section):
     seed: int = Field(0, ge=0, description="Seed of self-generated text and sampled labels.")
 
 
+Sparsity = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Schedule(Section):
+    """Sparsity at the first and at the last block, linear in between."""
+
+    attention: tuple[Sparsity, Sparsity] = Field(description="Of what attention reads.")
+    mlp: tuple[Sparsity, Sparsity] = Field(description="Of what the feed-forward part reads.")
+
+
 class Slice(Section):
     """SliceGPT: rotate the residual stream and leave out the directions that matter least."""
 
-    method: Literal["global"] = Field(
+    method: Literal["global", "per_block"] = Field(
         "global",
         description="`global`: one rotation for the whole model; the result is an ordinary "
-        "checkpoint of its family with a smaller hidden size.",
+        "checkpoint of its family with a smaller hidden size. `per_block`: SliceGPT as published, "
+        "a rotation for every half of a block, with shortcut matrices between them; for "
+        "transformers and ONNX.",
     )
     width: int | None = Field(None, ge=32, description="Columns to keep, such as 512.")
-    sparsity: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+    sparsity: Sparsity | None = Field(
         None, description="Or the share of columns to leave out, such as 0.25."
     )
-    round_to: int = Field(
-        256, ge=1, description="`sparsity` goes to the nearest multiple of this; K-quants need 256."
+    schedule: Schedule | None = Field(
+        None, description="For `per_block`, instead of one sparsity: one that changes with depth."
     )
-    covariance: Covariance = Field(
-        "normalized",
+    slice_head: bool = Field(
+        False, description="For `per_block`: narrow the last block's output and the head as well."
+    )
+    round_to: int | None = Field(
+        None,
+        ge=1,
+        description="`sparsity` goes to the nearest multiple of this; default: 256 for `global`, "
+        "as K-quants need, 8 for `per_block`.",
+    )
+    covariance: Covariance | None = Field(
+        None,
         description="What the kept directions explain: `normalized` tokens as the weights see "
-        "them behind the norm, or `raw` ones, which a few enormous tokens decide.",
+        "them behind the norm (default of `global`), or `raw` ones (of `per_block`, as "
+        "published), which a few enormous tokens decide.",
     )
     orientation: Orientation = Field(
         "pca",
@@ -82,8 +104,12 @@ class Slice(Section):
 
     @model_validator(mode="after")
     def _one_width(self) -> Self:
-        if (self.width is None) == (self.sparsity is None):
-            raise ValueError("give either width or sparsity")
+        widths = (self.width, self.sparsity, self.schedule)
+        if sum(value is not None for value in widths) != 1:
+            raise ValueError("give one of width, sparsity and schedule")
+        if self.method == "global" and (self.schedule or self.slice_head):
+            key = "schedule" if self.schedule else "slice_head"
+            raise ValueError(f"{key} is for method: per_block; global has one width")
         return self
 
 

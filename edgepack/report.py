@@ -153,7 +153,8 @@ def _head(manifest: Manifest) -> list[str]:
         lines.append(f"- revision: `{model['revision']}`")
     lines += [f"- sha256 of {file}: `{sha}`" for file, sha in model.get("files", {}).items()]
     if narrow:
-        width = model["slice"]["width"]
+        widths = model["slice"]["widths"]
+        width = f"{widths[0]}" + (f" to {widths[-1]}" if len(widths) > 1 else "")
         lines.append(f"- slice: {narrow['method']}, width {width}, {narrow['orientation']} basis")
     lines.append(f"- compress: {_compression(compress)}")
     if "calibrate" in manifest["stages"]:

@@ -15,8 +15,8 @@ from edgepack.hadamard import paley_order
 from edgepack.invariances.padding import Padded, pad
 from edgepack.invariances.rotation import Rotated
 from edgepack.recipe import Compress, Recipe, Slice
-from edgepack.slicing.basis import kept_width
 from edgepack.slicing.sliced import Sliced
+from edgepack.slicing.widths import kept_widths
 
 TEXT_VERSION = 1
 SLICE_VERSION = 1
@@ -49,15 +49,21 @@ def sliced(recipe: Recipe, dense: Checkpoint, text: str, warnings: list[str]) ->
     options = recipe.slice
     if options is None:
         return None
-    size = options.model_dump(include={"width", "sparsity", "round_to"})
-    width = kept_width(dense.dimensions.hidden_size, **size)
+    d = dense.dimensions
+    widths = kept_widths(d.hidden_size, d.num_hidden_layers, options)
     if options.orientation == "hadamard":
         with while_doing("slice.orientation"):
-            paley_order(width)
-    about = options.model_dump(exclude={"sparsity", "round_to", "allow_growth"}) | {"width": width}
+            for width in set(widths):
+                paley_order(width)
+    used = {"method", "covariance", "orientation", "seed", "slice_head"}
+    about = {**options.model_dump(include=used), "widths": sorted(set(widths[:-1]))}
     of_text = {key: getattr(recipe.calibrate, key) for key in OF_TEXT}
-    stage = Stage("slice", SLICE_VERSION, {**about, "text": of_text}, (dense.key, text))
-    made = Sliced(dense, width, stage, about)
+    described = {**about, "widths": list(widths), "text": of_text}
+    stage = Stage("slice", SLICE_VERSION, described, (dense.key, text))
+    if options.method == "global":
+        made = Sliced.globally(dense, widths[0], stage, about)
+    else:
+        made = Sliced.per_block(dense, widths, stage, about)
     _refuse_growth(made, options, warnings)
     return made
 
@@ -66,10 +72,14 @@ def _refuse_growth(made: Sliced, options: Slice, warnings: list[str]) -> None:
     before, after = (sum(counts) for counts in zip(*made.weights_by_part().values(), strict=True))
     if after <= before:
         return
+    reasons = {
+        "the head can no longer be the embeddings": made.base.dimensions.tie_word_embeddings,
+        "every half of a block has a shortcut matrix": options.method == "per_block",
+    }
+    why = " and ".join(reason for reason, holds in reasons.items() if holds)
     message = (
-        f"{made.dimensions.hidden_size} of {made.base.dimensions.hidden_size} columns make the "
-        f"model larger, {after / 1e6:.1f} M weights instead of {before / 1e6:.1f} M, because the "
-        "head can no longer be the embeddings"
+        f"the model would grow to {after / 1e6:.1f} M weights from {before / 1e6:.1f} M, "
+        f"because {why}"
     )
     if not options.allow_growth:
         hint = "keep fewer columns, or set slice.allow_growth: true"

@@ -19,19 +19,21 @@ from edgepack.cache import load_tensors
 from edgepack.checkpoint import open_checkpoint
 from edgepack.checkpoint._rewritten import Rewritten
 from edgepack.decoder import Decoder
-from edgepack.slicing.basis import kept_width, oriented, principal_directions
+from edgepack.recipe import Slice
+from edgepack.slicing.basis import oriented, principal_directions
+from edgepack.slicing.widths import kept_width
 
 FAMILIES = plugins.names("architectures")
 HIDDEN, NARROW = 64, 32
 IDS = torch.arange(3, 67).view(2, 32)
 
 
-def recipe(folder: Path, width: int, **options) -> Path:
+def recipe(folder: Path, width: int | None = None, **options) -> Path:
     """A recipe that slices the model in `folder`."""
     (folder / "text.txt").write_text("\n".join(TEXT * 30))
     given = {
         "model": "model",
-        "slice": {"width": width, "allow_growth": True, **options},
+        "slice": {"allow_growth": True, **options} | ({"width": width} if width else {}),
         "calibrate": {"source": "text.txt", "tokens": 512, "sequence_length": 64},
         "export": {"measure": {"tokens": 0}},
     }
@@ -165,7 +167,8 @@ def test_the_directions_are_those_of_most_energy():
     [(0.25, 256, 768), (0.25, 8, 672), (0.9, 256, 256), (0, 8, 896)],
 )
 def test_sparsity_goes_to_whole_blocks(sparsity, round_to, width):
-    assert kept_width(896, width=None, sparsity=sparsity, round_to=round_to) == width
+    options = Slice(sparsity=sparsity, round_to=round_to)
+    assert kept_width(896, options) == width
 
 
 def test_a_model_that_would_grow_is_refused(tmp_path, monkeypatch):
@@ -173,7 +176,7 @@ def test_a_model_that_would_grow_is_refused(tmp_path, monkeypatch):
     path = recipe(tmp_path, 56, allow_growth=False)
     monkeypatch.chdir(tmp_path)
     message = says("plan", path)
-    assert "make the model larger" in message
+    assert "the model would grow to" in message
     assert "the head can no longer be the embeddings" in message
     assert "allow_growth" in message
     assert "sliced as f16" in run("plan", recipe(tmp_path, NARROW)).stdout
@@ -183,7 +186,7 @@ def test_a_model_that_would_grow_is_refused(tmp_path, monkeypatch):
     ("options", "said"),
     [
         ({"width": 4096}, "slice.width: 4096 is more than the 64 columns"),
-        ({"width": 40, "sparsity": 0.25}, "either width or sparsity"),
+        ({"width": 40, "sparsity": 0.25}, "one of width, sparsity and schedule"),
         ({"width": 40, "orientation": "hadamard"}, ""),
         ({"width": 44, "orientation": "hadamard"}, ""),
         ({"width": 46, "orientation": "hadamard"}, "no Hadamard matrix of 46 columns"),

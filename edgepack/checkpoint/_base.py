@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -33,6 +34,16 @@ class Dimensions:
     rope_scaling: Mapping[str, Any] | None
     sliding_window: int | None
     tie_word_embeddings: bool
+
+
+@dataclass(frozen=True)
+class OwnCode:
+    """A modelling file for transformers (its classes are called `prefix` + the family's), and the
+    entries of config.json that it reads."""
+
+    file: Path
+    prefix: str
+    config: Mapping[str, Any]
 
 
 class Checkpoint(ABC):
@@ -90,6 +101,10 @@ class Checkpoint(ABC):
     def generation_config(self) -> Mapping[str, Any]:
         """How its makers sample from it (generation_config.json), empty where that is not known."""
         return {}
+
+    def own_code(self) -> OwnCode | None:
+        """What transformers needs to load it, where it is no model of transformers'."""
+        return None
 
     def extra_tensors(self) -> Mapping[str, Tensor]:
         """Float32 tensors, by GGUF name, that a GGUF needs beside the weights: the frequency

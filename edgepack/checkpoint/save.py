@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,10 @@ DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 
 def save(
-    checkpoint: Checkpoint, load: Callable[[str], Tensor], folder: Path, stage: str
+    checkpoint: Checkpoint,
+    load: Callable[[str], Tensor],
+    folder: Path,
+    stage: str,
 ) -> Steps[None]:
     """Write `checkpoint` into `folder`, the weights being what `load` gives for their names.
 
@@ -44,11 +48,18 @@ def save(
                 save_file(tensors, temporary, metadata={"format": "pt"})
         weight_map |= {spec.name: path.name for spec in specs}
         total += sum(map(_nbytes, specs))
-    _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
     _write_json(folder / "config.json", config(checkpoint))
+    if own := checkpoint.own_code():
+        shutil.copyfile(own.file, folder / own.file.name)
     if generation := checkpoint.generation_config():
         _write_json(folder / "generation_config.json", dict(generation))
     checkpoint.tokenizer.save_pretrained(folder)
+    _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether `save` came to its end."""
+    return (folder / INDEX).exists()
 
 
 def _shards(checkpoint: Checkpoint) -> list[list[WeightSpec]]:
@@ -82,17 +93,24 @@ def dtype_of(spec: WeightSpec) -> torch.dtype:
 def config(checkpoint: Checkpoint) -> dict[str, Any]:
     """config.json of a checkpoint, as transformers 4 and 5 read it."""
     d, family, tokenizer = checkpoint.dimensions, _family(checkpoint), checkpoint.tokenizer
+    own, classes = checkpoint.own_code(), family.class_name
+    more: dict[str, Any] = {}
+    if own is not None:
+        classes = own.prefix + classes
+        auto_map = {"AutoModelForCausalLM": f"{own.file.stem}.{classes}"}
+        more = {"auto_map": auto_map, **own.config}
     largest = max(checkpoint.specs.values(), key=lambda spec: spec.numel)
-    own = {key: value for key, value in vars(d).items() if key != "sliding_window"}
+    sizes = {key: value for key, value in vars(d).items() if key != "sliding_window"}
     return {
-        "architectures": [family.class_name],
+        "architectures": [classes],
         "model_type": family.name,
         "hidden_act": "silu",
         "dtype": str(dtype_of(largest)).removeprefix("torch."),
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
-        **own,
+        **sizes,
+        **more,
         **_window(checkpoint, family),
     }
 

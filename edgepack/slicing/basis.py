@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from edgepack.errors import RecipeError
 from edgepack.hadamard import random_hadamard
 from edgepack.recipe import Orientation
 
@@ -35,17 +32,3 @@ def oriented(Q: Tensor, width: int, orientation: Orientation, seed: int) -> Tens
         R, upper = torch.linalg.qr(normal)
         kept = kept @ (R * upper.diagonal().sign())
     return kept @ random_hadamard(width, seed) if orientation == "hadamard" else kept
-
-
-def kept_width(hidden: int, *, width: int | None, sparsity: float | None, round_to: int) -> int:
-    """Columns to keep of `hidden`: `width`, or ``1 − sparsity`` of them, to the nearest multiple of
-    `round_to`."""
-    if width is None:
-        wanted = hidden * (1 - (sparsity or 0.0))
-        width = min(hidden, max(round_to, round_to * math.floor(wanted / round_to + 0.5)))
-    if width > hidden:
-        raise RecipeError(
-            f"slice.width: {width} is more than the {hidden} columns that there are",
-            hint=f"{hidden} keeps all of them",
-        )
-    return width

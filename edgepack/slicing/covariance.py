@@ -45,24 +45,23 @@ def residual_covariance(
         block = decoder.block(i)
 
         def through(x: Tensor, i: int = i) -> Tensor:
-            _add(C, x, kind)
-            h = block.attend(x)  # noqa: B023
-            _add(C, h, kind)
-            return block.feed(h)  # noqa: B023
+            h = block.attend(add(C, x, kind))  # noqa: B023
+            return block.feed(add(C, h, kind))  # noqa: B023
 
         states[i + 1].write(through(states[i].read(batch.rows)) for batch in batches)
         save_tensors(sums[i + 1], {"C": C}, {})
         states[i].path.unlink(missing_ok=True)
         sums[i].unlink(missing_ok=True)
     for batch in batches:
-        _add(C, states[blocks].read(batch.rows), kind)
+        add(C, states[blocks].read(batch.rows), kind)
     return C
 
 
-def _add(C: Tensor, x: Tensor, kind: Covariance) -> None:
-    """C += Σ x xᵀ over tokens ``[…, hidden]``."""
+def add(C: Tensor, x: Tensor, kind: Covariance) -> Tensor:
+    """C += Σ x xᵀ over tokens ``[…, hidden]``, in float64; returns x."""
     for part in torch.split(x.flatten(0, -2), _ROWS):
         rows = part.double()
         if kind == "normalized":
             rows = rms_norm(rows, torch.ones(rows.shape[-1], dtype=rows.dtype), 1e-12)
         C.addmm_(rows.T, rows)
+    return x

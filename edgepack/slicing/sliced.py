@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
@@ -12,37 +13,76 @@ from torch import Tensor
 
 from edgepack.architectures._base import OUTSIDE, Architecture
 from edgepack.cache import Stage
-from edgepack.checkpoint import Checkpoint
+from edgepack.checkpoint import Checkpoint, Dimensions
+from edgepack.checkpoint._base import OwnCode
 from edgepack.checkpoint._layout import SHAPES, sizes
 from edgepack.checkpoint._rewritten import Rewritten
 from edgepack.checkpoint.save import shard_of
+from edgepack.slicing.widths import SHORTCUTS, place
 from edgepack.weights import WeightSpec
 
-PARTS = {"token_embd": "embeddings", "output": "head"}
+MODELING = Path(__file__).with_name("modeling_sliced.py")
+SHORTCUT_NAMES = {"attn_shortcut": "attn_shortcut_Q", "ffn_shortcut": "mlp_shortcut_Q"}
+"""Role → name inside a block, as SliceGPT's own code has them."""
+SHORTCUT_BEHIND = {"attn_output": "attn_shortcut", "ffn_down": "ffn_shortcut"}
+"""What writes the stream → the shortcut beside it."""
+PARTS = {"token_embd": "embeddings", "output": "head", **dict.fromkeys(SHORTCUTS, "shortcuts")}
 """Role → part of the model; all else is the body."""
 
 
 class Sliced(Rewritten):
-    """`base` with a hidden width of `width`, its weights in the folder of `stage` once that is
+    """A model with a narrower residual stream, its weights in the folder of `stage` once that is
     done. Its head is a matrix of its own, since it takes the final norm's gains."""
 
-    def __init__(
-        self, base: Checkpoint, width: int, stage: Stage, about: Mapping[str, Any]
-    ) -> None:
-        self.stage = stage
+    stage: Stage
+    code: OwnCode | None = None
+
+    @staticmethod
+    def globally(base: Checkpoint, width: int, stage: Stage, about: Mapping[str, Any]) -> Sliced:
+        """`base` with a hidden size of `width`: a model of its family."""
         dimensions = replace(base.dimensions, hidden_size=width, tie_word_embeddings=False)
-        words = sizes(dimensions)
+        specs = {spec.name: _narrow(spec, dimensions, width) for spec in _untied(base)}
+        return Sliced._of(base, dimensions, specs, stage, about, _runnable(base.architecture))
 
-        def narrow(spec: WeightSpec) -> WeightSpec:
-            return replace(spec, shape=tuple(words[word] for word in SHAPES[spec.role]))
+    @staticmethod
+    def per_block(
+        base: Checkpoint, widths: tuple[int, ...], stage: Stage, about: Mapping[str, Any]
+    ) -> Sliced:
+        """`base` with `widths[k]` columns at place k, and shortcut matrices between the places; its
+        hidden size stays what norms divide by."""
+        dimensions = replace(base.dimensions, tie_word_embeddings=False)
+        family, blocks = base.architecture, dimensions.num_hidden_layers
+        architecture = replace(family, block={**family.block, **SHORTCUT_NAMES})
+        specs = {}
+        for spec in _untied(base):
+            where = place(spec.role, spec.block, blocks)
+            width = dimensions.hidden_size if where is None else widths[where]
+            specs[spec.name] = _narrow(spec, dimensions, width)
+            if spec.role in SHORTCUT_BEHIND:
+                assert spec.block is not None
+                role = SHORTCUT_BEHIND[spec.role]
+                name = architecture.hf_name(role, spec.block)
+                shape = tuple(widths[2 * spec.block + offset] for offset in SHORTCUTS[role])
+                specs[name] = replace(spec, name=name, role=role, shape=shape)
+        made = Sliced._of(base, dimensions, specs, stage, about, architecture)
+        made.code = OwnCode(MODELING, "Sliced", {"sliced_widths": list(widths)})
+        return made
 
-        specs = {name: narrow(spec) for name, spec in base.specs.items()}
-        if OUTSIDE["output"] not in specs:
-            tied = base.specs[OUTSIDE["token_embd"]]
-            head = replace(tied, name=OUTSIDE["output"], role="output")
-            specs[head.name] = narrow(head)
-        super().__init__(base, dimensions, specs, {"slice": dict(about), "stage": stage.key})
-        self.architecture = _runnable(base.architecture)
+    def own_code(self) -> OwnCode | None:  # noqa: D102
+        return self.code
+
+    @staticmethod
+    def _of(
+        base: Checkpoint,
+        dimensions: Dimensions,
+        specs: Mapping[str, WeightSpec],
+        stage: Stage,
+        about: Mapping[str, Any],
+        architecture: Architecture,
+    ) -> Sliced:
+        made = Sliced(base, dimensions, specs, {"slice": dict(about), "stage": stage.key})
+        made.stage, made.architecture = stage, architecture
+        return made
 
     @property
     def counted(self) -> Checkpoint:  # noqa: D102
@@ -60,13 +100,25 @@ class Sliced(Rewritten):
     def weights_by_part(self) -> dict[str, tuple[int, int]]:
         """Number of weights before and after, by part of the model."""
         found: dict[str, tuple[int, int]] = {}
-        for place, checkpoint in enumerate((self.base, self)):
+        for side, checkpoint in enumerate((self.base, self)):
             for spec in checkpoint.specs.values():
                 part = PARTS.get(spec.role, "body")
                 counts = list(found.get(part, (0, 0)))
-                counts[place] += spec.numel
+                counts[side] += spec.numel
                 found[part] = counts[0], counts[1]
         return found
+
+
+def _untied(base: Checkpoint) -> list[WeightSpec]:
+    """All weights, a head of its own among them."""
+    head, tied = OUTSIDE["output"], base.specs[OUTSIDE["token_embd"]]
+    more = [] if head in base.specs else [replace(tied, name=head, role="output")]
+    return [*base.specs.values(), *more]
+
+
+def _narrow(spec: WeightSpec, dimensions: Dimensions, width: int) -> WeightSpec:
+    words = sizes(dimensions) | {"hidden": width}
+    return replace(spec, shape=tuple(words[word] for word in SHAPES[spec.role]))
 
 
 def _runnable(architecture: Architecture) -> Architecture:

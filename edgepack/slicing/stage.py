@@ -10,30 +10,52 @@ from torch import Tensor
 from edgepack.architectures._base import READ_BEHIND
 from edgepack.cache import load_tensors, save_tensors
 from edgepack.calibration.text import Tokens
-from edgepack.checkpoint.save import save
+from edgepack.checkpoint.save import is_saved, save
 from edgepack.decoder import Decoder
 from edgepack.progress import Steps
 from edgepack.recipe import Slice
 from edgepack.slicing.basis import oriented, principal_directions
 from edgepack.slicing.covariance import residual_covariance
-from edgepack.slicing.globally import narrowed
+from edgepack.slicing.per_block import find_bases, weight
 from edgepack.slicing.sliced import Sliced
+from edgepack.slicing.weights import narrowed
+from edgepack.slicing.widths import kept_widths
 
 BASIS = "basis.safetensors"
-"""Q ``[D, d]``, and the eigenvalues' share that it keeps."""
+"""Q ``[D, d]`` of the one rotation."""
 
 
-def slice_globally(sliced: Sliced, options: Slice, tokens: Tokens, folder: Path) -> Steps[None]:
-    """Write the weights of `sliced` into `folder`, a Hugging Face folder."""
+def run(sliced: Sliced, options: Slice, tokens: Tokens, folder: Path) -> Steps[None]:
+    """Write `sliced` into `folder`, a Hugging Face folder."""
+    if not is_saved(folder):
+        stage = _globally if options.method == "global" else _per_block
+        yield from stage(sliced, options, tokens, folder)
+    for pattern in ("x-*", "covariance-*", "basis-*"):  # what only a run that goes on needs
+        for path in folder.glob(pattern):
+            path.unlink()
+
+
+def _per_block(sliced: Sliced, options: Slice, tokens: Tokens, folder: Path) -> Steps[None]:
+    dense, d = sliced.base, sliced.base.dimensions
+    widths = kept_widths(d.hidden_size, d.num_hidden_layers, options)
+    yield from find_bases(dense, widths, options, tokens, folder)
+
+    def load(name: str) -> Tensor:
+        spec = sliced.specs[name]
+        return weight(dense, folder, name, spec.role, spec.block)
+
+    yield from save(sliced, load, folder, "slice")
+
+
+def _globally(sliced: Sliced, options: Slice, tokens: Tokens, folder: Path) -> Steps[None]:
     dense = sliced.base
     if not (folder / BASIS).exists():
-        C = yield from residual_covariance(Decoder(dense), tokens, folder, options.covariance)
+        kind = options.covariance or "normalized"
+        C = yield from residual_covariance(Decoder(dense), tokens, folder, kind)
         directions = principal_directions(C)
         width = sliced.dimensions.hidden_size
         Q = oriented(directions, width, options.orientation, options.seed)
         save_tensors(folder / BASIS, {"Q": Q.contiguous()}, {})
-    for left in (*folder.glob("x-*"), *folder.glob("covariance-*")):
-        left.unlink()
     Q = load_tensors(folder / BASIS)[0]["Q"]
 
     @cache

@@ -1,0 +1,102 @@
+"""SliceGPT as published: a rotation at every place where the residual stream is read.
+
+Ashkboos et al., arXiv 2401.15024, algorithm 1. Between two places the residual stream goes through
+a shortcut matrix QᵀQ′; each basis is that of the signals which the part of the model sliced so far
+really produces, so that later bases know of earlier errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from edgepack.architectures._base import READ_BEHIND
+from edgepack.cache import load_tensors, save_tensors
+from edgepack.calibration.sweep import Activations, Batch, micro_batches
+from edgepack.calibration.text import Tokens
+from edgepack.checkpoint import Checkpoint
+from edgepack.decoder import Block, Decoder
+from edgepack.progress import Progress, Steps
+from edgepack.recipe import Slice
+from edgepack.slicing.basis import oriented, principal_directions
+from edgepack.slicing.covariance import add
+from edgepack.slicing.weights import rotated
+from edgepack.slicing.widths import READ_AT, SHORTCUTS, place
+
+
+def find_bases(
+    dense: Checkpoint, widths: tuple[int, ...], options: Slice, tokens: Tokens, folder: Path
+) -> Steps[None]:
+    """Write Q ``[hidden, widths[k]]`` of every place k into `folder`; one half of a block is in
+    memory, with the moments of its output. A killed run goes on at its place."""
+    batches = [batch for batch in micro_batches(tokens) if not batch.held_out]
+    hidden = dense.dimensions.hidden_size
+    signals = [
+        Activations(folder / f"x-{k}", (*tokens.train.shape, hidden)) for k in range(len(widths))
+    ]
+    for k, width in enumerate(widths):
+        if _file(folder, k).exists():
+            continue
+        yield Progress("slice", k, 2 * len(widths), f"directions at place {k} of {len(widths)}")
+        C = torch.zeros(hidden, hidden, dtype=torch.float64)
+        if k:
+            parts = _half(dense, k - 1, basis(folder, k - 1), signals[k - 1], batches)
+        else:
+            embedding = Decoder(dense).embedding()
+            parts = (embedding[tokens.train[batch.rows]] for batch in batches)
+        signals[k].write(add(C, part, options.covariance or "raw") for part in parts)
+        Q = oriented(principal_directions(C), width, options.orientation, options.seed + k)
+        save_tensors(_file(folder, k), {"Q": Q.contiguous()}, {})
+        if k:
+            signals[k - 1].path.unlink(missing_ok=True)
+
+
+def basis(folder: Path, k: int) -> Tensor:
+    """Q of a place, float64."""
+    return load_tensors(_file(folder, k))[0]["Q"]
+
+
+def _file(folder: Path, k: int) -> Path:
+    return folder / f"basis-{k:05d}"
+
+
+def _half(
+    dense: Checkpoint, k: int, Q: Tensor, x: Activations, batches: list[Batch]
+) -> Iterator[Tensor]:
+    """What half a block makes of the signals at place k in the basis Q, in all columns again."""
+    index, half = divmod(k, 2)
+    block = Decoder(dense).block(index)
+    roles = [role for role in block.weights if READ_AT.get(role.partition(".")[0]) == half]
+    read = {role: _read(block, role, Q) for role in roles}
+    shortcut = next(role for role, ends in SHORTCUTS.items() if ends[0] == half)
+    block = replace(block, weights={**block.weights, **read, shortcut: Q.T.float()})
+    through = (block.attend, block.feed)[half]
+    for batch in batches:
+        yield through(x.read(batch.rows) @ Q.float())
+
+
+def _read(block: Block, role: str, Q: Tensor) -> Tensor:
+    """What reads the stream, in the basis Q."""
+    norm = READ_BEHIND.get(role)
+    return rotated(block.weights[role], role, Q, block.weights[norm] if norm else None)
+
+
+def weight(dense: Checkpoint, folder: Path, name: str, role: str, index: int | None) -> Tensor:
+    """A weight of the sliced model, float32, from the dense one's and the bases in `folder`."""
+    at = partial(basis, folder)
+    if role in SHORTCUTS:
+        assert index is not None
+        start, end = (at(2 * index + offset) for offset in SHORTCUTS[role])
+        return (start.T @ end).float()
+    where = place(role, index, dense.dimensions.num_hidden_layers)
+    if where is None:
+        return dense.tensor(name)
+    source = name if name in dense.specs else dense.architecture.hf_name("token_embd")
+    norm = READ_BEHIND.get(role)
+    gain = dense.tensor(dense.architecture.hf_name(norm, index)) if norm else None
+    return rotated(dense.tensor(source), role, at(where), gain)
