@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -207,6 +208,12 @@ class Decoder:
         for index in range(self.dimensions.num_hidden_layers):
             x = self.block(index)(x)
         return self.head()(x)
+
+
+def fits_in_memory(decoder: Decoder) -> bool:
+    """Whether the whole model may stay in memory as float32."""
+    size = 4 * sum(spec.numel for spec in decoder.checkpoint.specs.values())
+    return size < psutil.virtual_memory().total // 4
 
 
 @dataclass(frozen=True)

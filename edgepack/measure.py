@@ -31,8 +31,10 @@ from edgepack.evaluate.divergence import chunk, divergence
 from edgepack.export.gguf import write_model, write_plain
 from edgepack.planning import Plan
 from edgepack.progress import Progress, Steps
+from edgepack.runtimes._base import Scorer
 from edgepack.runtimes.ggml import requires_imatrix, stock_quantize
 from edgepack.runtimes.llama_cpp import LlamaCpp
+from edgepack.runtimes.torch_decoder import TorchDecoder
 
 HELD_OUT = "held-out calibration text"
 
@@ -74,7 +76,7 @@ class Text:
     name: str
     content: str | Tensor
 
-    def chunks(self, runtime: LlamaCpp, context: int, tokens: int) -> NDArray[np.int64]:
+    def chunks(self, runtime: Scorer, context: int, tokens: int) -> NDArray[np.int64]:
         """About so many `tokens` of it, ``[n, context]``."""
         limit = -(-tokens // context)
         if isinstance(self.content, str):
@@ -87,27 +89,28 @@ def measure(
 ) -> Steps[dict[str, Any]]:
     """What the manifest says under ``measured``: metrics by candidate, or why there are none.
 
-    `folder` has the files to measure, `weights` is the decompose stage they come from; without one,
-    the model is measured as f16.
+    `folder` has the files to measure, `weights` is the decompose stage they come from; without one
+    it holds a checkpoint, measured with our own forward pass.
     """
     options = made.recipe.export.measure
     if not options.tokens:
         return {"skipped": "export.measure.tokens is 0"}
-    if find_spec("llama_cpp") is None:
+    if weights is not None and find_spec("llama_cpp") is None:
         return {"skipped": "llama-cpp-python is not installed (pip install 'edgepack[llama]')"}
     if tokens is None and options.text is None:
         return {"skipped": "nothing was calibrated and export.measure.text is not set"}
+    if weights is None:
+        dense, own = (TorchDecoder(d, options.context) for d in (made.dense, made.decoder))
+        size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        return (yield from _compare(made, tokens, dense, {"edgepack": own}, {"edgepack": size}))
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".edgepack-") as temporary:
         yield Progress("measure", 0, 1, "writing the original as f16")
         reference = Path(temporary) / "original.gguf"
         write_plain(reference, made.checkpoint.original)
         factors = folder / "factors.gguf"  # there is no manifest yet
         ours = Model("edgepack", folder / "base.gguf", factors if factors.exists() else None)
-        if weights is None:
-            ours = Model("edgepack (as f16)", Path(temporary) / "ours.gguf")
-            write_plain(ours.base, made.checkpoint)
         models = [ours]
-        if options.stock and made.recipe.compress is not None and weights is not None:
+        if options.stock and made.recipe.compress is not None:
             for number, (name, formats) in enumerate(peers(made).items()):
                 yield Progress("measure", 0, 1, name)
                 path = Path(temporary) / f"stock-{number}.gguf"
@@ -120,6 +123,21 @@ def compare_files(
     made: Plan, tokens: Tokens | None, reference: Path, models: Sequence[Model]
 ) -> Steps[dict[str, Any]]:
     """Metrics of models against the reference, on what the recipe says."""
+    context = made.recipe.export.measure.context
+    with ExitStack() as stack:
+        original = stack.enter_context(LlamaCpp(reference, context=context))
+        opened = {m.name: stack.enter_context(m.open(context)) for m in models}
+        sizes = {m.name: m.bytes for m in models}
+        return (yield from _compare(made, tokens, original, opened, sizes))
+
+
+def _compare(
+    made: Plan,
+    tokens: Tokens | None,
+    reference: Scorer,
+    models: Mapping[str, Scorer],
+    sizes: Mapping[str, int],
+) -> Steps[dict[str, Any]]:
     options, context = made.recipe.export.measure, made.recipe.export.measure.context
     if options.text is not None:
         path = source_path(options.text, made.base, "export.measure.text")
@@ -127,20 +145,17 @@ def compare_files(
     else:
         assert tokens is not None
         text = Text(HELD_OUT, tokens.held_out)
-    with ExitStack() as stack:
-        original = stack.enter_context(LlamaCpp(reference, context=context))
-        opened = {m.name: stack.enter_context(m.open(context)) for m in models}
-        chunks = text.chunks(original, context, options.tokens)
-        found = yield from divergence(original, opened, chunks)
+    chunks = text.chunks(reference, context, options.tokens)
+    found = yield from divergence(reference, models, chunks)
     return {
         "text": text.name,
         "tokens": int(chunks.size),
         "context": context,
-        "results": {m.name: {"bytes": m.bytes, **found[m.name].as_dict()} for m in models},
+        "results": {name: {"bytes": sizes[name], **found[name].as_dict()} for name in models},
     }
 
 
-def _held_out(tokens: Tensor, runtime: LlamaCpp, context: int, limit: int) -> NDArray[np.int64]:
+def _held_out(tokens: Tensor, runtime: Scorer, context: int, limit: int) -> NDArray[np.int64]:
     """The held-out calibration tokens, cut as `chunk` cuts a text."""
     flat = tokens.flatten().numpy()
     context = min(context, len(flat))

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from edgepack.calibration import self_text
 from edgepack.calibration.sweep import LABELS_AT_ONCE, TOKENS_AT_ONCE
 from edgepack.calibration.text import counts
+from edgepack.decoder import fits_in_memory
 from edgepack.decompose._side_by_side import AT_ONCE
 from edgepack.planning import Plan
 from edgepack.recover.stage import IN_MEMORY
@@ -51,7 +52,7 @@ def _write_text(plan: Plan) -> int:
     batch = len(self_text.batches(decoder, sum(counts(options, d)), options.sequence_length)[0])
     cache = 2 * d.num_hidden_layers * d.num_key_value_heads * d.head_dim * options.sequence_length
     blocks = [sum(s.numel for s in specs) for specs in _blocks(plan).values()]
-    weights = sum(blocks) if self_text.fits_in_memory(decoder) else max(blocks)
+    weights = sum(blocks) if fits_in_memory(decoder) else max(blocks)
     return _outside(plan) + _FLOAT * (weights + batch * (cache + 5 * d.vocab_size))
 
 

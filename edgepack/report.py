@@ -112,7 +112,7 @@ def render(manifest: Manifest) -> str:
     sections = {
         "Slice": markdown(sliced(manifest["slice"])) if manifest["slice"] else [],
         "Size": _sizes(manifest) if weights else [],
-        "Measured through llama.cpp": _measured(manifest),
+        "Measured": _measured(manifest),
         "Fallbacks and warnings": _remarks(manifest),
         "Error of the layers": [ERRORS, "", *markdown(errors_by_role(weights))] if weights else [],
         "Run it": _run(manifest),
@@ -228,9 +228,10 @@ def _measured(manifest: Manifest) -> list[str]:
     measured = manifest["measured"]
     if "skipped" in measured:
         return [f"Not measured: {measured['skipped']}."]
+    by = "llama.cpp" if manifest["target"] == "gguf" else "our own forward pass in float32"
     return [
         f"{measured['tokens']} tokens of {measured['text']} in chunks of {measured['context']}, "
-        "the second half of each scored.",
+        f"the second half of each scored, through {by}.",
         "KL is that from the original's predictions in nats per token, ± the standard error.",
         "",
         *markdown(measurements(measured)),

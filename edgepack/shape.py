@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgepack.cache import Stage
-from edgepack.calibration import self_text
 from edgepack.calibration.text import source_path
 from edgepack.checkpoint import Checkpoint
 from edgepack.checkpoint.digests import sha256
-from edgepack.decoder import Decoder
+from edgepack.decoder import Decoder, fits_in_memory
 from edgepack.errors import RecipeError, while_doing
 from edgepack.hadamard import paley_order
 from edgepack.invariances.padding import Padded, pad
@@ -29,7 +28,7 @@ def text_stage(recipe: Recipe, dense: Checkpoint, warnings: list[str]) -> Stage 
     """Where the model's own text is kept; None for text from a file, which needs no keeping."""
     if recipe.calibrate.source != "self":
         return None
-    if not self_text.fits_in_memory(Decoder(dense)):
+    if not fits_in_memory(Decoder(dense)):
         warnings.append(
             "calibrate.source: self re-reads this model from disk at every token, because it "
             "does not fit in memory; a text file is much faster"

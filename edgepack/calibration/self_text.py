@@ -14,12 +14,11 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import psutil
 import torch
 from torch import Tensor
 
 from edgepack.calibration.sampling import sample
-from edgepack.decoder import Block, Decoder, KeyValueCache
+from edgepack.decoder import Block, Decoder, KeyValueCache, fits_in_memory
 from edgepack.progress import Progress, Steps
 
 if TYPE_CHECKING:
@@ -68,12 +67,6 @@ def batches(decoder: Decoder, count: int, length: int) -> list[range]:
     per_token = 2 * 4 * d.num_hidden_layers * d.num_key_value_heads * d.head_dim
     size = max(1, min(count, _CACHE_BYTES // (per_token * length)))
     return [range(at, min(at + size, count)) for at in range(0, count, size)]
-
-
-def fits_in_memory(decoder: Decoder) -> bool:
-    """Whether the whole model may stay in memory as float32 while it writes."""
-    size = 4 * sum(spec.numel for spec in decoder.checkpoint.specs.values())
-    return size < psutil.virtual_memory().total // 4
 
 
 def write(decoder: Decoder, sequences: range, total: int, length: int, seed: int) -> Steps[Tensor]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgepack.errors import EdgepackError
 from edgepack.progress import Progress, Steps
-from edgepack.runtimes._base import Runtime
+from edgepack.runtimes._base import Scorer
 
 _ROWS = 32  # positions per float64 block: 40 MB at a vocabulary of 150 000
 
@@ -127,7 +127,7 @@ def compare(
     return Positions(*(torch.cat(column).numpy() for column in columns))
 
 
-def chunk(runtime: Runtime, text: str, context: int, limit: int | None = None) -> NDArray[np.int64]:
+def chunk(runtime: Scorer, text: str, context: int, limit: int | None = None) -> NDArray[np.int64]:
     """A text as tokens ``[n, context]``, the incomplete end left out, at most `limit` chunks.
 
     As llama-perplexity cuts it: the whole text tokenized at once, then the first token of every
@@ -146,7 +146,7 @@ def chunk(runtime: Runtime, text: str, context: int, limit: int | None = None) -
 
 
 def divergence(
-    reference: Runtime, candidates: Mapping[str, Runtime], chunks: NDArray[np.integer]
+    reference: Scorer, candidates: Mapping[str, Scorer], chunks: NDArray[np.integer]
 ) -> Steps[dict[str, Divergence]]:
     """Every candidate against the reference, chunk by chunk, so that no logits are kept.
 
@@ -157,7 +157,7 @@ def divergence(
     found: dict[str, list[Positions]] = {name: [] for name in candidates}
     first = chunks.shape[1] // 2
     for done, row in enumerate(chunks):
-        yield Progress("measure", done, len(chunks), "llama.cpp on the written files")
+        yield Progress("measure", done, len(chunks), "predictions beside the original's")
         tokens, targets = row[:-1].tolist(), row[first + 1 :]
         expected = reference.logits(tokens, first)
         for name, candidate in candidates.items():
@@ -166,13 +166,13 @@ def divergence(
 
 
 def perplexity(
-    models: Mapping[str, Runtime], chunks: NDArray[np.integer]
+    models: Mapping[str, Scorer], chunks: NDArray[np.integer]
 ) -> Steps[dict[str, Perplexity]]:
     """What `divergence` says where there is no reference: the same positions, perplexity alone."""
     found: dict[str, list[NDArray[np.float64]]] = {name: [] for name in models}
     first = chunks.shape[1] // 2
     for done, row in enumerate(chunks):
-        yield Progress("measure", done, len(chunks), "llama.cpp")
+        yield Progress("measure", done, len(chunks), "predictions")
         for name, model in models.items():
             logits = model.logits(row[:-1].tolist(), first)
             found[name].append(-log_probabilities(logits, row[first + 1 :]))

@@ -19,7 +19,7 @@ from edgepack.errors import while_doing
 from edgepack.evaluate.divergence import log_probabilities, standard_error
 from edgepack.evaluate.tasks import TASKS, Item
 from edgepack.progress import Progress, Steps
-from edgepack.runtimes._base import Runtime
+from edgepack.runtimes._base import Scorer
 from edgepack.runtimes.forks import Fork, check_fits, pack
 
 CONTEXT = 2048
@@ -28,7 +28,7 @@ SEQUENCES = 32
 """Choices decoded together."""
 _BATCH = 512  # tokens decoded together: llama.cpp's micro-batch, more would be split again
 
-Open = Callable[[], AbstractContextManager[Runtime]]
+Open = Callable[[], AbstractContextManager[Scorer]]
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def answer(
     return answers
 
 
-def log_likelihoods(runtime: Runtime, items: Sequence[Item]) -> Iterator[list[float]]:
+def log_likelihoods(runtime: Scorer, items: Sequence[Item]) -> Iterator[list[float]]:
     """log p(choice | context) of every item's choices, in nats."""
     pairs = [
         (context, f" {choice}")
@@ -114,7 +114,7 @@ def log_likelihoods(runtime: Runtime, items: Sequence[Item]) -> Iterator[list[fl
         yield [next(scored)[0] for _ in item.choices]
 
 
-def score(runtime: Runtime, pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[float, bool]]:
+def score(runtime: Scorer, pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[float, bool]]:
     """Of every (context, continuation): its log-likelihood in nats, and whether each of its tokens
     is the model's favourite. Neighbours with the same context share its computation, and several
     contexts one decoding."""
@@ -131,7 +131,7 @@ def score(runtime: Runtime, pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[
 
 
 def encode(
-    runtime: Runtime, context: str, continuation: str
+    runtime: Scorer, context: str, continuation: str
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Tokens of a context and of what follows it, split as the harness splits them: spaces at the
     context's end count as the continuation's, whose tokens are those that the whole text has beyond

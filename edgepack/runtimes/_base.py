@@ -30,11 +30,11 @@ class Sampling:
 LIKELIEST = Sampling()
 
 
-class Runtime(Protocol):
-    """A loaded model: logits for measurements, tokens for conversations."""
+class Scorer(Protocol):
+    """A loaded model that can be measured."""
 
     context: int
-    """Most tokens of one `logits`, `generate` or `branches`."""
+    """Most tokens of one `logits` or `branches`."""
     sequences: int
     """Most sequences of one `branches`, summed over its forks."""
     vocab_size: int
@@ -51,28 +51,9 @@ class Runtime(Protocol):
         predict its tokens, with no history but its fork's stem and itself; in one decoding."""
         ...
 
-    def generate(
-        self,
-        tokens: Sequence[int],
-        max_tokens: int = 256,
-        sampling: Sampling = LIKELIEST,
-        stop: Collection[int] = (),
-    ) -> Iterator[int]:
-        """What follows the tokens, until the model ends its turn (that token is left out), one of
-        `stop`, `max_tokens` or the end of the context."""
-        ...
-
     def tokenize(self, text: str, *, bos: bool = True, special: bool = False) -> list[int]:
         """Tokens of a text; `bos` puts the model's first token before it (if it has one),
         `special` reads ``<|im_end|>`` and the like as one token."""
-        ...
-
-    def piece(self, token: int) -> bytes:
-        """The bytes of a token (not always whole characters); none for control tokens."""
-        ...
-
-    def chat_prompt(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The messages in the model's own chat template, up to where its answer begins."""
         ...
 
     def close(self) -> None:
@@ -87,3 +68,26 @@ class Runtime(Protocol):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None: ...
+
+
+class Runtime(Scorer, Protocol):
+    """A loaded model that can also be talked to; `context` holds for `generate` too."""
+
+    def generate(
+        self,
+        tokens: Sequence[int],
+        max_tokens: int = 256,
+        sampling: Sampling = LIKELIEST,
+        stop: Collection[int] = (),
+    ) -> Iterator[int]:
+        """What follows the tokens, until the model ends its turn (that token is left out), one of
+        `stop`, `max_tokens` or the end of the context."""
+        ...
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of a token (not always whole characters); none for control tokens."""
+        ...
+
+    def chat_prompt(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The messages in the model's own chat template, up to where its answer begins."""
+        ...

@@ -1,0 +1,84 @@
+"""A checkpoint that no other runtime runs (yet), through edgepack's own forward pass in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edgepack.decoder import Block, Decoder, fits_in_memory
+from edgepack.runtimes.forks import Fork, check_fits
+
+ADDS_BOS = "tokenizer.ggml.add_bos_token"
+
+
+class TorchDecoder:
+    """A `Scorer`. The blocks stay in memory if all of them fit well, else they are read again for
+    every call."""
+
+    def __init__(self, decoder: Decoder, context: int, sequences: int = 1) -> None:
+        self.decoder, self.context, self.sequences = decoder, context, sequences
+        self.vocab_size = decoder.dimensions.vocab_size
+        self._tokenizer = decoder.checkpoint.tokenizer
+        adds_bos = decoder.checkpoint.gguf_metadata().get(ADDS_BOS, (False,))[0]
+        self.bos: int | None = self._tokenizer.bos_token_id if adds_bos else None
+        blocks = range(decoder.dimensions.num_hidden_layers)
+        self._kept = [decoder.block(i) for i in blocks] if fits_in_memory(decoder) else []
+        self._embedding, self._head = decoder.embedding(), decoder.head()
+
+    @torch.no_grad()
+    def _last(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Hidden states ``[batch, time, hidden]`` before the head."""
+        x = self._embedding[tokens]
+        for block in self._blocks():
+            x = block(x)
+        return x
+
+    def _blocks(self) -> Iterator[Block]:
+        count = self.decoder.dimensions.num_hidden_layers
+        return iter(self._kept) if self._kept else map(self.decoder.block, range(count))
+
+    @torch.no_grad()
+    def logits(self, tokens: Sequence[int], first: int = 0) -> NDArray[np.float32]:
+        """See `Scorer.logits`."""
+        last = self._last(torch.tensor([list(tokens)]))[0, first:]
+        found: NDArray[np.float32] = self._head(last).numpy()
+        return found
+
+    @torch.no_grad()
+    def branches(self, forks: Sequence[Fork]) -> Iterator[NDArray[np.float32]]:
+        """See `Scorer.branches`; a fork's branches go through side by side, filled up at their ends
+        with what they cannot see."""
+        check_fits(forks, self.context, self.sequences)
+        for fork in forks:
+            rows = [torch.tensor([*fork.stem, *branch[:-1]]) for branch in fork.branches]
+            last = self._last(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True))
+            start = len(fork.stem) - 1
+            for row, branch in zip(last, fork.branches, strict=True):
+                yield self._head(row[start : start + len(branch)]).numpy()
+
+    def tokenize(self, text: str, *, bos: bool = True, special: bool = False) -> list[int]:
+        """See `Scorer.tokenize`."""
+        ids: list[int] = self._tokenizer.encode(
+            text, add_special_tokens=False, split_special_tokens=not special
+        )
+        return [self.bos, *ids] if bos and self.bos is not None else ids
+
+    def close(self) -> None:
+        """See `Scorer.close`."""
+        self._kept = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
