@@ -14,6 +14,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from edgepack import rft
 from edgepack.artifact import MANIFEST, Artifact, digest
 from edgepack.cache import new_folder
 from edgepack.calibration import sweep
@@ -59,6 +60,7 @@ def build(
     _check_free(out, force=force)
     tokens = yield from write_text(made)
     yield from _slice(made, tokens)
+    yield from _finetune(made, tokens)
     yield from calibrate(made, tokens)
     made = yield from _allocate(made)
     weights = None
@@ -89,6 +91,18 @@ def _slice(made: Plan, tokens: Tokens | None) -> Steps[None]:
     assert isinstance(checkpoint, Sliced)
     with stage.writing() as folder:
         yield from slicing.run(checkpoint, options, tokens, folder)
+
+
+def _finetune(made: Plan, tokens: Tokens | None) -> Steps[None]:
+    """The rft stage: the sliced checkpoint, trained."""
+    stage, options, checkpoint = made.rft, made.recipe.slice, made.checkpoint.counted
+    if stage is None or stage.is_done or options is None or tokens is None or made.slice is None:
+        return
+    assert isinstance(checkpoint, Sliced)
+    assert options.recover is not None
+    with stage.writing() as folder:
+        before = checkpoint.taken_from(made.slice)
+        yield from rft.finetune(before, made.dense, tokens, options.recover, folder)
 
 
 def calibrate(made: Plan, tokens: Tokens | None) -> Steps[None]:
@@ -159,10 +173,7 @@ def _recovered(made: Plan, weights: Path | None) -> tuple[dict[str, Any] | None,
     """What the recover stage says of itself, and the norms and biases it trained."""
     if made.recover is None or weights is None:
         return None, {}
-    report = recovery.read_report(weights)
-    about = {key: getattr(report, key) for key in ("start", "best", "best_step")}
-    about |= asdict(report)
-    return about, recovery.read_norms(weights)
+    return recovery.about(recovery.read_report(weights)), recovery.read_norms(weights)
 
 
 def _export(
@@ -219,6 +230,7 @@ def _manifest(
         "allocation": None if made.allocation is None else made.allocation.as_dict(),
         "bytes": made.bytes_by_part(),
         "slice": made.sliced_parts(),
+        "rft": rft.read_report(made.rft.folder) if made.rft else None,
         "bits_per_weight": {
             "blocks": made.bits_per_weight(blocks_only=True),
             "all": made.bits_per_weight(blocks_only=False),

@@ -45,6 +45,8 @@ class Plan:
     text: Stage | None
     """Where the text is kept that the model writes for itself."""
     slice: Stage | None
+    rft: Stage | None
+    """Recovery fine-tuning of what was sliced."""
     calibrate: Stage | None
     allocate: Stage | None
     """Where the recipe gives a size: the stage that measures what formats and ranks cost."""
@@ -57,7 +59,7 @@ class Plan:
     @property
     def stages(self) -> tuple[Stage, ...]:
         """Those that are kept in the cache, in order."""
-        made: tuple[Stage | None, ...] = (self.text, self.slice)
+        made: tuple[Stage | None, ...] = (self.text, self.slice, self.rft)
         if self.packs:
             made += (self.calibrate, self.allocate, self.decompose, self.recover)
         return tuple(stage for stage in made if stage is not None)
@@ -178,6 +180,7 @@ def plan(recipe: Recipe, target: str, base: Path) -> Plan:
         fallbacks,
         text if narrow or calibrate else None,
         narrow.stage if narrow else None,
+        narrow.source_stage if narrow and narrow.source_stage is not narrow.stage else None,
         calibrate,
         allocate,
         allocation,

@@ -58,6 +58,26 @@ class Schedule(Section):
     mlp: tuple[Sparsity, Sparsity] = Field(description="Of what the feed-forward part reads.")
 
 
+class Training(Section):
+    """How the original is distilled into a smaller model."""
+
+    steps: int = Field(100, ge=1, description="Steps at most; held-out text may end it earlier.")
+    tokens: int = Field(1024, ge=1, description="Tokens per step, in whole sequences.")
+    learning_rate: float = Field(
+        0.005, gt=0, description="Relative: 0.005 moves a scale by about 0.5 % a step."
+    )
+    evaluate_every: int = Field(20, ge=1, description="Steps between looks at held-out text.")
+    patience: int = Field(3, ge=1, description="Looks without a gain before it ends.")
+    seed: int = Field(0, ge=0, description="Order of the sequences.")
+
+
+class Rft(Training):
+    """Recovery fine-tuning after slicing: factors of every linear weight are distilled from the
+    unsliced model and merged."""
+
+    rank: int = Field(32, ge=1, description="Columns of the factors.")
+
+
 class Slice(Section):
     """SliceGPT: rotate the residual stream and leave out the directions that matter least."""
 
@@ -96,6 +116,7 @@ class Slice(Section):
         "rotation, so that no coordinate stands out when weights are rounded.",
     )
     seed: int = Field(0, ge=0, description="Of the rotation that `orientation` names.")
+    recover: Rft | None = None
     allow_growth: bool = Field(
         False,
         description="Slice even where the result has more weights than the model: a tied head "
@@ -193,7 +214,7 @@ class Compress(Section):
         return self
 
 
-class Recover(Section):
+class Recover(Training):
     """Distil the original into the packed model; its codes and its size stay as they are."""
 
     train: list[Literal["scales", "factors", "norms"]] = Field(
@@ -201,14 +222,6 @@ class Recover(Section):
         min_length=1,
         description="What moves: block scales of Q, L and R, gains and biases.",
     )
-    steps: int = Field(100, ge=1, description="Steps at most; held-out text may end it earlier.")
-    tokens: int = Field(1024, ge=1, description="Tokens per step, in whole sequences.")
-    learning_rate: float = Field(
-        0.005, gt=0, description="Relative: 0.005 moves a scale by about 0.5 % a step."
-    )
-    evaluate_every: int = Field(20, ge=1, description="Steps between looks at held-out text.")
-    patience: int = Field(3, ge=1, description="Looks without a gain before it ends.")
-    seed: int = Field(0, ge=0, description="Order of the sequences.")
 
 
 class Measure(Section):

@@ -156,6 +156,7 @@ def _head(manifest: Manifest) -> list[str]:
         widths = model["slice"]["widths"]
         width = f"{widths[0]}" + (f" to {widths[-1]}" if len(widths) > 1 else "")
         lines.append(f"- slice: {narrow['method']}, width {width}, {narrow['orientation']} basis")
+        lines += [f"- fine-tuned: {_recovery(manifest['rft'])}"] if manifest["rft"] else []
     lines.append(f"- compress: {_compression(compress)}")
     if "calibrate" in manifest["stages"]:
         source = calibrate["source"]

@@ -19,6 +19,7 @@ from edgepack.slicing.widths import kept_widths
 
 TEXT_VERSION = 1
 SLICE_VERSION = 1
+RFT_VERSION = 1
 
 OF_TEXT = ("tokens", "held_out", "sequence_length", "seed")
 """Options of `calibrate` that its tokens depend on."""
@@ -64,7 +65,10 @@ def sliced(recipe: Recipe, dense: Checkpoint, text: str, warnings: list[str]) ->
     else:
         made = Sliced.per_block(dense, widths, stage, about)
     _refuse_growth(made, options, warnings)
-    return made
+    if options.recover is None:
+        return made
+    rft = Stage("rft", RFT_VERSION, options.recover.model_dump(), (stage.key, dense.key, text))
+    return made.taken_from(rft)
 
 
 def _refuse_growth(made: Sliced, options: Slice, warnings: list[str]) -> None:

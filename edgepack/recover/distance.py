@@ -45,7 +45,7 @@ def pull(student: Head, teacher: Head, x: Tensor, target: Tensor, dtype: torch.d
     for out, (mine, theirs) in zip(parts, _chunks(x, target), strict=True):
         leaves = mine.detach().requires_grad_(), student.norm.detach().requires_grad_()
         with torch.enable_grad():
-            normed = rms_norm(*leaves, student.eps)
+            normed = rms_norm(*leaves, student.eps, student.of)
         with torch.no_grad():
             log_q = (normed @ student.output.T).log_softmax(-1)
             log_p = teacher(theirs).log_softmax(-1)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,6 +73,11 @@ def read_report(folder: Path) -> Recovered:
     return report_of(load_tensors(folder / NORMS)[1])
 
 
+def about(report: Recovered) -> dict[str, Any]:
+    """A report for manifests: held-out KL at the start and at its best, and all that came between."""
+    return {key: getattr(report, key) for key in ("start", "best", "best_step")} | asdict(report)
+
+
 def read_norms(folder: Path) -> dict[str, Tensor]:
     """Norms and biases of a finished folder, float32 by Hugging Face name."""
     return load_tensors(folder / NORMS)[0]
@@ -107,9 +113,12 @@ def _dtype(device: torch.device) -> torch.dtype:
 
 def _data(decoder: Decoder, original: Decoder, tokens: Tokens, folder: Path) -> Data:
     held_out = [batch for batch in micro_batches(tokens) if batch.held_out]
+    checkpoint = decoder.checkpoint
+    width = checkpoint.specs[checkpoint.architecture.hf_name("token_embd")].shape[1]
+    shape, wide = ((*tokens.all.shape, n) for n in (width, original.dimensions.hidden_size))
     embedded, targets = (
-        Activations(folder / name, (*tokens.all.shape, which.dimensions.hidden_size))
-        for name, which in (("embedded", decoder), ("targets", original))
+        Activations(folder / "embedded", shape),
+        Activations(folder / "targets", wide),
     )
     return Data(embedded, targets, len(tokens.train), held_out)
 

@@ -42,7 +42,7 @@ def moved(block: Block, device: torch.device) -> Block:
 
 def moved_head(head: Head, device: torch.device) -> Head:
     """A head on a device."""
-    return Head(head.norm.to(device), head.output.to(device), head.eps)
+    return replace(head, norm=head.norm.to(device), output=head.output.to(device))
 
 
 @dataclass
@@ -111,7 +111,8 @@ class Student:
         architecture, dimensions = self.decoder.checkpoint.architecture, self.decoder.dimensions
         role = "token_embd" if dimensions.tie_word_embeddings else "output"
         norm = self.vector(architecture.hf_name("output_norm"))
-        return Head(norm, self.stored(architecture.hf_name(role)).dense(), dimensions.rms_norm_eps)
+        output = self.stored(architecture.hf_name(role)).dense()
+        return Head(norm, output, dimensions.rms_norm_eps, dimensions.hidden_size)
 
     @torch.no_grad()
     def forward(self, parts: list[Tensor]) -> list[Tensor]:

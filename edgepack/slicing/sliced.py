@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +36,7 @@ class Sliced(Rewritten):
     done. Its head is a matrix of its own, since it takes the final norm's gains."""
 
     stage: Stage
+    source_stage: Stage
     code: OwnCode | None = None
 
     @staticmethod
@@ -81,7 +83,15 @@ class Sliced(Rewritten):
         architecture: Architecture,
     ) -> Sliced:
         made = Sliced(base, dimensions, specs, {"slice": dict(about), "stage": stage.key})
-        made.stage, made.architecture = stage, architecture
+        made.stage = made.source_stage = stage
+        made.architecture = architecture
+        return made
+
+    def taken_from(self, stage: Stage) -> Sliced:
+        """The same model with the weights that a later stage has."""
+        made = copy(self)
+        made.__dict__.pop("_shards", None)
+        made.source_stage, made.about = stage, {**self.about, "stage": stage.key}
         return made
 
     @property
@@ -90,10 +100,10 @@ class Sliced(Rewritten):
 
     @cached_property
     def _shards(self) -> Mapping[str, str]:
-        return shard_of(self.stage.folder)
+        return shard_of(self.source_stage.folder)
 
     def tensor(self, name: str) -> Tensor:  # noqa: D102
-        with safe_open(self.stage.folder / self._shards[name], framework="pt") as file:
+        with safe_open(self.source_stage.folder / self._shards[name], framework="pt") as file:
             value: Tensor = file.get_tensor(name)
         return value.float()
 
