@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import psutil
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from edgepack.checkpoint._base import Checkpoint, Dimensions
+from edgepack.checkpoint._layout import UNUSED_POSITIONS
 
 Linear = Callable[[str, Tensor], Tensor]
 """(role, x ``[batch, time, in]``) → y ``[batch, time, out]``: how a block applies its weights.
@@ -32,16 +34,32 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, of: int | None = None) -> Te
     return functional.rms_norm(x, (width,), weight, eps)
 
 
+def norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, of: int | None) -> Tensor:
+    """`rms_norm`, or LayerNorm where there is a bias."""
+    if bias is None:
+        return rms_norm(x, weight, eps, of)
+    return functional.layer_norm(x, (x.shape[-1],), weight, bias, eps)
+
+
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "silu": functional.silu,
+    "relu": functional.relu,
+    "gelu_new": partial(functional.gelu, approximate="tanh"),
+}
+
+
 class Rotary:
     """Rotary position embedding (RoFormer) in Hugging Face's half-split order."""
 
     def __init__(self, dimensions: Dimensions) -> None:
-        exponent = torch.arange(0, dimensions.head_dim, 2).double() / dimensions.head_dim
+        width = int(dimensions.head_dim * dimensions.partial_rotary_factor)
+        exponent = torch.arange(0, width, 2).double() / width
         frequency = dimensions.rope_theta**-exponent
         self.frequency = _scale_frequency(frequency, dimensions.rope_scaling)
 
     def __call__(self, start: int, length: int) -> tuple[Tensor, Tensor]:
-        """cos and sin for the positions start … start+length−1, each ``[length, head_dim]``."""
+        """cos and sin for the positions start … start+length−1, each ``[length, head_dim]`` (or the
+        part of it that turns)."""
         angle = torch.arange(start, start + length).double()[:, None] * self.frequency
         angle = torch.cat([angle, angle], dim=-1)
         return angle.cos().float(), angle.sin().float()
@@ -62,8 +80,10 @@ def _scale_frequency(frequency: Tensor, scaling: Mapping[str, Any] | None) -> Te
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
+    turned, kept = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
+    first, second = turned.chunk(2, dim=-1)
+    turned = turned * cos + torch.cat([-second, first], dim=-1) * sin
+    return torch.cat([turned, kept], dim=-1) if kept.shape[-1] else turned
 
 
 @dataclass
@@ -91,7 +111,8 @@ class Block:
 
     dimensions: Dimensions
     weights: Mapping[str, Tensor]
-    rotary: Rotary
+    rotary: Rotary | None
+    activation: str = "silu"
 
     def linear(self, role: str, x: Tensor) -> Tensor:
         """x Wᵀ + b."""
@@ -101,6 +122,8 @@ class Block:
         self, x: Tensor, linear: Linear | None = None, cache: KeyValueCache | None = None
     ) -> Tensor:
         """x ``[batch, time, hidden]`` → the next block's input of the same shape."""
+        if "ffn_norm" not in self.weights:
+            return self.attend(x, linear, cache) + self._mlp(self._normed("attn_norm", x), linear)
         return self.feed(self.attend(x, linear, cache), linear)
 
     def attend(
@@ -112,13 +135,17 @@ class Block:
 
     def feed(self, x: Tensor, linear: Linear | None = None) -> Tensor:
         """x + feed-forward, the second half."""
-        linear, h = linear or self.linear, self._normed("ffn_norm", x)
-        out = linear("ffn_down", functional.silu(linear("ffn_gate", h)) * linear("ffn_up", h))
-        return self._shortcut("ffn_shortcut", x) + out
+        return self._shortcut("ffn_shortcut", x) + self._mlp(self._normed("ffn_norm", x), linear)
+
+    def _mlp(self, h: Tensor, linear: Linear | None) -> Tensor:
+        linear, act = linear or self.linear, ACTIVATIONS[self.activation]
+        if "ffn_gate" in self.weights:
+            return linear("ffn_down", act(linear("ffn_gate", h)) * linear("ffn_up", h))
+        return linear("ffn_down", act(linear("ffn_up", h)))
 
     def _normed(self, role: str, x: Tensor) -> Tensor:
-        d = self.dimensions
-        return rms_norm(x, self.weights[role], d.rms_norm_eps, d.hidden_size)
+        d, bias = self.dimensions, self.weights.get(f"{role}.bias")
+        return norm(x, self.weights[role], bias, d.rms_norm_eps, d.hidden_size)
 
     def _shortcut(self, role: str, x: Tensor) -> Tensor:
         return x @ self.weights[role] if role in self.weights else x
@@ -131,9 +158,10 @@ class Block:
 
     def _attention(self, x: Tensor, linear: Linear, cache: KeyValueCache | None) -> Tensor:
         start = cache.length if cache else 0
-        cos, sin = self.rotary(start, x.shape[1])
-        q = _rotate(self._heads("attn_q", x, linear), cos, sin)
-        k = _rotate(self._heads("attn_k", x, linear), cos, sin)
+        q, k = (self._heads(role, x, linear) for role in ("attn_q", "attn_k"))
+        if self.rotary is not None:
+            cos, sin = self.rotary(start, x.shape[1])
+            q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
         v = self._heads("attn_v", x, linear)
         if cache is not None:
             k, v = cache.extend(k, v)
@@ -173,7 +201,8 @@ class Decoder:
 
     def __post_init__(self) -> None:
         self.dimensions = self.checkpoint.dimensions
-        self.rotary = Rotary(self.dimensions)
+        learned = "position_embd" in self.checkpoint.architecture.outside
+        self.rotary = None if learned else Rotary(self.dimensions)
 
     def _load(self, name: str) -> Tensor:
         return self.replaced[name]() if name in self.replaced else self.checkpoint.tensor(name)
@@ -186,25 +215,35 @@ class Decoder:
             for role in (*architecture.block, *architecture.optional)
         }
         present = {role: name for role, name in names.items() if name in self.checkpoint.specs}
-        return Block(
-            self.dimensions, {r: self._load(name) for r, name in present.items()}, self.rotary
-        )
+        weights = {role: self._load(name) for role, name in present.items()}
+        return Block(self.dimensions, weights, self.rotary, architecture.activation)
 
     def embedding(self) -> Tensor:
         """Token embeddings ``[vocab, hidden]``."""
         return self._load(self.checkpoint.architecture.hf_name("token_embd"))
+
+    def embed(self, tokens: Tensor, embedding: Tensor | None = None) -> Tensor:
+        """The first block's inputs ``[…, time, hidden]`` for token ids ``[…, time]``: their
+        embeddings (read unless given), and where positions are learned theirs."""
+        x = (self.embedding() if embedding is None else embedding)[tokens]
+        if self.rotary is not None:
+            return x
+        table = self._load(self.checkpoint.architecture.hf_name("position_embd"))
+        return x + table[UNUSED_POSITIONS : UNUSED_POSITIONS + tokens.shape[-1]]
 
     def head(self) -> Head:
         """Final norm and output matrix."""
         architecture = self.checkpoint.architecture
         tied = self.dimensions.tie_word_embeddings
         output = architecture.hf_name("token_embd" if tied else "output")
-        norm, d = self._load(architecture.hf_name("output_norm")), self.dimensions
-        return Head(norm, self._load(output), d.rms_norm_eps, d.hidden_size)
+        weight, d = self._load(architecture.hf_name("output_norm")), self.dimensions
+        names = (architecture.outside.get(r, "") for r in ("output_norm.bias", "output.bias"))
+        biases = [self._load(n) if n in self.checkpoint.specs else None for n in names]
+        return Head(weight, self._load(output), d.rms_norm_eps, d.hidden_size, *biases)
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Logits ``[batch, time, vocab]`` of token ids ``[batch, time]``."""
-        x = self.embedding()[tokens]
+        x = self.embed(tokens)
         for index in range(self.dimensions.num_hidden_layers):
             x = self.block(index)(x)
         return self.head()(x)
@@ -224,7 +263,10 @@ class Head:
     output: Tensor
     eps: float
     of: int | None = None
+    norm_bias: Tensor | None = None
+    bias: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """Hidden states ``[…, hidden]`` → logits ``[…, vocab]``."""
-        return functional.linear(rms_norm(x, self.norm, self.eps, self.of), self.output)
+        normed = norm(x, self.norm, self.norm_bias, self.eps, self.of)
+        return functional.linear(normed, self.output, self.bias)

@@ -139,6 +139,11 @@ def plan(recipe: Recipe, target: str, base: Path) -> Plan:
         )
     warnings: list[str] = []
     dense = open_checkpoint(recipe.model, base)
+    if target == "gguf" and not dense.architecture.gguf:
+        raise RecipeError(
+            f"model: {dense.architecture.name} models cannot be written as GGUF",
+            hint="--target checkpoint writes them, sliced",
+        )
     text = text_stage(recipe, dense, warnings)
     narrow = None
     if recipe.slice is not None:

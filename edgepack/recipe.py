@@ -116,7 +116,7 @@ class Slice(Section):
         "rotation, so that no coordinate stands out when weights are rounded.",
     )
     seed: int = Field(0, ge=0, description="Of the rotation that `orientation` names.")
-    recover: Rft | None = None
+    recover: Rft | None = Field(None, description="Recovery fine-tuning of the sliced model.")
     allow_growth: bool = Field(
         False,
         description="Slice even where the result has more weights than the model: a tied head "

@@ -14,6 +14,7 @@ from edgepack.hadamard import paley_order
 from edgepack.invariances.padding import Padded, pad
 from edgepack.invariances.rotation import Rotated
 from edgepack.recipe import Compress, Recipe, Slice
+from edgepack.slicing.centered import centered
 from edgepack.slicing.sliced import Sliced
 from edgepack.slicing.widths import kept_widths
 
@@ -29,6 +30,11 @@ def text_stage(recipe: Recipe, dense: Checkpoint, warnings: list[str]) -> Stage 
     """Where the model's own text is kept; None for text from a file, which needs no keeping."""
     if recipe.calibrate.source != "self":
         return None
+    if recipe.slice is not None and not dense.architecture.gguf:
+        raise RecipeError(
+            f"calibrate.source: {dense.architecture.name} models do not write their own text here",
+            hint="name a text file",
+        )
     if not fits_in_memory(Decoder(dense)):
         warnings.append(
             "calibrate.source: self re-reads this model from disk at every token, because it "
@@ -49,8 +55,13 @@ def sliced(recipe: Recipe, dense: Checkpoint, text: str, warnings: list[str]) ->
     options = recipe.slice
     if options is None:
         return None
-    d = dense.dimensions
-    widths = kept_widths(d.hidden_size, d.num_hidden_layers, options)
+    if options.method == "global" and not dense.architecture.gguf:
+        raise RecipeError(
+            f"slice.method: a {dense.architecture.name} model has LayerNorms, and would be no "
+            f"{dense.architecture.name} model without them",
+            hint="use method: per_block",
+        )
+    widths = kept_widths(dense, options)
     if options.orientation == "hadamard":
         with while_doing("slice.orientation"):
             for width in set(widths):
@@ -63,7 +74,7 @@ def sliced(recipe: Recipe, dense: Checkpoint, text: str, warnings: list[str]) ->
     if options.method == "global":
         made = Sliced.globally(dense, widths[0], stage, about)
     else:
-        made = Sliced.per_block(dense, widths, stage, about)
+        made = Sliced.per_block(centered(dense), widths, stage, about)
     _refuse_growth(made, options, warnings)
     if options.recover is None:
         return made

@@ -7,16 +7,14 @@ import pytest
 import torch
 
 import edgepack
-from edgepack import plugins
 from edgepack.checkpoint import open_checkpoint
 from edgepack.decoder import Decoder
 from edgepack.errors import RecipeError
 from edgepack.hadamard import hadamard
 from edgepack.invariances.padding import Padded, pad
 from edgepack.invariances.rotation import Rotated
-from tests.tiny import make_model, write_gguf
+from tests.tiny import FAMILIES, make_model, write_gguf
 
-FAMILIES = plugins.names("architectures")
 CHANGES = {
     "padded": lambda checkpoint: pad(checkpoint, 256),
     "rotated": Rotated,

@@ -10,11 +10,10 @@ import torch
 import transformers
 from dying import dies_before, files
 from test_cli import fails, run
-from tiny import TEXT, make_model, write_gguf
+from tiny import FAMILIES, TEXT, make_model, write_gguf
 
 import edgepack
-from edgepack import plugins
-from edgepack.architectures._base import NORMS, READ_BEHIND, WRITE
+from edgepack.architectures._base import NORMS, WRITE
 from edgepack.cache import load_tensors
 from edgepack.checkpoint import open_checkpoint
 from edgepack.checkpoint._rewritten import Rewritten
@@ -23,7 +22,6 @@ from edgepack.recipe import Slice
 from edgepack.slicing.basis import oriented, principal_directions
 from edgepack.slicing.widths import kept_width
 
-FAMILIES = plugins.names("architectures")
 HIDDEN, NARROW = 64, 32
 IDS = torch.arange(3, 67).view(2, 32)
 
@@ -95,8 +93,8 @@ class Emptied(Rewritten):
         W = self.base.tensor(name if name in self.base.specs else EMBEDDING).double()
         if spec.role in NORMS:
             W = torch.ones_like(W)
-        elif spec.role in READ_BEHIND:
-            gain = self.architecture.hf_name(READ_BEHIND[spec.role], spec.block)
+        elif norm := self.architecture.read_behind.get(spec.role):
+            gain = self.architecture.hf_name(norm, spec.block)
             W = W * self.base.tensor(gain).double() @ self.R
         elif spec.role in WRITE:
             W = self.R.T @ W

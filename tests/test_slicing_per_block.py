@@ -8,18 +8,21 @@ import pytest
 import torch
 import transformers
 from dying import dies_before, files
-from test_slicing import FAMILIES, HIDDEN, IDS, recipe, says
-from tiny import make_model
+from test_slicing import HIDDEN, IDS, recipe, says
+from tiny import FAMILIES, LAYER_NORM, make_model
 
 import edgepack
 from edgepack.checkpoint import open_checkpoint
 from edgepack.decoder import Decoder
 from edgepack.errors import RecipeError
 from edgepack.recipe import Slice
+from edgepack.slicing.centered import centered
 from edgepack.slicing.widths import kept_widths
 
+GATED = [(family, tied) for family in FAMILIES for tied in (True, False)]
 
-@pytest.fixture(params=[(f, t) for f in FAMILIES for t in (True, False)], ids=str)
+
+@pytest.fixture(params=[*GATED, *((f, t) for f in LAYER_NORM for t in (True, False))], ids=str)
 def dense(request, tmp_path):
     family, tied = request.param
     make_model(tmp_path / "model", family, tied=tied, head_dim=24, dtype=torch.float32)
@@ -97,6 +100,7 @@ def published(model, tokens, width):
     return model.lm_head(rms(streams["test"]))
 
 
+@pytest.mark.parametrize("dense", GATED, indirect=True, ids=str)
 def test_it_is_the_published_algorithm(dense):
     out = build(dense, width=40, round_to=8)
     plan = edgepack.plan(dense.folder.parent / "slice.yaml", "checkpoint")
@@ -115,21 +119,51 @@ def test_our_own_forward_pass_is_that_of_transformers(dense):
     plan = edgepack.plan(dense.folder.parent / "slice.yaml", "checkpoint")
     assert (Decoder(plan.checkpoint).logits(IDS) - logits(out)).abs().max() < 1e-3
     config = json.loads((out / "config.json").read_text())
-    assert config["sliced_widths"] == [56, 48, 40, 48, 48]
+    phi = config["model_type"] == "phi"
+    assert config["sliced_widths"] == ([56, 40, 40] if phi else [56, 48, 40, 48, 48])
     assert config["hidden_size"] == HIDDEN
     model = load(out)
-    assert model.model.layers[1].attn_shortcut_Q.shape == (40, 48)
+    names = [name for name, _ in model.named_parameters() if "shortcut" in name]
+    assert len(names) == (2 if phi else 4)
     text = model.generate(IDS[:1], max_new_tokens=4, do_sample=False)
     assert text.shape == (1, IDS.shape[1] + 4)
 
 
-def test_widths():
-    assert kept_widths(576, 2, Slice(method="per_block", sparsity=0.25)) == (432,) * 4 + (576,)
+def test_widths(tmp_path):
+    make_model(tmp_path / "model", layers=3)
+    model = open_checkpoint(str(tmp_path / "model"))
+    constant = Slice(method="per_block", sparsity=0.25)
+    assert kept_widths(model, constant) == (48,) * 6 + (64,)
     depth = {"attention": [0.0, 0.5], "mlp": [0.5, 0.0]}
     options = Slice(method="per_block", schedule=depth, slice_head=True)
-    assert kept_widths(64, 3, options) == (64, 32, 48, 48, 32, 64, 64)
+    assert kept_widths(model, options) == (64, 32, 48, 48, 32, 64, 64)
     with pytest.raises(RecipeError, match="more than the 64 columns"):
-        kept_widths(64, 3, Slice(method="per_block", width=65))
+        kept_widths(model, Slice(method="per_block", width=65))
+
+
+@pytest.mark.parametrize("family", LAYER_NORM)
+def test_layer_norm_models_are_sliced_per_block_and_no_gguf(tmp_path, family):
+    make_model(tmp_path / "model", family)
+    assert "has LayerNorms" in says("plan", recipe(tmp_path, 40), "--target", "checkpoint")
+    path = recipe(tmp_path, 40, method="per_block")
+    assert "cannot be written as GGUF" in says("plan", recipe(tmp_path, 40))
+    given = json.loads(path.read_text())
+    given["slice"]["method"], given["calibrate"]["source"] = "per_block", "self"
+    path.write_text(json.dumps(given))
+    assert "name a text file" in says("plan", path, "--target", "checkpoint")
+
+
+@pytest.mark.parametrize("family", LAYER_NORM)
+def test_centred_models_have_no_means(tmp_path, family):
+    make_model(tmp_path / "model", family, dtype=torch.float32)
+    model = open_checkpoint(str(tmp_path / "model"))
+    changed = centered(model)
+    assert centered(changed) is changed
+    assert (Decoder(changed).logits(IDS) - Decoder(model).logits(IDS)).abs().max() < 1e-4
+    for spec in changed.specs.values():
+        if spec.role in ("token_embd", "attn_output", "ffn_down"):
+            means = changed.tensor(spec.name).mean(1 if spec.role == "token_embd" else 0)
+            assert means.abs().max() < 1e-6
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from edgepack import plugins
 from edgepack.checkpoint import Checkpoint
 
+FAMILIES = [f for f in plugins.names("architectures") if plugins.find("architectures", f).gguf]
+"""Those that can be packed; the others can be sliced."""
+LAYER_NORM = [f for f in plugins.names("architectures") if f not in FAMILIES]
+
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHAT = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -74,16 +78,19 @@ def make_model(
     """
     architecture = plugins.find("architectures", family)
     tokenizer = make_tokenizer(vocab=vocab)
-    if head_dim is not None or family == "qwen3":
+    if family == "qwen3" or (head_dim is not None and family in FAMILIES):
         config["head_dim"] = head_dim or hidden // heads
+    if family == "opt":
+        config["word_embed_proj_dim"] = hidden
+    else:
+        config["num_key_value_heads"] = kv_heads
+    config[architecture.renamed.get("intermediate_size", "intermediate_size")] = intermediate
     model_class = getattr(transformers, architecture.class_name)
     settings = model_class.config_class(
         vocab_size=rows or len(tokenizer),
         hidden_size=hidden,
-        intermediate_size=intermediate,
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
         tie_word_embeddings=tied,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

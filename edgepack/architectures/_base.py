@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 LINEAR_ROLES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 """The weights of a block that are compressed, in the order in which they are used."""
@@ -38,29 +39,33 @@ OUTSIDE = {
 
 NORMS = ("attn_norm", "ffn_norm", "output_norm")
 """Gains over the residual stream."""
-
-READ_BEHIND = {
-    "attn_q": "attn_norm",
-    "attn_k": "attn_norm",
-    "attn_v": "attn_norm",
-    "ffn_gate": "ffn_norm",
-    "ffn_up": "ffn_norm",
-    "output": "output_norm",
-}
-"""What reads the residual stream, and the norm it reads it through."""
+ATTENTION_READS = ("attn_q", "attn_k", "attn_v")
+FEED_READS = ("ffn_gate", "ffn_up")
 WRITE = ("attn_output", "ffn_down")
 """What adds to the residual stream; the embeddings start it."""
+START = ("token_embd", "position_embd")
+
+
+NORMED_WRITERS = ("gemma2", "gemma3", "gemma3_text", "olmo2", "olmo3")
+"""Families (config.json's ``model_type``) with norms behind what writes the residual stream: their
+gains stand between the weights and the stream, so that no rotation of it can be fused."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A pre-norm decoder with RMSNorm, rotary positions, grouped-query attention and a gated MLP.
+    """A pre-norm decoder; with RMSNorm, rotary positions, grouped-query attention and a gated MLP,
+    unless its roles say otherwise (``attn_norm.bias``: LayerNorm; ``position_embd``: learned
+    positions; no ``ffn_gate``: a plain MLP).
 
     `block` and `optional` map roles to Hugging Face names inside a block (role ``attn_q.bias`` is
     the bias of ``attn_q``); `optional` weights exist in some checkpoints of the family only.
-    `gguf` is the architecture's name in GGUF; `permute_qk` says whether its q and k rows are
-    stored there in llama.cpp's interleaved rotary order, `square_q` whether llama.cpp takes q to be
-    as wide as the hidden state.
+    `outside` maps the roles outside the blocks, which lie in the list `layers`. `required` are
+    settings of config.json that have no other value here, `renamed` those of our dimensions that
+    are called otherwise there, and models are `tied` if it says nothing. In a `parallel` block
+    attention and feed-forward part read the residual stream behind the same norm.
+    `gguf` is the architecture's name in GGUF, "" if it has none; `permute_qk` says whether its q
+    and k rows are stored there in llama.cpp's interleaved rotary order, `square_q` whether
+    llama.cpp takes q to be as wide as the hidden state.
     """
 
     name: str
@@ -70,12 +75,30 @@ class Architecture:
     optional: Mapping[str, str]
     permute_qk: bool
     square_q: bool = False
+    layers: str = "model.layers"
+    outside: Mapping[str, str] = field(default_factory=lambda: OUTSIDE)
+    activation: str = "silu"
+    required: Mapping[str, Any] = field(default_factory=lambda: {"hidden_act": "silu"})
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    parallel: bool = False
+    tied: bool = False
+    partial_rotary: bool = False
+
+    @property
+    def read_behind(self) -> Mapping[str, str]:
+        """What reads the residual stream, and the norm it reads it through."""
+        feed = "attn_norm" if self.parallel else "ffn_norm"
+        return {
+            **dict.fromkeys(ATTENTION_READS, "attn_norm"),
+            **dict.fromkeys(FEED_READS, feed),
+            "output": "output_norm",
+        }
 
     def hf_name(self, role: str, block: int | None = None) -> str:
         """The Hugging Face name of a role (outside the blocks when `block` is None)."""
         if block is None:
-            return OUTSIDE[role]
-        return f"model.layers.{block}." + {**self.block, **self.optional}[role]
+            return self.outside[role]
+        return f"{self.layers}.{block}." + {**self.block, **self.optional}[role]
 
     def gguf_name(self, role: str, block: int | None = None) -> str:
         """The GGUF tensor name of a role."""

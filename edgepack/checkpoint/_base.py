@@ -34,6 +34,7 @@ class Dimensions:
     rope_scaling: Mapping[str, Any] | None
     sliding_window: int | None
     tie_word_embeddings: bool
+    partial_rotary_factor: float = 1.0
 
 
 @dataclass(frozen=True)

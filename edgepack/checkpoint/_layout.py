@@ -8,15 +8,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from edgepack.architectures._base import OUTSIDE, Architecture
+from edgepack.architectures._base import Architecture
 from edgepack.checkpoint._base import Dimensions
 from edgepack.errors import CheckpointError
 from edgepack.weights import WeightSpec
 
 SHAPES = {
     "token_embd": ("vocab", "hidden"),
+    "position_embd": ("positions", "hidden"),
     "output_norm": ("hidden",),
+    "output_norm.bias": ("hidden",),
     "output": ("vocab", "hidden"),
+    "output.bias": ("vocab",),
     "attn_norm": ("hidden",),
     "attn_q": ("q", "hidden"),
     "attn_k": ("kv", "hidden"),
@@ -31,8 +34,17 @@ SHAPES = {
     "ffn_gate": ("ffn", "hidden"),
     "ffn_up": ("ffn", "hidden"),
     "ffn_down": ("hidden", "ffn"),
+    "attn_norm.bias": ("hidden",),
+    "attn_output.bias": ("hidden",),
+    "ffn_norm.bias": ("hidden",),
+    "ffn_up.bias": ("ffn",),
+    "ffn_down.bias": ("hidden",),
 }
 """Role → shape, in the words of `sizes`."""
+
+
+UNUSED_POSITIONS = 2
+"""OPT's table of learned positions begins with so many rows that no token meets."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +123,7 @@ def _places(
     for block in blocks:
         for role in [*architecture.block, *optional]:
             yield role, block
-    for role in OUTSIDE:
+    for role in architecture.outside:
         if role != "token_embd" and not (role == "output" and dimensions.tie_word_embeddings):
             yield role, None
 
@@ -120,6 +132,7 @@ def sizes(dimensions: Dimensions) -> dict[str, int]:
     """The widths of a model by the words of `SHAPES`."""
     return {
         "vocab": dimensions.vocab_size,
+        "positions": dimensions.max_position_embeddings + UNUSED_POSITIONS,
         "hidden": dimensions.hidden_size,
         "head": dimensions.head_dim,
         "q": dimensions.num_attention_heads * dimensions.head_dim,

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from edgepack import plugins
-from edgepack.architectures._base import OUTSIDE, Architecture
+from edgepack.architectures._base import NORMED_WRITERS, Architecture
 from edgepack.checkpoint import _layout, digests, rope, tokenizer, vocabulary
 from edgepack.checkpoint._base import Checkpoint, Dimensions
 from edgepack.errors import CheckpointError
@@ -157,39 +157,47 @@ class FolderCheckpoint(Checkpoint):
                 hint="name the unquantized checkpoint that it was made from",
             )
         if name not in known:
+            why = ", whose norms behind attention and MLP no rotation passes"
             raise CheckpointError(
-                f"{self.place}: model_type {name!r} is not supported",
+                f"{self.place}: model_type {name!r} is not supported"
+                + (why if name in NORMED_WRITERS else ""),
                 hint="supported: " + ", ".join(known),
             )
-        activation = self._config.get("hidden_act", "silu")
-        if activation != "silu":
-            raise CheckpointError(
-                f"{self.place}: activation {activation!r} is not supported",
-                hint="llama.cpp computes this family with silu, so does edgepack",
-            )
         architecture: Architecture = plugins.find("architectures", name)
+        for key, wanted in architecture.required.items():
+            if (given := self._config.get(key, wanted)) != wanted:
+                raise CheckpointError(
+                    f"{self.place}: {key} {given!r} is not supported",
+                    hint=f"{name} models are computed with {key} {wanted!r}",
+                )
         return architecture
 
     def _dimensions(self) -> Dimensions:
-        config = self._config
-        for key in REQUIRED:
+        config, renamed = self._config, self.architecture.renamed
+        names = {key: renamed.get(key, key) for key in REQUIRED}
+        for key in names.values():
             if not isinstance(config.get(key), int):
                 raise CheckpointError(
                     f"{self.place}: config.json has no usable {key}",
                     hint="take the config.json published with the model",
                 )
-        heads = config["num_attention_heads"]
-        theta, scaling = rope.of_config(config, self.place)
+        heads, partial = config["num_attention_heads"], self.architecture.partial_rotary
+        theta, scaling = rope.of_config(config, self.place, partial=partial)
         return Dimensions(
-            **{key: config[key] for key in REQUIRED},
+            **{key: config[name] for key, name in names.items()},
             num_key_value_heads=config.get("num_key_value_heads") or heads,
             head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-            rms_norm_eps=config.get("rms_norm_eps", 1e-6),
+            rms_norm_eps=config.get(renamed.get("rms_norm_eps", "rms_norm_eps"), self._usual_eps()),
             rope_theta=theta,
             rope_scaling=scaling,
             sliding_window=self._sliding_window(),
-            tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+            tie_word_embeddings=bool(config.get("tie_word_embeddings", self.architecture.tied)),
+            partial_rotary_factor=rope.share(config) if partial else 1.0,
         )
+
+    def _usual_eps(self) -> float:
+        """What transformers takes where the configuration is silent."""
+        return 1e-6 if self.architecture.gguf else 1e-5
 
     def _sliding_window(self) -> int | None:
         """The window where all layers slide, None where none does."""
@@ -245,7 +253,7 @@ class FolderCheckpoint(Checkpoint):
 
     def _drop_tied_copy(self) -> None:
         """A tied model may come with a copy of the embedding as its head, not with another."""
-        head, embedding = OUTSIDE["output"], OUTSIDE["token_embd"]
+        head, embedding = map(self.architecture.hf_name, ("output", "token_embd"))
         if not (self.dimensions.tie_word_embeddings and {head, embedding} <= set(self._files)):
             return
         if not torch.equal(self._read(head), self._read(embedding)):

@@ -127,7 +127,8 @@ class GgufCheckpoint(Checkpoint):
         families: dict[str, Architecture] = {}
         for family in plugins.names("architectures"):  # llama comes before mistral
             architecture: Architecture = plugins.find("architectures", family)
-            families.setdefault(architecture.gguf, architecture)
+            if architecture.gguf:
+                families.setdefault(architecture.gguf, architecture)
         if name not in families:
             raise CheckpointError(
                 f"{self.path.name}: architecture {name!r} is not supported",

@@ -36,13 +36,21 @@ LLAMA3 = {
 HINT = "supported: " + ", ".join(SUPPORTED)
 
 
-def of_config(config: Mapping[str, Any], place: str) -> tuple[float, dict[str, Any] | None]:
-    """(theta, scaling) of a config.json, as transformers 4 or 5 writes it."""
+def share(config: Mapping[str, Any]) -> float:
+    """How much of a head turns with the position."""
+    parameters = config.get("rope_parameters") or {}
+    return float(parameters.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)))
+
+
+def of_config(
+    config: Mapping[str, Any], place: str, *, partial: bool = False
+) -> tuple[float, dict[str, Any] | None]:
+    """(theta, scaling) of a config.json, as transformers 4 or 5 writes it; `partial` says whether
+    the family may have a partial rotary factor."""
     parameters = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     theta = parameters.get("rope_theta", config.get("rope_theta", 10000.0))
     kind = parameters.get("rope_type", parameters.get("type", "default"))
-    partial = parameters.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
-    if kind not in SUPPORTED or partial != 1.0:
+    if kind not in SUPPORTED or (share(config) != 1.0 and not partial):
         what = f"rope type {kind!r}" if kind not in SUPPORTED else "a partial rotary factor"
         raise CheckpointError(f"{place}: {what} is not supported", hint=HINT)
     missing = [key for key in SUPPORTED[kind] if key not in parameters]

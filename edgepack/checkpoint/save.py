@@ -100,11 +100,15 @@ def config(checkpoint: Checkpoint) -> dict[str, Any]:
         auto_map = {"AutoModelForCausalLM": f"{own.file.stem}.{classes}"}
         more = {"auto_map": auto_map, **own.config}
     largest = max(checkpoint.specs.values(), key=lambda spec: spec.numel)
-    sizes = {key: value for key, value in vars(d).items() if key != "sliding_window"}
+    dropped = {"sliding_window"} | (set() if family.partial_rotary else {"partial_rotary_factor"})
+    if "position_embd" in family.outside:
+        dropped |= {"rope_theta", "rope_scaling"}
+    sizes = {key: value for key, value in vars(d).items() if key not in dropped}
     return {
         "architectures": [classes],
         "model_type": family.name,
-        "hidden_act": "silu",
+        **family.required,
+        **{family.renamed[key]: getattr(d, key) for key in family.renamed},
         "dtype": str(dtype_of(largest)).removeprefix("torch."),
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,

@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from edgepack.architectures._base import NORMS, READ_BEHIND, WRITE
+from edgepack.architectures._base import NORMS, WRITE
 from edgepack.checkpoint import Checkpoint
 from edgepack.checkpoint._rewritten import Rewritten
 from edgepack.errors import while_doing
@@ -66,8 +66,9 @@ class Rotated(Rewritten):
             return torch.ones_like(value)
         if spec.role in WRITE:
             return R.T @ value.double()
-        if spec.role in READ_BEHIND:
-            norm = self.architecture.hf_name(READ_BEHIND[spec.role], spec.block)
+        read_behind = self.architecture.read_behind
+        if spec.role in read_behind:
+            norm = self.architecture.hf_name(read_behind[spec.role], spec.block)
             R = self.base.tensor(norm).double()[:, None] * R
         elif spec.role != "token_embd":
             return value  # norms of heads

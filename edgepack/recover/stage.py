@@ -74,7 +74,7 @@ def read_report(folder: Path) -> Recovered:
 
 
 def about(report: Recovered) -> dict[str, Any]:
-    """A report for manifests: held-out KL at the start and at its best, and all that came between."""
+    """A report for manifests: held-out KL at the start and at its best, and all in between."""
     return {key: getattr(report, key) for key in ("start", "best", "best_step")} | asdict(report)
 
 

@@ -34,10 +34,15 @@ class _RotaryOn(Rotary):
         return cos.to(self.device), sin.to(self.device)
 
 
+def on_device(rotary: Rotary | None, device: torch.device) -> Rotary | None:
+    """A rotary embedding, if there is one, on a device."""
+    return None if rotary is None else _RotaryOn(rotary, device)
+
+
 def moved(block: Block, device: torch.device) -> Block:
     """A block on a device."""
     weights = {role: w.to(device) for role, w in block.weights.items()}
-    return replace(block, weights=weights, rotary=_RotaryOn(block.rotary, device))
+    return replace(block, weights=weights, rotary=on_device(block.rotary, device))
 
 
 def moved_head(head: Head, device: torch.device) -> Head:
@@ -79,8 +84,8 @@ class Student:
             name = architecture.hf_name(role, index)
             if name in checkpoint.specs:
                 weights[role] = self._weight(name, leaves)
-        rotary = _RotaryOn(self.decoder.rotary, self.device)
-        return Block(self.decoder.dimensions, weights, rotary)
+        rotary = on_device(self.decoder.rotary, self.device)
+        return Block(self.decoder.dimensions, weights, rotary, architecture.activation)
 
     def vector(self, name: str) -> Tensor:
         """A norm's gain or a bias as it is now."""

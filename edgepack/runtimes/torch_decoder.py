@@ -33,7 +33,7 @@ class TorchDecoder:
     @torch.no_grad()
     def _last(self, tokens: torch.Tensor) -> torch.Tensor:
         """Hidden states ``[batch, time, hidden]`` before the head."""
-        x = self._embedding[tokens]
+        x = self.decoder.embed(tokens, self._embedding)
         for block in self._blocks():
             x = block(x)
         return x

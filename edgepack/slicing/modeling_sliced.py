@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from transformers import (
     LlamaForCausalLM,
     MistralForCausalLM,
+    OPTForCausalLM,
+    PhiForCausalLM,
     Qwen2ForCausalLM,
     Qwen3ForCausalLM,
 )
@@ -62,6 +64,58 @@ class SlicedLayer(nn.Module):
         attended, *_ = self.self_attn(hidden_states=normed, **kwargs)
         h = hidden_states @ self.attn_shortcut_Q + attended
         out: Tensor = h @ self.mlp_shortcut_Q + self.mlp(self.post_attention_layernorm(h))
+        return out
+
+
+class SlicedOPTLayer(nn.Module):
+    """A block of OPT, whose LayerNorms have gone into its weights."""
+
+    def __init__(self, layer: Any, widths: Sequence[int], original: int, eps: float) -> None:
+        super().__init__()
+        before, between, after = widths
+        self.self_attn: nn.Module = layer.self_attn
+        for name in ("q_proj", "k_proj", "v_proj"):
+            _resize(self.self_attn, name, columns=before)
+        _resize(self.self_attn, "out_proj", rows=between)
+        self.fc1: nn.Module = nn.Linear(between, layer.fc1.out_features)
+        self.fc2: nn.Module = nn.Linear(layer.fc2.in_features, after)
+        self.activation_fn: nn.Module = layer.activation_fn
+        self.self_attn_layer_norm = SlicedNorm(before, original, eps)
+        self.final_layer_norm = SlicedNorm(between, original, eps)
+        self.attn_shortcut_Q = nn.Parameter(torch.empty(before, between))
+        self.mlp_shortcut_Q = nn.Parameter(torch.empty(between, after))
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        """What the family's own block takes besides goes to its attention."""
+        normed = self.self_attn_layer_norm(hidden_states)
+        attended, *_ = self.self_attn(hidden_states=normed, **kwargs)
+        h = hidden_states @ self.attn_shortcut_Q + attended
+        inner = self.activation_fn(self.fc1(self.final_layer_norm(h)))
+        out: Tensor = h @ self.mlp_shortcut_Q + self.fc2(inner)
+        return out
+
+
+class SlicedPhiLayer(nn.Module):
+    """A block of Phi: both halves side by side, so that one shortcut passes them."""
+
+    def __init__(self, layer: Any, widths: Sequence[int], original: int, eps: float) -> None:
+        super().__init__()
+        before, after = widths
+        self.self_attn: nn.Module = layer.self_attn
+        self.mlp: nn.Module = layer.mlp
+        for name in ("q_proj", "k_proj", "v_proj"):
+            _resize(self.self_attn, name, columns=before)
+        _resize(self.self_attn, "dense", rows=after)
+        _resize(self.mlp, "fc1", columns=before)
+        _resize(self.mlp, "fc2", rows=after)
+        self.input_layernorm = SlicedNorm(before, original, eps)
+        self.attn_shortcut_Q = nn.Parameter(torch.empty(before, after))
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        """What the family's own block takes besides goes to its attention."""
+        normed = self.input_layernorm(hidden_states)
+        attended, *_ = self.self_attn(hidden_states=normed, **kwargs)
+        out: Tensor = hidden_states @ self.attn_shortcut_Q + attended + self.mlp(normed)
         return out
 
 
@@ -114,3 +168,33 @@ class SlicedQwen3ForCausalLM(Qwen3ForCausalLM):
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         _slice(self, config)
+
+
+class SlicedOPTForCausalLM(OPTForCausalLM):
+    """OPT."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        widths, original, eps = list(config.sliced_widths), config.hidden_size, config.rms_norm_eps
+        inner: Any = self.model.decoder
+        inner.embed_tokens = nn.Embedding(config.vocab_size, widths[0])
+        positions = type(inner.embed_positions)
+        inner.embed_positions = positions(config.max_position_embeddings, widths[0])
+        for i, layer in enumerate(inner.layers):
+            inner.layers[i] = SlicedOPTLayer(layer, widths[2 * i : 2 * i + 3], original, eps)
+        inner.final_layer_norm = SlicedNorm(widths[-1], original, eps)
+        self.lm_head = nn.Linear(widths[-1], config.vocab_size)
+
+
+class SlicedPhiForCausalLM(PhiForCausalLM):
+    """Phi-1 to Phi-2."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        widths, original, eps = list(config.sliced_widths), config.hidden_size, config.rms_norm_eps
+        inner: Any = self.model
+        inner.embed_tokens = nn.Embedding(config.vocab_size, widths[0])
+        for i, layer in enumerate(inner.layers):
+            inner.layers[i] = SlicedPhiLayer(layer, widths[i : i + 2], original, eps)
+        inner.final_layernorm = SlicedNorm(widths[-1], original, eps)
+        self.lm_head = nn.Linear(widths[-1], config.vocab_size)

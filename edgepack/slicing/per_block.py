@@ -15,18 +15,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from edgepack.architectures._base import READ_BEHIND
 from edgepack.cache import load_tensors, save_tensors
 from edgepack.calibration.sweep import Activations, Batch, micro_batches
 from edgepack.calibration.text import Tokens
 from edgepack.checkpoint import Checkpoint
-from edgepack.decoder import Block, Decoder
+from edgepack.decoder import Decoder
 from edgepack.progress import Progress, Steps
 from edgepack.recipe import Slice
 from edgepack.slicing.basis import oriented, principal_directions
 from edgepack.slicing.covariance import add
 from edgepack.slicing.weights import rotated
-from edgepack.slicing.widths import READ_AT, SHORTCUTS, place
+from edgepack.slicing.widths import places
 
 
 def find_bases(
@@ -47,8 +46,9 @@ def find_bases(
         if k:
             parts = _half(dense, k - 1, basis(folder, k - 1), signals[k - 1], batches)
         else:
-            embedding = Decoder(dense).embedding()
-            parts = (embedding[tokens.train[batch.rows]] for batch in batches)
+            decoder = Decoder(dense)
+            table = decoder.embedding()
+            parts = (decoder.embed(tokens.train[batch.rows], table) for batch in batches)
         signals[k].write(add(C, part, options.covariance or "raw") for part in parts)
         Q = oriented(principal_directions(C), width, options.orientation, options.seed + k)
         save_tensors(_file(folder, k), {"Q": Q.contiguous()}, {})
@@ -68,35 +68,34 @@ def _file(folder: Path, k: int) -> Path:
 def _half(
     dense: Checkpoint, k: int, Q: Tensor, x: Activations, batches: list[Batch]
 ) -> Iterator[Tensor]:
-    """What half a block makes of the signals at place k in the basis Q, in all columns again."""
-    index, half = divmod(k, 2)
+    """What half a block (or a whole one, if its parts are side by side) makes of the signals at
+    place k in the basis Q, in all columns again."""
+    family = dense.architecture
+    where = places(family)
+    index, half = divmod(k, where.count)
     block = Decoder(dense).block(index)
-    roles = [role for role in block.weights if READ_AT.get(role.partition(".")[0]) == half]
-    read = {role: _read(block, role, Q) for role in roles}
-    shortcut = next(role for role, ends in SHORTCUTS.items() if ends[0] == half)
+    roles = [role for role in block.weights if where.read.get(role.partition(".")[0]) == half]
+    gains = {role: block.weights.get(family.read_behind.get(role, "")) for role in roles}
+    read = {role: rotated(block.weights[role], role, Q, gain) for role, gain in gains.items()}
+    shortcut = next(role for role, ends in where.shortcuts.items() if ends[0] == half)
     block = replace(block, weights={**block.weights, **read, shortcut: Q.T.float()})
-    through = (block.attend, block.feed)[half]
+    through = block if family.parallel else (block.attend, block.feed)[half]
     for batch in batches:
         yield through(x.read(batch.rows) @ Q.float())
 
 
-def _read(block: Block, role: str, Q: Tensor) -> Tensor:
-    """What reads the stream, in the basis Q."""
-    norm = READ_BEHIND.get(role)
-    return rotated(block.weights[role], role, Q, block.weights[norm] if norm else None)
-
-
 def weight(dense: Checkpoint, folder: Path, name: str, role: str, index: int | None) -> Tensor:
     """A weight of the sliced model, float32, from the dense one's and the bases in `folder`."""
-    at = partial(basis, folder)
-    if role in SHORTCUTS:
+    family, at = dense.architecture, partial(basis, folder)
+    known = places(family)
+    if role in known.shortcuts:
         assert index is not None
-        start, end = (at(2 * index + offset) for offset in SHORTCUTS[role])
+        start, end = (at(known.count * index + offset) for offset in known.shortcuts[role])
         return (start.T @ end).float()
-    where = place(role, index, dense.dimensions.num_hidden_layers)
+    where = known.of(role, index, dense.dimensions.num_hidden_layers)
     if where is None:
         return dense.tensor(name)
-    source = name if name in dense.specs else dense.architecture.hf_name("token_embd")
-    norm = READ_BEHIND.get(role)
-    gain = dense.tensor(dense.architecture.hf_name(norm, index)) if norm else None
+    source = name if name in dense.specs else family.hf_name("token_embd")
+    norm = family.read_behind.get(role)
+    gain = dense.tensor(family.hf_name(norm, index)) if norm else None
     return rotated(dense.tensor(source), role, at(where), gain)

@@ -12,14 +12,14 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
-from edgepack.architectures._base import OUTSIDE, Architecture
+from edgepack.architectures._base import Architecture
 from edgepack.cache import Stage
 from edgepack.checkpoint import Checkpoint, Dimensions
 from edgepack.checkpoint._base import OwnCode
 from edgepack.checkpoint._layout import SHAPES, sizes
 from edgepack.checkpoint._rewritten import Rewritten
 from edgepack.checkpoint.save import shard_of
-from edgepack.slicing.widths import SHORTCUTS, place
+from edgepack.slicing.widths import places
 from edgepack.weights import WeightSpec
 
 MODELING = Path(__file__).with_name("modeling_sliced.py")
@@ -27,7 +27,7 @@ SHORTCUT_NAMES = {"attn_shortcut": "attn_shortcut_Q", "ffn_shortcut": "mlp_short
 """Role → name inside a block, as SliceGPT's own code has them."""
 SHORTCUT_BEHIND = {"attn_output": "attn_shortcut", "ffn_down": "ffn_shortcut"}
 """What writes the stream → the shortcut beside it."""
-PARTS = {"token_embd": "embeddings", "output": "head", **dict.fromkeys(SHORTCUTS, "shortcuts")}
+PARTS = {"token_embd": "embeddings", "output": "head", **dict.fromkeys(SHORTCUT_NAMES, "shortcuts")}
 """Role → part of the model; all else is the body."""
 
 
@@ -54,17 +54,19 @@ class Sliced(Rewritten):
         hidden size stays what norms divide by."""
         dimensions = replace(base.dimensions, tie_word_embeddings=False)
         family, blocks = base.architecture, dimensions.num_hidden_layers
-        architecture = replace(family, block={**family.block, **SHORTCUT_NAMES})
+        where_is = places(family)
+        names = {role: SHORTCUT_NAMES[role] for role in where_is.shortcuts}
+        architecture = replace(family, block={**family.block, **names})
         specs = {}
         for spec in _untied(base):
-            where = place(spec.role, spec.block, blocks)
+            where = where_is.of(spec.role, spec.block, blocks)
             width = dimensions.hidden_size if where is None else widths[where]
             specs[spec.name] = _narrow(spec, dimensions, width)
-            if spec.role in SHORTCUT_BEHIND:
+            role = SHORTCUT_BEHIND.get(spec.role)
+            if role in names:
                 assert spec.block is not None
-                role = SHORTCUT_BEHIND[spec.role]
-                name = architecture.hf_name(role, spec.block)
-                shape = tuple(widths[2 * spec.block + offset] for offset in SHORTCUTS[role])
+                name, start = architecture.hf_name(role, spec.block), where_is.count * spec.block
+                shape = tuple(widths[start + offset] for offset in where_is.shortcuts[role])
                 specs[name] = replace(spec, name=name, role=role, shape=shape)
         made = Sliced._of(base, dimensions, specs, stage, about, architecture)
         made.code = OwnCode(MODELING, "Sliced", {"sliced_widths": list(widths)})
@@ -121,7 +123,8 @@ class Sliced(Rewritten):
 
 def _untied(base: Checkpoint) -> list[WeightSpec]:
     """All weights, a head of its own among them."""
-    head, tied = OUTSIDE["output"], base.specs[OUTSIDE["token_embd"]]
+    head = base.architecture.hf_name("output")
+    tied = base.specs[base.architecture.hf_name("token_embd")]
     more = [] if head in base.specs else [replace(tied, name=head, role="output")]
     return [*base.specs.values(), *more]
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from edgepack.architectures._base import READ_BEHIND
 from edgepack.cache import load_tensors, save_tensors
 from edgepack.calibration.text import Tokens
 from edgepack.checkpoint.save import is_saved, save
@@ -36,8 +35,8 @@ def run(sliced: Sliced, options: Slice, tokens: Tokens, folder: Path) -> Steps[N
 
 
 def _per_block(sliced: Sliced, options: Slice, tokens: Tokens, folder: Path) -> Steps[None]:
-    dense, d = sliced.base, sliced.base.dimensions
-    widths = kept_widths(d.hidden_size, d.num_hidden_layers, options)
+    dense = sliced.base
+    widths = kept_widths(dense, options)
     yield from find_bases(dense, widths, options, tokens, folder)
 
     def load(name: str) -> Tensor:
@@ -64,7 +63,7 @@ def _globally(sliced: Sliced, options: Slice, tokens: Tokens, folder: Path) -> S
 
     def load(name: str) -> Tensor:
         spec, architecture = sliced.specs[name], dense.architecture
-        norm = READ_BEHIND.get(spec.role)
+        norm = architecture.read_behind.get(spec.role)
         source = name if name in dense.specs else architecture.hf_name("token_embd")
         gains = gain(architecture.hf_name(norm, spec.block)) if norm else None
         return narrowed(dense.tensor(source), spec.role, Q, gains)

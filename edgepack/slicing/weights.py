@@ -11,25 +11,23 @@ import math
 import torch
 from torch import Tensor
 
-from edgepack.architectures._base import NORMS, READ_BEHIND, WRITE
+from edgepack.architectures._base import NORMS, START, WRITE
 
 _ROWS = 8192  # at once in float64
 
 
 def rotated(W: Tensor, role: str, Q: Tensor, gain: Tensor | None) -> Tensor:
     """A weight ``[out, in]`` (or a norm or bias) on the far side of Q ``[D, d]`` float64: the one
-    it reads by, or writes by, or both of embeddings and head. Biases of readers and norms of heads
+    it reads by (behind a norm of that `gain`) or writes by. Biases of readers and norms of heads
     stay. Computed in float64, returned as float32."""
     stem = role.partition(".")[0]
     if role in NORMS:
         return torch.ones(Q.shape[1])
     if stem in WRITE:
         return (Q.T @ W.double()).float()
-    if role == "token_embd":
+    if role in START:
         return _by_rows(W, Q)
-    if role in READ_BEHIND and gain is not None:
-        return _by_rows(W, gain.double()[:, None] * Q)
-    return W
+    return W if gain is None else _by_rows(W, gain.double()[:, None] * Q)
 
 
 def narrowed(W: Tensor, role: str, Q: Tensor, gain: Tensor | None) -> Tensor:
@@ -40,7 +38,7 @@ def narrowed(W: Tensor, role: str, Q: Tensor, gain: Tensor | None) -> Tensor:
     c = math.sqrt(d / D)
     if role in NORMS:
         return torch.full((d,), 1 / c)
-    writes = role == "token_embd" or role.partition(".")[0] in WRITE
+    writes = role in START or role.partition(".")[0] in WRITE
     return rotated(W, role, c * Q if writes else Q, gain)
 
 

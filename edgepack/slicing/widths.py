@@ -1,40 +1,61 @@
 """How many columns of the residual stream are kept, and where.
 
-A place is where the stream is read: 2i by the attention of block i, 2i + 1 by its feed-forward
-part, 2·blocks by the head.
+A place is where the stream is read: by the attention of a block, by its feed-forward part (unless
+both read behind the same norm), and at last by the head.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 
+from edgepack.architectures._base import ATTENTION_READS, FEED_READS, START, Architecture
+from edgepack.checkpoint import Checkpoint
 from edgepack.errors import RecipeError
 from edgepack.recipe import Slice
 
 ROUND_TO = {"global": 256, "per_block": 8}
 
-READ_AT = {
-    "attn_norm": 0,
-    "attn_q": 0,
-    "attn_k": 0,
-    "attn_v": 0,
-    "ffn_norm": 1,
-    "ffn_gate": 1,
-    "ffn_up": 1,
-}
-"""Role → place inside its block."""
-WRITE_TO = {"attn_output": 1, "ffn_down": 2}
-SHORTCUTS = {"attn_shortcut": (0, 1), "ffn_shortcut": (1, 2)}
-"""Role → the places that it leads from and to."""
+ATTENTION = dict.fromkeys(("attn_norm", *ATTENTION_READS), 0)
 
 
-def place(role: str, block: int | None, blocks: int) -> int | None:
-    """The place whose basis a weight reads or writes in, None where it does neither."""
-    stem = role.partition(".")[0]
-    if block is None:
-        return 0 if stem == "token_embd" else 2 * blocks
-    offset = {**READ_AT, **WRITE_TO}.get(stem)
-    return None if offset is None else 2 * block + offset
+@dataclass(frozen=True)
+class Places:
+    """How many places a block has; by role, at which of them a weight reads and to which it writes,
+    and from which to which the shortcuts lead."""
+
+    count: int
+    read: Mapping[str, int]
+    write: Mapping[str, int]
+    shortcuts: Mapping[str, tuple[int, int]]
+
+    def of(self, role: str, block: int | None, blocks: int) -> int | None:
+        """The place whose basis a weight reads or writes in, None where it does neither."""
+        stem = role.partition(".")[0]
+        if block is None:
+            return 0 if stem in START else self.count * blocks
+        offset = {**self.read, **self.write}.get(stem)
+        return None if offset is None else self.count * block + offset
+
+
+IN_TURN = Places(
+    2,
+    ATTENTION | dict.fromkeys(("ffn_norm", *FEED_READS), 1),
+    {"attn_output": 1, "ffn_down": 2},
+    {"attn_shortcut": (0, 1), "ffn_shortcut": (1, 2)},
+)
+SIDE_BY_SIDE = Places(
+    1,
+    ATTENTION | dict.fromkeys(FEED_READS, 0),
+    {"attn_output": 1, "ffn_down": 1},
+    {"attn_shortcut": (0, 1)},
+)
+
+
+def places(architecture: Architecture) -> Places:
+    """Those of a family."""
+    return SIDE_BY_SIDE if architecture.parallel else IN_TURN
 
 
 def kept_width(hidden: int, options: Slice) -> int:
@@ -50,13 +71,15 @@ def kept_width(hidden: int, options: Slice) -> int:
     return options.width
 
 
-def kept_widths(hidden: int, blocks: int, options: Slice) -> tuple[int, ...]:
+def kept_widths(checkpoint: Checkpoint, options: Slice) -> tuple[int, ...]:
     """Columns to keep at every place. The head reads all of them unless it is to be sliced too
     (SliceGPT's ``do_slice_head``)."""
+    count, d = places(checkpoint.architecture).count, checkpoint.dimensions
+    hidden, blocks = d.hidden_size, d.num_hidden_layers
     if options.schedule is None:
-        widths = [kept_width(hidden, options)] * (2 * blocks)
+        widths = [kept_width(hidden, options)] * (count * blocks)
     else:
-        ends = (options.schedule.attention, options.schedule.mlp)
+        ends = (options.schedule.attention, options.schedule.mlp)[:count]
         depths = (i / max(1, blocks - 1) for i in range(blocks))
         sparsities = (a + (b - a) * depth for depth in depths for a, b in ends)
         widths = [_rounded(hidden, sparsity, options) for sparsity in sparsities]

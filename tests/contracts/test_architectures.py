@@ -6,11 +6,8 @@ import itertools
 import pytest
 import torch
 
-from edgepack import plugins
 from edgepack.checkpoint import open_checkpoint
-from tests.tiny import make_model, write_gguf
-
-FAMILIES = plugins.names("architectures")
+from tests.tiny import FAMILIES, make_model, write_gguf
 
 
 @pytest.fixture(scope="module", params=itertools.product(FAMILIES, [True, False]), ids=str)
@@ -46,12 +43,13 @@ def test_dimensions_are_those_of_the_configuration(made):
     folder, model, tied = made
     dims, config = open_checkpoint(str(folder)).dimensions, model.config
     plain = {f.name for f in dataclasses.fields(dims)} - {"rope_theta", "rope_scaling"}
-    for name in plain - {"sliding_window"}:
+    for name in plain - {"sliding_window", "partial_rotary_factor"}:
         assert getattr(dims, name) == getattr(config, name)
     assert dims.rope_theta == config.rope_parameters["rope_theta"]
     assert dims.rope_scaling is None
     assert dims.sliding_window == (4096 if config.model_type == "mistral" else None)
     assert dims.tie_word_embeddings is tied
+    assert dims.partial_rotary_factor == 1.0
 
 
 def test_a_gguf_reads_as_the_folder_it_was_made_from(made, tmp_path):
