@@ -59,8 +59,8 @@ def build(
     made = plan(recipe, target, base)
     _check_free(out, force=force)
     tokens = yield from write_text(made)
-    yield from _slice(made, tokens)
-    yield from _finetune(made, tokens)
+    yield from slice_model(made, tokens)
+    yield from finetune(made, tokens)
     yield from calibrate(made, tokens)
     made = yield from _allocate(made)
     weights = None
@@ -83,7 +83,7 @@ def write_text(made: Plan) -> Steps[Tokens | None]:
     return (yield from calibration_text.tokens(decoder, options, made.base, kept))
 
 
-def _slice(made: Plan, tokens: Tokens | None) -> Steps[None]:
+def slice_model(made: Plan, tokens: Tokens | None) -> Steps[None]:
     """The slice stage: its folder is a Hugging Face checkpoint."""
     stage, options, checkpoint = made.slice, made.recipe.slice, made.checkpoint.counted
     if stage is None or stage.is_done or options is None or tokens is None:
@@ -93,7 +93,7 @@ def _slice(made: Plan, tokens: Tokens | None) -> Steps[None]:
         yield from slicing.run(checkpoint, options, tokens, folder)
 
 
-def _finetune(made: Plan, tokens: Tokens | None) -> Steps[None]:
+def finetune(made: Plan, tokens: Tokens | None) -> Steps[None]:
     """The rft stage: the sliced checkpoint, trained."""
     stage, options, checkpoint = made.rft, made.recipe.slice, made.checkpoint.counted
     if stage is None or stage.is_done or options is None or tokens is None or made.slice is None:
