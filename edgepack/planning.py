@@ -10,6 +10,7 @@ from edgepack.budget import Allocation, search, spend
 from edgepack.cache import Stage
 from edgepack.calibration.text import counts, source_path
 from edgepack.checkpoint import Checkpoint, open_checkpoint
+from edgepack.checkpoint.save import dtype_of
 from edgepack.choices import Fallback, choose, factor_bytes, format_of
 from edgepack.decoder import Decoder
 from edgepack.decompose.candidates import Search
@@ -18,12 +19,21 @@ from edgepack.errors import RecipeError
 from edgepack.recipe import Recipe
 from edgepack.shape import rewritten, sliced, text_key, text_stage
 from edgepack.slicing.sliced import Sliced
+from edgepack.weights import WeightSpec
 
 TARGETS = ("gguf", "checkpoint")
 NOT_BUILT = ("merge",)
 """Sections of the recipe whose stages do not exist yet."""
 
-PARTS = {"token_embd": "embeddings", "output": "head"}
+BLOCKS, VECTORS = "blocks", "norms and biases"
+PARTS = {
+    "attn_q": BLOCKS,
+    "token_embd": "embeddings",
+    "position_embd": "embeddings",
+    "output": "head",
+    "attn_shortcut": "shortcuts",
+    "ffn_shortcut": "shortcuts",
+}
 """Role → part of the model in the ledger; other matrices are the blocks'."""
 
 CALIBRATE_VERSION = 1
@@ -85,16 +95,21 @@ class Plan:
         return self.recipe.calibrate.objective if self.calibrate else "none"
 
     def bytes_by_part(self) -> dict[str, int]:
-        """Bytes of tensors in the files to come: blocks, embeddings, head, norms, factors."""
-        sizes = dict.fromkeys(("blocks", "embeddings", "head", "norms and biases", "factors"), 0)
+        """Bytes of tensors in the files to come, by part of the model."""
+        sizes = dict.fromkeys((*PARTS.values(), VECTORS, "factors"), 0)
         for spec in self.checkpoint.specs.values():
             choice = self.choices.get(spec.name)
-            if choice is None:
-                sizes["norms and biases"] += 4 * spec.numel
-                continue
-            sizes[PARTS.get(spec.role, "blocks")] += format_of(choice.format).nbytes(spec.shape)
-            sizes["factors"] += factor_bytes(spec, choice)
+            part = VECTORS if choice is None else PARTS.get(spec.role, BLOCKS)
+            sizes[part] += self._nbytes(spec)
+            sizes["factors"] += factor_bytes(spec, choice) if choice else 0
         return {part: size for part, size in sizes.items() if size}
+
+    def _nbytes(self, spec: WeightSpec) -> int:
+        """Bytes of a weight, without its factors."""
+        if not self.packs:
+            return spec.numel * dtype_of(spec).itemsize
+        choice = self.choices.get(spec.name)
+        return format_of(choice.format).nbytes(spec.shape) if choice else 4 * spec.numel
 
     def sliced_parts(self) -> dict[str, tuple[int, int]] | None:
         """Number of weights before and after slicing, by part; None where nothing is sliced."""
@@ -109,7 +124,7 @@ class Plan:
             spec = self.checkpoint.specs[name]
             if blocks_only and spec.block is None:
                 continue
-            bits += 8 * (format_of(choice.format).nbytes(spec.shape) + factor_bytes(spec, choice))
+            bits += 8 * (self._nbytes(spec) + factor_bytes(spec, choice))
             count += known[name].numel
         return bits / count
 

@@ -153,6 +153,8 @@ def _output_text(facts: Facts) -> list[str]:
         errors = [f"{a['error']:.2e}", f"{a['error_plain']:.2e}"]
         short = name.removesuffix(".weight").removeprefix("model.")
         rows.append([short, a["formats"]["Q"], str(a["rank"]), *errors, a["method"]])
+    if not worst:
+        return summary(facts, Path(facts["folder"]))
     return [
         *summary(facts, Path(facts["folder"])),
         "",
