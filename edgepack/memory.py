@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from edgepack.calibration import self_text
 from edgepack.calibration.sweep import LABELS_AT_ONCE, TOKENS_AT_ONCE
 from edgepack.calibration.text import counts
+from edgepack.checkpoint.save import SHARD
 from edgepack.decoder import fits_in_memory
 from edgepack.decompose._side_by_side import AT_ONCE
 from edgepack.planning import Plan
@@ -25,7 +26,7 @@ _SCALED = 32  # weights that share a scale, at the fewest
 
 def peak(plan: Plan) -> int:
     """Expected peak resident bytes of `edgepack.build`."""
-    stages = (_write_text, _sweep, _labels, _decompose, _recover, _measure)
+    stages = (_write_text, _slice, _sweep, _labels, _decompose, _recover, _measure)
     return _PROCESS + max(stage(plan) for stage in stages)
 
 
@@ -54,6 +55,20 @@ def _write_text(plan: Plan) -> int:
     blocks = [sum(s.numel for s in specs) for specs in _blocks(plan).values()]
     weights = sum(blocks) if fits_in_memory(decoder) else max(blocks)
     return _outside(plan) + _FLOAT * (weights + batch * (cache + 5 * d.vocab_size))
+
+
+def _slice(plan: Plan) -> int:
+    """C with its eigenvectors, a block, activations of a batch; then a shard, and the embeddings
+    while they are rotated. What fine-tuning takes is less, but for its factors."""
+    if plan.slice is None:
+        return 0
+    d = plan.dense.dimensions
+    tokens = max(TOKENS_AT_ONCE, plan.recipe.calibrate.sequence_length)
+    activations = tokens * (6 * d.hidden_size + 4 * d.intermediate_size)
+    specs = plan.dense.checkpoint.specs.values()
+    block = sum(s.numel for s in specs if s.block == 0)
+    sweep = 6 * _DOUBLE * d.hidden_size**2 + _FLOAT * (2 * block + activations)
+    return max(sweep, SHARD + 3 * _FLOAT * d.vocab_size * d.hidden_size)
 
 
 def _sweep(plan: Plan) -> int:

@@ -87,7 +87,7 @@ def _refuse_growth(made: Sliced, options: Slice, warnings: list[str]) -> None:
     if after <= before:
         return
     reasons = {
-        "the head can no longer be the embeddings": made.base.dimensions.tie_word_embeddings,
+        "the head can no longer be the embeddings": made.original.dimensions.tie_word_embeddings,
         "every half of a block has a shortcut matrix": options.method == "per_block",
     }
     why = " and ".join(reason for reason, holds in reasons.items() if holds)

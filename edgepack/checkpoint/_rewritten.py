@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from gguf import GGUFValueType
@@ -86,3 +87,15 @@ class Rewritten(Checkpoint):
             **{key: (value, GGUFValueType.UINT32, None) for key, value in own.items()},
             f"{prefix}.{EPSILON}": (self.dimensions.rms_norm_eps, GGUFValueType.FLOAT32, None),
         }
+
+
+def untied(base: Checkpoint) -> list[WeightSpec]:
+    """All weights of a model, a head of its own among them."""
+    head, tied = base.architecture.hf_name("output"), base.architecture.hf_name("token_embd")
+    more = [] if head in base.specs else [replace(base.specs[tied], name=head, role="output")]
+    return [*base.specs.values(), *more]
+
+
+def untied_name(base: Checkpoint, name: str) -> str:
+    """Where the weight `name` of the untied model is in `base`."""
+    return name if name in base.specs else base.architecture.hf_name("token_embd")

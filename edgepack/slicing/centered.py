@@ -14,8 +14,7 @@ from torch import Tensor
 
 from edgepack.architectures._base import NORMS, START, WRITE
 from edgepack.checkpoint import Checkpoint
-from edgepack.checkpoint._rewritten import Rewritten
-from edgepack.weights import WeightSpec
+from edgepack.checkpoint._rewritten import Rewritten, untied, untied_name
 
 
 def centered(checkpoint: Checkpoint) -> Checkpoint:
@@ -31,7 +30,7 @@ class Centered(Rewritten):
     def __init__(self, base: Checkpoint) -> None:
         family, specs = base.architecture, {}
         dropped = {f"{norm}.bias" for norm in NORMS}
-        for spec in _with_head(base):
+        for spec in untied(base):
             if spec.role not in dropped:
                 specs[spec.name] = spec
         weights = [spec for spec in specs.values() if spec.role in family.read_behind]
@@ -56,16 +55,13 @@ class Centered(Rewritten):
             return (value - value.mean(-1 if stem in START else 0, keepdim=True)).float()
         if stem not in self.architecture.read_behind:
             return self.base.tensor(name)
-        W = self._dense(name.removesuffix(kind or "weight") + "weight").double()
+        matrix = name.removesuffix(kind or "weight") + "weight"
+        W = self.base.tensor(untied_name(self.base, matrix)).double()
         gain, shift = self._norm(stem, spec.block)
         if kind != "bias":
             return (W * gain).float()
         own = self.base.tensor(name).double() if name in self.base.specs else 0.0
         return (own + W @ shift).float()
-
-    def _dense(self, name: str) -> Tensor:
-        tied = self.base.architecture.hf_name("token_embd")
-        return self.base.tensor(name if name in self.base.specs else tied)
 
     def _norm(self, stem: str, block: int | None) -> tuple[Tensor, Tensor]:
         """γ and β of the norm that a weight reads behind."""
@@ -76,10 +72,3 @@ class Centered(Rewritten):
 
 
 HEAD_BIAS = {"output.bias": "lm_head.bias"}
-
-
-def _with_head(base: Checkpoint) -> list[WeightSpec]:
-    head = base.architecture.hf_name("output")
-    tied = base.specs[base.architecture.hf_name("token_embd")]
-    more = [] if head in base.specs else [replace(tied, name=head, role="output")]
-    return [*base.specs.values(), *more]

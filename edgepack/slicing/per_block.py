@@ -19,6 +19,7 @@ from edgepack.cache import load_tensors, save_tensors
 from edgepack.calibration.sweep import Activations, Batch, micro_batches
 from edgepack.calibration.text import Tokens
 from edgepack.checkpoint import Checkpoint
+from edgepack.checkpoint._rewritten import untied_name
 from edgepack.decoder import Decoder
 from edgepack.progress import Progress, Steps
 from edgepack.recipe import Slice
@@ -95,7 +96,6 @@ def weight(dense: Checkpoint, folder: Path, name: str, role: str, index: int | N
     where = known.of(role, index, dense.dimensions.num_hidden_layers)
     if where is None:
         return dense.tensor(name)
-    source = name if name in dense.specs else family.hf_name("token_embd")
     norm = family.read_behind.get(role)
     gain = dense.tensor(family.hf_name(norm, index)) if norm else None
-    return rotated(dense.tensor(source), role, at(where), gain)
+    return rotated(dense.tensor(untied_name(dense, name)), role, at(where), gain)

@@ -17,7 +17,7 @@ from edgepack.cache import Stage
 from edgepack.checkpoint import Checkpoint, Dimensions
 from edgepack.checkpoint._base import OwnCode
 from edgepack.checkpoint._layout import SHAPES, sizes
-from edgepack.checkpoint._rewritten import Rewritten
+from edgepack.checkpoint._rewritten import Rewritten, untied
 from edgepack.checkpoint.save import shard_of
 from edgepack.slicing.widths import places
 from edgepack.weights import WeightSpec
@@ -43,7 +43,7 @@ class Sliced(Rewritten):
     def globally(base: Checkpoint, width: int, stage: Stage, about: Mapping[str, Any]) -> Sliced:
         """`base` with a hidden size of `width`: a model of its family."""
         dimensions = replace(base.dimensions, hidden_size=width, tie_word_embeddings=False)
-        specs = {spec.name: _narrow(spec, dimensions, width) for spec in _untied(base)}
+        specs = {spec.name: _narrow(spec, dimensions, width) for spec in untied(base)}
         return Sliced._of(base, dimensions, specs, stage, about, _runnable(base.architecture))
 
     @staticmethod
@@ -58,7 +58,7 @@ class Sliced(Rewritten):
         names = {role: SHORTCUT_NAMES[role] for role in where_is.shortcuts}
         architecture = replace(family, block={**family.block, **names})
         specs = {}
-        for spec in _untied(base):
+        for spec in untied(base):
             where = where_is.of(spec.role, spec.block, blocks)
             width = dimensions.hidden_size if where is None else widths[where]
             specs[spec.name] = _narrow(spec, dimensions, width)
@@ -110,23 +110,15 @@ class Sliced(Rewritten):
         return value.float()
 
     def weights_by_part(self) -> dict[str, tuple[int, int]]:
-        """Number of weights before and after, by part of the model."""
+        """Number of weights of the original and of this, by part of the model."""
         found: dict[str, tuple[int, int]] = {}
-        for side, checkpoint in enumerate((self.base, self)):
+        for side, checkpoint in enumerate((self.original, self)):
             for spec in checkpoint.specs.values():
                 part = PARTS.get(spec.role, "body")
                 counts = list(found.get(part, (0, 0)))
                 counts[side] += spec.numel
                 found[part] = counts[0], counts[1]
         return found
-
-
-def _untied(base: Checkpoint) -> list[WeightSpec]:
-    """All weights, a head of its own among them."""
-    head = base.architecture.hf_name("output")
-    tied = base.specs[base.architecture.hf_name("token_embd")]
-    more = [] if head in base.specs else [replace(tied, name=head, role="output")]
-    return [*base.specs.values(), *more]
 
 
 def _narrow(spec: WeightSpec, dimensions: Dimensions, width: int) -> WeightSpec:

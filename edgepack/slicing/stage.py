@@ -9,6 +9,7 @@ from torch import Tensor
 
 from edgepack.cache import load_tensors, save_tensors
 from edgepack.calibration.text import Tokens
+from edgepack.checkpoint._rewritten import untied_name
 from edgepack.checkpoint.save import is_saved, save
 from edgepack.decoder import Decoder
 from edgepack.progress import Steps
@@ -64,8 +65,7 @@ def _globally(sliced: Sliced, options: Slice, tokens: Tokens, folder: Path) -> S
     def load(name: str) -> Tensor:
         spec, architecture = sliced.specs[name], dense.architecture
         norm = architecture.read_behind.get(spec.role)
-        source = name if name in dense.specs else architecture.hf_name("token_embd")
         gains = gain(architecture.hf_name(norm, spec.block)) if norm else None
-        return narrowed(dense.tensor(source), spec.role, Q, gains)
+        return narrowed(dense.tensor(untied_name(dense, name)), spec.role, Q, gains)
 
     yield from save(sliced, load, folder, "slice")
