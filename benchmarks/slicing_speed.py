@@ -96,7 +96,7 @@ def main() -> None:
         for key, values in found.items()
     }
     lines = [
-        f"| tokens/s | transformers, batch 1 | batch {options.batch} | llama.cpp, prompt | decode |",
+        f"| tokens/s | transformers, batch 1 | batch {options.batch} | llama.cpp prompt | decode |",
         "|---|---:|---:|---:|---:|",
     ]
     for key, values in columns.items():

@@ -27,7 +27,6 @@ NOT_BUILT = ("merge",)
 
 BLOCKS, VECTORS = "blocks", "norms and biases"
 PARTS = {
-    "attn_q": BLOCKS,
     "token_embd": "embeddings",
     "position_embd": "embeddings",
     "output": "head",
@@ -96,7 +95,7 @@ class Plan:
 
     def bytes_by_part(self) -> dict[str, int]:
         """Bytes of tensors in the files to come, by part of the model."""
-        sizes = dict.fromkeys((*PARTS.values(), VECTORS, "factors"), 0)
+        sizes = dict.fromkeys((BLOCKS, *PARTS.values(), VECTORS, "factors"), 0)
         for spec in self.checkpoint.specs.values():
             choice = self.choices.get(spec.name)
             part = VECTORS if choice is None else PARTS.get(spec.role, BLOCKS)
