@@ -1,10 +1,11 @@
 """Which model is closest to the original at which size: recipes at several sizes, beside every
 stock type with an imatrix.
 
-Stock's files are those llama-quantize can make of the model at one type for all blocks, with its
-own choice for embeddings (q8_0, or q6_k where widths allow) and, where that is smaller, with the
-blocks' type for them too; and, as the best mixtures that we know of, in the very types that ours
-chose (what `--tensor-type` can do). All are measured in one run on the same text.
+Stock's files are those llama-quantize makes of the model at one type for all blocks (with its own
+substitute where widths do not allow that), with its own choice for embeddings (q8_0, or q6_k where
+widths allow) and, where that is smaller, with the blocks' type for them too; and, as the best
+mixtures that we know of, in the very types that ours chose (what `--tensor-type` can do). All are
+measured in one run on the same text.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def compare(
     yield from calibrate(made, tokens)
     first, base = next(iter(recipes.values()))
     made = replace(made, recipe=first)  # with what it says of measuring
-    stock = {_label(made, formats): formats for formats in stock_types(made)} | mixtures
+    stock = dict(stock_types(made)) | mixtures
     with TemporaryDirectory(dir=out, prefix=".edgepack-") as temporary:
         reference = Path(temporary) / "original.gguf"
         write_plain(reference, made.checkpoint.original)
@@ -168,21 +169,34 @@ def at_size(recipe: Recipe, nbytes: int) -> Recipe:
     return Recipe.model_validate(given)
 
 
-def stock_types(made: Plan) -> Iterator[dict[str, str]]:
-    """Format of every matrix in each of stock's files."""
+FALLBACK = {
+    **dict.fromkeys(("q2_k", "q3_k", "tq2_0"), "q4_0"),
+    "q4_k": "q5_0",
+    "q5_k": "q5_1",
+    "q6_k": "q8_0",
+    **dict.fromkeys(("iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq4_xs"), "iq4_nl"),
+}
+"""What llama-quantize takes for a weight whose width a type does not fit (llama-quant.cpp)."""
+
+
+def stock_types(made: Plan) -> Iterator[tuple[str, dict[str, str]]]:
+    """Label and format of every matrix, for each of stock's files."""
     specs = [made.checkpoint.specs[name] for name in made.choices]
     blocks = [spec for spec in specs if spec.block is not None]
     outside = [spec for spec in specs if spec.block is None]
     default = "q6_k" if all(format_of("q6_k").fits(s.shape[1]) for s in outside) else "q8_0"
     for name in plugins.names("formats"):
-        form = format_of(name)
-        if name == "f16" or not all(form.fits(s.shape[1]) for s in blocks):
+        fitting = [spec for spec in blocks if format_of(name).fits(spec.shape[1])]
+        other = name if len(fitting) == len(blocks) else FALLBACK.get(name)
+        if name == "f16" or not fitting or other is None:
             continue
-        body = {spec.name: name for spec in blocks}
-        yield body | {spec.name: default for spec in outside}
-        smaller = form.bits_per_weight < format_of(default).bits_per_weight
-        if smaller and all(form.fits(s.shape[1]) for s in outside):
-            yield body | {spec.name: name for spec in outside}
+        body = {spec.name: name if spec in fitting else other for spec in blocks}
+        label = f"stock {name} + imatrix" if other == name else f"stock {name} or {other} + imatrix"
+        smaller = format_of(other).bits_per_weight < format_of(default).bits_per_weight
+        small = smaller and all(format_of(other).fits(s.shape[1]) for s in outside)
+        for chosen in (default, other) if small else (default,):
+            formats = body | {spec.name: chosen for spec in outside}
+            yield f"{label}, embeddings {chosen}", formats
 
 
 def _stock(made: Plan, every: Mapping[str, Mapping[str, str]], folder: Path) -> Steps[list[Model]]:
@@ -200,13 +214,6 @@ def _stock(made: Plan, every: Mapping[str, Mapping[str, str]], folder: Path) -> 
         write_stock(made, imatrix, formats, path)
         models.append(Model(label, path))
     return models
-
-
-def _label(made: Plan, formats: Mapping[str, str]) -> str:
-    specs = made.checkpoint.specs
-    body = next(f for name, f in formats.items() if specs[name].block is not None)
-    outside = next(f for name, f in formats.items() if specs[name].block is None)
-    return f"stock {body} + imatrix, embeddings {outside}"
 
 
 def frontier(points: Sequence[Point]) -> list[Point]:

@@ -42,7 +42,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_stock_has_all_types_that_fit_and_both_kinds_of_embeddings(recipe: Path):
     made = edgepack.plan(recipe)
-    types = list(stock_types(made))
+    types = [formats for _, formats in stock_types(made)]
     blocks = {next(f for n, f in t.items() if ".layers." in n) for t in types}
     assert {"q4_0", "q5_1", "q8_0", "iq4_nl"} <= blocks
     assert not {"f16", "q4_k", "iq2_xs"} & blocks
@@ -50,6 +50,19 @@ def test_stock_has_all_types_that_fit_and_both_kinds_of_embeddings(recipe: Path)
         "q8_0",
         "q4_0",
     }
+
+
+def test_stock_takes_a_type_where_it_fits_and_llama_cpps_substitute_elsewhere(tmp_path: Path):
+    """SmolLM2's own case: rows of 576 and of 1536 columns."""
+    make_model(tmp_path / "model", hidden=288, heads=4, head_dim=72, intermediate=512, layers=1)
+    (tmp_path / "r.yaml").write_text('{"model": "model", "compress": {"format": "q4_0"}}')
+    found = dict(stock_types(edgepack.plan(tmp_path / "r.yaml")))
+    small = found["stock iq3_s or iq4_nl + imatrix, embeddings iq4_nl"]
+    down = {name for name, form in small.items() if form == "iq3_s"}
+    assert down == {"model.layers.0.mlp.down_proj.weight"}
+    assert set(small.values()) == {"iq3_s", "iq4_nl"}
+    assert "stock q4_k or q5_0 + imatrix, embeddings q8_0" in found
+    assert "stock q4_0 + imatrix, embeddings q8_0" in found
 
 
 @pytest.mark.llama

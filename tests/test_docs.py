@@ -6,7 +6,7 @@ import importlib.util
 import json
 from pathlib import Path
 
-from benchmarks import same_type
+from benchmarks import same_type, sizes
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -22,3 +22,8 @@ def test_help_page_is_current():
 def test_the_readme_shows_the_figures_that_the_benchmark_made():
     rows = json.loads((same_type.RESULTS / "same_type.json").read_text())
     assert same_type.short_table(rows) in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_shows_the_sizes_that_the_comparison_made():
+    points = json.loads((same_type.RESULTS / "sizes.json").read_text())
+    assert sizes.table(points) in (ROOT / "README.md").read_text(encoding="utf-8")
