@@ -27,7 +27,15 @@ _SCALED = 32  # weights that share a scale, at the fewest
 def peak(plan: Plan) -> int:
     """Expected peak resident bytes of `edgepack.build`."""
     stages = (_write_text, _slice, _sweep, _labels, _decompose, _recover, _measure)
-    return _PROCESS + max(stage(plan) for stage in stages)
+    return _PROCESS + _rotation(plan) + max(stage(plan) for stage in stages)
+
+
+def _rotation(plan: Plan) -> int:
+    """The matrix that every weight is rotated by as it is read."""
+    compress, d = plan.recipe.compress, plan.checkpoint.dimensions
+    if compress is None or compress.rotate == "none" or d.tie_word_embeddings:
+        return 0
+    return _DOUBLE * d.hidden_size**2
 
 
 def _blocks(plan: Plan) -> dict[int, list[WeightSpec]]:

@@ -1,10 +1,7 @@
-"""GGUF files, one tensor in memory at a time."""
+"""What a GGUF model and an adapter for it hold, and how large they are."""
 
 from __future__ import annotations
 
-import errno
-import math
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,19 +9,15 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from gguf import GGUFValueType, GGUFWriter
-from numpy.typing import NDArray
+from gguf import GGUFValueType
 from torch import Tensor
 
 from edgepack import plugins
-from edgepack.architectures._base import Architecture
 from edgepack.checkpoint import Checkpoint, gguf_rows
 from edgepack.errors import ExportError
+from edgepack.export._gguf_writer import Entry, size_of, write
 from edgepack.formats._base import Format
 from edgepack.weights import FactoredWeight, QuantizedTensor, WeightSpec
-
-_F32 = 0  # GGML_TYPE_F32
 
 FILE_TYPES = {
     0: 0,  # F32
@@ -61,45 +54,6 @@ class FactorSpec:
     R: str
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """One tensor of a file: its header, and how to get its values when its turn comes.
-
-    `format` None is float32; `rows` is their order in the file where that differs from the
-    source's.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    read: Callable[[], QuantizedTensor | Tensor]
-    format: Format | None = None
-    rows: Tensor | None = None
-
-    @property
-    def ggml_type(self) -> int:
-        return _F32 if self.format is None else self.format.ggml_type
-
-    @property
-    def nbytes(self) -> int:
-        return 4 * math.prod(self.shape) if self.format is None else self.format.nbytes(self.shape)
-
-    def data(self) -> NDArray[Any]:
-        """The bytes, with rows in the file's order."""
-        value = self.read()
-        if self.format is None:
-            assert isinstance(value, Tensor)
-            value = value.float()
-        elif isinstance(value, QuantizedTensor):
-            if value.format != self.format.name:
-                raise ValueError(f"{self.name}: {value.format}, announced {self.format.name}")
-            value = self.format.pack(value)
-        ordered = value if self.rows is None else value[self.rows]
-        found: NDArray[Any] = ordered.contiguous().numpy()
-        if found.nbytes != self.nbytes:
-            raise ValueError(f"{self.name}: {found.nbytes} bytes, announced {self.nbytes}")
-        return found
-
-
 def write_model(
     path: Path,
     checkpoint: Checkpoint,
@@ -115,7 +69,7 @@ def write_model(
     bytes; rows are in Hugging Face's order.
     """
     entries = _model_entries(checkpoint, formats, load, norms)
-    return _write(path, checkpoint.architecture, _model_metadata(checkpoint, formats), entries)
+    return write(path, checkpoint.architecture, _model_metadata(checkpoint, formats), entries)
 
 
 def _model_metadata(
@@ -132,23 +86,23 @@ def _model_entries(
     formats: Mapping[str, str],
     load: Callable[[str], QuantizedTensor | Tensor],
     norms: Mapping[str, Tensor] | None = None,
-) -> list[_Entry]:
+) -> list[Entry]:
     matrices = [spec for spec in checkpoint.specs.values() if len(spec.shape) > 1]
     if missing := [spec.name for spec in matrices if spec.name not in formats]:
         raise ValueError(f"no format for {missing}")
-    entries: list[_Entry] = []
+    entries: list[Entry] = []
     for spec in sorted(checkpoint.specs.values(), key=_position):
         name = checkpoint.architecture.gguf_name(spec.role, spec.block)
         rows = gguf_rows(checkpoint.architecture, checkpoint.dimensions, spec.role)
         if len(spec.shape) > 1:
             form = _format(formats[spec.name], spec.shape, spec.name)
-            entries.append(_Entry(name, spec.shape, partial(load, spec.name), form, rows))
+            entries.append(Entry(name, spec.shape, partial(load, spec.name), form, rows))
         else:
             source = norms.__getitem__ if norms and spec.name in norms else checkpoint.tensor
             read = partial(source, spec.name)
-            entries.append(_Entry(name, spec.shape, read, None, rows))
+            entries.append(Entry(name, spec.shape, read, None, rows))
     for name, value in checkpoint.extra_tensors().items():
-        entries.append(_Entry(name, tuple(value.shape), partial(Tensor.float, value)))
+        entries.append(Entry(name, tuple(value.shape), partial(Tensor.float, value)))
     return entries
 
 
@@ -172,7 +126,7 @@ def write_factors(
     """
     load = lru_cache(maxsize=1)(load)  # R's turn is followed by L's
     entries = _factor_entries(checkpoint, factors, load)
-    return _write(path, checkpoint.architecture, _factor_metadata(checkpoint), entries)
+    return write(path, checkpoint.architecture, _factor_metadata(checkpoint), entries)
 
 
 def files_size(
@@ -185,10 +139,10 @@ def files_size(
 
     metadata = _model_metadata(checkpoint, formats)
     entries = _model_entries(checkpoint, formats, unread)
-    size = _size(checkpoint.architecture, metadata, entries)
+    size = size_of(checkpoint.architecture, metadata, entries)
     if factors:
         entries = _factor_entries(checkpoint, factors, unread)
-        size += _size(checkpoint.architecture, _factor_metadata(checkpoint), entries)
+        size += size_of(checkpoint.architecture, _factor_metadata(checkpoint), entries)
     return size
 
 
@@ -196,8 +150,8 @@ def _factor_entries(
     checkpoint: Checkpoint,
     factors: Mapping[str, FactorSpec],
     load: Callable[[str], FactoredWeight],
-) -> list[_Entry]:
-    entries: list[_Entry] = []
+) -> list[Entry]:
+    entries: list[Entry] = []
     for spec in sorted((checkpoint.specs[name] for name in factors), key=_position):
         if spec.role == "token_embd":  # stored transposed, and a tied head could not use it
             raise ExportError(f"{spec.name}: llama.cpp has no place for factors of the embedding")
@@ -211,7 +165,7 @@ def _factor_entries(
         for part, shape, suffix, order in parts:
             form = _format(getattr(known, part), shape, spec.name)
             read = partial(_part, load, spec.name, part)
-            entries.append(_Entry(f"{name}.{suffix}", shape, read, form, order))
+            entries.append(Entry(f"{name}.{suffix}", shape, read, form, order))
     return entries
 
 
@@ -253,79 +207,3 @@ def _file_type(formats: Mapping[str, str]) -> int:
     """The kind most matrices have, ALL_F32 if it has no number."""
     most = Counter(formats.values()).most_common(1)[0][0]
     return FILE_TYPES.get(plugins.find("formats", most).ggml_type, 0)
-
-
-def _write(
-    path: Path,
-    architecture: Architecture,
-    metadata: Mapping[str, tuple[Any, Any, Any]],
-    entries: list[_Entry],
-) -> int:
-    """Stream a file under a temporary name; it gets its own when complete."""
-    unfinished = path.with_name(path.name + ".unfinished")
-    writer = _announced(unfinished, architecture, metadata, entries)
-    try:
-        _write_header(writer)
-        for entry in entries:
-            writer.write_tensor_data(entry.data())
-        writer.close()
-        return unfinished.replace(path).stat().st_size
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, None):  # None: numpy wrote only a part
-            raise
-        needed = sum(entry.nbytes for entry in entries)
-        raise ExportError(
-            f"no space left for {path}", hint=f"free {needed / 1e6:.0f} MB and run it again"
-        ) from error
-    finally:
-        _abandon(writer)
-        unfinished.unlink(missing_ok=True)
-
-
-def _announced(
-    path: Path,
-    architecture: Architecture,
-    metadata: Mapping[str, tuple[Any, Any, Any]],
-    entries: list[_Entry],
-) -> GGUFWriter:
-    """A writer that knows everything but the values."""
-    writer = GGUFWriter(path, architecture.gguf)
-    for key, (value, kind, sub_type) in metadata.items():
-        if key != "general.architecture":  # the writer's own first key
-            writer.add_key_value(key, value, kind, sub_type)
-    for entry in entries:
-        # any dtype but uint8 makes the writer take the shape as elements
-        as_elements = np.dtype(np.float32)
-        writer.add_tensor_info(entry.name, entry.shape, as_elements, entry.nbytes, entry.ggml_type)
-    return writer
-
-
-def _write_header(writer: GGUFWriter) -> None:
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-
-
-def _size(
-    architecture: Architecture,
-    metadata: Mapping[str, tuple[Any, Any, Any]],
-    entries: list[_Entry],
-) -> int:
-    """Bytes of the file `_write` would write: its header, really written, and padded tensors."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "header"
-        writer = _announced(path, architecture, metadata, entries)
-        _write_header(writer)
-        pad = writer.data_alignment
-        writer.close()
-        header = path.stat().st_size
-    return sum(-(-size // pad) * pad for size in (header, *(e.nbytes for e in entries)))
-
-
-def _abandon(writer: GGUFWriter) -> None:
-    """Close the file even where its buffer cannot be written out any more."""
-    for file in writer.fout or ():
-        try:
-            file.close()
-        except OSError:
-            continue  # a failed close still releases the descriptor

@@ -1,0 +1,138 @@
+"""A GGUF file streamed to disk, one tensor in memory at a time."""
+
+from __future__ import annotations
+
+import errno
+import math
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGUFWriter
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edgepack.architectures._base import Architecture
+from edgepack.errors import ExportError
+from edgepack.formats._base import Format
+from edgepack.weights import QuantizedTensor
+
+_F32 = 0  # GGML_TYPE_F32
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a file: its header, and how to get its values when its turn comes.
+
+    `format` None is float32; `rows` is their order in the file where that differs from the
+    source's.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    read: Callable[[], QuantizedTensor | Tensor]
+    format: Format | None = None
+    rows: Tensor | None = None
+
+    @property
+    def ggml_type(self) -> int:
+        return _F32 if self.format is None else self.format.ggml_type
+
+    @property
+    def nbytes(self) -> int:
+        return 4 * math.prod(self.shape) if self.format is None else self.format.nbytes(self.shape)
+
+    def data(self) -> NDArray[Any]:
+        """The bytes, with rows in the file's order."""
+        value = self.read()
+        if self.format is None:
+            assert isinstance(value, Tensor)
+            value = value.float()
+        elif isinstance(value, QuantizedTensor):
+            if value.format != self.format.name:
+                raise ValueError(f"{self.name}: {value.format}, announced {self.format.name}")
+            value = self.format.pack(value)
+        ordered = value if self.rows is None else value[self.rows]
+        found: NDArray[Any] = ordered.contiguous().numpy()
+        if found.nbytes != self.nbytes:
+            raise ValueError(f"{self.name}: {found.nbytes} bytes, announced {self.nbytes}")
+        return found
+
+
+def write(
+    path: Path,
+    architecture: Architecture,
+    metadata: Mapping[str, tuple[Any, Any, Any]],
+    entries: list[Entry],
+) -> int:
+    """Stream a file under a temporary name; it gets its own when complete."""
+    unfinished = path.with_name(path.name + ".unfinished")
+    writer = _announced(unfinished, architecture, metadata, entries)
+    try:
+        _write_header(writer)
+        for entry in entries:
+            writer.write_tensor_data(entry.data())
+        writer.close()
+        return unfinished.replace(path).stat().st_size
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, None):  # None: numpy wrote only a part
+            raise
+        needed = sum(entry.nbytes for entry in entries)
+        raise ExportError(
+            f"no space left for {path}", hint=f"free {needed / 1e6:.0f} MB and run it again"
+        ) from error
+    finally:
+        _abandon(writer)
+        unfinished.unlink(missing_ok=True)
+
+
+def _announced(
+    path: Path,
+    architecture: Architecture,
+    metadata: Mapping[str, tuple[Any, Any, Any]],
+    entries: list[Entry],
+) -> GGUFWriter:
+    """A writer that knows everything but the values."""
+    writer = GGUFWriter(path, architecture.gguf)
+    for key, (value, kind, sub_type) in metadata.items():
+        if key != "general.architecture":  # the writer's own first key
+            writer.add_key_value(key, value, kind, sub_type)
+    for entry in entries:
+        # any dtype but uint8 makes the writer take the shape as elements
+        as_elements = np.dtype(np.float32)
+        writer.add_tensor_info(entry.name, entry.shape, as_elements, entry.nbytes, entry.ggml_type)
+    return writer
+
+
+def _write_header(writer: GGUFWriter) -> None:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+
+
+def size_of(
+    architecture: Architecture,
+    metadata: Mapping[str, tuple[Any, Any, Any]],
+    entries: list[Entry],
+) -> int:
+    """Bytes of the file `write` would write: its header, really written, and padded tensors."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "header"
+        writer = _announced(path, architecture, metadata, entries)
+        _write_header(writer)
+        pad = writer.data_alignment
+        writer.close()
+        header = path.stat().st_size
+    return sum(-(-size // pad) * pad for size in (header, *(e.nbytes for e in entries)))
+
+
+def _abandon(writer: GGUFWriter) -> None:
+    """Close the file even where its buffer cannot be written out any more."""
+    for file in writer.fout or ():
+        try:
+            file.close()
+        except OSError:
+            continue  # a failed close still releases the descriptor
