@@ -182,16 +182,14 @@ def peers(made: Plan) -> dict[str, dict[str, str]]:
     }
     ours = sum(made.bytes_by_part().values())
     nearest = min(abs(size - ours) for size in sizes.values())
-    found = {
-        _label(name): uniform[name] for name, size in sizes.items() if abs(size - ours) == nearest
-    }
+    found = {name: uniform[name] for name, size in sizes.items() if abs(size - ours) == nearest}
     if same not in found.values():
-        found |= {_label(name): formats for name, formats in uniform.items() if formats == same}
-    return found if same in found.values() else found | {"stock, same types + imatrix": same}
-
-
-def _label(name: str) -> str:
-    return f"stock {name} + imatrix"
+        found |= {name: formats for name, formats in uniform.items() if formats == same}
+    of = " of the slice" if made.slice else ""
+    labelled = {f"stock {name} + imatrix{of}": formats for name, formats in found.items()}
+    if same not in found.values():
+        labelled[f"stock, same types + imatrix{of}"] = same
+    return labelled
 
 
 def write_stock(

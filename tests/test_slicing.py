@@ -202,7 +202,7 @@ def test_slicing_composes_with_compression(tmp_path):
     path = recipe(tmp_path, 256)
     given = json.loads(path.read_text())
     given["compress"] = {"format": "q4_k", "embeddings": "q6_k", "damping": [0.1]}
-    given["export"]["measure"] = {"tokens": 128, "context": 64, "stock": False}
+    given["export"]["measure"] = {"tokens": 128, "context": 64}
     path.write_text(json.dumps(given))
     artifact = edgepack.build(path, out=tmp_path / "out")
     manifest = artifact.manifest
@@ -213,6 +213,7 @@ def test_slicing_composes_with_compression(tmp_path):
     assert list(manifest["stages"]) == ["slice", "calibrate", "decompose"]
     assert manifest["slice"]["head"] == (vocab * 288, vocab * 256)
     assert 4.5 <= manifest["bits_per_weight"]["blocks"] < 4.6
+    assert "stock q4_k + imatrix of the slice" in manifest["measured"]["results"]
     report = (tmp_path / "out/report.md").read_text()
     assert "slice: global, width 256" in report
     given["slice"]["width"] = 288
