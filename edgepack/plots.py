@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 OURS = ("#1b6ca8", "#d1495b", "#8d5fa8")
 PEERS = {STOCK: "#8a8a8a", OTHERS: "#c58b2a"}
 
+ROOM = (70, 12)
+"""Pixels (of a hundred to the inch) that a label takes."""
+
 
 def available() -> None:
     """Raise the error that says what to install, before the work whose result is to be drawn."""
@@ -50,6 +53,7 @@ def pareto(points: Sequence[Point], paths: Sequence[Path]) -> None:
         "mean KL to the original, nats per token",
     )
     recipes = sorted({point.maker for point in points} - set(PEERS))
+    labels: list[tuple[Point, bool, str]] = []
     for name, colour in {**PEERS, **dict(zip(recipes, cycle(OURS), strict=False))}.items():
         ours = name in recipes
         drawn = [point for point in points if point.maker == name]
@@ -62,21 +66,33 @@ def pareto(points: Sequence[Point], paths: Sequence[Path]) -> None:
         axes.scatter(
             [p.nbytes / 1e6 for p in rest], [p.kl_mean for p in rest], s=14, color=colour, alpha=0.5
         )
-        for point in best:
-            text = f"{point.kl_mean:.3g}" if ours else _type(point)
-            place, side = ((-6, -9), "right") if ours else ((4, 5), "left")
-            axes.annotate(
-                text,
-                (point.nbytes / 1e6, point.kl_mean),
-                xytext=place,
-                textcoords="offset points",
-                horizontalalignment=side,
-                fontsize=8,
-                color=colour,
-            )
+        labels += [(point, ours, colour) for point in best]
+    _annotate(axes, labels)
     axes.legend(frameon=False)
     for path in paths:
         figure.savefig(path, dpi=160)
+
+
+def _annotate(axes: Axes, labels: Sequence[tuple[Point, bool, str]]) -> None:
+    """KL on the left of our points; types on the right of the others', where there is room."""
+    taken: list[tuple[float, float]] = []
+    for point, ours, colour in labels:
+        at = point.nbytes / 1e6, point.kl_mean
+        x, y = axes.transData.transform(at)
+        if not ours:
+            if any(abs(x - a) < ROOM[0] and abs(y - b) < ROOM[1] for a, b in taken):
+                continue
+            taken.append((x, y))
+        place, side = ((-6, -9), "right") if ours else ((4, 5), "left")
+        axes.annotate(
+            f"{point.kl_mean:.3g}" if ours else _type(point),
+            at,
+            xytext=place,
+            textcoords="offset points",
+            horizontalalignment=side,
+            fontsize=8,
+            color=colour,
+        )
 
 
 def _type(point: Point) -> str:
