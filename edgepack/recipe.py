@@ -299,6 +299,9 @@ def _explain(error: ValidationError) -> RecipeError:
         hint = f"did you mean {near[0]}?" if near else "known keys: " + ", ".join(known)
         return RecipeError(f"{place}: there is no such key", hint=hint)
     more = f" (and {len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
+    if first["type"] == "value_error":  # ours, and whole
+        reason = first["msg"].removeprefix("Value error, ")
+        return RecipeError(f"{place}: {reason}", hint=_node(first["loc"]).get("description"))
     wanted = SECTION if first["type"] == "model_type" else first["msg"].lower()
     message = f"{place}: {wanted}, not {first['input']!r}{more}"
     return RecipeError(message, hint=_node(first["loc"]).get("description"))
