@@ -26,7 +26,9 @@ _SCALED = 32  # weights that share a scale, at the fewest
 
 def peak(plan: Plan) -> int:
     """Expected peak resident bytes of `edgepack.build`."""
-    stages = (_write_text, _slice, _sweep, _labels, _decompose, _recover, _measure)
+    packing = (_sweep, _labels, _decompose, _recover, _measure)
+    checkpoint = (_write_text, _slice, _score)
+    stages = (_write_text, _slice, *packing) if plan.packs else checkpoint
     return _PROCESS + _rotation(plan) + max(stage(plan) for stage in stages)
 
 
@@ -134,6 +136,19 @@ def _recover(plan: Plan) -> int:
     heads = 10 * d.vocab_size * d.hidden_size
     block = 6 * elements // d.num_hidden_layers
     return min(elements, IN_MEMORY) + 24 * trained + _FLOAT * (states + logits + block) + heads
+
+
+def _score(plan: Plan) -> int:
+    """Both models as float32, or of one that is too large a block with embeddings and head."""
+    if not plan.recipe.export.measure.tokens:
+        return 0
+    total = 0
+    for decoder in (plan.dense, plan.decoder):
+        specs = decoder.checkpoint.specs.values()
+        kept = [s for s in specs if fits_in_memory(decoder) or s.block in (None, 0)]
+        total += _FLOAT * sum(s.numel for s in kept)
+    logits = plan.recipe.export.measure.context * plan.checkpoint.dimensions.vocab_size
+    return total + 5 * _FLOAT * logits
 
 
 def _measure(plan: Plan) -> int:
