@@ -104,7 +104,7 @@ def compare(
         reference = Path(temporary) / "original.gguf"
         write_plain(reference, made.checkpoint.original)
         models += others
-        models += yield from _stock(made, stock, Path(temporary))
+        models += yield from write_stock_files(made, stock, Path(temporary))
         found = yield from _metrics(made, tokens, reference, models)
         taken = yield from _speeds(models)
         right = yield from _accuracies(models, tasks or {})
@@ -199,7 +199,9 @@ def stock_types(made: Plan) -> Iterator[tuple[str, dict[str, str]]]:
             yield f"{label}, embeddings {chosen}", formats
 
 
-def _stock(made: Plan, every: Mapping[str, Mapping[str, str]], folder: Path) -> Steps[list[Model]]:
+def write_stock_files(
+    made: Plan, every: Mapping[str, Mapping[str, str]], folder: Path
+) -> Steps[list[Model]]:
     """Write stock's files, given as label → format of every matrix."""
     assert made.calibrate is not None
     tied, hessians = made.checkpoint.dimensions.tie_word_embeddings, made.calibrate.folder

@@ -1,0 +1,110 @@
+"""Zero-shot accuracy at several sizes, beside the best stock file not larger and the original.
+
+    python -m benchmarks.zeroshot [--sizes 50,60,70,80] [--limit 100] [--shared ../shared]
+
+The models of `benchmarks/sizes.yaml` and, of stock's, those that `benchmarks/results/sizes.json`
+found best at each size (in MB); PIQA, ARC-easy and COPA, `--limit` items of each, prompted and
+scored as lm-evaluation-harness does it, through llama.cpp, the mean over the tasks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from benchmarks.same_type import RESULTS
+from edgepack import pareto, pipeline
+from edgepack.artifact import Artifact
+from edgepack.evaluate.multiple_choice import CONTEXT, SEQUENCES, Mean, answer
+from edgepack.evaluate.tasks import load_all
+from edgepack.export.gguf import write_plain
+from edgepack.measure import Model
+from edgepack.planning import plan
+from edgepack.progress import finish
+from edgepack.recipe import load
+from edgepack.report import size
+
+TASKS = ("piqa", "arc_easy", "copa")
+YAML = Path(__file__).with_name("sizes.yaml")
+ORIGINAL = "original, f16"
+
+
+def models(sizes: list[int], folder: Path) -> tuple[dict[str, Model], dict[int, str]]:
+    """The original and both makers' files by name, written into `folder`, and the name of stock's
+    at each size."""
+    recipe = load(YAML)
+    made = plan(pareto.at_size(recipe, sizes[0] * 10**6), "gguf", YAML.parent)
+    made = replace(made, recipe=recipe)
+    tokens = finish(pipeline.write_text(made))
+    finish(pipeline.calibrate(made, tokens))
+    types, found = dict(pareto.stock_types(made)), {}
+    points = json.loads((RESULTS / "sizes.json").read_text(encoding="utf-8"))
+    best, own = {}, {}
+    for wanted in sizes:
+        steps = pipeline.build(
+            pareto.at_size(recipe, wanted * 10**6),
+            "gguf",
+            base=YAML.parent,
+            out=folder / str(wanted),
+        )
+        own[wanted] = mine = finish(steps)
+        found[f"edgepack, {wanted} MB"] = Model("", mine.base, mine.factors)
+        types[f"stock + imatrix, in the types of sizes-{wanted}MB"] = matrix_types(mine)
+        smaller = (p for p in points if p["maker"] == pareto.STOCK and p["nbytes"] <= wanted * 1e6)
+        best[wanted] = min(smaller, key=lambda p: p["kl_mean"])["label"]
+    write_plain(folder / "original.gguf", made.checkpoint)
+    found[ORIGINAL] = Model("", folder / "original.gguf")
+    chosen = {label: types[label] for label in best.values()}
+    stock = finish(pareto.write_stock_files(made, chosen, folder))
+    return found | {model.name: model for model in stock}, best
+
+
+def matrix_types(artifact: Artifact) -> dict[str, str]:
+    """Format of Q of every matrix."""
+    return {name: about["formats"]["Q"] for name, about in artifact.manifest["weights"].items()}
+
+
+def table(accuracy: dict[str, Mean], models: dict[str, Model], best: dict[int, str]) -> str:
+    """Markdown."""
+
+    def cells(name: str) -> str:
+        found = accuracy[name]
+        return f"{100 * found.value:.1f} ± {100 * found.error:.1f} %"
+
+    lines = ["| all files | edgepack | best stock file not larger | |", "|---:|---:|---|---:|"]
+    for wanted, label in best.items():
+        kind = label.removeprefix("stock ").split(" + ")[0]
+        kind = "our choice of types" if "in the types of" in label else kind
+        lines.append(
+            f"| {wanted} MB | {cells(f'edgepack, {wanted} MB')} | {kind}, "
+            f"{size(models[label].bytes)} | {cells(label)} |"
+        )
+    lines.append(f"| {size(models[ORIGINAL].bytes)}, the original | {cells(ORIGINAL)} | | |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--sizes", default="50,60,70,80")
+    parser.add_argument("--limit", type=int, default=100)
+    parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    options = parser.parse_args()
+    items = load_all(TASKS, options.shared / "data/zeroshot", options.limit)
+    with tempfile.TemporaryDirectory() as folder:
+        found, best = models([int(s) for s in options.sizes.split(",")], Path(folder))
+        openers = {name: partial(model.open, CONTEXT, SEQUENCES) for name, model in found.items()}
+        answers = finish(answer(openers, items))
+    accuracy = {
+        name: Mean.over([Mean.of(one.usual) for one in tasks.values()])
+        for name, tasks in answers.items()
+    }
+    print(table(accuracy, found, best))
+    (RESULTS / "zeroshot.md").write_text(table(accuracy, found, best) + "\n")
+
+
+if __name__ == "__main__":
+    main()
