@@ -19,34 +19,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from safetensors.torch import save_file
-
 import edgepack
 from benchmarks.same_type import MODEL, RESULTS
-from edgepack.checkpoint import Checkpoint, open_checkpoint
+from edgepack.checkpoint import open_checkpoint
+from edgepack.checkpoint.save import save
 from edgepack.export.gguf import write_plain
-
-
-def write_folder(checkpoint: Checkpoint, folder: Path) -> None:
-    """The checkpoint as a Hugging Face folder in float32."""
-    d = checkpoint.dimensions
-    folder.mkdir()
-    save_file(
-        {name: checkpoint.tensor(name).contiguous() for name in checkpoint.specs},
-        folder / "model.safetensors",
-        metadata={"format": "pt"},
-    )
-    config = {
-        "architectures": [checkpoint.architecture.class_name],
-        "model_type": checkpoint.architecture.name,
-        "dtype": "float32",
-        "hidden_act": "silu",
-        "bos_token_id": checkpoint.tokenizer.bos_token_id,
-        "eos_token_id": checkpoint.tokenizer.eos_token_id,
-        **{k: v for k, v in vars(d).items() if k not in ("rope_scaling", "sliding_window")},
-    }
-    (folder / "config.json").write_text(json.dumps(config, indent=1))
-    checkpoint.tokenizer.save_pretrained(folder)
+from edgepack.progress import finish
 
 
 def main() -> None:
@@ -60,7 +38,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         checkpoint = open_checkpoint(MODEL)
-        write_folder(checkpoint, folder / "model")
+        (folder / "model").mkdir()
+        finish(save(checkpoint, checkpoint.tensor, folder / "model", "save"))
         write_plain(folder / "original.gguf", checkpoint)
         data = folder / "text.jsonl"
         words = text.read_text().split(" ")

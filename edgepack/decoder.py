@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from edgepack.checkpoint._base import Checkpoint, Dimensions
-from edgepack.checkpoint._layout import UNUSED_POSITIONS
 
 Linear = Callable[[str, Tensor], Tensor]
 """(role, x ``[batch, time, in]``) → y ``[batch, time, out]``: how a block applies its weights.
@@ -228,8 +227,10 @@ class Decoder:
         x = (self.embedding() if embedding is None else embedding)[tokens]
         if self.rotary is not None:
             return x
-        table = self._load(self.checkpoint.architecture.hf_name("position_embd"))
-        return x + table[UNUSED_POSITIONS : UNUSED_POSITIONS + tokens.shape[-1]]
+        architecture = self.checkpoint.architecture
+        table = self._load(architecture.hf_name("position_embd"))
+        first = architecture.unused_positions
+        return x + table[first : first + tokens.shape[-1]]
 
     def head(self) -> Head:
         """Final norm and output matrix."""

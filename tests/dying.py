@@ -36,6 +36,19 @@ def dies_before(operations: int, work: Callable[[], object]) -> bool:
     return _was_killed(_fork(run))
 
 
+def survives(work: Callable[[str], object], out: Path, first: int, step: int) -> None:
+    """`work` is given the name of a cache and writes into `out`: killed before its `first` rename
+    or unlink, run again and killed `step` later, and so on, it ends with the bytes of a whole run.
+    """
+    work("whole")
+    wanted, operations = files(out), first
+    while dies_before(operations, lambda: work("killed")):
+        operations += step
+    assert operations > first + step, "it was never killed"
+    work("killed")
+    assert files(out) == wanted
+
+
 def dies_after(seconds: float, work: Callable[[], object]) -> bool:
     """Run `work` in a fork that is killed after some time; whether it was still at work."""
     child = _fork(work)

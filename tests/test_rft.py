@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from dying import dies_before, files
+from dying import survives
 from test_slicing import recipe
 from tiny import make_model
 
@@ -78,14 +78,7 @@ def test_a_killed_run_goes_on(tmp_path, monkeypatch):
         monkeypatch.setenv("EDGEPACK_CACHE", str(tmp_path / cache))
         edgepack.build(path, "checkpoint", out=tmp_path / "out", force=True)
 
-    work("whole")
-    wanted = files(tmp_path / "out")
-    operations = 40
-    while dies_before(operations, lambda: work("killed")):
-        operations += 25
-    assert operations > 40
-    work("killed")
-    assert files(tmp_path / "out") == wanted
+    survives(work, tmp_path / "out", first=40, step=25)
 
 
 def test_the_factors_start_as_the_principal_part():

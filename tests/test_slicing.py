@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from dying import dies_before, files
+from dying import survives
 from test_cli import fails, run
 from tiny import FAMILIES, TEXT, make_model, write_gguf
 
@@ -229,14 +229,7 @@ def test_a_killed_slice_goes_on(tmp_path, monkeypatch):
         monkeypatch.setenv("EDGEPACK_CACHE", str(tmp_path / cache))
         edgepack.build(path, "checkpoint", out=tmp_path / "out", force=True)
 
-    work("whole")
-    wanted = files(tmp_path / "out")
-    operations = 1
-    while dies_before(operations, lambda: work("killed")):
-        operations += 2
-    assert operations > 5
-    work("killed")
-    assert files(tmp_path / "out") == wanted
+    survives(work, tmp_path / "out", first=1, step=2)
 
 
 def test_a_checkpoint_is_not_compressed(tmp_path):

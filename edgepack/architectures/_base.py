@@ -42,13 +42,19 @@ NORMS = ("attn_norm", "ffn_norm", "output_norm")
 ATTENTION_READS = ("attn_q", "attn_k", "attn_v")
 FEED_READS = ("ffn_gate", "ffn_up")
 WRITE = ("attn_output", "ffn_down")
-"""What adds to the residual stream; the embeddings start it."""
+"""What adds to the residual stream."""
 START = ("token_embd", "position_embd")
-
+"""What it starts as the sum of."""
 
 NORMED_WRITERS = ("gemma2", "gemma3", "gemma3_text", "olmo2", "olmo3")
 """Families (config.json's ``model_type``) with norms behind what writes the residual stream: their
 gains stand between the weights and the stream, so that no rotation of it can be fused."""
+
+
+def with_biases(modules: Mapping[str, str]) -> dict[str, str]:
+    """Names inside a block whose modules, given by role, all have a weight and a bias."""
+    weights = {role: f"{name}.weight" for role, name in modules.items()}
+    return weights | {f"{role}.bias": f"{name}.bias" for role, name in modules.items()}
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,9 @@ class Architecture:
     the bias of ``attn_q``); `optional` weights exist in some checkpoints of the family only.
     `outside` maps the roles outside the blocks, which lie in the list `layers`. `required` are
     settings of config.json that have no other value here, `renamed` those of our dimensions that
-    are called otherwise there, and models are `tied` if it says nothing. In a `parallel` block
+    are called otherwise there, and models are `tied` and norms have the
+    `usual_eps` if it says nothing. Learned positions begin with `unused_positions` rows that no
+    token meets. In a `parallel` block
     attention and feed-forward part read the residual stream behind the same norm.
     `gguf` is the architecture's name in GGUF, "" if it has none; `permute_qk` says whether its q
     and k rows are stored there in llama.cpp's interleaved rotary order, `square_q` whether
@@ -83,6 +91,8 @@ class Architecture:
     parallel: bool = False
     tied: bool = False
     partial_rotary: bool = False
+    usual_eps: float = 1e-6
+    unused_positions: int = 0
 
     @property
     def read_behind(self) -> Mapping[str, str]:

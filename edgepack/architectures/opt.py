@@ -1,7 +1,7 @@
 """OPT: LayerNorm, learned positions, a plain MLP, biases everywhere. To be sliced; llama.cpp has no
 such architecture."""
 
-from edgepack.architectures._base import Architecture
+from edgepack.architectures._base import Architecture, with_biases
 
 ATTENTION = {
     "attn_q": "q_proj",
@@ -21,10 +21,7 @@ PLUGIN = Architecture(
     name="opt",
     class_name="OPTForCausalLM",
     gguf="",
-    block={
-        **{role: f"{name}.weight" for role, name in MODULES.items()},
-        **{f"{role}.bias": f"{name}.bias" for role, name in MODULES.items()},
-    },
+    block=with_biases(MODULES),
     optional={},
     permute_qk=False,
     layers="model.decoder.layers",
@@ -37,6 +34,8 @@ PLUGIN = Architecture(
     },
     activation="relu",
     tied=True,
+    usual_eps=1e-5,
+    unused_positions=2,
     required={
         "activation_function": "relu",
         "do_layer_norm_before": True,

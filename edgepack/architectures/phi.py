@@ -1,7 +1,7 @@
 """Phi-1 to Phi-2: attention and a plain MLP side by side behind one LayerNorm, rotary positions in
 part of a head, biases everywhere. To be sliced."""
 
-from edgepack.architectures._base import Architecture
+from edgepack.architectures._base import Architecture, with_biases
 
 MODULES = {
     "attn_norm": "input_layernorm",
@@ -17,10 +17,7 @@ PLUGIN = Architecture(
     name="phi",
     class_name="PhiForCausalLM",
     gguf="",
-    block={
-        **{role: f"{name}.weight" for role, name in MODULES.items()},
-        **{f"{role}.bias": f"{name}.bias" for role, name in MODULES.items()},
-    },
+    block=with_biases(MODULES),
     optional={},
     permute_qk=False,
     outside={
@@ -35,4 +32,5 @@ PLUGIN = Architecture(
     renamed={"rms_norm_eps": "layer_norm_eps"},
     parallel=True,
     partial_rotary=True,
+    usual_eps=1e-5,
 )

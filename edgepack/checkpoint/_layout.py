@@ -43,10 +43,6 @@ SHAPES = {
 """Role → shape, in the words of `sizes`."""
 
 
-UNUSED_POSITIONS = 2
-"""OPT's table of learned positions begins with so many rows that no token meets."""
-
-
 @dataclass(frozen=True)
 class Found:
     """What a file's header says of a tensor."""
@@ -75,7 +71,7 @@ def match(
         f"has tensors that are no part of a {architecture.name} model",
         [name for name in found if name not in stored],
     )
-    widths, specs, names = sizes(dimensions), {}, {}
+    widths, specs, names = sizes(architecture, dimensions), {}, {}
     for name, (role, block) in stored.items():
         wanted = tuple(widths[word] for word in SHAPES[role])
         if found[name].shape != wanted:
@@ -128,11 +124,11 @@ def _places(
             yield role, None
 
 
-def sizes(dimensions: Dimensions) -> dict[str, int]:
+def sizes(architecture: Architecture, dimensions: Dimensions) -> dict[str, int]:
     """The widths of a model by the words of `SHAPES`."""
     return {
         "vocab": dimensions.vocab_size,
-        "positions": dimensions.max_position_embeddings + UNUSED_POSITIONS,
+        "positions": dimensions.max_position_embeddings + architecture.unused_positions,
         "hidden": dimensions.hidden_size,
         "head": dimensions.head_dim,
         "q": dimensions.num_attention_heads * dimensions.head_dim,

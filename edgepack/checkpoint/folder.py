@@ -187,17 +187,15 @@ class FolderCheckpoint(Checkpoint):
             **{key: config[name] for key, name in names.items()},
             num_key_value_heads=config.get("num_key_value_heads") or heads,
             head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-            rms_norm_eps=config.get(renamed.get("rms_norm_eps", "rms_norm_eps"), self._usual_eps()),
+            rms_norm_eps=config.get(
+                renamed.get("rms_norm_eps", "rms_norm_eps"), self.architecture.usual_eps
+            ),
             rope_theta=theta,
             rope_scaling=scaling,
             sliding_window=self._sliding_window(),
             tie_word_embeddings=bool(config.get("tie_word_embeddings", self.architecture.tied)),
             partial_rotary_factor=rope.share(config) if partial else 1.0,
         )
-
-    def _usual_eps(self) -> float:
-        """What transformers takes where the configuration is silent."""
-        return 1e-6 if self.architecture.gguf else 1e-5
 
     def _sliding_window(self) -> int | None:
         """The window where all layers slide, None where none does."""

@@ -27,10 +27,7 @@ DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 
 def save(
-    checkpoint: Checkpoint,
-    load: Callable[[str], Tensor],
-    folder: Path,
-    stage: str,
+    checkpoint: Checkpoint, load: Callable[[str], Tensor], folder: Path, stage: str
 ) -> Steps[None]:
     """Write `checkpoint` into `folder`, the weights being what `load` gives for their names.
 

@@ -51,7 +51,7 @@ class Padded(Rewritten):
     """A checkpoint with zeros around its weights."""
 
     def __init__(self, original: Checkpoint, wider: Dimensions, multiple: int) -> None:
-        self._words = sizes(wider)
+        self._words = sizes(original.architecture, wider)
         specs = {
             name: replace(spec, shape=tuple(self._words[word] for word in SHAPES[spec.role]))
             for name, spec in original.specs.items()
@@ -71,7 +71,7 @@ class Padded(Rewritten):
         """Where the original's coordinates of a width are among the padded ones."""
         old, new = self.base.dimensions, self.dimensions
         if word != "q":
-            return torch.arange(sizes(old)[word])
+            return torch.arange(sizes(self.architecture, old)[word])
         groups = [d.num_attention_heads // d.num_key_value_heads for d in (old, new)]
         head = torch.arange(old.num_attention_heads)
         moved = head // groups[0] * groups[1] + head % groups[0]

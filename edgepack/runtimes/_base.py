@@ -70,6 +70,25 @@ class Scorer(Protocol):
     ) -> None: ...
 
 
+class Closing:
+    """What is closed when its `with` block ends."""
+
+    def close(self) -> None:
+        """Free it."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
 class Runtime(Scorer, Protocol):
     """A loaded model that can also be talked to; `context` holds for `generate` too."""
 

@@ -13,15 +13,14 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import psutil
 from numpy.typing import NDArray
 
 from edgepack.errors import EdgepackError, missing_extra
-from edgepack.runtimes._base import LIKELIEST, Sampling
+from edgepack.runtimes._base import LIKELIEST, Closing, Sampling
 from edgepack.runtimes.forks import Fork, Step, check_fits, layout
 
 _ERROR_LEVEL = 4  # enum ggml_log_level
@@ -63,7 +62,7 @@ def extra_buffers_are_safe() -> bool:
     return not (cpu.exists() and "amx_tile" in cpu.read_text())
 
 
-class LlamaCpp:
+class LlamaCpp(Closing):
     """A `Runtime`: base.gguf, and factors.gguf on top of it at scale 1 when `adapter` is given.
 
     `threads` defaults to the number of physical cores. `sequences` above 1 is for `branches`; all
@@ -269,17 +268,6 @@ class LlamaCpp:
         if self._model is not None:
             self._lib.llama_model_free(self._model)
         self._model = self._ctx = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _checked(failure: str, call: Callable[[], Any]) -> Any:

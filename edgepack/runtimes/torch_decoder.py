@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from edgepack.decoder import Block, Decoder, fits_in_memory
+from edgepack.runtimes._base import Closing
 from edgepack.runtimes.forks import Fork, check_fits
 
 ADDS_BOS = "tokenizer.ggml.add_bos_token"
 
 
-class TorchDecoder:
+class TorchDecoder(Closing):
     """A `Scorer`. The blocks stay in memory if all of them fit well, else they are read again for
     every call."""
 
@@ -71,14 +70,3 @@ class TorchDecoder:
     def close(self) -> None:
         """See `Scorer.close`."""
         self._kept = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -43,7 +43,9 @@ class Sliced(Rewritten):
     def globally(base: Checkpoint, width: int, stage: Stage, about: Mapping[str, Any]) -> Sliced:
         """`base` with a hidden size of `width`: a model of its family."""
         dimensions = replace(base.dimensions, hidden_size=width, tie_word_embeddings=False)
-        specs = {spec.name: _narrow(spec, dimensions, width) for spec in untied(base)}
+        specs = {
+            spec.name: _narrow(spec, base.architecture, dimensions, width) for spec in untied(base)
+        }
         return Sliced._of(base, dimensions, specs, stage, about, _runnable(base.architecture))
 
     @staticmethod
@@ -61,7 +63,7 @@ class Sliced(Rewritten):
         for spec in untied(base):
             where = where_is.of(spec.role, spec.block, blocks)
             width = dimensions.hidden_size if where is None else widths[where]
-            specs[spec.name] = _narrow(spec, dimensions, width)
+            specs[spec.name] = _narrow(spec, base.architecture, dimensions, width)
             role = SHORTCUT_BEHIND.get(spec.role)
             if role in names:
                 assert spec.block is not None
@@ -121,8 +123,10 @@ class Sliced(Rewritten):
         return found
 
 
-def _narrow(spec: WeightSpec, dimensions: Dimensions, width: int) -> WeightSpec:
-    words = sizes(dimensions) | {"hidden": width}
+def _narrow(
+    spec: WeightSpec, architecture: Architecture, dimensions: Dimensions, width: int
+) -> WeightSpec:
+    words = sizes(architecture, dimensions) | {"hidden": width}
     return replace(spec, shape=tuple(words[word] for word in SHAPES[spec.role]))
 
 
