@@ -19,6 +19,7 @@ from torch import Tensor
 
 from benchmarks.same_type import RESULTS
 from edgepack import plugins
+from edgepack.choices import stock_formats
 from edgepack.decompose.ldlq import ldlq, metric
 from edgepack.formats._affine import Affine
 from edgepack.runtimes.ggml import stock_quantize
@@ -62,7 +63,7 @@ def line(name: str, W: Tensor, H: Tensor, H_out: Tensor) -> str:
 
 @torch.no_grad()
 def main() -> None:
-    everything = {name: plugins.find("formats", name) for name in plugins.names("formats")}
+    everything = {name: plugins.find("formats", name) for name in stock_formats()}
     types = {n: f.bits_per_weight for n, f in everything.items() if isinstance(f, Affine)}
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--types", default=",".join(sorted(types, key=types.__getitem__)))

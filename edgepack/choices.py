@@ -11,9 +11,13 @@ from edgepack.checkpoint import Checkpoint
 from edgepack.decompose.low_rank import factor_format
 from edgepack.decompose.stage import Choice
 from edgepack.errors import RecipeError
-from edgepack.formats._base import Format
+from edgepack.export._onnx_pack import layout
+from edgepack.formats._base import Format, GgmlFormat
 from edgepack.recipe import Compress, WeightOptions
 from edgepack.weights import WeightSpec
+
+UNQUANTIZED = ("position_embd", "attn_shortcut", "ffn_shortcut")
+"""Matrices that nothing multiplies as W x, which stay f16."""
 
 
 @dataclass(frozen=True)
@@ -26,15 +30,27 @@ class Fallback:
     columns: int
 
 
+def stock_formats() -> tuple[str, ...]:
+    """Names of llama.cpp's own types."""
+    return tuple(n for n in plugins.names("formats") if isinstance(format_of(n), GgmlFormat))
+
+
+def stores(target: str, form: Format) -> bool:
+    """Whether the files of a target can hold a format."""
+    if target == "onnx":
+        return form.name == "f16" or layout(form) is not None
+    return isinstance(form, GgmlFormat)
+
+
 def choose(
-    checkpoint: Checkpoint, compress: Compress | None
+    checkpoint: Checkpoint, compress: Compress | None, target: str
 ) -> tuple[dict[str, Choice], tuple[Fallback, ...]]:
     """The format and rank of every matrix, and the substitutions that were asked for."""
     choices, fallbacks = {}, []
     for name, spec in checkpoint.specs.items():
         if len(spec.shape) < 2:
             continue
-        choice, fallback = _choice(spec, compress)
+        choice, fallback = _choice(spec, compress, target)
         choices[name] = choice
         if fallback:
             fallbacks.append(fallback)
@@ -53,17 +69,24 @@ def check_overrides(checkpoint: Checkpoint, compress: Compress | None) -> None:
             )
 
 
-def _choice(spec: WeightSpec, compress: Compress | None) -> tuple[Choice, Fallback | None]:
-    if compress is None:
+def _choice(
+    spec: WeightSpec, compress: Compress | None, target: str
+) -> tuple[Choice, Fallback | None]:
+    if compress is None or spec.role in UNQUANTIZED:
         return Choice("f16"), None
     wanted, place = _options(spec, compress)
     assert wanted.format is not None
     form: Format = known(wanted.format, place)
+    if not stores(target, form):
+        raise RecipeError(
+            f"{place}: {form.name} is no format of --target {target}",
+            hint="its formats: " + ", ".join(f.name for f in _by_size(target)),
+        )
     fallback = None
     if not form.fits(spec.shape[1]):
-        fitting = [f for f in map(format_of, plugins.names("formats")) if f.fits(spec.shape[1])]
+        fitting = [f for f in _by_size(target) if f.fits(spec.shape[1])]
         if compress.fallback == "refuse":
-            names = ", ".join(f.name for f in sorted(fitting, key=lambda f: f.bits_per_weight))
+            names = ", ".join(f.name for f in fitting)
             raise RecipeError(
                 f"{place}: rows of {spec.name} have {spec.shape[1]} columns, not a multiple of "
                 f"the {form.block_size} of {form.name}",
@@ -73,6 +96,12 @@ def _choice(spec: WeightSpec, compress: Compress | None) -> tuple[Choice, Fallba
         fallback = Fallback(spec.name, form.name, nearest.name, spec.shape[1])
         form = nearest
     return ranked(spec, form, wanted, place), fallback
+
+
+def _by_size(target: str) -> list[Format]:
+    """The formats of a target, smallest first."""
+    every = map(format_of, plugins.names("formats"))
+    return sorted((f for f in every if stores(target, f)), key=lambda f: f.bits_per_weight)
 
 
 def _options(spec: WeightSpec, compress: Compress) -> tuple[WeightOptions, str]:

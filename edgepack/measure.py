@@ -21,10 +21,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgepack import plugins
 from edgepack.artifact import Artifact
 from edgepack.calibration.text import Tokens, source_path
-from edgepack.choices import format_of
+from edgepack.choices import format_of, stock_formats
 from edgepack.decompose.stage import load_imatrix
 from edgepack.errors import EdgepackError
 from edgepack.evaluate.divergence import chunk, divergence
@@ -172,7 +171,7 @@ def peers(made: Plan) -> dict[str, dict[str, str]]:
     same = {name: choice.format for name, choice in made.choices.items()}
     uniform = {
         name: {s.name: same[s.name] if s.block is None else name for s in specs}
-        for name in plugins.names("formats")
+        for name in stock_formats()
         if name != "f16"
         and all(format_of(name).fits(s.shape[1]) for s in specs if s.block is not None)
     }

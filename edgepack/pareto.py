@@ -19,10 +19,9 @@ from typing import Any
 
 from torch import Tensor
 
-from edgepack import plugins
 from edgepack.calibration.moments import weight_hessian
 from edgepack.calibration.text import Tokens
-from edgepack.choices import format_of
+from edgepack.choices import format_of, stock_formats
 from edgepack.evaluate.multiple_choice import CONTEXT, SEQUENCES, Answers, Mean, Open, answer
 from edgepack.evaluate.speed import Speed, speeds
 from edgepack.evaluate.tasks import Item
@@ -185,7 +184,7 @@ def stock_types(made: Plan) -> Iterator[tuple[str, dict[str, str]]]:
     blocks = [spec for spec in specs if spec.block is not None]
     outside = [spec for spec in specs if spec.block is None]
     default = "q6_k" if all(format_of("q6_k").fits(s.shape[1]) for s in outside) else "q8_0"
-    for name in plugins.names("formats"):
+    for name in stock_formats():
         fitting = [spec for spec in blocks if format_of(name).fits(spec.shape[1])]
         other = name if len(fitting) == len(blocks) else FALLBACK.get(name)
         if name == "f16" or not fitting or other is None:

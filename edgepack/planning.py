@@ -172,7 +172,7 @@ def plan(recipe: Recipe, target: str, base: Path) -> Plan:
         allocation = spend(checkpoint, recipe.compress, tried, allocate)
         choices: Mapping[str, Choice] = allocation.choices
     else:
-        choices, fallbacks = choose(checkpoint, recipe.compress)
+        choices, fallbacks = choose(checkpoint, recipe.compress, target)
         needs_text = any(format_of(c.format).block_size > 1 or c.rank for c in choices.values())
         if needs_text:
             calibrate = _calibration(recipe, checkpoint, base, text, warnings)

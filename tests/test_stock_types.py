@@ -5,9 +5,9 @@ from itertools import cycle
 import pytest
 from tiny import make_model
 
-from edgepack import plugins
 from edgepack.architectures._base import LINEAR_ROLES
 from edgepack.checkpoint import open_checkpoint
+from edgepack.choices import stock_formats
 from edgepack.export.gguf import write_model
 from edgepack.weights import FactoredWeight
 from tests.test_export import INT8, distance, expected, in_llama_cpp, q_of, quantize
@@ -15,7 +15,7 @@ from tests.test_export import INT8, distance, expected, in_llama_cpp, q_of, quan
 
 @pytest.mark.llama
 def test_a_model_of_all_types_has_the_logits_of_its_dequantized_weights(tmp_path):
-    names = plugins.names("formats")
+    names = stock_formats()
     layers = -(-len(names) // len(LINEAR_ROLES))
     made = make_model(tmp_path / "hf", hidden=256, intermediate=512, layers=layers)
     model = type(made).from_pretrained(tmp_path / "hf").float().eval()

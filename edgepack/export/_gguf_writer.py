@@ -17,7 +17,7 @@ from torch import Tensor
 
 from edgepack.architectures._base import Architecture
 from edgepack.errors import ExportError
-from edgepack.formats._base import Format
+from edgepack.formats._base import GgmlFormat
 from edgepack.weights import QuantizedTensor
 
 _F32 = 0  # GGML_TYPE_F32
@@ -34,7 +34,7 @@ class Entry:
     name: str
     shape: tuple[int, ...]
     read: Callable[[], QuantizedTensor | Tensor]
-    format: Format | None = None
+    format: GgmlFormat | None = None
     rows: Tensor | None = None
 
     @property

@@ -16,7 +16,7 @@ from edgepack import plugins
 from edgepack.checkpoint import Checkpoint, gguf_rows
 from edgepack.errors import ExportError
 from edgepack.export._gguf_writer import Entry, size_of, write
-from edgepack.formats._base import Format
+from edgepack.formats._base import GgmlFormat
 from edgepack.weights import FactoredWeight, QuantizedTensor, WeightSpec
 
 FILE_TYPES = {
@@ -108,7 +108,7 @@ def _model_entries(
 
 def write_plain(path: Path, checkpoint: Checkpoint, form: str = "f16") -> int:
     """Write the model itself with every matrix rounded to `form` (default: the f16 reference)."""
-    plugin: Format = plugins.find("formats", form)
+    plugin: GgmlFormat = plugins.find("formats", form)
     formats = {s.name: form for s in checkpoint.specs.values() if len(s.shape) > 1}
     return write_model(path, checkpoint, formats, lambda n: plugin.quantize(checkpoint.tensor(n)))
 
@@ -187,8 +187,8 @@ def _position(spec: WeightSpec) -> tuple[int, int]:
     return (1, spec.block) if spec.block is not None else (outside[spec.role], 0)
 
 
-def _format(name: str, shape: tuple[int, ...], weight: str) -> Format:
-    form: Format = plugins.find("formats", name)
+def _format(name: str, shape: tuple[int, ...], weight: str) -> GgmlFormat:
+    form: GgmlFormat = plugins.find("formats", name)
     if not form.fits(shape[-1]):
         raise ExportError(f"{weight}: rows of {shape[-1]} do not fit blocks of {name}")
     return form

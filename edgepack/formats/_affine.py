@@ -11,7 +11,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from edgepack.formats._base import Format
+from edgepack.formats._base import Format, GgmlFormat
 from edgepack.formats._bits import Layout
 from edgepack.formats._levels import Levels
 from edgepack.formats._search import normalized
@@ -32,7 +32,6 @@ class Affine(Format):
     """
 
     code_levels: Levels
-    layout: Layout
     unit: int
     """Columns that share scale and offset."""
 
@@ -79,13 +78,19 @@ class Affine(Format):
         scale, offset = self.affine(grid, columns)
         return scale * self.levels.to(codes.device)[codes.to(torch.int32)] + offset
 
+
+class Blocks(GgmlFormat):
+    """A block type whose fields and codes lie in its bytes as `layout` says."""
+
+    layout: Layout
+
     def pack(self, q: QuantizedTensor) -> Tensor:
-        """See `Format`."""
+        """See `GgmlFormat`."""
         codes = torch.unflatten(q.codes, 1, (-1, self.block_size))
         return self.layout.pack({**q.grid, "codes": codes}).flatten(1)
 
     def parse(self, data: Tensor) -> QuantizedTensor:
-        """See `Format`."""
+        """See `GgmlFormat`."""
         values = self.layout.parse(torch.unflatten(data, 1, (-1, self.type_size)))
         codes = values.pop("codes").flatten(1)
         return QuantizedTensor(self.name, codes, values)
@@ -94,6 +99,14 @@ class Affine(Format):
 def spread(units: Tensor, size: int, start: int, stop: int) -> Tensor:
     """Columns start … stop of ``[out, units]`` repeated `size` times each (one unit: a view)."""
     return units.unsqueeze(-1).expand(-1, -1, size).flatten(1)[:, start:stop]
+
+
+def by_column(blocks: Tensor, size: int, columns: slice) -> Tensor:
+    """``[out, blocks]`` as ``[out, width of columns]``, for blocks of `size` columns."""
+    start, stop, _ = columns.indices(blocks.shape[1] * size)
+    first = start // size
+    touched = blocks[:, first : -(-stop // size)]
+    return spread(touched, size, start - first * size, stop - first * size)
 
 
 def sub_scales(d: Tensor, integers: Tensor, block_size: int, unit: int, columns: slice) -> Tensor:

@@ -1,7 +1,8 @@
-"""What a format is: fit a grid, encode onto it, decode from it, pack to a runtime's bytes."""
+"""What a format is: fit a grid, encode onto it, decode from it; llama.cpp's also pack to bytes."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -11,7 +12,7 @@ from edgepack.weights import Grid, QuantizedTensor
 
 
 class Format(ABC):
-    """A block format of GGUF.
+    """Codes in blocks of columns that share scales.
 
     All tensors are float32 unless said otherwise; rows are independent, so every method is
     vectorised over them. A tensor ``[out, in]`` has ``in / block_size`` blocks a row; grid fields
@@ -21,28 +22,21 @@ class Format(ABC):
     name: str
     block_size: int
     """Columns per block; a row's length must be a multiple of it."""
-    type_size: int
-    """Bytes per block in GGUF."""
-    ggml_type: int
-    """The type's number in ``enum ggml_type``."""
     group: int = 1
     """Columns encoded together (vector codebooks: 8 or 4)."""
 
     @property
+    @abstractmethod
     def bits_per_weight(self) -> float:
         """Stored bits per element, scales included."""
-        return 8 * self.type_size / self.block_size
 
     def fits(self, columns: int) -> bool:
         """Whether rows of that length can be stored."""
         return columns % self.block_size == 0
 
+    @abstractmethod
     def nbytes(self, shape: tuple[int, ...]) -> int:
         """Bytes of a tensor of that shape (last dimension = columns)."""
-        elements = 1
-        for size in shape:
-            elements *= size
-        return elements // self.block_size * self.type_size
 
     @abstractmethod
     def fit(self, x: Tensor, importance: Tensor) -> Grid:
@@ -62,6 +56,31 @@ class Format(ABC):
         """Values of codes ``[out, width of columns]``, in the runtime's own order of float32
         operations, so that they equal its dequantization bit for bit."""
 
+    def quantize(self, W: Tensor, importance: Tensor | None = None) -> QuantizedTensor:
+        """Plain rounding: fit, then nearest codes; importance 1 where none is given."""
+        if importance is None:
+            importance = torch.ones(W.shape[-1])
+        grid = self.fit(W, importance)
+        return QuantizedTensor(self.name, self.encode(W, grid), grid)
+
+
+class GgmlFormat(Format):
+    """A block type of ggml, as GGUF files hold it."""
+
+    type_size: int
+    """Bytes per block."""
+    ggml_type: int
+    """The type's number in ``enum ggml_type``."""
+
+    @property
+    def bits_per_weight(self) -> float:
+        """See `Format`."""
+        return 8 * self.type_size / self.block_size
+
+    def nbytes(self, shape: tuple[int, ...]) -> int:
+        """See `Format`."""
+        return math.prod(shape) // self.block_size * self.type_size
+
     @abstractmethod
     def pack(self, q: QuantizedTensor) -> Tensor:
         """GGUF bytes, uint8 ``[out, in / block_size · type_size]``."""
@@ -69,10 +88,3 @@ class Format(ABC):
     @abstractmethod
     def parse(self, data: Tensor) -> QuantizedTensor:
         """Inverse of `pack`: ``pack(parse(data)) == data`` for any stock-quantized bytes."""
-
-    def quantize(self, W: Tensor, importance: Tensor | None = None) -> QuantizedTensor:
-        """Plain rounding: fit, then nearest codes; importance 1 where none is given."""
-        if importance is None:
-            importance = torch.ones(W.shape[-1])
-        grid = self.fit(W, importance)
-        return QuantizedTensor(self.name, self.encode(W, grid), grid)

@@ -19,7 +19,7 @@ from gguf import quants
 from torch import Tensor
 
 from edgepack.formats import _codebook_kernels as kernels
-from edgepack.formats._affine import NO_OFFSET, Affine, sub_scales
+from edgepack.formats._affine import NO_OFFSET, Affine, Blocks, sub_scales
 from edgepack.formats._bits import Layout, Stored
 from edgepack.formats._levels import Table
 from edgepack.weights import Grid, QuantizedTensor
@@ -74,7 +74,7 @@ class Points:
         return self._index[self._number(digits)]
 
 
-class Codebook(Affine):
+class Codebook(Affine, Blocks):
     """See the module. `even_signs`: in every eight columns the number of minus signs is even."""
 
     block_size = 256

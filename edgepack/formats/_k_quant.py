@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgepack.formats._affine import NO_OFFSET, sub_scales
+from edgepack.formats._affine import NO_OFFSET, Blocks, sub_scales
 from edgepack.formats._bits import Layout
 from edgepack.formats._k_search import Problem, State, stacked
 from edgepack.formats._levels import Levels, Uniform
@@ -18,7 +18,7 @@ from edgepack.formats._search import normalized, one_scale, scale_min
 from edgepack.weights import Grid
 
 
-class KQuant(Scalar):
+class KQuant(Scalar, Blocks):
     """A K-quant; the subclasses say how a sub-block's float scales are found."""
 
     block_size = 256

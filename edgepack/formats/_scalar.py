@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgepack.formats._affine import NO_OFFSET, Affine, spread
+from edgepack.formats._affine import NO_OFFSET, Affine, Blocks, by_column
 from edgepack.formats._bits import Layout
 from edgepack.formats._levels import Levels, Uniform
 from edgepack.formats._search import best_first, one_scale, reciprocal, scale_min
@@ -32,7 +32,7 @@ class Scalar(Affine):
         return self.nearest(x, *self.affine(grid, columns))
 
 
-class BlockScalar(Scalar):
+class BlockScalar(Scalar, Blocks):
     """One fp16 scale `d`, and maybe one fp16 offset `m`, per block."""
 
     keep = 10
@@ -50,17 +50,10 @@ class BlockScalar(Scalar):
 
     def affine(self, grid: Grid, columns: slice = slice(None)) -> tuple[Tensor, Tensor]:
         """See `Scalar`."""
-        scale = self._columns(grid["d"], columns)
+        scale = by_column(grid["d"].float(), self.block_size, columns)
         if "m" in grid:
-            return scale, self._columns(grid["m"], columns)
+            return scale, by_column(grid["m"].float(), self.block_size, columns)
         return scale, NO_OFFSET.to(scale.device).expand_as(scale)
-
-    def _columns(self, field: Tensor, columns: slice) -> Tensor:
-        size = self.block_size
-        start, stop, _ = columns.indices(field.shape[1] * size)
-        first = start // size
-        blocks = field[:, first : -(-stop // size)].to(torch.float32)
-        return spread(blocks, size, start - first * size, stop - first * size)
 
 
 class OneScale(BlockScalar):

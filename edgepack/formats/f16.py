@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgepack.formats._base import Format
+from edgepack.formats._base import GgmlFormat
 from edgepack.formats._ggml import GGMLQuantizationType
 from edgepack.formats._search import FP16_MAX
 from edgepack.weights import Grid, QuantizedTensor
 
 
-class F16(Format):
+class F16(GgmlFormat):
     """No grid; codes are the float16 values ``[out, in]``."""
 
     name = "f16"

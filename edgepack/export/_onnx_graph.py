@@ -1,0 +1,186 @@
+"""A graph of ONNX protos, and its tensors streamed to files beside it.
+
+Tensors are known by name, type and shape when the graph is made; their values are asked for one at
+a time when it is written, so that memory holds one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+Array = NDArray[Any]
+
+OPSETS = {"": 21, "com.microsoft": 1}
+IR_VERSION = 10
+MICROSOFT = {
+    "FastGelu",
+    "FusedMatMul",
+    "GatherBlockQuantized",
+    "GroupQueryAttention",
+    "MatMulNBits",
+    "QuickGelu",
+    "RotaryEmbedding",
+    "SkipSimplifiedLayerNormalization",
+}
+"""Operators of ONNX Runtime's own domain."""
+
+Shape = Sequence[int | str]
+"""A dimension is a number or a name."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor to come: its values are what `load` returns."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    load: Callable[[], Array]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its values."""
+        return prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass
+class Graph:
+    """Nodes in order, inputs, outputs, small constants, and tensors to be stored."""
+
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    inputs: list[onnx.ValueInfoProto] = field(default_factory=list)
+    outputs: list[onnx.ValueInfoProto] = field(default_factory=list)
+    constants: dict[str, TensorProto] = field(default_factory=dict)
+    stored: dict[str, Stored] = field(default_factory=dict)
+    scope: str = ""
+    """What the names of new values begin with."""
+
+    def add(self, op: str, *inputs: str, out: str = "", **attributes: Any) -> str:
+        """A node with one output; its name."""
+        return self.add_many(op, *inputs, outs=(out or self._fresh(op),), **attributes)[0]
+
+    def add_many(
+        self, op: str, *inputs: str, outs: Sequence[str], **attributes: Any
+    ) -> Sequence[str]:
+        """A node with several outputs; "" is one that is not wanted, "*" one to be named."""
+        names = [self._fresh(op) if out == "*" else out for out in outs]
+        domain = "com.microsoft" if op in MICROSOFT else ""
+        label = f"{next(filter(None, names))}/{op}"
+        node = helper.make_node(op, inputs, names, name=label, domain=domain, **attributes)
+        self.nodes.append(node)
+        return names
+
+    def _fresh(self, op: str) -> str:
+        return f"{self.scope}/{op}_{len(self.nodes)}"
+
+    def input(self, name: str, dtype: Any, shape: Shape) -> str:
+        """A value that the caller gives."""
+        self.inputs.append(_value(name, dtype, shape))
+        return name
+
+    def output(self, name: str, dtype: Any, shape: Shape) -> None:
+        """A value that the caller gets."""
+        self.outputs.append(_value(name, dtype, shape))
+
+    def constant(self, value: Any, dtype: Any) -> str:
+        """A small constant inside the graph, the same one for the same value."""
+        array = np.asarray(value, dtype)
+        name = f"{array.dtype}_" + "_".join(map(str, array.flatten().tolist()))
+        name += "" if array.ndim else "_scalar"
+        if name not in self.constants:
+            raw = array.tobytes()
+            kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+            self.constants[name] = helper.make_tensor(name, kind, array.shape, raw, raw=True)
+        return name
+
+    def store(self, name: str, dtype: Any, shape: Sequence[int], load: Callable[[], Array]) -> str:
+        """A tensor in a file beside the graph; one that is there already is taken again."""
+        if name not in self.stored:
+            self.stored[name] = Stored(name, np.dtype(dtype), tuple(shape), load)
+        return name
+
+    def proto(self, tensors: Sequence[TensorProto] = ()) -> onnx.ModelProto:
+        """The model, with `tensors` as further initializers."""
+        initializers = [*self.constants.values(), *tensors]
+        graph = helper.make_graph(
+            self.nodes, "edgepack", self.inputs, self.outputs, initializer=initializers
+        )
+        imports = [helper.make_opsetid(domain, version) for domain, version in OPSETS.items()]
+        return helper.make_model(
+            graph, producer_name="edgepack", opset_imports=imports, ir_version=IR_VERSION
+        )
+
+
+def _value(name: str, dtype: Any, shape: Shape) -> onnx.ValueInfoProto:
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    return helper.make_tensor_value_info(name, kind, list(shape))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor's values are."""
+
+    tensor: Stored
+    file: str
+    offset: int
+
+    def proto(self) -> TensorProto:
+        """The initializer that says so."""
+        kind = helper.np_dtype_to_tensor_dtype(self.tensor.dtype)
+        found = TensorProto(name=self.tensor.name, data_type=kind, dims=self.tensor.shape)
+        found.data_location = TensorProto.EXTERNAL
+        about = {"location": self.file, "offset": self.offset, "length": self.tensor.nbytes}
+        for key, value in about.items():
+            found.external_data.add(key=key, value=str(value))
+        return found
+
+
+def places(graph: Graph, name: str, chunk: int) -> list[Place]:
+    """Where every tensor of the model `name` goes: files of `chunk` bytes at most, unless one
+    tensor is larger; called as Transformers.js expects it."""
+    found: list[Place] = []
+    files, offset = 0, 0
+    for tensor in graph.stored.values():
+        step = 4096 if tensor.nbytes >= 1 << 16 else 64  # pages, so that they can be mapped
+        offset = -(-offset // step) * step
+        if offset and offset + tensor.nbytes > chunk:
+            files, offset = files + 1, 0
+        file = f"{name}_data" + (f"_{files}" if files else "")
+        found.append(Place(tensor, file, offset))
+        offset += tensor.nbytes
+    return found
+
+
+def write(graph: Graph, path: Path, chunk: int) -> Iterator[str]:
+    """Write the model and the files beside it, yielding each tensor's name before its turn."""
+    placed = places(graph, path.name, chunk)
+    for file in dict.fromkeys(place.file for place in placed):
+        with (path.parent / file).open("wb") as data:
+            for place in (p for p in placed if p.file == file):
+                yield place.tensor.name
+                data.seek(place.offset)
+                data.write(_bytes(place.tensor).data)
+    path.write_bytes(graph.proto([place.proto() for place in placed]).SerializeToString())
+
+
+def size_of(graph: Graph, name: str, chunk: int) -> int:
+    """Bytes that `write` will write."""
+    placed = places(graph, name, chunk)
+    ends = {p.file: p.offset + p.tensor.nbytes for p in placed}
+    return sum(ends.values()) + int(graph.proto([p.proto() for p in placed]).ByteSize())
+
+
+def _bytes(tensor: Stored) -> NDArray[np.uint8]:
+    value = np.ascontiguousarray(tensor.load())
+    if value.dtype != tensor.dtype or value.shape != tensor.shape:
+        raise ValueError(f"{tensor.name}: {value.dtype} {value.shape}, not as declared")
+    return value.reshape(-1).view(np.uint8)
