@@ -23,13 +23,14 @@ class Artifact:
 
     @property
     def base(self) -> Path:
-        """The GGUF file of Q."""
-        if self.manifest["target"] != "gguf":
+        """The file that the runtime opens: base.gguf (Q), or the ONNX graph."""
+        names = [name for name in self.manifest["files"] if name.endswith((".gguf", ".onnx"))]
+        if not names:
             raise EdgepackError(
-                f"{self.folder}: is no model for llama.cpp, but a {self.manifest['target']}",
+                f"{self.folder}: is no model for a runtime, but a {self.manifest['target']}",
                 hint="name it as `model:` of a recipe and build that with --target gguf",
             )
-        return self.folder / "base.gguf"
+        return self.folder / str(min(names))
 
     @property
     def factors(self) -> Path | None:

@@ -12,21 +12,36 @@ from typing import Any
 
 from edgepack.cache import Stage
 from edgepack.checkpoint import Checkpoint
-from edgepack.choices import check_overrides, factor_bytes, format_of, known, options_of, ranked
+from edgepack.choices import (
+    UNQUANTIZED,
+    check_overrides,
+    factor_bytes,
+    format_of,
+    known,
+    options_of,
+    ranked,
+)
 from edgepack.decompose.allocate import Option, allocate, cheapest
 from edgepack.decompose.candidates import RANKED_BELOW, Costs, Search, load_costs
 from edgepack.decompose.stage import Choice
 from edgepack.errors import RecipeError
-from edgepack.export.gguf import FactorSpec, files_size
-from edgepack.recipe import Compress, WeightOptions
+from edgepack.export import gguf
+from edgepack.export._parts import Parts
+from edgepack.recipe import Compress, Recipe, WeightOptions
 from edgepack.weights import WeightSpec
 
-LADDER = (
-    *("q8_0", "q6_k", "q5_1", "q5_k", "q5_0", "q4_1", "q4_k", "iq4_nl", "iq4_xs", "mxfp4"),
-    *("iq3_s", "iq3_xxs", "iq2_s", "iq2_xs", "iq2_xxs", "q2_0"),
-)
-"""Types that no other of about their size betters after error feedback (`benchmarks/types.py`), or
-that fit widths where those do not."""
+LADDER = {
+    "gguf": (
+        *("q8_0", "q6_k", "q5_1", "q5_k", "q5_0", "q4_1", "q4_k", "iq4_nl", "iq4_xs", "mxfp4"),
+        *("iq3_s", "iq3_xxs", "iq2_s", "iq2_xs", "iq2_xxs", "q2_0"),
+    ),
+    "onnx": (
+        *("q8_0", "int4_g32", "q4_0", "int4_g64", "int4_g128", "int3_g32", "int3_g64", "int3_g128"),
+        *("int2_g32", "q2_0", "int2_g128"),
+    ),
+}
+"""Target → types that no other of about their size betters after error feedback
+(`benchmarks/types.py`), or that fit widths where those do not."""
 RANKS = (0, 32, 64, 128)
 
 
@@ -48,16 +63,20 @@ class Allocation:
         return {key: value for key, value in vars(self).items() if key not in own}
 
 
-def search(checkpoint: Checkpoint, compress: Compress) -> Search:
+def search(checkpoint: Checkpoint, compress: Compress, target: str) -> Search:
     """What the allocate stage has to try."""
     check_overrides(checkpoint, compress)
-    forms = [known(name, "compress.candidates") for name in compress.candidates or LADDER]
+    names = compress.candidates or LADDER[target]
+    forms = [known(name, "compress.candidates", target) for name in names]
     formats = {}
     for name, spec in checkpoint.specs.items():
         if len(spec.shape) < 2:
             continue
         wanted, place = options_of(spec, compress)
-        here = forms if wanted.format is None else [known(wanted.format, place)]
+        if spec.role in UNQUANTIZED:
+            formats[name] = ["f16"]
+            continue
+        here = forms if wanted.format is None else [known(wanted.format, place, target)]
         formats[name] = [form.name for form in here if form.fits(spec.shape[1])]
         if not formats[name]:
             raise RecipeError(
@@ -69,8 +88,15 @@ def search(checkpoint: Checkpoint, compress: Compress) -> Search:
     return Search(formats, ranks, compress.factors, max(compress.damping))
 
 
-def spend(checkpoint: Checkpoint, compress: Compress, tried: Search, stage: Stage) -> Allocation:
-    """Choose; from measured costs where `stage` is done."""
+def spend(
+    checkpoint: Checkpoint,
+    compress: Compress,
+    tried: Search,
+    stage: Stage,
+    files: Callable[[Mapping[str, Choice]], int],
+) -> Allocation:
+    """Choose; from measured costs where `stage` is done. `files` says how many bytes choices make
+    as files."""
     specs = {name: checkpoint.specs[name] for name in tried.formats}
     measured = stage.is_done
 
@@ -84,7 +110,7 @@ def spend(checkpoint: Checkpoint, compress: Compress, tried: Search, stage: Stag
         name: _options(spec, compress, costs(spec), compress.ranks or RANKS)
         for name, spec in specs.items()
     }
-    target, size_of = _target(checkpoint, compress, specs)
+    target, size_of = _target(checkpoint, compress, specs, files)
     chosen = _within(options, target, size_of)
     plain = {name: [o for o in found if not o.rank] or found for name, found in options.items()}
     control = _within(plain, target, size_of)
@@ -145,7 +171,10 @@ Size = Callable[[Mapping[str, Option]], int]
 
 
 def _target(
-    checkpoint: Checkpoint, compress: Compress, specs: Mapping[str, WeightSpec]
+    checkpoint: Checkpoint,
+    compress: Compress,
+    specs: Mapping[str, WeightSpec],
+    files: Callable[[Mapping[str, Choice]], int],
 ) -> tuple[int, Size]:
     """The budget in bytes, and what of a choice counts towards it: whole files, or matrices."""
     if compress.target_size is None:
@@ -153,16 +182,10 @@ def _target(
         elements = sum(checkpoint.counted.specs[name].numel for name in specs)
         return int(elements * compress.bits_per_weight / 8), _matrices
 
-    def files(chosen: Mapping[str, Option]) -> int:
-        choices = {n: _choice(specs[n], compress, o.format, o.rank) for n, o in chosen.items()}
-        factors = {
-            name: FactorSpec(c.rank, c.L, c.R)
-            for name, c in choices.items()
-            if c.rank and c.L is not None and c.R is not None
-        }
-        return files_size(checkpoint, {n: c.format for n, c in choices.items()}, factors)
+    def whole(chosen: Mapping[str, Option]) -> int:
+        return files({n: _choice(specs[n], compress, o.format, o.rank) for n, o in chosen.items()})
 
-    return int(compress.target_size), files
+    return int(compress.target_size), whole
 
 
 def _matrices(chosen: Mapping[str, Option]) -> int:
@@ -186,3 +209,18 @@ def _within(options: Mapping[str, list[Option]], target: int, size_of: Size) -> 
         if over <= 0:
             return chosen
         budget -= over  # headers of factors, and padding
+
+
+def files_size(
+    target: str, recipe: Recipe, checkpoint: Checkpoint, choices: Mapping[str, Choice]
+) -> int:
+    """Bytes that the files of a target will have: tensors, factors, metadata."""
+    if target == "onnx":
+        from edgepack.export import onnx
+
+        parts = {n: Parts(c.format, c.rank, c.L, c.R) for n, c in choices.items()}
+        return onnx.files_size(
+            checkpoint, parts, onnx.positions(checkpoint, recipe.export.onnx.context)
+        )
+    factors = {name: Parts(c.format, c.rank, c.L, c.R) for name, c in choices.items() if c.rank}
+    return gguf.files_size(checkpoint, {n: c.format for n, c in choices.items()}, factors)

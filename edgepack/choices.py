@@ -76,12 +76,7 @@ def _choice(
         return Choice("f16"), None
     wanted, place = _options(spec, compress)
     assert wanted.format is not None
-    form: Format = known(wanted.format, place)
-    if not stores(target, form):
-        raise RecipeError(
-            f"{place}: {form.name} is no format of --target {target}",
-            hint="its formats: " + ", ".join(f.name for f in _by_size(target)),
-        )
+    form: Format = known(wanted.format, place, target)
     fallback = None
     if not form.fits(spec.shape[1]):
         fitting = [f for f in _by_size(target) if f.fits(spec.shape[1])]
@@ -146,12 +141,18 @@ def ranked(spec: WeightSpec, form: Format, wanted: WeightOptions, place: str) ->
     return Choice(form.name, rank, L, R, factors)
 
 
-def known(name: str, place: str) -> Format:
-    """A format by the name that the recipe gives at `place`."""
+def known(name: str, place: str, target: str) -> Format:
+    """A format of a target, by the name that the recipe gives at `place`."""
     try:
-        return format_of(name)
+        form = format_of(name)
     except RecipeError as error:
         raise RecipeError(f"{place}: there is no format {name!r}", hint=error.hint) from None
+    if not stores(target, form):
+        raise RecipeError(
+            f"{place}: {name} is no format of --target {target}",
+            hint="its formats: " + ", ".join(f.name for f in _by_size(target)),
+        )
+    return form
 
 
 def format_of(name: str) -> Format:

@@ -18,13 +18,11 @@ from edgepack.errors import EdgepackError, RecipeError
 from edgepack.evaluate.divergence import Divergence, Perplexity, divergence, perplexity
 from edgepack.evaluate.multiple_choice import CONTEXT, SEQUENCES, answer
 from edgepack.evaluate.tasks import load_all
-from edgepack.export.gguf import write_plain
-from edgepack.measure import HELD_OUT, Model, Text
+from edgepack.measure import HELD_OUT, Model, Text, write_original
 from edgepack.planning import plan
-from edgepack.progress import Progress, Steps
+from edgepack.progress import Steps
 from edgepack.recipe import Recipe
 from edgepack.recipe import load as load_recipe
-from edgepack.runtimes.llama_cpp import bindings
 from edgepack.scoreboard import Scoreboard
 
 ORIGINAL = "original (f16)"
@@ -67,7 +65,6 @@ def compare(request: Request) -> Steps[Scoreboard]:
         )
     items = load_all(request.tasks, request.data, request.limit)
     text = (yield from _text(request)) if request.wants_text else None
-    bindings()
     with ExitStack() as stack:
         reference = yield from _reference(request, stack)
         every = {m.name: m for m in (reference, *models.values()) if m}
@@ -91,7 +88,6 @@ def _reference(request: Request, stack: ExitStack) -> Steps[Model | None]:
     if request.folder is None:
         return None
     artifact, recipe = _built(request.folder)
-    yield Progress("original", 0, 1, "writing it as f16")
     original = open_checkpoint(str(recipe.model), request.folder)
     now, then = dict(original.source), artifact.manifest["model"]
     if any(now.get(key) != then.get(key) for key in ("files", "revision")):
@@ -101,8 +97,7 @@ def _reference(request: Request, stack: ExitStack) -> Steps[Model | None]:
         )
     cache.root().mkdir(parents=True, exist_ok=True)
     folder = stack.enter_context(TemporaryDirectory(dir=cache.root(), prefix="original-"))
-    path = Path(folder) / "original.gguf"
-    write_plain(path, original)
+    path = yield from write_original(artifact.manifest["target"], original, Path(folder))
     return Model(ORIGINAL, path)
 
 

@@ -1,8 +1,9 @@
-"""Perplexity, KL and top-1 of the files just written, through llama.cpp, beside stock's.
+"""Perplexity, KL and top-1 of the files just written, through their runtime, beside stock's.
 
-The reference is the original as float16; the peers are stock quantizations of the same model with
-an imatrix of the same calibration tokens: in the very types of ours, and in the uniform type whose
-file comes nearest in size (all of them where sizes tie).
+The reference is the original as float16. The peers of a GGUF are stock quantizations of the same
+model with an imatrix of the same calibration tokens: in the very types of ours, and in the uniform
+type whose file comes nearest in size (all of them where sizes tie). That of an ONNX graph is plain
+rounding in the very types of ours.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgepack.artifact import Artifact
+from edgepack.artifact import MANIFEST, Artifact
 from edgepack.calibration.text import Tokens, source_path
+from edgepack.checkpoint import Checkpoint
 from edgepack.choices import format_of, stock_formats
 from edgepack.decompose.stage import load_imatrix
 from edgepack.errors import EdgepackError
@@ -30,17 +32,24 @@ from edgepack.evaluate.divergence import chunk, divergence
 from edgepack.export.gguf import write_model, write_plain
 from edgepack.planning import Plan
 from edgepack.progress import Progress, Steps
-from edgepack.runtimes._base import Scorer
+from edgepack.runtimes._base import Runtime, Scorer
 from edgepack.runtimes.ggml import requires_imatrix, stock_quantize
 from edgepack.runtimes.llama_cpp import LlamaCpp
+from edgepack.runtimes.onnx_runtime import OnnxRuntime, data_files, model_file
 from edgepack.runtimes.torch_decoder import TorchDecoder
 
+RUNTIMES = {
+    "gguf": ("llama_cpp", "llama-cpp-python", "llama"),
+    "onnx": ("onnxruntime", "onnxruntime", "onnx"),
+    "checkpoint": ("torch", "torch", ""),
+}
+"""Target → module that runs its files, the package that has it, and our extra for that."""
 HELD_OUT = "held-out calibration text"
 
 
 @dataclass(frozen=True)
 class Model:
-    """Something llama.cpp can run: a model, perhaps with an adapter on it."""
+    """Something that can be run: a .gguf file, perhaps with an adapter, or an .onnx file."""
 
     name: str
     base: Path
@@ -48,23 +57,31 @@ class Model:
 
     @staticmethod
     def at(path: Path) -> Model:
-        """An output folder or a GGUF file."""
+        """An output folder, a GGUF or ONNX file, or a folder with a graph of another's making."""
+        if path.is_dir() and not (path / MANIFEST).is_file() and any(path.rglob("*.onnx")):
+            return Model(str(path), model_file(path))
         if path.is_dir():
             artifact = Artifact.open(path)
             return Model(str(path), artifact.base, artifact.factors)
         if not path.is_file():
             raise EdgepackError(
-                f"{path}: no such file or folder", hint="give an output folder or a .gguf file"
+                f"{path}: no such file or folder",
+                hint="give an output folder, a .gguf or an .onnx file",
             )
         return Model(str(path), path)
 
     @property
     def bytes(self) -> int:
         """Size of its files."""
-        return sum(path.stat().st_size for path in (self.base, self.adapter) if path)
+        files = [path for path in (self.base, self.adapter) if path]
+        if self.base.suffix == ".onnx":
+            files += data_files(self.base)
+        return sum(path.stat().st_size for path in files)
 
-    def open(self, context: int, sequences: int = 1) -> LlamaCpp:
+    def open(self, context: int, sequences: int = 1) -> Runtime:
         """Load it."""
+        if self.base.suffix == ".onnx":
+            return OnnxRuntime(self.base, context=context, sequences=sequences)
         return LlamaCpp(self.base, self.adapter, context=context, sequences=sequences)
 
 
@@ -94,8 +111,9 @@ def measure(
     options = made.recipe.export.measure
     if not options.tokens:
         return {"skipped": "export.measure.tokens is 0"}
-    if weights is not None and find_spec("llama_cpp") is None:
-        return {"skipped": "llama-cpp-python is not installed (pip install 'edgepack[llama]')"}
+    library, name, extra = RUNTIMES[made.target]
+    if find_spec(library) is None:
+        return {"skipped": f"{name} is not installed (pip install 'edgepack[{extra}]')"}
     if tokens is None and options.text is None:
         return {"skipped": "nothing was calibrated and export.measure.text is not set"}
     if weights is None:
@@ -103,19 +121,50 @@ def measure(
         size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
         return (yield from _compare(made, tokens, dense, {"edgepack": own}, {"edgepack": size}))
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".edgepack-") as temporary:
-        yield Progress("measure", 0, 1, "writing the original as f16")
-        reference = Path(temporary) / "original.gguf"
-        write_plain(reference, made.checkpoint.original)
-        factors = folder / "factors.gguf"  # there is no manifest yet
-        ours = Model("edgepack", folder / "base.gguf", factors if factors.exists() else None)
-        models = [ours]
-        if options.stock and made.recipe.compress is not None:
-            for number, (name, formats) in enumerate(peers(made).items()):
-                yield Progress("measure", 0, 1, name)
-                path = Path(temporary) / f"stock-{number}.gguf"
-                write_stock(made, partial(load_imatrix, weights), formats, path)
-                models.append(Model(name, path))
+        reference = yield from write_original(made.target, made.dense.checkpoint, Path(temporary))
+        with_peers = options.stock and made.recipe.compress is not None
+        if made.target == "onnx":
+            models = [Model("edgepack", model_file(folder))]
+            models += (yield from _onnx_peers(made, Path(temporary))) if with_peers else []
+        else:
+            factors = folder / "factors.gguf"  # there is no manifest yet
+            adapter = factors if factors.exists() else None
+            models = [Model("edgepack", folder / "base.gguf", adapter)]
+            models += (yield from _stock(made, weights, Path(temporary))) if with_peers else []
         return (yield from compare_files(made, tokens, reference, models))
+
+
+def write_original(target: str, original: Checkpoint, folder: Path) -> Steps[Path]:
+    """A model with its matrices as f16, for the runtime of a target; the file to open."""
+    yield Progress("measure", 0, 1, "writing the original as f16")
+    if target == "onnx":
+        from edgepack.export import onnx
+
+        context = onnx.positions(original, None)
+        return (yield from onnx.write_plain(folder, original, None, context))
+    write_plain(folder / "original.gguf", original)
+    return folder / "original.gguf"
+
+
+def _stock(made: Plan, weights: Path, folder: Path) -> Steps[list[Model]]:
+    models = []
+    for number, (name, formats) in enumerate(peers(made).items()):
+        yield Progress("measure", 0, 1, name)
+        path = folder / f"stock-{number}.gguf"
+        write_stock(made, partial(load_imatrix, weights), formats, path)
+        models.append(Model(name, path))
+    return models
+
+
+def _onnx_peers(made: Plan, folder: Path) -> Steps[list[Model]]:
+    from edgepack.export import onnx
+
+    place = folder / "plain"
+    place.mkdir()
+    formats = {name: choice.format for name, choice in made.choices.items()}
+    context = onnx.positions(made.checkpoint, made.recipe.export.onnx.context)
+    path = yield from onnx.write_plain(place, made.checkpoint, formats, context)
+    return [Model("plain rounding, same types", path)]
 
 
 def compare_files(
@@ -124,7 +173,7 @@ def compare_files(
     """Metrics of models against the reference, on what the recipe says."""
     context = made.recipe.export.measure.context
     with ExitStack() as stack:
-        original = stack.enter_context(LlamaCpp(reference, context=context))
+        original = stack.enter_context(Model("", reference).open(context))
         opened = {m.name: stack.enter_context(m.open(context)) for m in models}
         sizes = {m.name: m.bytes for m in models}
         return (yield from _compare(made, tokens, original, opened, sizes))

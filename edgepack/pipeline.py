@@ -14,7 +14,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from edgepack import rft
+from edgepack import rft, targets
 from edgepack.artifact import MANIFEST, Artifact, digest
 from edgepack.cache import new_folder
 from edgepack.calibration import sweep
@@ -33,7 +33,6 @@ from edgepack.recover import training
 from edgepack.report import render
 from edgepack.slicing import stage as slicing
 from edgepack.slicing.sliced import Sliced
-from edgepack.targets import write_gguf
 
 VERSIONS = ("edgepack", "torch", "gguf", "transformers")
 
@@ -140,7 +139,8 @@ def _decompose(made: Plan, tokens: Tokens | None) -> Steps[Path]:
         one_shot = made.calibrate is not None and made.objective != "layer"
         hessians = made.calibrate.folder if made.calibrate and one_shot else None
         with stage.writing() as folder:
-            yield from decompose(made.decoder, made.choices, settings, hessians, tokens, folder)
+            known = tokens if made.calibrate else None
+            yield from decompose(made.decoder, made.choices, settings, hessians, known, folder)
     return stage.folder
 
 
@@ -188,7 +188,7 @@ def _export(
             yield from save(made.checkpoint, made.checkpoint.tensor, folder, "export")
         else:
             about = {name: load_weight(weights, name)[1] for name in made.choices}
-            write_gguf(made, weights, about, norms, folder)
+            yield from targets.write(made, weights, about, norms, folder)
         text = yaml.safe_dump(_resolved(made), sort_keys=False)
         (folder / "recipe.yaml").write_text(text, encoding="utf-8")
         measured = yield from measure(made, folder, weights, tokens)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
-from edgepack.budget import Allocation, search, spend
+from edgepack.budget import Allocation, files_size, search, spend
 from edgepack.cache import Stage
 from edgepack.calibration.text import counts, source_path
 from edgepack.checkpoint import Checkpoint, open_checkpoint
@@ -15,13 +17,13 @@ from edgepack.choices import Fallback, choose, factor_bytes, format_of
 from edgepack.decoder import Decoder
 from edgepack.decompose.candidates import Search
 from edgepack.decompose.stage import Choice
-from edgepack.errors import RecipeError
+from edgepack.errors import RecipeError, missing_extra
 from edgepack.recipe import Recipe
 from edgepack.shape import rewritten, sliced, text_key, text_stage
 from edgepack.slicing.sliced import Sliced
 from edgepack.weights import WeightSpec
 
-TARGETS = ("gguf", "checkpoint")
+TARGETS = ("gguf", "onnx", "checkpoint")
 NOT_BUILT = ("merge",)
 """Sections of the recipe whose stages do not exist yet."""
 
@@ -133,6 +135,8 @@ def plan(recipe: Recipe, target: str, base: Path) -> Plan:
     if target not in TARGETS:
         hint = "choose one of: " + ", ".join(TARGETS)
         raise RecipeError(f"--target: {target!r} is not built", hint=hint)
+    if target == "onnx" and find_spec("onnx") is None:
+        raise missing_extra("onnx", "onnx")
     for section in NOT_BUILT:
         if getattr(recipe, section) is not None:
             raise RecipeError(
@@ -167,9 +171,10 @@ def plan(recipe: Recipe, target: str, base: Path) -> Plan:
     fallbacks: tuple[Fallback, ...] = ()
     if recipe.compress is not None and recipe.compress.is_budget:
         calibrate = _calibration(recipe, checkpoint, base, text, warnings)
-        tried = _tried(recipe, checkpoint)
+        tried = _tried(recipe, checkpoint, target)
         allocate = Stage("allocate", ALLOCATE_VERSION, asdict(tried), (calibrate.key,))
-        allocation = spend(checkpoint, recipe.compress, tried, allocate)
+        files = partial(files_size, target, recipe, checkpoint)
+        allocation = spend(checkpoint, recipe.compress, tried, allocate, files)
         choices: Mapping[str, Choice] = allocation.choices
     else:
         choices, fallbacks = choose(checkpoint, recipe.compress, target)
@@ -222,7 +227,7 @@ def _recovery(recipe: Recipe, calibrate: Stage | None, decompose: Stage) -> Stag
     return Stage("recover", RECOVER_VERSION, recipe.recover.model_dump(), inputs)
 
 
-def _tried(recipe: Recipe, checkpoint: Checkpoint) -> Search:
+def _tried(recipe: Recipe, checkpoint: Checkpoint, target: str) -> Search:
     """What the stage has to try that measures what every choice would cost."""
     assert recipe.compress is not None
     if recipe.calibrate.objective != "model":
@@ -231,7 +236,7 @@ def _tried(recipe: Recipe, checkpoint: Checkpoint) -> Search:
             "between all weights, as a budget needs",
             hint="use `model` (the default)",
         )
-    return search(checkpoint, recipe.compress)
+    return search(checkpoint, recipe.compress, target)
 
 
 def _calibration(

@@ -235,10 +235,22 @@ class Measure(Section):
     stock: bool = Field(True, description="Also measure stock quantization of the nearest size.")
 
 
+class Onnx(Section):
+    """What is particular to --target onnx."""
+
+    context: int | None = Field(
+        None,
+        ge=64,
+        description="Positions the graph knows, whose cosines and sines it holds; default: 8192, "
+        "or as many as the model has.",
+    )
+
+
 class Export(Section):
     """What is written, and what of it is measured."""
 
     name: str | None = Field(None, description="Name of the output folder; default: the recipe's.")
+    onnx: Onnx = Onnx()
     measure: Measure = Measure()
 
 

@@ -15,6 +15,13 @@ IN_BLOCK = re.compile(r"(?:.*\.)?layers\.\d+\.(?P<role>.+?)(?:\.weight)?")
 FOUR_BIT = {"Q4_0", "Q4_1", "Q4_K", "IQ4_NL", "IQ4_XS", "MXFP4", "NVFP4"}
 """Source types of about the precision most users compress to."""
 
+RUNTIMES = {
+    "gguf": "llama.cpp",
+    "onnx": "ONNX Runtime",
+    "checkpoint": "our own forward pass in float32",
+}
+"""Target → what its files are measured through."""
+
 METHODS = {
     "ldlq": "rounded with error feedback on the calibration's H",
     "caldera": "rounded so, alternating with a low-rank correction L·R",
@@ -229,7 +236,7 @@ def _measured(manifest: Manifest) -> list[str]:
     measured = manifest["measured"]
     if "skipped" in measured:
         return [f"Not measured: {measured['skipped']}."]
-    by = "llama.cpp" if manifest["target"] == "gguf" else "our own forward pass in float32"
+    by = RUNTIMES[manifest["target"]]
     return [
         f"{measured['tokens']} tokens of {measured['text']} in chunks of {measured['context']}, "
         f"the second half of each scored, through {by}.",
@@ -265,16 +272,26 @@ def _remarks(manifest: Manifest) -> list[str]:
 
 
 def _run(manifest: Manifest) -> list[str]:
-    if manifest["target"] == "checkpoint":
+    found = commands(manifest, PurePath())
+    if not found:
         return ["This folder is a model for transformers, and `model:` of another recipe."]
-    commands = ["edgepack chat .", llama_command(manifest, ""), "ollama create NAME -f Modelfile"]
-    return ["In this folder:", "", "```sh", *commands, "```"]
+    lines = ["In this folder:", "", "```sh", *found, "```"]
+    if manifest["target"] == "onnx":
+        return [*lines, "", "README.md says how other programs open it."]
+    return lines
 
 
-def llama_command(manifest: Manifest, folder: str) -> str:
-    """The line that talks to the result with llama.cpp's own program."""
+def commands(manifest: Manifest, folder: PurePath) -> list[str]:
+    """Lines that talk to an output folder; none for a checkpoint."""
+    if manifest["target"] == "checkpoint":
+        return []
+    chat = f"edgepack chat {folder}"
+    if manifest["target"] == "onnx":
+        return [chat]
     ranked = any(about["rank"] for about in manifest["weights"].values())
-    return f"llama-cli -m {folder}base.gguf" + (f" --lora {folder}factors.gguf" if ranked else "")
+    lora = f" --lora {folder / 'factors.gguf'}" if ranked else ""
+    ollama = f"ollama create NAME -f {folder / 'Modelfile'}"
+    return [chat, f"llama-cli -m {folder / 'base.gguf'}{lora}", ollama]
 
 
 def _again(manifest: Manifest) -> list[str]:

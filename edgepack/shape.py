@@ -30,7 +30,7 @@ def text_stage(recipe: Recipe, dense: Checkpoint, warnings: list[str]) -> Stage 
     """Where the model's own text is kept; None for text from a file, which needs no keeping."""
     if recipe.calibrate.source != "self":
         return None
-    if recipe.slice is not None and not dense.architecture.gguf:
+    if (recipe.slice or recipe.compress) and not dense.architecture.gguf:
         raise RecipeError(
             f"calibrate.source: {dense.architecture.name} models do not write their own text here",
             hint="name a text file",

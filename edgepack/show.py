@@ -14,7 +14,7 @@ import yaml
 from edgepack.artifact import MANIFEST, Artifact
 from edgepack.errors import EdgepackError
 from edgepack.recipe import load
-from edgepack.report import aligned, bought, llama_command, measurements, size, sliced
+from edgepack.report import aligned, bought, commands, measurements, size, sliced
 
 if TYPE_CHECKING:
     from edgepack.checkpoint.gguf_header import GgufHeader
@@ -178,16 +178,9 @@ def summary(manifest: Mapping[str, Any], folder: Path) -> list[str]:
         *(table or aligned([row[:-1] for row in measurements(measured)])),
         *remarks(manifest["fallbacks"], manifest["warnings"]),
     ]
-    prefix = f"{folder}/"
-    if manifest["target"] == "checkpoint":
-        return [*lines, "", f"The model for transformers and report.md are in {prefix}"]
-    return [
-        *lines,
-        "",
-        f"Files and report.md are in {prefix}",
-        f"  edgepack chat {folder}",
-        f"  {llama_command(manifest, prefix)}",
-    ]
+    running = [f"  {line}" for line in commands(manifest, folder)]
+    what = "Files" if running else "The model for transformers"
+    return [*lines, "", f"{what} and report.md are in {folder}/", *running]
 
 
 def _sliced_text(parts: Mapping[str, Sequence[int]] | None) -> list[str]:
@@ -213,7 +206,7 @@ def plan_facts(made: Plan, memory: int) -> Facts:
         formats[key] = formats.get(key, 0) + 1
     return {
         "model": dict(made.checkpoint.source),
-        "architecture": made.checkpoint.architecture.gguf,
+        "architecture": made.checkpoint.architecture.name,
         "parameters": sum(spec.numel for spec in made.checkpoint.specs.values()),
         "stages": [
             {"stage": s.name, "key": s.key, "cached": s.is_done, "begun": s.partial.is_dir()}

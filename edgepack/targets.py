@@ -2,42 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from edgepack.decompose.stage import load_weight
-from edgepack.export.gguf import FactorSpec, write_factors, write_model
+from edgepack.export._parts import Parts
+from edgepack.export.gguf import write_factors, write_model
 from edgepack.export.modelfile import modelfile
 from edgepack.export.peft import write_adapter
 from edgepack.planning import Plan
+from edgepack.progress import Progress, Steps
 from edgepack.weights import FactoredWeight
 
+Load = Callable[[str], FactoredWeight]
 
-def write_gguf(
+
+def write(
     made: Plan,
     weights: Path,
     about: Mapping[str, Mapping[str, Any]],
     norms: Mapping[str, Tensor],
     folder: Path,
-) -> None:
-    """base.gguf, the adapter twice where there are factors, and a Modelfile. `weights` is the
-    folder of decomposed weights, `about` what they say of themselves, `norms` those trained."""
+) -> Steps[None]:
+    """The model in the files of the plan's target. `weights` is the folder of decomposed weights,
+    `about` what they say of themselves, `norms` those trained."""
 
     def load(name: str) -> FactoredWeight:
         return load_weight(weights, name)[0]
 
-    formats = {name: a["formats"]["Q"] for name, a in about.items()}
-    ranked = {
-        name: FactorSpec(a["rank"], a["formats"]["L"], a["formats"]["R"])
+    parts = {
+        name: Parts(a["formats"]["Q"], a["rank"], a["formats"].get("L"), a["formats"].get("R"))
         for name, a in about.items()
-        if a["rank"]
     }
+    ranked = {name: known for name, known in parts.items() if known.rank}
+    if made.target == "onnx":
+        yield from _write_onnx(made, parts, load, norms, folder)
+    else:
+        yield Progress("export", 0, 1, "base.gguf")
+        _write_gguf(made, parts, load, norms, folder)
+    if ranked:
+        write_adapter(folder / "adapter", ranked, load, base=made.recipe.model)
+
+
+def _write_gguf(
+    made: Plan,
+    parts: Mapping[str, Parts],
+    load: Load,
+    norms: Mapping[str, Tensor],
+    folder: Path,
+) -> None:
+    """base.gguf, the factors as an adapter for it, and a Modelfile."""
+    formats = {name: known.Q for name, known in parts.items()}
+    ranked = {name: known for name, known in parts.items() if known.rank}
     write_model(folder / "base.gguf", made.checkpoint, formats, lambda name: load(name).Q, norms)
     if ranked:
         write_factors(folder / "factors.gguf", made.checkpoint, ranked, load)
-        write_adapter(folder / "adapter", ranked, load, base=made.recipe.model)
     factors = "factors.gguf" if ranked else None
     (folder / "Modelfile").write_text(modelfile(factors=factors), encoding="utf-8")
+
+
+def _write_onnx(
+    made: Plan,
+    parts: Mapping[str, Parts],
+    load: Load,
+    norms: Mapping[str, Tensor],
+    folder: Path,
+) -> Steps[Path]:
+    from edgepack.export import onnx
+
+    context = onnx.positions(made.checkpoint, made.recipe.export.onnx.context)
+    return (yield from onnx.write_folder(folder, made.checkpoint, parts, load, context, norms))

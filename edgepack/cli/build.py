@@ -14,7 +14,9 @@ from edgepack.cli._app import Json, RecipePath, app, print_json
 @app.command()
 def build(
     recipe: RecipePath,
-    target: Annotated[str, typer.Option(metavar="NAME", help="What to write: gguf or checkpoint.")],
+    target: Annotated[
+        str, typer.Option(metavar="NAME", help="What to write: gguf, onnx or checkpoint.")
+    ],
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Folder to write; default: NAME-TARGET right here."),
@@ -38,7 +40,7 @@ def build(
 def plan(
     recipe: RecipePath,
     target: Annotated[
-        str, typer.Option(metavar="NAME", help="What would be written: gguf or checkpoint.")
+        str, typer.Option(metavar="NAME", help="What would be written: gguf, onnx or checkpoint.")
     ] = "gguf",
     as_json: Json = False,
 ) -> None:

@@ -34,16 +34,22 @@ def chat(
         int, typer.Option(metavar="N", min=64, help="Tokens the model sees at once.")
     ] = 2048,
 ) -> None:
-    """Talk to a packed model through llama.cpp."""
+    """Talk to a packed model through its runtime: llama.cpp or ONNX Runtime."""
     from edgepack.artifact import Artifact
+    from edgepack.errors import EdgepackError
+    from edgepack.measure import Model
     from edgepack.runtimes._base import Sampling
-    from edgepack.runtimes.llama_cpp import LlamaCpp
     from edgepack.terminal import Conversation, questions
 
     artifact = Artifact.open(folder)
     sampling = Sampling(temperature=temperature, repeat_penalty=1.1, seed=seed)
-    adapter = artifact.factors if factors else None
-    with LlamaCpp(artifact.base, adapter, context=context) as runtime:
+    if not factors and artifact.manifest["target"] == "onnx":
+        raise EdgepackError(
+            "--no-factors: the factors of an ONNX model are part of its graph",
+            hint="build the recipe with rank: 0",
+        )
+    model = Model(str(folder), artifact.base, artifact.factors if factors else None)
+    with model.open(context) as runtime:
         conversation = Conversation(runtime, system, max_tokens)
         if prompt is not None:
             _answer(runtime, conversation, prompt, max_tokens, sampling)

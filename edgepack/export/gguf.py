@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from edgepack import plugins
 from edgepack.checkpoint import Checkpoint, gguf_rows
 from edgepack.errors import ExportError
 from edgepack.export._gguf_writer import Entry, size_of, write
+from edgepack.export._parts import Parts
 from edgepack.formats._base import GgmlFormat
 from edgepack.weights import FactoredWeight, QuantizedTensor, WeightSpec
 
@@ -43,15 +43,6 @@ FILE_TYPES = {
     42: 41,  # Q2_0
 }
 """``enum ggml_type`` → ``enum llama_ftype``: what llama.cpp prints as the kind of the file."""
-
-
-@dataclass(frozen=True)
-class FactorSpec:
-    """What is known of a weight's factors before they are read: rank ≥ 1, formats of L and R."""
-
-    rank: int
-    L: str
-    R: str
 
 
 def write_model(
@@ -116,7 +107,7 @@ def write_plain(path: Path, checkpoint: Checkpoint, form: str = "f16") -> int:
 def write_factors(
     path: Path,
     checkpoint: Checkpoint,
-    factors: Mapping[str, FactorSpec],
+    factors: Mapping[str, Parts],
     load: Callable[[str], FactoredWeight],
 ) -> int:
     """Write L and R as a LoRA adapter (lora_b, lora_a) for a base of Q; return its size in bytes.
@@ -130,7 +121,7 @@ def write_factors(
 
 
 def files_size(
-    checkpoint: Checkpoint, formats: Mapping[str, str], factors: Mapping[str, FactorSpec]
+    checkpoint: Checkpoint, formats: Mapping[str, str], factors: Mapping[str, Parts]
 ) -> int:
     """Bytes that `write_model` and `write_factors` (where there are any) will write together."""
 
@@ -148,7 +139,7 @@ def files_size(
 
 def _factor_entries(
     checkpoint: Checkpoint,
-    factors: Mapping[str, FactorSpec],
+    factors: Mapping[str, Parts],
     load: Callable[[str], FactoredWeight],
 ) -> list[Entry]:
     entries: list[Entry] = []

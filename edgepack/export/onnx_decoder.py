@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
@@ -21,6 +20,7 @@ from edgepack.checkpoint import Checkpoint
 from edgepack.decoder import Rotary
 from edgepack.export import _onnx_pack as pack
 from edgepack.export._onnx_graph import Array, Graph
+from edgepack.export._parts import Parts
 from edgepack.weights import FactoredWeight, QuantizedTensor, WeightSpec
 
 HIDDEN = -1e9
@@ -32,16 +32,6 @@ ACTIVATIONS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "relu": ("Relu", {}),
     "gelu_new": ("FastGelu", {}),
 }
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What is known of a weight before it is read: formats of Q, L and R, and the rank."""
-
-    Q: str
-    rank: int = 0
-    L: str | None = None
-    R: str | None = None
 
 
 Load = Callable[[str], FactoredWeight]

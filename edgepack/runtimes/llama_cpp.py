@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from edgepack.errors import EdgepackError, missing_extra
 from edgepack.runtimes._base import LIKELIEST, Closing, Sampling
+from edgepack.runtimes.chat import render
 from edgepack.runtimes.forks import Fork, Step, check_fits, layout
 
 _ERROR_LEVEL = 4  # enum ggml_log_level
@@ -237,24 +238,13 @@ class LlamaCpp(Closing):
 
     def chat_prompt(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """See `Runtime.chat_prompt`."""
-        from jinja2 import TemplateError
-        from transformers.utils import chat_template_utils
-
-        render: Any = chat_template_utils.render_jinja_template  # its annotations are wrong
         template = self._lib.llama_model_chat_template(self._model, None)
-        if not template:
-            raise EdgepackError("the model has no chat template", hint="it is not made for chat")
         names = {"bos_token": "llama_vocab_bos", "eos_token": "llama_vocab_eos"}
         special = {
             name: self._token_text(getattr(self._lib, function)(self._vocab))
             for name, function in names.items()
         }
-        how = {"chat_template": template.decode(), "add_generation_prompt": True, **special}
-        try:
-            (prompt,), _ = render([list(messages)], **how)
-        except TemplateError as error:  # templates refuse what they were not trained on
-            raise EdgepackError(f"the chat template refuses the messages: {error}") from error
-        return str(prompt)
+        return render(template.decode() if template else None, messages, special)
 
     def _token_text(self, token: int) -> str:
         """A control token as a template writes it; none for the missing token −1."""

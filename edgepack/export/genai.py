@@ -1,0 +1,45 @@
+"""genai_config.json, which tells onnxruntime-genai what the graph's inputs are called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from edgepack.checkpoint import Checkpoint
+
+TYPES = ("llama", "mistral", "phi", "qwen2", "qwen3")
+"""Families that it knows; the name only picks how a decoder is driven, so any will do."""
+
+
+def genai_config(checkpoint: Checkpoint, model: Path, context: int) -> dict[str, Any]:
+    """The configuration of a graph that lies in a folder of the output folder."""
+    d, tokenizer, name = checkpoint.dimensions, checkpoint.tokenizer, checkpoint.architecture.name
+    ends = checkpoint.generation_config().get("eos_token_id", tokenizer.eos_token_id)
+    first = ends[0] if isinstance(ends, list) else ends
+    pad = tokenizer.pad_token_id
+    past = {f"past_{kind}_names": f"past_key_values.%d.{kind}" for kind in ("key", "value")}
+    present = {f"present_{kind}_names": f"present.%d.{kind}" for kind in ("key", "value")}
+    own = ("input_ids", "attention_mask", "position_ids")
+    decoder = {
+        "filename": f"{model.parent.name}/{model.name}",
+        "head_size": d.head_dim,
+        "hidden_size": d.hidden_size,
+        "num_attention_heads": d.num_attention_heads,
+        "num_key_value_heads": d.num_key_value_heads,
+        "num_hidden_layers": d.num_hidden_layers,
+        "inputs": {key: key for key in own} | past,
+        "outputs": {"logits": "logits"} | present,
+        "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+    }
+    return {
+        "model": {
+            "type": name if name in TYPES else "llama",
+            "bos_token_id": tokenizer.bos_token_id if tokenizer.bos_token_id is not None else first,
+            "eos_token_id": ends,
+            "pad_token_id": first if pad is None else pad,
+            "context_length": context,
+            "vocab_size": d.vocab_size,
+            "decoder": decoder,
+        },
+        "search": {"max_length": context, "do_sample": False, "past_present_share_buffer": False},
+    }

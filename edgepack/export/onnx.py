@@ -1,0 +1,134 @@
+"""A folder that ONNX Runtime, onnxruntime-genai, optimum and Transformers.js read as it is."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from edgepack import plugins
+from edgepack.cache import atomic
+from edgepack.checkpoint import Checkpoint
+from edgepack.checkpoint.save import config
+from edgepack.export import _onnx_graph
+from edgepack.export import _onnx_pack as pack
+from edgepack.export._parts import Parts
+from edgepack.export.card import card
+from edgepack.export.genai import genai_config
+from edgepack.export.onnx_decoder import Load, decoder_graph
+from edgepack.formats._base import Format
+from edgepack.progress import Progress, Steps
+from edgepack.weights import FactoredWeight
+
+FOLDER = "onnx"
+CHUNK = 1_900_000_000
+"""Bytes of a data file, at most: protobuf and browsers end at 2 GB."""
+SUFFIX = {2: "_q2", 4: "_q4", 8: "_int8"}
+"""Bits that the blocks are computed with → end of the file's name, as Transformers.js has it."""
+CONTEXT = 8192
+"""Positions, unless the recipe or the model says fewer: their cosines and sines are stored."""
+
+
+def positions(checkpoint: Checkpoint, wanted: int | None) -> int:
+    """Positions that the graph knows."""
+    most = checkpoint.dimensions.max_position_embeddings
+    return min(most, wanted or CONTEXT)
+
+
+def write_folder(
+    folder: Path,
+    checkpoint: Checkpoint,
+    parts: Mapping[str, Parts],
+    load: Load,
+    context: int,
+    norms: Mapping[str, Tensor] | None = None,
+    stage: str = "export",
+) -> Steps[Path]:
+    """Write graph, data, configuration and tokenizer into `folder`; returns the graph's path.
+
+    `parts` says how every matrix is stored, `load` reads one, `norms` replaces some norms.
+    """
+    graph = decoder_graph(checkpoint, parts, load, context, norms)
+    path = folder / FOLDER / model_name(checkpoint, parts)
+    path.parent.mkdir(exist_ok=True)
+    for done, tensor in enumerate(_onnx_graph.write(graph, path, CHUNK)):
+        yield Progress(stage, done, len(graph.stored), tensor)
+    files = len(list(path.parent.glob(f"{path.name}_data*")))
+    dtype = path.stem.removeprefix("model").removeprefix("_") or "fp32"
+    browsers = {"dtype": dtype, "use_external_data_format": {path.name: files}}
+    _write_json(folder / "config.json", _config(checkpoint) | {"transformers.js_config": browsers})
+    text = card(checkpoint, path, dtype, context)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    _write_json(folder / "genai_config.json", genai_config(checkpoint, path, context))
+    if generation := checkpoint.generation_config():
+        _write_json(folder / "generation_config.json", dict(generation))
+    _write_tokenizer(checkpoint, folder)
+    return path
+
+
+def write_plain(
+    folder: Path, checkpoint: Checkpoint, formats: Mapping[str, str] | None, context: int
+) -> Steps[Path]:
+    """The same, to measure: every matrix rounded to nearest in its format (None: all as f16)."""
+    formats = formats or {s.name: "f16" for s in checkpoint.specs.values() if len(s.shape) > 1}
+
+    def load(name: str) -> FactoredWeight:
+        plugin: Format = plugins.find("formats", formats[name])
+        return FactoredWeight(plugin.quantize(checkpoint.tensor(name)))
+
+    parts = {name: Parts(form) for name, form in formats.items()}
+    return (yield from write_folder(folder, checkpoint, parts, load, context, stage="measure"))
+
+
+def files_size(checkpoint: Checkpoint, parts: Mapping[str, Parts], context: int) -> int:
+    """Bytes of the graph and its data."""
+
+    def unread(name: str) -> FactoredWeight:
+        raise AssertionError(f"{name}: sizes need no values")
+
+    graph = decoder_graph(checkpoint, parts, unread, context)
+    return _onnx_graph.size_of(graph, model_name(checkpoint, parts), CHUNK)
+
+
+def model_name(checkpoint: Checkpoint, parts: Mapping[str, Parts]) -> str:
+    """The graph's file, named by the bits that most weights of the blocks are computed with."""
+    counts: Counter[str] = Counter()
+    for name, known in parts.items():
+        spec = checkpoint.specs[name]
+        if spec.block is not None:
+            how = pack.layout(plugins.find("formats", known.Q))
+            counts[SUFFIX[how.computed] if how else ""] += spec.numel
+    return f"model{counts.most_common(1)[0][0]}.onnx"
+
+
+def _config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """config.json. Its readers take the heads' width from the hidden size, and nothing else from
+    that, which is why a sliced model or one with wide heads says what its heads add up to."""
+    d = checkpoint.dimensions
+    wide = d.num_attention_heads * d.head_dim
+    about = config(checkpoint)
+    about.pop("auto_map", None)
+    return {**about, "hidden_size": wide, "architectures": [checkpoint.architecture.class_name]}
+
+
+def _write_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
+    """Tokenizer files that transformers 4 and 5 and Transformers.js read alike: 4 knows no
+    TokenizersBackend and would add token types, and JavaScript reads no chat_template.jinja."""
+    checkpoint.tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    about = json.loads(path.read_text(encoding="utf-8"))
+    about["tokenizer_class"] = "PreTrainedTokenizerFast"
+    about["model_input_names"] = ["input_ids", "attention_mask"]
+    if checkpoint.tokenizer.chat_template:
+        about["chat_template"] = checkpoint.tokenizer.chat_template
+    _write_json(path, about)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    with atomic(path) as temporary:
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        temporary.write_text(text, encoding="utf-8")

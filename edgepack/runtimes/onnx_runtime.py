@@ -1,0 +1,202 @@
+"""ONNX Runtime on the CPU, for decoders with keys and values as inputs and outputs."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from edgepack.errors import EdgepackError, missing_extra
+from edgepack.runtimes._base import LIKELIEST, Closing, Sampling
+from edgepack.runtimes._sampling import PENALTY_WINDOW, Sampler
+from edgepack.runtimes.forks import Fork, check_fits
+from edgepack.runtimes.hf_tokenizer import HfTokenizer
+
+_QUIET = 3  # errors only; it warns of every initializer that is an input too
+_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+
+
+def bindings() -> Any:
+    """The module ``onnxruntime``."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise missing_extra("onnxruntime", "onnx") from None
+    return onnxruntime
+
+
+def model_file(folder: Path) -> Path:
+    """The graph in a folder: the one that genai_config.json names, else the only one there is."""
+    config = folder / "genai_config.json"
+    if config.is_file():
+        told = json.loads(config.read_text(encoding="utf-8"))
+        return folder / str(told["model"]["decoder"]["filename"])
+    found = sorted([*folder.glob("*.onnx"), *folder.glob("onnx/*.onnx")])
+    if len(found) == 1:
+        return found[0]
+    problem = "has no .onnx file" if not found else f"has {len(found)} .onnx files"
+    raise EdgepackError(f"{folder}: {problem}", hint="name the file itself")
+
+
+def data_files(model: Path) -> list[Path]:
+    """The files with a graph's tensors, beside it."""
+    import onnx
+
+    graph = onnx.load(model, load_external_data=False).graph
+    places = (entry for tensor in graph.initializer for entry in tensor.external_data)
+    return sorted({model.parent / e.value for e in places if e.key == "location"})
+
+
+class OnnxRuntime(Closing):
+    """A `Runtime`: an .onnx file, with the tokenizer of the folder it is in (or the one above).
+
+    `threads` defaults to the number of physical cores.
+    """
+
+    def __init__(
+        self, model: Path, context: int = 512, threads: int | None = None, sequences: int = 1
+    ) -> None:
+        self.context, self.sequences = context, sequences
+        self._ort = bindings()
+        self._session: Any = self._load(model, threads or psutil.cpu_count(logical=False) or 1)
+        self._inputs = {node.name: node for node in self._session.get_inputs()}
+        self._outputs = [node.name for node in self._session.get_outputs()]
+        self._past = [name for name in self._inputs if name.startswith("past_key_values.")]
+        self._present = [name.replace("past_key_values", "present") for name in self._past]
+        if missing := {"input_ids", "attention_mask"} - set(self._inputs):
+            names = " and ".join(sorted(missing))
+            raise EdgepackError(f"{model}: is no decoder, it does not take {names}")
+        self._folder = next(
+            (f for f in model.resolve().parents[:2] if (f / "tokenizer.json").is_file()), None
+        )
+        if self._folder is None:
+            raise EdgepackError(
+                f"{model}: there is no tokenizer.json beside it", hint="copy the model's there"
+            )
+        self._tokenizer = HfTokenizer(self._folder)
+        self.bos = self._tokenizer.bos
+        logits = next(n for n in self._session.get_outputs() if n.name == "logits").shape[-1]
+        self.vocab_size = logits if isinstance(logits, int) else int(self._config["vocab_size"])
+
+    def _load(self, path: Path, threads: int) -> Any:
+        options = self._ort.SessionOptions()
+        options.log_severity_level = _QUIET
+        options.intra_op_num_threads = threads
+        try:
+            return self._ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its classes have no common base of their own
+            reason = str(error).strip().splitlines()[0].rpartition("failed:")[2].strip()
+            raise EdgepackError(
+                f"cannot load {path}: {reason}",
+                hint="its files must be whole and lie together; build or copy the folder again",
+            ) from error
+
+    @cached_property
+    def _config(self) -> Mapping[str, Any]:
+        assert self._folder is not None
+        found: Mapping[str, Any] = json.loads((self._folder / "config.json").read_text())
+        return found
+
+    def _empty(self, name: str, rows: int) -> Any:
+        """No keys or values yet, ``[rows, kv_heads, 0, head_dim]``."""
+        node = self._inputs[name]
+        heads, width = node.shape[1], node.shape[3]
+        if not isinstance(heads, int):
+            heads = self._config["num_key_value_heads"]
+        if not isinstance(width, int):
+            d = self._config
+            width = d.get("head_dim") or d["hidden_size"] // d["num_attention_heads"]
+        return self._value(np.zeros((rows, heads, 0, width), _TYPES[node.type]))
+
+    def _value(self, array: NDArray[Any]) -> Any:
+        return self._ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+
+    def _run(
+        self, ids: NDArray[np.int64], past: Sequence[Any] | None, *, keep: bool
+    ) -> tuple[NDArray[np.float32], list[Any]]:
+        """Logits ``[rows, time, vocab]`` of ids ``[rows, time]`` behind what `past` holds, and what
+        is past then (if `keep`)."""
+        rows, time = ids.shape
+        if past is None:
+            past = [self._empty(name, rows) for name in self._past]
+        start = past[0].shape()[2] if past else 0
+        feed = {
+            "input_ids": ids,
+            "attention_mask": np.ones((rows, start + time), np.int64),
+            "position_ids": np.tile(np.arange(start, start + time), (rows, 1)),
+            "num_logits_to_keep": np.zeros((), np.int64),
+        }
+        values = {name: self._value(v) for name, v in feed.items() if name in self._inputs}
+        values |= dict(zip(self._past, past, strict=True))
+        wanted = ["logits", *(self._present if keep else [])]
+        logits, *present = self._session.run_with_ort_values(wanted, values)
+        found: NDArray[np.float32] = logits.numpy().astype(np.float32, copy=False)
+        return found, present
+
+    def logits(self, tokens: Sequence[int], first: int = 0) -> NDArray[np.float32]:
+        """See `Scorer.logits`."""
+        self._check(tokens)
+        found, _ = self._run(np.array([tokens], np.int64), None, keep=False)
+        return found[0, first:]
+
+    def _check(self, tokens: Sequence[int]) -> None:
+        if not 0 < len(tokens) <= self.context:
+            raise EdgepackError(
+                f"{len(tokens)} tokens do not fit into the context of {self.context}",
+                hint="choose a larger context" if tokens else None,
+            )
+
+    def branches(self, forks: Sequence[Fork]) -> Iterator[NDArray[np.float32]]:
+        """See `Scorer.branches`; a fork's stem is computed once, its branches one by one behind
+        it (GroupQueryAttention takes several tokens behind others in one row only)."""
+        check_fits(forks, self.context, self.sequences)
+        for fork in forks:
+            *stem, last = fork.stem
+            past = None
+            if stem:
+                _, past = self._run(np.array([stem], np.int64), None, keep=True)
+            for branch in fork.branches:
+                ids = np.array([[last, *branch[:-1]]], np.int64)
+                yield self._run(ids, past, keep=False)[0][0]
+
+    def generate(
+        self,
+        tokens: Sequence[int],
+        max_tokens: int = 256,
+        sampling: Sampling = LIKELIEST,
+        stop: Collection[int] = (),
+    ) -> Iterator[int]:
+        """See `Runtime.generate`."""
+        self._check(tokens)
+        sampler, said = Sampler(sampling), deque[int](maxlen=PENALTY_WINDOW)
+        logits, past = self._run(np.array([tokens], np.int64), None, keep=True)
+        for _ in range(min(max_tokens, self.context - len(tokens))):
+            token = sampler(logits[0, -1], said)
+            if token in stop or token in self._tokenizer.ends:
+                return
+            yield token
+            said.append(token)
+            logits, past = self._run(np.array([[token]], np.int64), past, keep=True)
+
+    def tokenize(self, text: str, *, bos: bool = True, special: bool = False) -> list[int]:
+        """See `Scorer.tokenize`."""
+        return self._tokenizer.tokenize(text, bos=bos, special=special)
+
+    def piece(self, token: int) -> bytes:
+        """See `Runtime.piece`."""
+        return self._tokenizer.piece(token)
+
+    def chat_prompt(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """See `Runtime.chat_prompt`."""
+        return self._tokenizer.chat_prompt(messages)
+
+    def close(self) -> None:
+        """See `Scorer.close`."""
+        self._session = None
