@@ -170,23 +170,27 @@ def test_codes_of_stock_types_are_those_of_the_gguf(tmp_path):
         assert np.array_equal(codes.reshape(128, 256), stock.quantized(name).codes.numpy())
 
 
-def test_rows_padded_on_the_left_are_as_if_alone(tmp_path):
-    make_model(tmp_path / "model", dtype=torch.float16)
+@pytest.mark.parametrize("family", ["llama", "qwen3", "opt", "phi"])
+def test_rows_padded_on_the_left_are_as_if_alone(family, tmp_path):
+    make_model(tmp_path / "model", family, tied=False, dtype=torch.float16)
     checkpoint = open_checkpoint(str(tmp_path / "model"))
     path = write(tmp_path / "out", checkpoint, rounded(checkpoint, "f16"))
-    rows = [[5, 6, 7, 8, 9, 10], [11, 12, 13]]
+    rows, more = [[5, 6, 7, 8, 9, 10], [11, 12, 13]], [20, 21]
     with OnnxRuntime(path, context=64) as runtime:
-        session, width = runtime._session, max(map(len, rows))
+        width = max(map(len, rows))
         mask = np.array([[0] * (width - len(r)) + [1] * len(r) for r in rows])
-        feed = {
-            "input_ids": np.array([[0] * (width - len(r)) + r for r in rows]),
-            "attention_mask": mask,
-            "position_ids": np.maximum(mask.cumsum(1) - 1, 0),
-        }
-        feed |= {name: runtime._empty(name, 2).numpy() for name in runtime._past}
-        (together,) = session.run(["logits"], feed)
-        for row, ids in zip(together, rows, strict=True):
-            assert np.abs(row[-len(ids) :] - runtime.logits(ids)).max() < 1e-4
+        ids = np.array([[0] * (width - len(r)) + r for r in rows])
+        past = [runtime._empty(name, 2).numpy() for name in runtime._past]
+        for token in [*more, None]:
+            positions = np.maximum(mask.cumsum(1) - 1, 0)[:, -ids.shape[1] :]
+            feed = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+            feed = {name: value for name, value in feed.items() if name in runtime._inputs}
+            feed |= dict(zip(runtime._past, past, strict=True))
+            together, *past = runtime._session.run(["logits", *runtime._present], feed)
+            for row, own in zip(together, rows, strict=True):
+                assert np.abs(row[-1] - runtime.logits(own)[-1]).max() < 1e-4
+                own.append(token)
+            ids, mask = np.full((2, 1), token), np.pad(mask, ((0, 0), (0, 1)), constant_values=1)
 
 
 # ---------------------------------------------------------------------------- the runtime

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,17 @@ TYPES = ("llama", "mistral", "phi", "qwen2", "qwen3")
 """Families that it knows; the name only picks how a decoder is driven, so any will do."""
 
 
-def genai_config(checkpoint: Checkpoint, model: Path, context: int) -> dict[str, Any]:
-    """The configuration of a graph that lies in a folder of the output folder."""
+def genai_config(
+    checkpoint: Checkpoint, model: Path, inputs: Sequence[str], context: int
+) -> dict[str, Any]:
+    """The configuration of a graph that lies in a folder of the output folder; `inputs` are what
+    it takes besides keys and values."""
     d, tokenizer, name = checkpoint.dimensions, checkpoint.tokenizer, checkpoint.architecture.name
     ends = checkpoint.generation_config().get("eos_token_id", tokenizer.eos_token_id)
     first = ends[0] if isinstance(ends, list) else ends
     pad = tokenizer.pad_token_id
     past = {f"past_{kind}_names": f"past_key_values.%d.{kind}" for kind in ("key", "value")}
     present = {f"present_{kind}_names": f"present.%d.{kind}" for kind in ("key", "value")}
-    own = ("input_ids", "attention_mask", "position_ids")
     decoder = {
         "filename": f"{model.parent.name}/{model.name}",
         "head_size": d.head_dim,
@@ -27,7 +30,7 @@ def genai_config(checkpoint: Checkpoint, model: Path, context: int) -> dict[str,
         "num_attention_heads": d.num_attention_heads,
         "num_key_value_heads": d.num_key_value_heads,
         "num_hidden_layers": d.num_hidden_layers,
-        "inputs": {key: key for key in own} | past,
+        "inputs": {key: key for key in inputs} | past,
         "outputs": {"logits": "logits"} | present,
         "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
     }

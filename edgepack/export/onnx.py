@@ -63,7 +63,8 @@ def write_folder(
     _write_json(folder / "config.json", _config(checkpoint) | {"transformers.js_config": browsers})
     text = card(checkpoint, path, dtype, context)
     (folder / "README.md").write_text(text, encoding="utf-8")
-    _write_json(folder / "genai_config.json", genai_config(checkpoint, path, context))
+    inputs = [node.name for node in graph.inputs if not node.name.startswith("past_")]
+    _write_json(folder / "genai_config.json", genai_config(checkpoint, path, inputs, context))
     if generation := checkpoint.generation_config():
         _write_json(folder / "generation_config.json", dict(generation))
     _write_tokenizer(checkpoint, folder)

@@ -1,8 +1,10 @@
 """A decoder as an ONNX graph: the forward pass of `edgepack.decoder`, in ONNX Runtime's operators.
 
 Inputs and outputs are named as optimum, onnxruntime-genai and Transformers.js expect them, keys and
-values interleaved, with numbers where those need numbers. Rows may be padded on the left: positions
-are an input, and what `attention_mask` hides is hidden by a bias.
+values interleaved, with numbers where those need numbers. Rows may be padded on the left: what
+`attention_mask` hides is hidden by a bias, and rotary positions, of which only differences count,
+count the padding too. (GroupQueryAttention has an input for positions, but heeds it only where one
+token stands behind others.) Learned positions, and rotary ones of part of a head, are an input.
 """
 
 from __future__ import annotations
@@ -44,8 +46,8 @@ def decoder_graph(
     context: int,
     norms: Mapping[str, Tensor] | None = None,
 ) -> Graph:
-    """The graph of a model: input_ids, attention_mask, position_ids and past keys and values →
-    logits and present keys and values.
+    """The graph of a model: input_ids, attention_mask, perhaps position_ids, past keys and values →
+    logits, present keys and values.
 
     `parts` says of every matrix how it is stored, `load` reads one; `norms` replaces some norms and
     biases. Positions end at `context`.
@@ -71,6 +73,7 @@ class _Builder:
         self.stream, self.pending = "", ""
         self.wide: set[str] = set()
         self.learned = "position_embd" in self.family.outside
+        self.turns = not self.learned and self.d.partial_rotary_factor == 1
 
     # ------------------------------------------------------------------ the model
 
@@ -79,7 +82,8 @@ class _Builder:
         rows: tuple[int | str, ...] = ("batch_size", "sequence_length")
         g.input("input_ids", np.int64, rows)
         g.input("attention_mask", np.int64, ("batch_size", "total_sequence_length"))
-        g.input("position_ids", np.int64, rows)
+        if not self.turns:
+            g.input("position_ids", np.int64, rows)
         self._masks()
         self.stream = self._embed()
         g.output("logits", np.float32, (*rows, d.vocab_size))
@@ -184,7 +188,6 @@ class _Builder:
 
     def _attention(self, h: str, block: int) -> str:
         g, d = self.graph, self.d
-        turns = not self.learned and d.partial_rotary_factor == 1
         shape = ("batch_size", d.num_key_value_heads, "past_sequence_length", d.head_dim)
         grown = (*shape[:2], "total_sequence_length", d.head_dim)
         past, present = [], []
@@ -193,20 +196,18 @@ class _Builder:
             present.append(f"present.{block}.{what}")
             g.output(present[-1], np.float32, grown)
         q, k, v = self._projections(h, block)
-        if not turns and not self.learned:
+        if not self.turns and not self.learned:
             q, k = self._turned(q, d.num_attention_heads), self._turned(k, d.num_key_value_heads)
-        caches = [self._rotary("cos"), self._rotary("sin")] if turns else ["", ""]
+        caches = [self._rotary("cos"), self._rotary("sin")] if self.turns else ["", ""]
         inputs = (q, k, v, *past, self.lengths, self.total, *caches)
         out, _, _ = g.add_many(
             "GroupQueryAttention",
-            *inputs,
-            "position_ids" if turns else "",
-            self.bias,
+            *(*inputs, "", self.bias),
             outs=("*", *present),
             num_heads=d.num_attention_heads,
             kv_num_heads=d.num_key_value_heads,
             scale=d.head_dim**-0.5,
-            do_rotary=int(turns),
+            do_rotary=int(self.turns),
             local_window_size=d.sliding_window or -1,
         )
         return self._linear(out, ["attn_output"], block)
@@ -216,8 +217,12 @@ class _Builder:
         roles = ["attn_q", "attn_k", "attn_v"]
         known = [self.parts[self._spec(role, block).name] for role in roles]
         normed = [self._spec(f"{role}_norm", block, missing=True) for role in roles]
-        whole = self.learned or self.d.partial_rotary_factor == 1
-        if whole and not any(normed) and len(set(known)) == 1 and not known[0].rank:
+        if (
+            (self.turns or self.learned)
+            and not any(normed)
+            and len(set(known)) == 1
+            and not known[0].rank
+        ):
             return self._linear(h, roles, block), "", ""
         heads = (self._linear(h, [role], block) for role in roles)
         q, k, v = (
