@@ -97,7 +97,8 @@ def _reference(request: Request, stack: ExitStack) -> Steps[Model | None]:
         )
     cache.root().mkdir(parents=True, exist_ok=True)
     folder = stack.enter_context(TemporaryDirectory(dir=cache.root(), prefix="original-"))
-    path = yield from write_original(artifact.manifest["target"], original, Path(folder))
+    target = artifact.manifest["target"]
+    path = yield from write_original(target, original, Path(folder), "original")
     return Model(ORIGINAL, path)
 
 

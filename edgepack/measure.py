@@ -66,7 +66,7 @@ class Model:
         if not path.is_file():
             raise EdgepackError(
                 f"{path}: no such file or folder",
-                hint="give an output folder, a .gguf or an .onnx file",
+                hint="give an output folder, an .onnx or a .gguf file",
             )
         return Model(str(path), path)
 
@@ -134,14 +134,16 @@ def measure(
         return (yield from compare_files(made, tokens, reference, models))
 
 
-def write_original(target: str, original: Checkpoint, folder: Path) -> Steps[Path]:
+def write_original(
+    target: str, original: Checkpoint, folder: Path, stage: str = "measure"
+) -> Steps[Path]:
     """A model with its matrices as f16, for the runtime of a target; the file to open."""
-    yield Progress("measure", 0, 1, "writing the original as f16")
+    yield Progress(stage, 0, 1, "writing the original as f16")
     if target == "onnx":
         from edgepack.export import onnx
 
         context = onnx.positions(original, None)
-        return (yield from onnx.write_plain(folder, original, None, context))
+        return (yield from onnx.write_plain(folder, original, None, context, stage))
     write_plain(folder / "original.gguf", original)
     return folder / "original.gguf"
 

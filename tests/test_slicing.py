@@ -242,5 +242,5 @@ def test_a_checkpoint_is_not_compressed(tmp_path):
     )
     out = tmp_path / "out"
     edgepack.build(recipe(tmp_path, NARROW), "checkpoint", out=out)
-    assert "is no model for llama.cpp" in says("chat", out, "--prompt", "x")
+    assert "is no model for a runtime" in says("chat", out, "--prompt", "x")
     assert "name it as `model:`" in says("evaluate", out, "--text", tmp_path / "text.txt")

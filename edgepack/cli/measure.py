@@ -15,7 +15,9 @@ from edgepack.errors import EdgepackError
 
 @app.command()
 def evaluate(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="An output folder or a .gguf file.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="An output folder, a .gguf or .onnx file.")
+    ],
     against: Against = None,
     reference: Annotated[
         Path | None,
@@ -38,7 +40,7 @@ def evaluate(
     limit: Limit = None,
     as_json: Json = False,
 ) -> None:
-    """Measure models side by side through llama.cpp.
+    """Measure models side by side through their runtimes (llama.cpp, ONNX Runtime).
 
     On a text: perplexity, KL to the original and how often the top token is its; a bare .gguf
     file has no KL without --reference. On zero-shot tasks (arc_easy, boolq, copa, hellaswag,

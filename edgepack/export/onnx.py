@@ -72,7 +72,11 @@ def write_folder(
 
 
 def write_plain(
-    folder: Path, checkpoint: Checkpoint, formats: Mapping[str, str] | None, context: int
+    folder: Path,
+    checkpoint: Checkpoint,
+    formats: Mapping[str, str] | None,
+    context: int,
+    stage: str = "measure",
 ) -> Steps[Path]:
     """The same, to measure: every matrix rounded to nearest in its format (None: all as f16)."""
     formats = formats or {s.name: "f16" for s in checkpoint.specs.values() if len(s.shape) > 1}
@@ -82,7 +86,7 @@ def write_plain(
         return FactoredWeight(plugin.quantize(checkpoint.tensor(name)))
 
     parts = {name: Parts(form) for name, form in formats.items()}
-    return (yield from write_folder(folder, checkpoint, parts, load, context, stage="measure"))
+    return (yield from write_folder(folder, checkpoint, parts, load, context, stage=stage))
 
 
 def files_size(checkpoint: Checkpoint, parts: Mapping[str, Parts], context: int) -> int:
