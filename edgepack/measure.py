@@ -81,7 +81,7 @@ class Model:
     def open(self, context: int, sequences: int = 1) -> Runtime:
         """Load it."""
         if self.base.suffix == ".onnx":
-            return OnnxRuntime(self.base, context=context, sequences=sequences)
+            return OnnxRuntime(self.base, self.adapter, context=context, sequences=sequences)
         return LlamaCpp(self.base, self.adapter, context=context, sequences=sequences)
 
 

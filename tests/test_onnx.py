@@ -17,6 +17,7 @@ from edgepack.artifact import Artifact
 from edgepack.checkpoint import open_checkpoint
 from edgepack.choices import stores
 from edgepack.decoder import Decoder
+from edgepack.errors import EdgepackError
 from edgepack.export import _onnx_graph, _onnx_pack, onnx_decoder
 from edgepack.export._parts import Parts
 from edgepack.export.gguf import write_model
@@ -362,3 +363,50 @@ def test_formats_of_the_other_target_are_refused_by_name(tmp_path):
     assert "q5_1 is no format of --target onnx" in says(
         "plan", tmp_path / "recipe.yaml", "--target", "onnx"
     )
+
+
+# ---------------------------------------------------------------------------- factors
+
+
+def test_an_adapter_takes_the_place_of_the_factors(built, tmp_path):
+    import onnxruntime as ort
+
+    file = built.folder / "factors.onnx_adapter"
+    stored = ort.AdapterFormat.read_adapter(str(file))
+    values = {name: value.numpy() for name, value in stored.get_parameters().items()}
+    assert len(values) == 2 * 7 * 2
+    module = "model.layers.0.mlp.down_proj"
+    assert values[f"{module}.lora_A"].shape == (256, 4)
+    assert values[f"{module}.lora_B"].shape == (4, 128)
+
+    def write_adapter(name, change):
+        adapter = ort.AdapterFormat()
+        adapter.set_adapter_version(1)
+        adapter.set_model_version(1)
+        new = {key: np.ascontiguousarray(change(key, value)) for key, value in values.items()}
+        made = {key: ort.OrtValue.ortvalue_from_numpy(value) for key, value in new.items()}
+        adapter.set_parameters(made)
+        adapter.export_adapter(str(tmp_path / name))
+        return tmp_path / name
+
+    def wider(key, value):  # rank 6, the new columns of lora_A meeting zeros
+        padding = ((0, 0), (0, 2)) if key.endswith("lora_A") else ((0, 2), (0, 0))
+        return np.pad(value, padding, constant_values=1 if key.endswith("lora_A") else 0)
+
+    ids = IDS[0, :20].tolist()
+
+    def found(adapter=None):
+        with OnnxRuntime(built.base, adapter) as runtime:
+            return runtime.logits(ids)
+
+    own = found()
+    assert np.array_equal(found(file), own)
+    assert np.abs(found(write_adapter("wide", wider)) - own).max() < 1e-4
+    assert np.abs(found(write_adapter("none", lambda _, v: 0 * v)) - own).max() > 1e-3
+    broken = tmp_path / "broken"
+    broken.write_bytes(b"not an adapter")
+    with pytest.raises(EdgepackError, match="cannot use the adapter"):
+        found(broken)
+    other = write_adapter("other", lambda _, v: v[1:])
+    with pytest.raises(EdgepackError, match="does not fit the graph"):
+        found(other)

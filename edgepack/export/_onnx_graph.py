@@ -94,12 +94,13 @@ class Graph:
     def constant(self, value: Any, dtype: Any) -> str:
         """A small constant inside the graph, the same one for the same value."""
         array = np.asarray(value, dtype)
-        name = f"{array.dtype}_" + "_".join(map(str, array.flatten().tolist()))
-        name += "" if array.ndim else "_scalar"
-        if name not in self.constants:
-            raw = array.tobytes()
-            kind = helper.np_dtype_to_tensor_dtype(array.dtype)
-            self.constants[name] = helper.make_tensor(name, kind, array.shape, raw, raw=True)
+        raw, kind = array.tobytes(), helper.np_dtype_to_tensor_dtype(array.dtype)
+        for name, known in self.constants.items():
+            same = known.data_type == kind and tuple(known.dims) == array.shape
+            if same and known.raw_data == raw:
+                return name
+        name = f"constant_{len(self.constants)}"
+        self.constants[name] = helper.make_tensor(name, kind, array.shape, raw, raw=True)
         return name
 
     def store(self, name: str, dtype: Any, shape: Sequence[int], load: Callable[[], Array]) -> str:
@@ -107,6 +108,11 @@ class Graph:
         if name not in self.stored:
             self.stored[name] = Stored(name, np.dtype(dtype), tuple(shape), load)
         return name
+
+    def replaceable(self, name: str, shape: Shape) -> str:
+        """Let a caller give another value in place of a stored tensor, of a shape that may have
+        names in it (ONNX: an initializer that is an input too)."""
+        return self.input(name, self.stored[name].dtype, shape)
 
     def proto(self, tensors: Sequence[TensorProto] = ()) -> onnx.ModelProto:
         """The model, with `tensors` as further initializers."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from edgepack import plugins
@@ -63,12 +64,31 @@ def write_folder(
     _write_json(folder / "config.json", _config(checkpoint) | {"transformers.js_config": browsers})
     text = card(checkpoint, path, dtype, context)
     (folder / "README.md").write_text(text, encoding="utf-8")
-    inputs = [node.name for node in graph.inputs if not node.name.startswith("past_")]
+    own = (node.name for node in graph.inputs if node.name not in graph.stored)
+    inputs = [name for name in own if not name.startswith("past_")]
     _write_json(folder / "genai_config.json", genai_config(checkpoint, path, inputs, context))
+    _write_adapter(graph, folder / "factors.onnx_adapter")
     if generation := checkpoint.generation_config():
         _write_json(folder / "generation_config.json", dict(generation))
     _write_tokenizer(checkpoint, folder)
     return path
+
+
+def _write_adapter(graph: _onnx_graph.Graph, path: Path) -> None:
+    """The factors that may be replaced, as a file for ONNX Runtime and genai: what fine-tuning
+    starts from, and the form of what it leaves."""
+    names = [node.name for node in graph.inputs if node.name in graph.stored]
+    if not names:
+        return
+    import onnxruntime
+
+    value = onnxruntime.OrtValue.ortvalue_from_numpy
+    adapter = onnxruntime.AdapterFormat()
+    adapter.set_adapter_version(1)
+    adapter.set_model_version(1)
+    loaded = {name: np.ascontiguousarray(graph.stored[name].load()) for name in names}
+    adapter.set_parameters({name: value(array) for name, array in loaded.items()})
+    adapter.export_adapter(str(path))
 
 
 def write_plain(

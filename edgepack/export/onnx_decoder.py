@@ -29,6 +29,8 @@ HIDDEN = -1e9
 """Added to the attention logits of what is masked."""
 ACCURACY = 4
 """MatMulNBits multiplies int8 activations; other levels have no fast kernels for 2 and 8 bits."""
+LORA = {"R": "lora_A", "L": "lora_B"}
+"""Factor → name behind the module's; they are stored transposed, as the graph multiplies them."""
 ACTIVATIONS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "silu": ("QuickGelu", {"alpha": 1.0}),
     "relu": ("Relu", {}),
@@ -50,7 +52,7 @@ def decoder_graph(
     logits, present keys and values.
 
     `parts` says of every matrix how it is stored, `load` reads one; `norms` replaces some norms and
-    biases. Positions end at `context`.
+    biases. Positions end at `context`. Factors in f16 may be replaced when it runs.
     """
     builder = _Builder(checkpoint, parts, lru_cache(maxsize=4)(load), context, norms or {})
     builder.build()
@@ -198,7 +200,7 @@ class _Builder:
         q, k, v = self._projections(h, block)
         if not self.turns and not self.learned:
             q, k = self._turned(q, d.num_attention_heads), self._turned(k, d.num_key_value_heads)
-        caches = [self._rotary("cos"), self._rotary("sin")] if self.turns else ["", ""]
+        caches = [self._rotary("Cos"), self._rotary("Sin")] if self.turns else ["", ""]
         inputs = (q, k, v, *past, self.lengths, self.total, *caches)
         out, _, _ = g.add_many(
             "GroupQueryAttention",
@@ -242,7 +244,7 @@ class _Builder:
     def _turned(self, x: str, heads: int) -> str:
         """Rotary positions in a part of every head (Phi)."""
         width = int(self.d.head_dim * self.d.partial_rotary_factor)
-        caches = (self._rotary("cos"), self._rotary("sin"))
+        caches = (self._rotary("Cos"), self._rotary("Sin"))
         return self.graph.add(
             "RotaryEmbedding",
             *(x, "position_ids", *caches),
@@ -251,15 +253,18 @@ class _Builder:
         )
 
     def _rotary(self, which: str) -> str:
-        """cos or sin of every position ``[context, width / 2]``."""
-
-        def load() -> Array:
-            values = Rotary(self.d)(0, self.context)[which == "sin"]
-            found: Array = values[:, : values.shape[1] // 2].numpy()
-            return found
-
-        width = int(self.d.head_dim * self.d.partial_rotary_factor) // 2
-        return self.graph.store(f"{which}_cache", np.float32, (self.context, width), load)
+        """cos or sin of every position ``[context, width / 2]``, computed when a session loads: as
+        tensors in a file they would be 2 % of a small model."""
+        g, name = self.graph, f"rotary_{which}"
+        if name not in self.wide:
+            self.wide.add(name)
+            steps = [g.constant(value, np.int64) for value in (0, self.context, 1)]
+            places = g.add("Cast", g.add("Range", *steps), to=_kind(np.float64))
+            places = g.add("Unsqueeze", places, g.constant([1], np.int64))
+            frequency = g.constant(Rotary(self.d).frequency.numpy(), np.float64)
+            turned = g.add(which, g.add("Mul", places, frequency))
+            g.add("Cast", turned, out=name, to=_kind(np.float32))
+        return name
 
     # ------------------------------------------------------------------ weights
 
@@ -299,7 +304,7 @@ class _Builder:
             return y
         assert known.L is not None
         assert known.R is not None
-        low = self._matmul(x, names, "R", known.R)
+        low = self._matmul(x, names, "R", known.R)  # where there are factors, names is one name
         return self.graph.add("Add", y, self._matmul(low, names, "L", known.L), out=out)
 
     def _matmul(self, x: str, names: Sequence[str], part: str, form: str, out: str = "") -> str:
@@ -384,8 +389,13 @@ class _Builder:
             return found
 
         shape = (columns, rows) if turned else (rows, columns)
-        name = spec.name if part == "Q" else f"{spec.name.removesuffix('.weight')}.{part}"
-        return self._widened(self.graph.store(name, np.float16, shape, load))
+        if part == "Q":
+            return self._widened(self.graph.store(spec.name, np.float16, shape, load))
+        module = spec.name.removesuffix(".weight")
+        name = self.graph.store(f"{module}.{LORA[part]}", np.float16, shape, load)
+        rank = f"{module}.rank"
+        self.graph.replaceable(name, (columns, rank) if part == "R" else (rank, rows))
+        return self._widened(name)
 
     def _gather(self, spec: WeightSpec, places: str) -> str:
         """Rows of a table."""

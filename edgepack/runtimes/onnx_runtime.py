@@ -19,6 +19,7 @@ from edgepack.runtimes._sampling import PENALTY_WINDOW, Sampler
 from edgepack.runtimes.forks import Fork, check_fits
 from edgepack.runtimes.hf_tokenizer import HfTokenizer
 
+GENAI = "genai_config.json"
 _QUIET = 3  # errors only; it warns of every initializer that is an input too
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
@@ -34,7 +35,7 @@ def bindings() -> Any:
 
 def model_file(folder: Path) -> Path:
     """The graph in a folder: the one that genai_config.json names, else the only one there is."""
-    config = folder / "genai_config.json"
+    config = folder / GENAI
     if config.is_file():
         told = json.loads(config.read_text(encoding="utf-8"))
         return folder / str(told["model"]["decoder"]["filename"])
@@ -57,15 +58,22 @@ def data_files(model: Path) -> list[Path]:
 class OnnxRuntime(Closing):
     """A `Runtime`: an .onnx file, with the tokenizer of the folder it is in (or the one above).
 
-    `threads` defaults to the number of physical cores.
+    `adapter` (an .onnx_adapter file) replaces factors that are in the graph. `threads` defaults to
+    the number of physical cores.
     """
 
     def __init__(
-        self, model: Path, context: int = 512, threads: int | None = None, sequences: int = 1
+        self,
+        model: Path,
+        adapter: Path | None = None,
+        context: int = 512,
+        threads: int | None = None,
+        sequences: int = 1,
     ) -> None:
         self.context, self.sequences = context, sequences
         self._ort = bindings()
         self._session: Any = self._load(model, threads or psutil.cpu_count(logical=False) or 1)
+        self._options = self._attached(adapter) if adapter else None
         self._inputs = {node.name: node for node in self._session.get_inputs()}
         self._outputs = [node.name for node in self._session.get_outputs()]
         self._past = [name for name in self._inputs if name.startswith("past_key_values.")]
@@ -98,11 +106,30 @@ class OnnxRuntime(Closing):
                 hint="its files must be whole and lie together; build or copy the folder again",
             ) from error
 
+    def _attached(self, adapter: Path) -> Any:
+        """What tells a run to use it; adapter and options must both stay."""
+        options, self._adapter = self._ort.RunOptions(), self._ort.LoraAdapter()
+        try:
+            self._adapter.Load(str(adapter))
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0]
+            raise EdgepackError(
+                f"cannot use the adapter {adapter}: {reason}", hint="it is no .onnx_adapter file"
+            ) from error
+        options.add_active_adapter(self._adapter)
+        return options
+
     @cached_property
     def _config(self) -> Mapping[str, Any]:
+        """Numbers that the graph itself may keep to names: config.json's, else genai's."""
         assert self._folder is not None
-        found: Mapping[str, Any] = json.loads((self._folder / "config.json").read_text())
-        return found
+        path = self._folder / "config.json"
+        if path.is_file():
+            found = json.loads(path.read_text(encoding="utf-8"))
+        else:
+            genai = json.loads((self._folder / GENAI).read_text(encoding="utf-8"))["model"]
+            found = {**genai, **genai["decoder"], "head_dim": genai["decoder"]["head_size"]}
+        return dict(found)
 
     def _empty(self, name: str, rows: int) -> Any:
         """No keys or values yet, ``[rows, kv_heads, 0, head_dim]``."""
@@ -136,7 +163,16 @@ class OnnxRuntime(Closing):
         values = {name: self._value(v) for name, v in feed.items() if name in self._inputs}
         values |= dict(zip(self._past, past, strict=True))
         wanted = ["logits", *(self._present if keep else [])]
-        logits, *present = self._session.run_with_ort_values(wanted, values)
+        try:
+            logits, *present = self._session.run_with_ort_values(wanted, values, self._options)
+        except Exception as error:
+            if self._options is None:
+                raise
+            reason = str(error).strip().splitlines()[0]
+            raise EdgepackError(
+                f"the adapter does not fit the graph: {reason}",
+                hint="an adapter belongs to the folder that it was made with",
+            ) from error
         found: NDArray[np.float32] = logits.numpy().astype(np.float32, copy=False)
         return found, present
 
