@@ -11,7 +11,8 @@ from edgepack.checkpoint import Checkpoint
 from edgepack.decompose.low_rank import factor_format
 from edgepack.decompose.stage import Choice
 from edgepack.errors import RecipeError
-from edgepack.export._onnx_pack import layout
+from edgepack.export._onnx_pack import WHOLE_ROWS, layout
+from edgepack.formats._affine import Affine
 from edgepack.formats._base import Format, GgmlFormat
 from edgepack.recipe import Compress, WeightOptions
 from edgepack.weights import WeightSpec
@@ -38,7 +39,7 @@ def stock_formats() -> tuple[str, ...]:
 def stores(target: str, form: Format) -> bool:
     """Whether the files of a target can hold a format."""
     if target == "onnx":
-        return form.name == "f16" or layout(form) is not None
+        return form.name in WHOLE_ROWS or layout(form) is not None
     return isinstance(form, GgmlFormat)
 
 
@@ -131,6 +132,11 @@ def ranked(spec: WeightSpec, form: Format, wanted: WeightOptions, place: str) ->
     if spec.role == "token_embd":
         raise RecipeError(
             f"{place}: llama.cpp has no place for factors of {spec.name}", hint="give it rank 0"
+        )
+    if not isinstance(form, Affine):
+        raise RecipeError(
+            f"{place}: {form.name} leaves nothing for factors of {spec.name} to correct",
+            hint="give it rank 0",
         )
     if rank >= min(spec.shape):
         raise RecipeError(

@@ -72,7 +72,8 @@ class Graph:
         self, op: str, *inputs: str, outs: Sequence[str], **attributes: Any
     ) -> Sequence[str]:
         """A node with several outputs; "" is one that is not wanted, "*" one to be named."""
-        names = [self._fresh(op) if out == "*" else out for out in outs]
+        fresh = self._fresh(op)
+        names = [f"{fresh}.{i}" if out == "*" else out for i, out in enumerate(outs)]
         domain = "com.microsoft" if op in MICROSOFT else ""
         label = f"{next(filter(None, names))}/{op}"
         node = helper.make_node(op, inputs, names, name=label, domain=domain, **attributes)
@@ -94,13 +95,13 @@ class Graph:
     def constant(self, value: Any, dtype: Any) -> str:
         """A small constant inside the graph, the same one for the same value."""
         array = np.asarray(value, dtype)
-        raw, kind = array.tobytes(), helper.np_dtype_to_tensor_dtype(array.dtype)
+        raw, own = array.tobytes(), kind(array.dtype)
         for name, known in self.constants.items():
-            same = known.data_type == kind and tuple(known.dims) == array.shape
+            same = known.data_type == own and tuple(known.dims) == array.shape
             if same and known.raw_data == raw:
                 return name
         name = f"constant_{len(self.constants)}"
-        self.constants[name] = helper.make_tensor(name, kind, array.shape, raw, raw=True)
+        self.constants[name] = helper.make_tensor(name, own, array.shape, raw, raw=True)
         return name
 
     def store(self, name: str, dtype: Any, shape: Sequence[int], load: Callable[[], Array]) -> str:
@@ -126,9 +127,13 @@ class Graph:
         )
 
 
+def kind(dtype: Any) -> int:
+    """ONNX's number of a type."""
+    return int(helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+
+
 def _value(name: str, dtype: Any, shape: Shape) -> onnx.ValueInfoProto:
-    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-    return helper.make_tensor_value_info(name, kind, list(shape))
+    return helper.make_tensor_value_info(name, kind(dtype), list(shape))
 
 
 @dataclass(frozen=True)
@@ -141,8 +146,8 @@ class Place:
 
     def proto(self) -> TensorProto:
         """The initializer that says so."""
-        kind = helper.np_dtype_to_tensor_dtype(self.tensor.dtype)
-        found = TensorProto(name=self.tensor.name, data_type=kind, dims=self.tensor.shape)
+        shape, dtype = self.tensor.shape, kind(self.tensor.dtype)
+        found = TensorProto(name=self.tensor.name, data_type=dtype, dims=shape)
         found.data_location = TensorProto.EXTERNAL
         about = {"location": self.file, "offset": self.offset, "length": self.tensor.nbytes}
         for key, value in about.items():

@@ -28,6 +28,10 @@ BLOCKS = {2: (32, 64, 128), 3: (16, 32, 64, 128, 256), 4: (16, 32, 64, 128, 256)
 """Bits → block sizes with fast kernels (8 bits: as 4)."""
 
 
+WHOLE_ROWS = ("f16", "int8")
+"""Formats without blocks: for MatMul, and for MatMulInteger."""
+
+
 @dataclass(frozen=True)
 class Layout:
     """How a format is stored: `bits` a code, blocks of `size` columns, and whether blocks have zero

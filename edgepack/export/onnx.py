@@ -17,19 +17,24 @@ from edgepack.checkpoint import Checkpoint
 from edgepack.checkpoint.save import config
 from edgepack.export import _onnx_graph
 from edgepack.export import _onnx_pack as pack
+from edgepack.export._onnx_weights import Load
 from edgepack.export._parts import Parts
 from edgepack.export.card import card
 from edgepack.export.genai import genai_config
-from edgepack.export.onnx_decoder import Load, decoder_graph
+from edgepack.export.onnx_decoder import decoder_graph
 from edgepack.formats._base import Format
 from edgepack.progress import Progress, Steps
 from edgepack.weights import FactoredWeight
 
 FOLDER = "onnx"
+DTYPES = {"model": "fp32", "model_quantized": "q8"}
+"""Name of a graph → Transformers.js's word for it, where that is not the end of the name."""
 CHUNK = 1_900_000_000
 """Bytes of a data file, at most: protobuf and browsers end at 2 GB."""
 SUFFIX = {2: "_q2", 4: "_q4", 8: "_int8"}
 """Bits that the blocks are computed with → end of the file's name, as Transformers.js has it."""
+WHOLE = {"f16": "", "int8": "_quantized"}
+"""The same for formats without blocks; Transformers.js calls the latter q8."""
 CONTEXT = 8192
 """Positions, unless the recipe or the model says fewer: their cosines and sines are stored."""
 
@@ -59,7 +64,7 @@ def write_folder(
     for done, tensor in enumerate(_onnx_graph.write(graph, path, CHUNK)):
         yield Progress(stage, done, len(graph.stored), tensor)
     files = len(list(path.parent.glob(f"{path.name}_data*")))
-    dtype = path.stem.removeprefix("model").removeprefix("_") or "fp32"
+    dtype = DTYPES.get(path.stem, path.stem.removeprefix("model_"))
     browsers = {"dtype": dtype, "use_external_data_format": {path.name: files}}
     _write_json(folder / "config.json", _config(checkpoint) | {"transformers.js_config": browsers})
     text = card(checkpoint, path, dtype, context)
@@ -126,7 +131,7 @@ def model_name(checkpoint: Checkpoint, parts: Mapping[str, Parts]) -> str:
         spec = checkpoint.specs[name]
         if spec.block is not None:
             how = pack.layout(plugins.find("formats", known.Q))
-            counts[SUFFIX[how.computed] if how else ""] += spec.numel
+            counts[SUFFIX[how.computed] if how else WHOLE[known.Q]] += spec.numel
     return f"model{counts.most_common(1)[0][0]}.onnx"
 
 

@@ -1,0 +1,46 @@
+"""int8: 8 bits, one scale for a whole row, for ONNX's MatMulInteger: the fast way in browsers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from edgepack.formats._base import Format
+from edgepack.formats._search import half, reciprocal
+from edgepack.weights import Grid
+
+TOP, ZERO = 127, 128
+
+
+class RowInt8(Format):
+    """Value = d·(code − 128), d ``[out, 1]`` fp16, so that the largest |x| of a row is code 1 or
+    255. Rounded to nearest: at 8 bits error feedback has next to nothing left to gain."""
+
+    name = "int8"
+    block_size = 1
+
+    @property
+    def bits_per_weight(self) -> float:
+        """See `Format`; the scale of a row, 16 bits, is not counted."""
+        return 8.0
+
+    def nbytes(self, shape: tuple[int, ...]) -> int:
+        """See `Format`."""
+        rows, columns = shape
+        return rows * (columns + 2)
+
+    def fit(self, x: Tensor, importance: Tensor) -> Grid:
+        """See `Format`."""
+        return {"d": half(x.abs().amax(1, keepdim=True) / TOP).to(torch.float16)}
+
+    def encode(self, x: Tensor, grid: Grid, columns: slice = slice(None)) -> Tensor:
+        """See `Format`."""
+        codes = (x * reciprocal(grid["d"].float())).round().clamp(-TOP, TOP)
+        return (codes + ZERO).to(torch.uint8)
+
+    def decode(self, codes: Tensor, grid: Grid, columns: slice = slice(None)) -> Tensor:
+        """See `Format`."""
+        return grid["d"].float() * (codes.float() - ZERO)
+
+
+PLUGIN = RowInt8()
