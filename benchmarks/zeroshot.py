@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.same_type import RESULTS
-from edgepack import pareto, pipeline
+from edgepack import pareto, peers, pipeline
 from edgepack.artifact import Artifact
 from edgepack.evaluate.multiple_choice import CONTEXT, SEQUENCES, Mean, answer
 from edgepack.evaluate.tasks import load_all
@@ -41,7 +41,7 @@ def models(sizes: list[int], folder: Path) -> tuple[dict[str, Model], dict[int, 
     made = replace(made, recipe=recipe)
     tokens = finish(pipeline.write_text(made))
     finish(pipeline.calibrate(made, tokens))
-    types, found = dict(pareto.stock_types(made)), {}
+    types, found = dict(peers.stock_types(made)), {}
     points = json.loads((RESULTS / "sizes.json").read_text(encoding="utf-8"))
     best, own = {}, {}
     for wanted in sizes:
@@ -54,12 +54,12 @@ def models(sizes: list[int], folder: Path) -> tuple[dict[str, Model], dict[int, 
         own[wanted] = mine = finish(steps)
         found[f"edgepack, {wanted} MB"] = Model("", mine.base, mine.factors)
         types[f"stock + imatrix, in the types of sizes-{wanted}MB"] = matrix_types(mine)
-        smaller = (p for p in points if p["maker"] == pareto.STOCK and p["nbytes"] <= wanted * 1e6)
+        smaller = (p for p in points if p["maker"] == peers.STOCK and p["nbytes"] <= wanted * 1e6)
         best[wanted] = min(smaller, key=lambda p: p["kl_mean"])["label"]
     write_plain(folder / "original.gguf", made.checkpoint)
     found[ORIGINAL] = Model("", folder / "original.gguf")
     chosen = {label: types[label] for label in best.values()}
-    stock = finish(pareto.write_stock_files(made, chosen, folder))
+    stock = finish(peers.write_peers(made, chosen, folder))
     return found | {model.name: model for model in stock}, best
 
 

@@ -1,4 +1,4 @@
-"""edgepack: language models for phones and laptops, W ≈ Q + L·R on stock GGUF blocks.
+"""edgepack: language models for phones and laptops, W ≈ Q + L·R on stock GGUF blocks or ONNX.
 
 >>> import edgepack
 >>> artifact = edgepack.build("recipe.yaml", target="gguf")  # doctest: +SKIP
@@ -107,13 +107,15 @@ def compare(
     sizes: Sequence[int],
     out: str | Path,
     *,
+    target: str = "gguf",
     against: Sequence[str | Path] = (),
     tasks: Sequence[str] = (),
     data: str | Path | None = None,
     limit: int | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> list[Point]:
-    """Build recipes at several sizes (bytes) and measure them beside every stock type.
+    """Build recipes at several sizes (bytes) for a `target` (gguf or onnx) and measure them beside
+    every stock type, or for ONNX beside plain rounding on every grid.
 
     `against` are output folders or ``.gguf`` files to measure with them; `tasks`, `data` and
     `limit` are those of `evaluate`. The builds stay in the folder `out`; a killed comparison goes
@@ -132,7 +134,12 @@ def compare(
         raise RecipeError("--sizes: names no size", hint="write 60MB,70MB")
     items = load_all(tasks, Path(data) if data else None, limit)
     others = [Path(path) for path in against]
-    return _run(pareto.compare(loaded, sizes, Path(out), others, items), progress)
+    if target not in pareto.RUNTIMES:
+        raise RecipeError(
+            f"--target: {target!r} cannot be compared",
+            hint="choose one of: " + ", ".join(pareto.RUNTIMES),
+        )
+    return _run(pareto.compare(loaded, sizes, Path(out), others, items, target), progress)
 
 
 def _run(steps: Steps[T], progress: Callable[[Progress], None] | None) -> T:

@@ -10,38 +10,36 @@ measured in one run on the same text.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from torch import Tensor
-
-from edgepack.calibration.moments import weight_hessian
 from edgepack.calibration.text import Tokens
-from edgepack.choices import format_of, stock_formats
 from edgepack.evaluate.multiple_choice import CONTEXT, SEQUENCES, Answers, Mean, Open, answer
 from edgepack.evaluate.speed import Speed, speeds
 from edgepack.evaluate.tasks import Item
-from edgepack.export.gguf import write_plain
-from edgepack.measure import Model, compare_files, write_stock
+from edgepack.measure import Model, compare_files, write_original
+from edgepack.peers import MAKERS, peer_types, write_peers
 from edgepack.pipeline import build, calibrate, write_text
 from edgepack.planning import Plan, plan
-from edgepack.progress import Progress, Steps
+from edgepack.progress import Steps
 from edgepack.recipe import FIXED, Recipe
 from edgepack.report import size
-from edgepack.runtimes.llama_cpp import bindings
+from edgepack.runtimes import llama_cpp, onnx_runtime
 
-STOCK, OTHERS = "stock + imatrix", "others"
+OTHERS = "others"
+RUNTIMES: dict[str, Callable[[], Any]] = {"gguf": llama_cpp.bindings, "onnx": onnx_runtime.bindings}
+"""Target → what says that its runtime is not installed."""
 AT_ONCE = 4
 """Models measured side by side: each has its logits of a chunk in memory."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One model (factors included): who made it (`STOCK`, `OTHERS` or our recipe's name), its
+    """One model (factors included): who made it (one of `MAKERS`, `OTHERS`, our recipe's name), its
     bytes, its distance to the original, its tokens per second here, and for ours the KL that was
     expected (nats a token) and, where there are factors, the speed without them; its mean accuracy
     over the tasks, if any."""
@@ -69,12 +67,14 @@ def compare(
     out: Path,
     against: Sequence[Path] = (),
     tasks: Mapping[str, Sequence[Item]] | None = None,
+    target: str = "gguf",
 ) -> Steps[list[Point]]:
-    """Build every recipe (given with its folder) at every size into `out`, write stock's files
+    """Build every recipe (given with its folder) at every size into `out`, write the peers' files
     beside them for as long as it takes, and measure all, those `against` it and zero-shot `tasks`
     included. What cannot be is found before any work.
     """
-    bindings()
+    RUNTIMES[target]()
+    peer = MAKERS[target]
     others = [Model.at(path) for path in against]
     wanted = {
         f"{name}-{nbytes / 1e6:g}MB": (at_size(recipe, nbytes), base)
@@ -83,34 +83,34 @@ def compare(
     }
     makers = {model.name: OTHERS for model in others}
     makers |= {f"edgepack {name}": f"edgepack, {name.rpartition('-')[0]}" for name in wanted}
-    plans = {name: plan(recipe, "gguf", base) for name, (recipe, base) in wanted.items()}
+    plans = {name: plan(recipe, target, base) for name, (recipe, base) in wanted.items()}
     made = next(iter(plans.values()))
     models, expected, mixtures = [], {}, {}
     for name, (recipe, base) in wanted.items():
-        artifact = yield from build(recipe, "gguf", base=base, out=out / name, force=True)
+        artifact = yield from build(recipe, target, base=base, out=out / name, force=True)
         models.append(Model(f"edgepack {name}", artifact.base, artifact.factors))
         expected[models[-1].name] = artifact.manifest["allocation"]["expected_kl"]
         if plans[name].checkpoint.key == made.checkpoint.key:
             weights = artifact.manifest["weights"].items()
-            label = f"stock + imatrix, in the types of {name}"
+            label = f"{peer}, in the types of {name}"
             mixtures[label] = {weight: about["formats"]["Q"] for weight, about in weights}
     tokens = yield from write_text(made)
     yield from calibrate(made, tokens)
     first, base = next(iter(recipes.values()))
     made = replace(made, recipe=first)  # with what it says of measuring
-    stock = dict(stock_types(made)) | mixtures
+    every = peer_types(made) | mixtures
     with TemporaryDirectory(dir=out, prefix=".edgepack-") as temporary:
-        reference = Path(temporary) / "original.gguf"
-        write_plain(reference, made.checkpoint.original)
+        original = made.checkpoint.original
+        reference = yield from write_original(target, original, Path(temporary), "original")
         models += others
-        models += yield from write_stock_files(made, stock, Path(temporary))
+        models += yield from write_peers(made, every, Path(temporary))
         found = yield from _metrics(made, tokens, reference, models)
         taken = yield from _speeds(models)
         right = yield from _accuracies(models, tasks or {})
     points = [
         Point(
             label=label,
-            maker=makers.get(label, STOCK),
+            maker=makers.get(label, peer),
             nbytes=int(m["bytes"]),
             **{key: m[key] for key in ("kl_mean", "kl_error", "top1", "perplexity")},
             speed=taken[label],
@@ -166,55 +166,6 @@ def at_size(recipe: Recipe, nbytes: int) -> Recipe:
     given["compress"] = compress | {"target_size": nbytes}
     given["export"]["measure"]["tokens"] = 0
     return Recipe.model_validate(given)
-
-
-FALLBACK = {
-    **dict.fromkeys(("q2_k", "q3_k", "tq2_0"), "q4_0"),
-    "q4_k": "q5_0",
-    "q5_k": "q5_1",
-    "q6_k": "q8_0",
-    **dict.fromkeys(("iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq4_xs"), "iq4_nl"),
-}
-"""What llama-quantize takes for a weight whose width a type does not fit (llama-quant.cpp)."""
-
-
-def stock_types(made: Plan) -> Iterator[tuple[str, dict[str, str]]]:
-    """Label and format of every matrix, for each of stock's files."""
-    specs = [made.checkpoint.specs[name] for name in made.choices]
-    blocks = [spec for spec in specs if spec.block is not None]
-    outside = [spec for spec in specs if spec.block is None]
-    default = "q6_k" if all(format_of("q6_k").fits(s.shape[1]) for s in outside) else "q8_0"
-    for name in stock_formats():
-        fitting = [spec for spec in blocks if format_of(name).fits(spec.shape[1])]
-        other = name if len(fitting) == len(blocks) else FALLBACK.get(name)
-        if name == "f16" or not fitting or other is None:
-            continue
-        body = {spec.name: name if spec in fitting else other for spec in blocks}
-        label = f"stock {name} + imatrix" if other == name else f"stock {name} or {other} + imatrix"
-        smaller = format_of(other).bits_per_weight < format_of(default).bits_per_weight
-        small = smaller and all(format_of(other).fits(s.shape[1]) for s in outside)
-        for chosen in (default, other) if small else (default,):
-            formats = body | {spec.name: chosen for spec in outside}
-            yield f"{label}, embeddings {chosen}", formats
-
-
-def write_stock_files(
-    made: Plan, every: Mapping[str, Mapping[str, str]], folder: Path
-) -> Steps[list[Model]]:
-    """Write stock's files, given as label → format of every matrix."""
-    assert made.calibrate is not None
-    tied, hessians = made.checkpoint.dimensions.tie_word_embeddings, made.calibrate.folder
-
-    def imatrix(name: str) -> Tensor:
-        return weight_hessian(hessians, made.checkpoint.specs[name], tied=tied).imatrix
-
-    models: list[Model] = []
-    for label, formats in every.items():
-        yield Progress("stock", len(models), len(every), label)
-        path = folder / f"stock-{len(models)}.gguf"
-        write_stock(made, imatrix, formats, path)
-        models.append(Model(label, path))
-    return models
 
 
 def frontier(points: Sequence[Point]) -> list[Point]:

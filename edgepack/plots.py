@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepack.errors import missing_extra
-from edgepack.pareto import OTHERS, STOCK, Point, frontier
+from edgepack.pareto import OTHERS, Point, frontier
+from edgepack.peers import PLAIN, STOCK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 OURS = ("#1b6ca8", "#d1495b", "#8d5fa8")
-PEERS = {STOCK: "#8a8a8a", OTHERS: "#c58b2a"}
+PEERS = {STOCK: "#8a8a8a", PLAIN: "#8a8a8a", OTHERS: "#c58b2a"}
 
 ROOM = (70, 12)
 """Pixels (of a hundred to the inch) that a label takes."""
@@ -99,4 +100,7 @@ def _type(point: Point) -> str:
     """The type of a file of stock's, or another's name."""
     if point.maker == OTHERS:
         return Path(point.label).stem
-    return point.label.split(" + ")[0].removeprefix("stock").strip() or "our mixture"
+    label = point.label.split(" + ")[0].removeprefix("stock")
+    if label.startswith("plain rounding"):
+        return "our mixture"
+    return label.removeprefix("plain ").split(",")[0].strip() or "our mixture"

@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 import edgepack
 from edgepack.cli import app
 from edgepack.evaluate.speed import Speed
-from edgepack.pareto import OTHERS, STOCK, Point, frontier, stock_types
+from edgepack.pareto import OTHERS, Point, frontier
+from edgepack.peers import PLAIN, STOCK, stock_types
 from tests.tiny import make_model
 
 
@@ -108,3 +109,23 @@ def test_a_size_that_is_none(recipe: Path, tmp_path: Path):
     shown = CliRunner().invoke(app, command)
     assert shown.exit_code == 1
     assert "'big' is not a size" in shown.output
+
+
+def test_onnx_stands_beside_plain_rounding(recipe: Path, tmp_path: Path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("matplotlib")
+    given = json.loads(recipe.read_text())
+    given["compress"] |= {"candidates": ["int3_g32", "q4_0", "q8_0"]}
+    path = recipe.with_name("graph.yaml")
+    path.write_text(json.dumps(given))
+    asked = ["compare", str(path), "--sizes", "150kB", "--out", str(tmp_path), "--target", "onnx"]
+    found = CliRunner().invoke(app, [*asked, "--json"])
+    points = json.loads(found.stdout)
+    labels = {p["label"] for p in points}
+    assert {"plain q4_0, embeddings q8_0", "plain int3_g32, embeddings int3_g32"} <= labels
+    assert "plain rounding, in the types of graph-0.15MB" in labels
+    (ours,) = (p for p in points if p["maker"] != PLAIN)
+    assert ours["nbytes"] <= 150_000
+    assert (tmp_path / "compare.svg").is_file()
+    wrong = CliRunner().invoke(app, [*asked[:-1], "checkpoint"])
+    assert "'checkpoint' cannot be compared" in wrong.stderr

@@ -82,6 +82,7 @@ def compare(
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Where builds, table and picture go.")
     ] = Path("comparison"),
+    target: Annotated[str, typer.Option(metavar="NAME", help="gguf or onnx.")] = "gguf",
     against: Against = None,
     tasks: Tasks = "",
     data: Data = None,
@@ -89,6 +90,8 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Build recipes at several sizes and measure them beside every stock type.
+
+    For ONNX, beside plain rounding to every grid that ONNX Runtime multiplies fast.
 
     The table says mean KL to the original at each size, with a star where nothing smaller is
     closer; compare.json, compare.md, compare.svg and compare.png go into the folder. With
@@ -107,6 +110,7 @@ def compare(
             recipes,
             wanted,
             out,
+            target=target,
             against=against or (),
             tasks=_tasks(tasks),
             data=data,

@@ -1,0 +1,104 @@
+"""What others' tools make of the same model, to be measured beside ours: every stock GGUF type, and
+for ONNX plain rounding on every grid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+
+from edgepack.budget import LADDER
+from edgepack.calibration.moments import weight_hessian
+from edgepack.choices import UNQUANTIZED, format_of, stock_formats
+from edgepack.measure import Model, write_stock
+from edgepack.planning import Plan
+from edgepack.progress import Progress, Steps
+
+STOCK, PLAIN = "stock + imatrix", "plain rounding"
+MAKERS = {"gguf": STOCK, "onnx": PLAIN}
+"""Target → whose files stand beside ours."""
+EMBEDDINGS = "q8_0"
+
+FALLBACK = {
+    **dict.fromkeys(("q2_k", "q3_k", "tq2_0"), "q4_0"),
+    "q4_k": "q5_0",
+    "q5_k": "q5_1",
+    "q6_k": "q8_0",
+    **dict.fromkeys(("iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq4_xs"), "iq4_nl"),
+}
+"""What llama-quantize takes for a weight whose width a type does not fit (llama-quant.cpp)."""
+
+
+def peer_types(made: Plan) -> dict[str, dict[str, str]]:
+    """Label and format of every matrix, for each of the peers' files."""
+    return dict(stock_types(made) if made.target == "gguf" else plain_types(made))
+
+
+def stock_types(made: Plan) -> Iterator[tuple[str, dict[str, str]]]:
+    """Label and format of every matrix, for each of stock's files."""
+    specs = [made.checkpoint.specs[name] for name in made.choices]
+    blocks = [spec for spec in specs if spec.block is not None]
+    outside = [spec for spec in specs if spec.block is None]
+    default = "q6_k" if all(format_of("q6_k").fits(s.shape[1]) for s in outside) else "q8_0"
+    for name in stock_formats():
+        fitting = [spec for spec in blocks if format_of(name).fits(spec.shape[1])]
+        other = name if len(fitting) == len(blocks) else FALLBACK.get(name)
+        if name == "f16" or not fitting or other is None:
+            continue
+        body = {spec.name: name if spec in fitting else other for spec in blocks}
+        label = f"stock {name} + imatrix" if other == name else f"stock {name} or {other} + imatrix"
+        smaller = format_of(other).bits_per_weight < format_of(default).bits_per_weight
+        small = smaller and all(format_of(other).fits(s.shape[1]) for s in outside)
+        for chosen in (default, other) if small else (default,):
+            formats = body | {spec.name: chosen for spec in outside}
+            yield f"{label}, embeddings {chosen}", formats
+
+
+def plain_types(made: Plan) -> Iterator[tuple[str, dict[str, str]]]:
+    """The same for ONNX, where plain rounding is what other exporters do."""
+    specs = [made.checkpoint.specs[name] for name in made.choices]
+    for name in LADDER["onnx"]:
+        form = format_of(name)
+        if not all(form.fits(spec.shape[1]) for spec in specs if spec.block is not None):
+            continue
+        smaller = form.bits_per_weight < format_of(EMBEDDINGS).bits_per_weight
+        small = smaller and all(form.fits(spec.shape[1]) for spec in specs)
+        for outside in (EMBEDDINGS, name) if small else (EMBEDDINGS,):
+            formats = {s.name: outside if s.block is None else name for s in specs}
+            yield f"plain {name}, embeddings {outside}", unquantized(made, formats)
+
+
+def unquantized(made: Plan, formats: Mapping[str, str]) -> dict[str, str]:
+    """The formats, but for matrices that have to stay as they are."""
+    specs = made.checkpoint.specs
+    kept = {n: c.format for n, c in made.choices.items() if specs[n].role in UNQUANTIZED}
+    return {**formats, **kept}
+
+
+def write_peers(
+    made: Plan, every: Mapping[str, Mapping[str, str]], folder: Path
+) -> Steps[list[Model]]:
+    """Write the peers' files, given as label → format of every matrix."""
+    models: list[Model] = []
+    for number, (label, formats) in enumerate(every.items()):
+        yield Progress("stock", number, len(every), label)
+        if made.target == "onnx":
+            from edgepack.export import onnx
+
+            place = folder / f"plain-{number}"
+            place.mkdir()
+            context = onnx.positions(made.checkpoint, made.recipe.export.onnx.context)
+            path = yield from onnx.write_plain(place, made.checkpoint, formats, context, "stock")
+        else:
+            path = folder / f"stock-{number}.gguf"
+            write_stock(made, partial(_imatrix, made), formats, path)
+        models.append(Model(label, path))
+    return models
+
+
+def _imatrix(made: Plan, name: str) -> Tensor:
+    assert made.calibrate is not None
+    tied = made.checkpoint.dimensions.tie_word_embeddings
+    return weight_hessian(made.calibrate.folder, made.checkpoint.specs[name], tied=tied).imatrix
