@@ -2,18 +2,14 @@
 
     python -m benchmarks.onnx_memory [--blocks 2,4]
 
-Random weights in Llama-2-7B's shapes (see `benchmarks.slicing_memory`), `int8` by rows, nothing
-calibrated. Each build runs twice: once to make the weights, once more with those in the cache, in a
-process of its own that only exports, whose peak resident memory is the kernel's figure. Beside it
-stands what importing what it needs takes. It is bounded by one tensor if it does not grow with the
-number of blocks.
+Random weights in Llama-2-7B's shapes (see `benchmarks.slicing_memory`), each rounded to `int8` as
+it is written, in a process of its own whose peak resident memory is the kernel's figure. Beside it
+stands what importing takes. It is bounded by one tensor if it does not grow with the blocks.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -23,12 +19,18 @@ from benchmarks.same_type import RESULTS
 from benchmarks.slicing_memory import write_model
 
 EXPORT = """
-import resource, sys, time, edgepack, torch, transformers, onnx
-import edgepack.pipeline
-from edgepack.export import onnx as _
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-start, before = time.monotonic(), peak()
-edgepack.build(sys.argv[1], "onnx", out=sys.argv[2], force=True)
+import re, sys, time
+from pathlib import Path
+from edgepack.checkpoint import open_checkpoint
+from edgepack.export import onnx
+from edgepack.progress import finish
+status = Path("/proc/self/status")  # ru_maxrss would remember the process before exec
+def peak(): return int(re.search(r"VmHWM:\\s+(\\d+)", status.read_text())[1]) << 10
+checkpoint, start = open_checkpoint(sys.argv[1]), time.monotonic()
+checkpoint.tokenizer
+before = peak()
+formats = {s.name: "int8" for s in checkpoint.specs.values() if len(s.shape) > 1}
+finish(onnx.write_plain(Path(sys.argv[2]), checkpoint, formats, 4096))
 print(peak(), before, time.monotonic() - start)
 """
 
@@ -36,15 +38,9 @@ print(peak(), before, time.monotonic() - start)
 def measured(blocks: int, folder: Path) -> tuple[int, float, float, float]:
     """Bytes of the graph's data, peak and what imports take (bytes), seconds."""
     write_model(folder / "model", blocks)
-    recipe = folder / "recipe.yaml"
-    compress = {"format": "int8", "embeddings": "int8"}
-    recipe.write_text(
-        json.dumps({"model": "model", "compress": compress, "export": {"measure": {"tokens": 0}}})
-    )
-    run = [sys.executable, "-c", EXPORT, str(recipe), str(folder / "out")]
-    own = {**os.environ, "EDGEPACK_CACHE": str(folder / "cache")}
-    for _ in range(2):
-        done = subprocess.run(run, check=True, env=own, capture_output=True, text=True)
+    (folder / "out").mkdir()
+    run = [sys.executable, "-c", EXPORT, str(folder / "model"), str(folder / "out")]
+    done = subprocess.run(run, check=True, capture_output=True, text=True)
     size = sum(f.stat().st_size for f in (folder / "out/onnx").iterdir())
     peak, before, seconds = map(float, done.stdout.split()[-3:])
     return size, peak, before, seconds

@@ -136,7 +136,7 @@ class Weights:
         read, g = partial(self._tensor, names, "Q"), self.graph
 
         def codes() -> Array:
-            found: Array = (read().codes.to(torch.int16) - 128).to(torch.int8).T.numpy()
+            found: Array = (read().codes ^ 128).view(torch.int8).T.numpy()  # less 128
             return found
 
         def scales() -> Array:
