@@ -47,7 +47,7 @@ def genai(python: Path, algorithm: str, folder: Path) -> Path:
     options = ["int4_accuracy_level=4", f"int4_algo_config={algorithm}"]
     command = [str(python), "-m", "onnxruntime_genai.models.builder", "-i", str(source)]
     command += ["-o", str(out), "-p", "int4", "-e", "cpu", "-c", str(folder / "cache")]
-    subprocess.run([*command, "--extra_options", *options], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*command, "--extra_options", *options], check=True, capture_output=True)
     return out
 
 

@@ -124,6 +124,7 @@ def compare(
     from edgepack import pareto
     from edgepack.errors import RecipeError
     from edgepack.evaluate.tasks import load_all
+    from edgepack.peers import MAKERS
     from edgepack.recipe import load
 
     paths = [Path(recipe) for recipe in recipes]
@@ -134,10 +135,10 @@ def compare(
         raise RecipeError("--sizes: names no size", hint="write 60MB,70MB")
     items = load_all(tasks, Path(data) if data else None, limit)
     others = [Path(path) for path in against]
-    if target not in pareto.RUNTIMES:
+    if target not in MAKERS:
         raise RecipeError(
             f"--target: {target!r} cannot be compared",
-            hint="choose one of: " + ", ".join(pareto.RUNTIMES),
+            hint="choose one of: " + ", ".join(MAKERS),
         )
     return _run(pareto.compare(loaded, sizes, Path(out), others, items, target), progress)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from edgepack.calibration.text import Tokens, source_path
 from edgepack.checkpoint import Checkpoint
 from edgepack.choices import format_of, stock_formats
 from edgepack.decompose.stage import load_imatrix
-from edgepack.errors import EdgepackError
+from edgepack.errors import EdgepackError, missing_extra
 from edgepack.evaluate.divergence import chunk, divergence
 from edgepack.export.gguf import write_model, write_plain
 from edgepack.planning import Plan
@@ -38,12 +38,25 @@ from edgepack.runtimes.llama_cpp import LlamaCpp
 from edgepack.runtimes.onnx_runtime import OnnxRuntime, data_files, model_file
 from edgepack.runtimes.torch_decoder import TorchDecoder
 
+
+class Library(NamedTuple):
+    """What runs the files of a target: a module, the package that has it, our extra for that."""
+
+    module: str
+    package: str
+    extra: str
+
+    def check(self) -> None:
+        """Refuse to go on without it."""
+        if find_spec(self.module) is None:
+            raise missing_extra(self.package, self.extra)
+
+
 RUNTIMES = {
-    "gguf": ("llama_cpp", "llama-cpp-python", "llama"),
-    "onnx": ("onnxruntime", "onnxruntime", "onnx"),
-    "checkpoint": ("torch", "torch", ""),
+    "gguf": Library("llama_cpp", "llama-cpp-python", "llama"),
+    "onnx": Library("onnxruntime", "onnxruntime", "onnx"),
+    "checkpoint": Library("torch", "torch", ""),
 }
-"""Target → module that runs its files, the package that has it, and our extra for that."""
 HELD_OUT = "held-out calibration text"
 
 
@@ -111,9 +124,10 @@ def measure(
     options = made.recipe.export.measure
     if not options.tokens:
         return {"skipped": "export.measure.tokens is 0"}
-    library, name, extra = RUNTIMES[made.target]
-    if find_spec(library) is None:
-        return {"skipped": f"{name} is not installed (pip install 'edgepack[{extra}]')"}
+    library = RUNTIMES[made.target]
+    if find_spec(library.module) is None:
+        how = f"pip install 'edgepack[{library.extra}]'"
+        return {"skipped": f"{library.package} is not installed ({how})"}
     if tokens is None and options.text is None:
         return {"skipped": "nothing was calibrated and export.measure.text is not set"}
     if weights is None:

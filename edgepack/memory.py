@@ -14,6 +14,7 @@ from edgepack.calibration.text import counts
 from edgepack.checkpoint.save import SHARD
 from edgepack.decoder import fits_in_memory
 from edgepack.decompose._side_by_side import AT_ONCE
+from edgepack.measure import RUNTIMES
 from edgepack.planning import Plan
 from edgepack.recover.stage import IN_MEMORY
 from edgepack.weights import WeightSpec
@@ -152,13 +153,16 @@ def _score(plan: Plan) -> int:
 
 
 def _measure(plan: Plan) -> int:
-    """The files side by side, mapped (the system may drop those pages), and each runtime's logits
-    and scratch space."""
+    """The files side by side and each runtime's logits and scratch space. llama.cpp maps files (the
+    system may drop those pages); ONNX Runtime copies them, what is f16 as float32."""
     options = plan.recipe.export.measure
-    if not options.tokens or find_spec("llama_cpp") is None:
+    if not options.tokens or find_spec(RUNTIMES[plan.target].module) is None:
         return 0
     elements = sum(s.numel for s in plan.checkpoint.specs.values())
-    files = 1 + (_PEERS if options.stock else 0)
     logits = _FLOAT * options.context * plan.checkpoint.dimensions.vocab_size
-    mapped = 2 * elements + files * sum(plan.bytes_by_part().values())
-    return mapped + 3 * (1 + files) * logits
+    own = sum(plan.bytes_by_part().values())
+    if plan.target == "onnx":
+        files = 2 if options.stock else 1
+        return (2 + _FLOAT) * elements + files * 2 * own + 2 * (1 + files) * logits
+    files = 1 + (_PEERS if options.stock else 0)
+    return 2 * elements + files * own + 3 * (1 + files) * logits

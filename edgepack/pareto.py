@@ -10,7 +10,7 @@ measured in one run on the same text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,18 +21,15 @@ from edgepack.calibration.text import Tokens
 from edgepack.evaluate.multiple_choice import CONTEXT, SEQUENCES, Answers, Mean, Open, answer
 from edgepack.evaluate.speed import Speed, speeds
 from edgepack.evaluate.tasks import Item
-from edgepack.measure import Model, compare_files, write_original
+from edgepack.measure import RUNTIMES, Model, compare_files, write_original
 from edgepack.peers import MAKERS, peer_types, write_peers
 from edgepack.pipeline import build, calibrate, write_text
 from edgepack.planning import Plan, plan
 from edgepack.progress import Steps
 from edgepack.recipe import FIXED, Recipe
 from edgepack.report import size
-from edgepack.runtimes import llama_cpp, onnx_runtime
 
 OTHERS = "others"
-RUNTIMES: dict[str, Callable[[], Any]] = {"gguf": llama_cpp.bindings, "onnx": onnx_runtime.bindings}
-"""Target → what says that its runtime is not installed."""
 AT_ONCE = 4
 """Models measured side by side: each has its logits of a chunk in memory."""
 
@@ -73,7 +70,7 @@ def compare(
     beside them for as long as it takes, and measure all, those `against` it and zero-shot `tasks`
     included. What cannot be is found before any work.
     """
-    RUNTIMES[target]()
+    RUNTIMES[target].check()
     peer = MAKERS[target]
     others = [Model.at(path) for path in against]
     wanted = {

@@ -15,7 +15,7 @@ IN_BLOCK = re.compile(r"(?:.*\.)?layers\.\d+\.(?P<role>.+?)(?:\.weight)?")
 FOUR_BIT = {"Q4_0", "Q4_1", "Q4_K", "IQ4_NL", "IQ4_XS", "MXFP4", "NVFP4"}
 """Source types of about the precision most users compress to."""
 
-RUNTIMES = {
+THROUGH = {
     "gguf": "llama.cpp",
     "onnx": "ONNX Runtime",
     "checkpoint": "our own forward pass in float32",
@@ -236,7 +236,7 @@ def _measured(manifest: Manifest) -> list[str]:
     measured = manifest["measured"]
     if "skipped" in measured:
         return [f"Not measured: {measured['skipped']}."]
-    by = RUNTIMES[manifest["target"]]
+    by = THROUGH[manifest["target"]]
     return [
         f"{measured['tokens']} tokens of {measured['text']} in chunks of {measured['context']}, "
         f"the second half of each scored, through {by}.",
