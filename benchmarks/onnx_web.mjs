@@ -34,7 +34,7 @@ async function step(ids) {
   return last.reduce((best, value, i) => (value > last[best] ? i : best), 0);
 }
 const start = performance.now();
-let token = await step(Array.from({ length: prompt }, (_, i) => 1000 + 7 * i));
+let token = await step(Array.from({ length: prompt }, (_, i) => 3 + ((7 * i) % 400)));
 const prefill = performance.now() - start;
 const times = [];
 for (let i = 0; i < steps; i++) {

@@ -88,3 +88,18 @@ def test_transformers_js(folder):
     wanted, text = ours(folder, IDS)
     assert found["said"] == wanted
     assert found["text"] == text
+
+
+def test_onnxruntime_web(folder):
+    """wasm, in node; the script is the benchmark's, which prompts with its own tokens."""
+    modules = environment("EDGEPACK_NODE", "name a folder where npm installed onnxruntime-web")
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("node is not installed")
+    script = HERE.parents[1] / "benchmarks/onnx_web.mjs"
+    config = json.loads((folder / "genai_config.json").read_text())["model"]["decoder"]
+    keys = ("num_hidden_layers", "num_key_value_heads", "head_size")
+    sizes = [config[key] for key in keys]
+    found = answer(node, script, modules, folder / "onnx/model_int8.onnx", *sizes, 12, MORE)
+    wanted, _ = ours(folder, [3 + 7 * i % 400 for i in range(12)])
+    assert found["said"] == wanted
