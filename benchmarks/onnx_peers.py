@@ -6,8 +6,9 @@ SmolLM2-135M-Instruct (its source is a Q4_1 file, which flatters 4 bits on all s
 builder (`pip install onnxruntime-genai torch transformers onnx_ir` in an environment of its own,
 named by `--python`) makes int4 with accuracy level 4, blocks of 32, by its default (symmetric
 rounding to nearest), by k_quant with zero points, and so with 8 bits where it deems that wise
-(k_quant_mixed); without `--python` its rows are left as they were. A row of ours is a format (embeddings
-too, unless it says otherwise) or a size; rank 0, calibrated on 49,152 tokens of calibration_datav3.
+(k_quant_mixed); without `--python` its rows are left as they were. A row of ours is a format
+(embeddings too, unless it says otherwise) or a size; rank 0, calibrated on 49,152 tokens of
+calibration_datav3.
 Each has plain rounding to the same types beside it. KL to the original as f16 on the first 4 × 512
 tokens of WikiText-2's test split; tokens per second are medians of turns, and what of the first
 row's they are. A run replaces its own rows in results/ and keeps the others.

@@ -184,6 +184,8 @@ def plan(recipe: Recipe, target: str, base: Path) -> Plan:
     measured = recipe.export.measure.text
     if measured is not None and recipe.export.measure.tokens:
         source_path(measured, base, "export.measure.text")
+    if target == "onnx":
+        warnings += _short_context(recipe, checkpoint)
     decompose = Stage(
         "decompose",
         DECOMPOSE_VERSION,
@@ -212,6 +214,16 @@ def plan(recipe: Recipe, target: str, base: Path) -> Plan:
         _recovery(recipe, calibrate, decompose),
         tuple(warnings),
     )
+
+
+def _short_context(recipe: Recipe, checkpoint: Checkpoint) -> list[str]:
+    """That a graph will know fewer positions than its model, where nobody asked for that."""
+    from edgepack.export.onnx import positions
+
+    known, most = positions(checkpoint, None), checkpoint.dimensions.max_position_embeddings
+    if recipe.export.onnx.context is not None or known == most:
+        return []
+    return [f"export.onnx.context: the graph will know {known} of the model's {most} positions"]
 
 
 def _recovery(recipe: Recipe, calibrate: Stage | None, decompose: Stage) -> Stage | None:

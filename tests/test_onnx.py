@@ -100,6 +100,7 @@ def test_a_graph_of_plain_weights_has_transformers_logits(dense, tmp_path):
         {"sliding_window": 8},
         {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}},
         {"head_dim": 32},
+        {"head_dim": 80, "heads": 2, "kv_heads": 1},
     ],
     ids=str,
 )
@@ -296,6 +297,25 @@ def test_evaluate_and_chat_take_the_folder(built):
         built.manifest["measured"]["results"]["edgepack"]["kl_mean"], rel=0.01
     )
     assert "no-factors" in says("chat", built.folder, "--prompt", "Hi", "--no-factors")
+
+
+def test_a_context_longer_than_the_graph_is_cut(built):
+    with OnnxRuntime(built.base, context=500) as runtime:
+        assert runtime.context == 96
+        assert len(list(runtime.generate([3] * 90, 50))) <= 6
+        with pytest.raises(EdgepackError, match="do not fit into the context of 96"):
+            runtime.logits([3] * 97)
+
+
+def test_a_graph_that_knows_fewer_positions_than_its_model_says_so(tmp_path):
+    make_model(tmp_path / "model", max_position_embeddings=16384)
+    given = {"model": "model"}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(given))
+    (warning,) = edgepack.plan(tmp_path / "recipe.yaml", "onnx").warnings
+    assert "8192 of the model's 16384 positions" in warning
+    given["export"] = {"onnx": {"context": 4096}}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(given))
+    assert not edgepack.plan(tmp_path / "recipe.yaml", "onnx").warnings
 
 
 def test_a_size_is_kept(tmp_path):

@@ -40,12 +40,19 @@ class Weights:
         self.wide: set[str] = set()
         self.small: dict[str, tuple[str, str]] = {}
 
-    def spec(self, role: str, block: int | None = None, *, missing: bool = False) -> WeightSpec:
-        """A weight by its role; None (with `missing`) where the model has none."""
+    def find(self, role: str, block: int | None = None) -> WeightSpec | None:
+        """A weight by its role; None where the model has none."""
         known = {**self.family.block, **self.family.optional}
         names = self.family.outside if block is None else known
-        name = self.family.hf_name(role, block) if role in names else ""
-        return self.checkpoint.specs.get(name) if missing else self.checkpoint.specs[name]  # type: ignore[return-value]
+        return (
+            self.checkpoint.specs.get(self.family.hf_name(role, block)) if role in names else None
+        )
+
+    def spec(self, role: str, block: int | None = None) -> WeightSpec:
+        """A weight that the model must have."""
+        found = self.find(role, block)
+        assert found is not None, role
+        return found
 
     def vector(self, name: str, factor: float = 1.0) -> str:
         """A norm's gains or a bias."""
@@ -61,10 +68,10 @@ class Weights:
         """x Wᵀ + b; the weights of several roles below one another."""
         specs = [self.spec(role, block) for role in roles]
         y = self.apply(x, [spec.name for spec in specs])
-        biases = [self.spec(f"{role}.bias", block, missing=True) for role in roles]
-        if biases[0] is None:
+        biases = [self.find(f"{role}.bias", block) for role in roles]  # all have one, or none
+        names = [self.vector(bias.name) for bias in biases if bias]
+        if not names:
             return y
-        names = [self.vector(bias.name) for bias in biases]
         bias = names[0] if len(names) == 1 else self.graph.add("Concat", *names, axis=0)
         return self.graph.add("Add", y, bias)
 

@@ -125,7 +125,7 @@ class _Builder:
         self.graph.scope = f"layers.{block}"
         h = self._norm("attn_norm", block)
         out = self._attention(h, block)
-        if self.weights.spec("ffn_norm", block, missing=True) is None:
+        if self.weights.find("ffn_norm", block) is None:
             out = self.graph.add("Add", out, self._mlp(h, block))
             self._write(out, "attn_shortcut", block)
             return
@@ -135,7 +135,7 @@ class _Builder:
     def _write(self, out: str, shortcut: str, block: int) -> None:
         """Add to the residual stream, beside a shortcut matrix where there is one."""
         self._resolve()
-        spec = self.weights.spec(shortcut, block, missing=True)
+        spec = self.weights.find(shortcut, block)
         if spec is not None:
             self.stream = self.graph.add(
                 "MatMul", self.stream, self.weights.plain(spec, turned=False)
@@ -149,7 +149,7 @@ class _Builder:
 
     def _norm(self, role: str, block: int | None) -> str:
         g, spec = self.graph, self.weights.spec(role, block)
-        bias = self.weights.spec(f"{role}.bias", block, missing=True)
+        bias = self.weights.find(f"{role}.bias", block)
         eps, width, of = self.d.rms_norm_eps, spec.shape[0], self.d.hidden_size
         if bias is not None:
             self._resolve()
@@ -168,7 +168,7 @@ class _Builder:
 
     def _mlp(self, h: str, block: int) -> str:
         op, attributes = ACTIVATIONS[self.family.activation]
-        if self.weights.spec("ffn_gate", block, missing=True) is None:
+        if self.weights.find("ffn_gate", block) is None:
             inner = self.graph.add(op, self.weights.linear(h, ["ffn_up"], block), **attributes)
             return self.weights.linear(inner, ["ffn_down"], block)
         gate = self.graph.add(op, self.weights.linear(h, ["ffn_gate"], block), **attributes)
@@ -207,13 +207,10 @@ class _Builder:
         """Queries, keys and values; all in the first, where one product gives them."""
         roles = ["attn_q", "attn_k", "attn_v"]
         known = [self.weights.parts[self.weights.spec(role, block).name] for role in roles]
-        normed = [self.weights.spec(f"{role}_norm", block, missing=True) for role in roles]
-        if (
-            (self.turns or self.learned)
-            and not any(normed)
-            and len(set(known)) == 1
-            and not known[0].rank
-        ):
+        normed = [self.weights.find(f"{role}_norm", block) for role in roles]
+        biased = {self.weights.find(f"{role}.bias", block) is None for role in roles}
+        alike = len(set(known)) == 1 and not known[0].rank and len(biased) == 1
+        if alike and not any(normed) and (self.turns or self.learned):
             return self.weights.linear(h, roles, block), "", ""
         heads = (self.weights.linear(h, [role], block) for role in roles)
         q, k, v = (

@@ -10,6 +10,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from edgepack.errors import EdgepackError
 from edgepack.runtimes.forks import Fork
 
 
@@ -68,6 +69,15 @@ class Scorer(Protocol):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None: ...
+
+
+def check_length(tokens: Sequence[int], context: int) -> None:
+    """Refuse what is longer than a context, or nothing at all."""
+    if not 0 < len(tokens) <= context:
+        raise EdgepackError(
+            f"{len(tokens)} tokens do not fit into the context of {context}",
+            hint="choose a larger context" if tokens else None,
+        )
 
 
 class Closing:

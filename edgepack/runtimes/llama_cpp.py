@@ -20,7 +20,7 @@ import psutil
 from numpy.typing import NDArray
 
 from edgepack.errors import EdgepackError, missing_extra
-from edgepack.runtimes._base import LIKELIEST, Closing, Sampling
+from edgepack.runtimes._base import LIKELIEST, Closing, Sampling, check_length
 from edgepack.runtimes.chat import render
 from edgepack.runtimes.forks import Fork, Step, check_fits, layout
 
@@ -148,11 +148,7 @@ class LlamaCpp(Closing):
 
     def _start(self, tokens: Sequence[int], first: int) -> None:
         """Run tokens with an empty history; logits for those from index `first` on."""
-        if not 0 < len(tokens) <= self.context:
-            raise EdgepackError(
-                f"{len(tokens)} tokens do not fit into the context of {self.context}",
-                hint="choose a larger context" if tokens else None,
-            )
+        check_length(tokens, self.context)
         self._forget()
         self._decode([Step(token, i, (0,), i >= first) for i, token in enumerate(tokens)])
 

@@ -14,7 +14,7 @@ import psutil
 from numpy.typing import NDArray
 
 from edgepack.errors import EdgepackError, missing_extra
-from edgepack.runtimes._base import LIKELIEST, Closing, Sampling
+from edgepack.runtimes._base import LIKELIEST, Closing, Sampling, check_length
 from edgepack.runtimes._sampling import PENALTY_WINDOW, Sampler
 from edgepack.runtimes.forks import Fork, check_fits
 from edgepack.runtimes.hf_tokenizer import HfTokenizer
@@ -58,8 +58,8 @@ def data_files(model: Path) -> list[Path]:
 class OnnxRuntime(Closing):
     """A `Runtime`: an .onnx file, with the tokenizer of the folder it is in (or the one above).
 
-    `adapter` (an .onnx_adapter file) replaces factors that are in the graph. `threads` defaults to
-    the number of physical cores.
+    `adapter` (an .onnx_adapter file) replaces factors that are in the graph. `context` is no more
+    than the graph knows. `threads` defaults to the number of physical cores.
     """
 
     def __init__(
@@ -88,6 +88,7 @@ class OnnxRuntime(Closing):
             raise EdgepackError(
                 f"{model}: there is no tokenizer.json beside it", hint="copy the model's there"
             )
+        self.context = min(context, self._positions())
         self._tokenizer = HfTokenizer(self._folder)
         self.bos = self._tokenizer.bos
         logits = next(n for n in self._session.get_outputs() if n.name == "logits").shape[-1]
@@ -130,6 +131,14 @@ class OnnxRuntime(Closing):
             genai = json.loads((self._folder / GENAI).read_text(encoding="utf-8"))["model"]
             found = {**genai, **genai["decoder"], "head_dim": genai["decoder"]["head_size"]}
         return dict(found)
+
+    def _positions(self) -> int:
+        """Positions that the graph knows."""
+        assert self._folder is not None
+        path = self._folder / GENAI
+        if not path.is_file():
+            return int(self._config["max_position_embeddings"])
+        return int(json.loads(path.read_text(encoding="utf-8"))["model"]["context_length"])
 
     def _empty(self, name: str, rows: int) -> Any:
         """No keys or values yet, ``[rows, kv_heads, 0, head_dim]``."""
@@ -178,16 +187,9 @@ class OnnxRuntime(Closing):
 
     def logits(self, tokens: Sequence[int], first: int = 0) -> NDArray[np.float32]:
         """See `Scorer.logits`."""
-        self._check(tokens)
+        check_length(tokens, self.context)
         found, _ = self._run(np.array([tokens], np.int64), None, keep=False)
         return found[0, first:]
-
-    def _check(self, tokens: Sequence[int]) -> None:
-        if not 0 < len(tokens) <= self.context:
-            raise EdgepackError(
-                f"{len(tokens)} tokens do not fit into the context of {self.context}",
-                hint="choose a larger context" if tokens else None,
-            )
 
     def branches(self, forks: Sequence[Fork]) -> Iterator[NDArray[np.float32]]:
         """See `Scorer.branches`; a fork's stem is computed once, its branches one by one behind
@@ -210,7 +212,7 @@ class OnnxRuntime(Closing):
         stop: Collection[int] = (),
     ) -> Iterator[int]:
         """See `Runtime.generate`."""
-        self._check(tokens)
+        check_length(tokens, self.context)
         sampler, said = Sampler(sampling), deque[int](maxlen=PENALTY_WINDOW)
         logits, past = self._run(np.array([tokens], np.int64), None, keep=True)
         for _ in range(min(max_tokens, self.context - len(tokens))):
