@@ -36,7 +36,7 @@ SUFFIX = {2: "_q2", 4: "_q4", 8: "_int8"}
 WHOLE = {"f16": "", "int8": "_quantized"}
 """The same for formats without blocks; Transformers.js calls the latter q8."""
 CONTEXT = 8192
-"""Positions, unless the recipe or the model says fewer: their cosines and sines are stored."""
+"""Positions, unless the recipe or the model says otherwise: a session holds their cosines."""
 
 
 def positions(checkpoint: Checkpoint, wanted: int | None) -> int:
@@ -63,16 +63,16 @@ def write_folder(
     path.parent.mkdir(exist_ok=True)
     for done, tensor in enumerate(_onnx_graph.write(graph, path, CHUNK)):
         yield Progress(stage, done, len(graph.stored), tensor)
-    files = len(list(path.parent.glob(f"{path.name}_data*")))
-    dtype = DTYPES.get(path.stem, path.stem.removeprefix("model_"))
-    browsers = {"dtype": dtype, "use_external_data_format": {path.name: files}}
-    _write_json(folder / "config.json", _config(checkpoint) | {"transformers.js_config": browsers})
-    text = card(checkpoint, path, dtype, context)
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    _write_adapter(graph, folder / "factors.onnx_adapter")
     own = (node.name for node in graph.inputs if node.name not in graph.stored)
     inputs = [name for name in own if not name.startswith("past_")]
     _write_json(folder / "genai_config.json", genai_config(checkpoint, path, inputs, context))
-    _write_adapter(graph, folder / "factors.onnx_adapter")
+    dtype = DTYPES.get(path.stem, path.stem.removeprefix("model_"))
+    text = card(checkpoint, path, dtype, context)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    files = len(list(path.parent.glob(f"{path.name}_data*")))
+    browsers = {"dtype": dtype, "use_external_data_format": {path.name: files}}
+    _write_json(folder / "config.json", _config(checkpoint) | {"transformers.js_config": browsers})
     if generation := checkpoint.generation_config():
         _write_json(folder / "generation_config.json", dict(generation))
     _write_tokenizer(checkpoint, folder)
