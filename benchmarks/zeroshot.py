@@ -98,12 +98,13 @@ def main() -> None:
         found, best = models([int(s) for s in options.sizes.split(",")], Path(folder))
         openers = {name: partial(model.open, CONTEXT, SEQUENCES) for name, model in found.items()}
         answers = finish(answer(openers, items))
-    accuracy = {
-        name: Mean.over([Mean.of(one.usual) for one in tasks.values()])
-        for name, tasks in answers.items()
-    }
-    print(table(accuracy, found, best))
-    (RESULTS / "zeroshot.md").write_text(table(accuracy, found, best) + "\n")
+        accuracy = {
+            name: Mean.over([Mean.of(one.usual) for one in tasks.values()])
+            for name, tasks in answers.items()
+        }
+        lines = table(accuracy, found, best)  # asks the files for their sizes
+    print(lines)
+    (RESULTS / "zeroshot.md").write_text(lines + "\n")
 
 
 if __name__ == "__main__":
