@@ -41,6 +41,7 @@ BUILDER: dict[str, list[str]] = {
 }
 """Row → the builder's options (its former names, `int4_…`, go unheeded in 0.18)."""
 ROWS = "genai:default,genai:k_quant,genai:k_quant_mixed,q4_0,int4_g32,88.6MB,int3_g64,q2_0+q4_0"
+KEPT = RESULTS / "onnx_peers.json"
 PLAIN = "plain rounding, same types"
 
 
@@ -108,6 +109,16 @@ def table(rows: dict[str, dict[str, Any]]) -> Iterator[str]:
         yield "| " + " | ".join(cells) + " |"
 
 
+def write(rows: dict[str, dict[str, Any]]) -> str:
+    """The rows into results/, in order; the table."""
+    known = dict.fromkeys([*ROWS.split(","), *rows])
+    ordered = {name: rows[name] for name in known if name in rows}
+    KEPT.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
+    text = "\n".join(table(ordered))
+    (RESULTS / "onnx_peers.md").write_text(text + "\n", encoding="utf-8")
+    return text
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--python", type=Path)
@@ -115,24 +126,18 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
     options = parser.parse_args()
     names = [n for n in options.rows.split(",") if options.python or not n.startswith("genai:")]
-    kept = RESULTS / "onnx_peers.json"
-    rows = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    rows = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() else {}
     with tempfile.TemporaryDirectory() as place:
         folders = {}
         for name in names:
             folders[name], rows[name] = row(name, options, Path(place))
             print([*table({name: rows[name]})][-1], flush=True)
+            write(rows)
         found = finish(speeds({name: Model.at(path).open for name, path in folders.items()}, 5))
     first = found[names[0]]
     for name, speed in found.items():
         rows[name] |= {"prompt": speed.prompt / first.prompt, "decode": speed.decode / first.decode}
-    ordered = {
-        name: rows[name] for name in dict.fromkeys([*ROWS.split(","), *rows]) if name in rows
-    }
-    kept.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
-    text = "\n".join(table(ordered))
-    (RESULTS / "onnx_peers.md").write_text(text + "\n", encoding="utf-8")
-    print(text)
+    print(write(rows))
 
 
 if __name__ == "__main__":
