@@ -6,7 +6,7 @@ import importlib.util
 import json
 from pathlib import Path
 
-from benchmarks import same_type, sizes, slicing
+from benchmarks import onnx_peers, same_type, sizes, slicing
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -32,3 +32,8 @@ def test_the_readme_shows_the_sizes_that_the_comparison_made():
 def test_the_readme_shows_the_slices_that_the_benchmark_made():
     rows = {r["row"]: r for r in json.loads((same_type.RESULTS / "slicing.json").read_text())}
     assert slicing.table(rows) in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_shows_the_onnx_graphs_that_the_benchmark_made():
+    rows = json.loads((same_type.RESULTS / "onnx_peers.json").read_text())
+    assert "\n".join(onnx_peers.table(rows)) in (ROOT / "README.md").read_text(encoding="utf-8")
