@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from dying import survives
 from test_slicing import recipe, says
 from tiny import FAMILIES, LAYER_NORM, make_model
 
@@ -225,13 +226,16 @@ def runtime(built):
         yield runtime
 
 
-def test_tokens_one_by_one_are_those_of_a_whole_pass(runtime):
+def test_tokens_one_by_one_are_those_of_a_whole_pass(runtime, monkeypatch):
     start = [3, 4, 5, 6]
     said = list(runtime.generate(start, 12))
     assert len(said) == 12
     whole = runtime.logits([*start, *said])
     assert whole[len(start) - 1 : -1].argmax(-1).tolist() == said
     assert list(runtime.generate(start, 12, stop=[said[5]])) == said[: said.index(said[5])]
+    monkeypatch.setattr(runtime._tokenizer, "ends", frozenset([said[3]]))
+    assert list(runtime.generate(start, 12)) == said[: said.index(said[3])]
+    assert list(runtime.generate(start, 12, Sampling(ignore_eos=True))) == said
 
 
 def test_sampling_follows_its_seed_and_a_penalty_changes_it(runtime):
@@ -432,3 +436,21 @@ def test_an_adapter_takes_the_place_of_the_factors(built, tmp_path):
     other = write_adapter("other", lambda _, v: v[1:])
     with pytest.raises(EdgepackError, match="does not fit the graph"):
         found(other)
+
+
+def test_a_killed_build_goes_on(tmp_path, monkeypatch):
+    make_model(tmp_path / "model", layers=1)
+    (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 99)
+    given = {
+        "model": "model",
+        "calibrate": {"source": "text.txt", "tokens": 512, "sequence_length": 64},
+        "compress": {"format": "int4_g32", "rank": 4, "factors": "f16", "damping": [0.1]},
+        "export": {"measure": {"tokens": 128, "context": 64}},
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(given))
+
+    def work(cache: str) -> None:
+        monkeypatch.setenv("EDGEPACK_CACHE", str(tmp_path / cache))
+        edgepack.build(tmp_path / "recipe.yaml", "onnx", out=tmp_path / "out", force=True)
+
+    survives(work, tmp_path / "out", first=5, step=12)

@@ -45,6 +45,15 @@ def test_greedy_chat_knows_france_and_repeats_itself_exactly(model):
     assert "".join(chat(model, QUESTION, 24)) == answer
 
 
+def test_what_comes_behind_the_end_of_a_turn_can_be_asked_for(model):
+    tokens = model.tokenize(model.chat_prompt(QUESTION), special=True)
+    turn = list(model.generate(tokens, 64))
+    assert len(turn) < 64
+    longer = list(model.generate(tokens, 64, Sampling(ignore_eos=True)))
+    assert len(longer) == 64
+    assert longer[: len(turn)] == turn
+
+
 def test_the_seed_decides_what_is_sampled(model):
     tokens = model.tokenize("Once upon a time")
 

@@ -18,7 +18,8 @@ from edgepack.runtimes.forks import Fork
 class Sampling:
     """How the next token is drawn; the default is the likeliest token, the same every time.
 
-    `repeat_penalty` > 1 lowers what the model itself has said among its last 64 tokens.
+    `repeat_penalty` > 1 lowers what the model itself has said among its last 64 tokens;
+    `ignore_eos` goes on behind the end of its turn, for timing.
     """
 
     temperature: float = 0.0
@@ -26,6 +27,7 @@ class Sampling:
     top_p: float = 0.95
     repeat_penalty: float = 1.0
     seed: int = 0
+    ignore_eos: bool = False
 
 
 LIKELIEST = Sampling()

@@ -188,7 +188,8 @@ class LlamaCpp(Closing):
             end = min(len(tokens) + max_tokens, self.context)
             for position in range(len(tokens), end):
                 token: int = self._lib.llama_sampler_sample(sampler, self._ctx, -1)
-                if token in stop or self._lib.llama_vocab_is_eog(self._vocab, token):
+                ends = self._lib.llama_vocab_is_eog(self._vocab, token)
+                if token in stop or (ends and not sampling.ignore_eos):
                     return
                 yield token
                 self._decode([Step(token, position, (0,), True)])

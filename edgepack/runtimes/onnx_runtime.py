@@ -217,7 +217,8 @@ class OnnxRuntime(Closing):
         logits, past = self._run(np.array([tokens], np.int64), None, keep=True)
         for _ in range(min(max_tokens, self.context - len(tokens))):
             token = sampler(logits[0, -1], said)
-            if token in stop or token in self._tokenizer.ends:
+            ends = token in self._tokenizer.ends and not sampling.ignore_eos
+            if token in stop or ends:
                 return
             yield token
             said.append(token)
