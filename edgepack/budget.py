@@ -215,12 +215,12 @@ def files_size(
     target: str, recipe: Recipe, checkpoint: Checkpoint, choices: Mapping[str, Choice]
 ) -> int:
     """Bytes that the files of a target will have: tensors, factors, metadata."""
+    parts = {n: Parts(c.format, c.rank, c.L, c.R) for n, c in choices.items()}
     if target == "onnx":
         from edgepack.export import onnx
 
-        parts = {n: Parts(c.format, c.rank, c.L, c.R) for n, c in choices.items()}
         return onnx.files_size(
             checkpoint, parts, onnx.positions(checkpoint, recipe.export.onnx.context)
         )
-    factors = {name: Parts(c.format, c.rank, c.L, c.R) for name, c in choices.items() if c.rank}
-    return gguf.files_size(checkpoint, {n: c.format for n, c in choices.items()}, factors)
+    factors = {name: known for name, known in parts.items() if known.rank}
+    return gguf.files_size(checkpoint, {name: known.Q for name, known in parts.items()}, factors)

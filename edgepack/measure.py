@@ -173,14 +173,20 @@ def _stock(made: Plan, weights: Path, folder: Path) -> Steps[list[Model]]:
 
 
 def _onnx_peers(made: Plan, folder: Path) -> Steps[list[Model]]:
+    formats = {name: choice.format for name, choice in made.choices.items()}
+    path = yield from write_plain_onnx(made, formats, folder / "plain", "measure")
+    return [Model("plain rounding, same types", path)]
+
+
+def write_plain_onnx(
+    made: Plan, formats: Mapping[str, str], folder: Path, stage: str
+) -> Steps[Path]:
+    """The model as a graph in those types, rounded to nearest, in a new folder; the graph."""
     from edgepack.export import onnx
 
-    place = folder / "plain"
-    place.mkdir()
-    formats = {name: choice.format for name, choice in made.choices.items()}
+    folder.mkdir()
     context = onnx.positions(made.checkpoint, made.recipe.export.onnx.context)
-    path = yield from onnx.write_plain(place, made.checkpoint, formats, context)
-    return [Model("plain rounding, same types", path)]
+    return (yield from onnx.write_plain(folder, made.checkpoint, formats, context, stage))
 
 
 def compare_files(

@@ -12,7 +12,7 @@ from torch import Tensor
 from edgepack.budget import LADDER
 from edgepack.calibration.moments import weight_hessian
 from edgepack.choices import UNQUANTIZED, format_of, stock_formats
-from edgepack.measure import Model, write_stock
+from edgepack.measure import Model, write_plain_onnx, write_stock
 from edgepack.planning import Plan
 from edgepack.progress import Progress, Steps
 
@@ -85,12 +85,8 @@ def write_peers(
     for number, (label, formats) in enumerate(every.items()):
         yield Progress("stock", number, len(every), label)
         if made.target == "onnx":
-            from edgepack.export import onnx
-
             place = folder / f"plain-{number}"
-            place.mkdir()
-            context = onnx.positions(made.checkpoint, made.recipe.export.onnx.context)
-            path = yield from onnx.write_plain(place, made.checkpoint, formats, context, "stock")
+            path = yield from write_plain_onnx(made, formats, place, "stock")
         else:
             path = folder / f"stock-{number}.gguf"
             write_stock(made, partial(_imatrix, made), formats, path)

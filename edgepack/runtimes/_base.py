@@ -31,6 +31,8 @@ class Sampling:
 
 
 LIKELIEST = Sampling()
+PENALTY_WINDOW = 64
+"""Tokens back that a repeat penalty looks."""
 
 
 class Scorer(Protocol):

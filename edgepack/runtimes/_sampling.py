@@ -9,9 +9,6 @@ from numpy.typing import NDArray
 
 from edgepack.runtimes._base import Sampling
 
-PENALTY_WINDOW = 64
-"""Tokens back that a repeat penalty looks."""
-
 
 class Sampler:
     """Draws tokens one after the other; the same seed draws the same ones."""

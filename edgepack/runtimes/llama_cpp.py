@@ -20,13 +20,12 @@ import psutil
 from numpy.typing import NDArray
 
 from edgepack.errors import EdgepackError, missing_extra
-from edgepack.runtimes._base import LIKELIEST, Closing, Sampling, check_length
+from edgepack.runtimes._base import LIKELIEST, PENALTY_WINDOW, Closing, Sampling, check_length
 from edgepack.runtimes.chat import render
 from edgepack.runtimes.forks import Fork, Step, check_fits, layout
 
 _ERROR_LEVEL = 4  # enum ggml_log_level
 _MICRO_BATCH = 512  # llama.cpp's default, here so that a long context does not raise it
-_PENALTY_WINDOW = 64  # llama.cpp's default
 _PREFIX = re.compile(r"^\w+: ((error loading model|failed to apply lora adapter): )?(\w+: )?")
 
 _errors: deque[str] = deque(maxlen=8)
@@ -200,7 +199,7 @@ class LlamaCpp(Closing):
         lib = self._lib
         chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
         if how.repeat_penalty != 1.0:
-            penalties = (self.vocab_size, _PENALTY_WINDOW, how.repeat_penalty, 0.0, 0.0)
+            penalties = (self.vocab_size, PENALTY_WINDOW, how.repeat_penalty, 0.0, 0.0)
             lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_penalties(*penalties))
         if how.temperature > 0:
             lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_top_k(how.top_k))

@@ -14,8 +14,8 @@ import psutil
 from numpy.typing import NDArray
 
 from edgepack.errors import EdgepackError, missing_extra
-from edgepack.runtimes._base import LIKELIEST, Closing, Sampling, check_length
-from edgepack.runtimes._sampling import PENALTY_WINDOW, Sampler
+from edgepack.runtimes._base import LIKELIEST, PENALTY_WINDOW, Closing, Sampling, check_length
+from edgepack.runtimes._sampling import Sampler
 from edgepack.runtimes.forks import Fork, check_fits
 from edgepack.runtimes.hf_tokenizer import HfTokenizer
 
