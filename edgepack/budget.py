@@ -219,8 +219,7 @@ def files_size(
     if target == "onnx":
         from edgepack.export import onnx
 
-        return onnx.files_size(
-            checkpoint, parts, onnx.positions(checkpoint, recipe.export.onnx.context)
-        )
+        options = onnx.graph_options(checkpoint, recipe.export.onnx)
+        return onnx.files_size(checkpoint, parts, options)
     factors = {name: known for name, known in parts.items() if known.rank}
     return gguf.files_size(checkpoint, {name: known.Q for name, known in parts.items()}, factors)

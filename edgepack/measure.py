@@ -32,6 +32,7 @@ from edgepack.evaluate.divergence import chunk, divergence
 from edgepack.export.gguf import write_model, write_plain
 from edgepack.planning import Plan
 from edgepack.progress import Progress, Steps
+from edgepack.recipe import Onnx
 from edgepack.runtimes._base import Runtime, Scorer
 from edgepack.runtimes.ggml import requires_imatrix, stock_quantize
 from edgepack.runtimes.llama_cpp import LlamaCpp
@@ -156,8 +157,8 @@ def write_original(
     if target == "onnx":
         from edgepack.export import onnx
 
-        context = onnx.positions(original, None)
-        return (yield from onnx.write_plain(folder, original, None, context, stage))
+        options = onnx.graph_options(original, Onnx())
+        return (yield from onnx.write_plain(folder, original, None, options, stage))
     write_plain(folder / "original.gguf", original)
     return folder / "original.gguf"
 
@@ -185,8 +186,8 @@ def write_plain_onnx(
     from edgepack.export import onnx
 
     folder.mkdir()
-    context = onnx.positions(made.checkpoint, made.recipe.export.onnx.context)
-    return (yield from onnx.write_plain(folder, made.checkpoint, formats, context, stage))
+    options = onnx.graph_options(made.checkpoint, made.recipe.export.onnx)
+    return (yield from onnx.write_plain(folder, made.checkpoint, formats, options, stage))
 
 
 def compare_files(

@@ -236,6 +236,7 @@ def _manifest(
             "all": made.bits_per_weight(blocks_only=False),
         },
         "fallbacks": [asdict(fallback) for fallback in made.fallbacks],
+        "requires": targets.requires(made),
         "warnings": list(made.warnings),
         "weights": {
             name: {**a, "dtype": made.checkpoint.specs[name].dtype} for name, a in about.items()

@@ -18,6 +18,8 @@ from edgepack.decoder import Decoder
 from edgepack.decompose.candidates import Search
 from edgepack.decompose.stage import Choice
 from edgepack.errors import RecipeError, missing_extra
+from edgepack.export._onnx_pack import layout
+from edgepack.export.profiles import PROFILES
 from edgepack.recipe import Recipe
 from edgepack.shape import rewritten, sliced, text_key, text_stage
 from edgepack.slicing.sliced import Sliced
@@ -185,7 +187,7 @@ def plan(recipe: Recipe, target: str, base: Path) -> Plan:
     if measured is not None and recipe.export.measure.tokens:
         source_path(measured, base, "export.measure.text")
     if target == "onnx":
-        warnings += _short_context(recipe, checkpoint)
+        warnings += [*_short_context(recipe, checkpoint), *_slow_formats(recipe, choices)]
     decompose = Stage(
         "decompose",
         DECOMPOSE_VERSION,
@@ -224,6 +226,18 @@ def _short_context(recipe: Recipe, checkpoint: Checkpoint) -> list[str]:
     if recipe.export.onnx.context is not None or known == most:
         return []
     return [f"export.onnx.context: the graph will know {known} of the model's {most} positions"]
+
+
+def _slow_formats(recipe: Recipe, choices: Mapping[str, Choice]) -> list[str]:
+    """Formats that the runtimes of a profile have no fast kernels for."""
+    name = recipe.export.onnx.profile
+    unfit, found = PROFILES[name].unfit, []
+    for form in sorted({choice.format for choice in choices.values()}):
+        how = layout(format_of(form))
+        reason = unfit.get(f"{how.bits} bits" if how else form)
+        if reason:
+            found.append(f"export.onnx.profile: {name}, but `{form}`: {reason}")
+    return found
 
 
 def _recovery(recipe: Recipe, calibrate: Stage | None, decompose: Stage) -> Stage | None:

@@ -238,6 +238,14 @@ class Measure(Section):
 class Onnx(Section):
     """What is particular to --target onnx."""
 
+    profile: Literal["cpu", "mobile", "web", "webgpu"] = Field(
+        "cpu",
+        description="Who will run it: `cpu` any runtime, batches padded on the left included; "
+        "`mobile` runtimes as old as 1.19 too, without such batches; `web` and `webgpu` browsers.",
+    )
+    activations: Literal["float32", "float16"] = Field(
+        "float32", description="What the graph computes in; float16 is for GPUs."
+    )
     context: int | None = Field(
         None,
         ge=64,

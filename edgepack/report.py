@@ -268,6 +268,8 @@ def _remarks(manifest: Manifest) -> list[str]:
         for f in manifest["fallbacks"]
     ]
     lines += [f"- {warning}" for warning in manifest["warnings"]]
+    if manifest["requires"]:
+        lines.append(f"- The graph needs {manifest['requires']}.")
     return lines or ["None."]
 
 

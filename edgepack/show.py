@@ -15,6 +15,7 @@ from edgepack.artifact import MANIFEST, Artifact
 from edgepack.errors import EdgepackError
 from edgepack.recipe import load
 from edgepack.report import aligned, bought, commands, measurements, size, sliced
+from edgepack.targets import requires
 
 if TYPE_CHECKING:
     from edgepack.checkpoint.gguf_header import GgufHeader
@@ -222,6 +223,7 @@ def plan_facts(made: Plan, memory: int) -> Facts:
         },
         "memory": memory,
         "fallbacks": [vars(fallback) for fallback in made.fallbacks],
+        "requires": requires(made),
         "warnings": list(made.warnings),
     }
 
@@ -248,6 +250,7 @@ def plan_text(facts: Facts) -> list[str]:
         "",
         f"bits per weight: {bits['blocks']:.3f} (blocks), {bits['all']:.3f} (all)",
         f"expected peak memory: {size(facts['memory'])}",
+        *([f"needs {facts['requires']}"] if facts["requires"] else []),
         *remarks(facts["fallbacks"], facts["warnings"]),
     ]
 

@@ -47,6 +47,19 @@ def write(
         write_adapter(folder / "adapter", ranked, load, base=made.recipe.model)
 
 
+def requires(made: Plan) -> str | None:
+    """What the files need of their runtime, where that is not any version that edgepack runs."""
+    if made.target != "onnx":
+        return None
+    from edgepack.export import onnx
+    from edgepack.export.requirements import needed
+
+    parts = {n: Parts(c.format, c.rank, c.L, c.R) for n, c in made.choices.items()}
+    options = onnx.graph_options(made.checkpoint, made.recipe.export.onnx)
+    (major, minor), what = needed(onnx.unread(made.checkpoint, parts, options), half=options.half)
+    return f"ONNX Runtime {major}.{minor} or later (for {what})"
+
+
 def _write_gguf(
     made: Plan,
     parts: Mapping[str, Parts],
@@ -73,5 +86,5 @@ def _write_onnx(
 ) -> Steps[Path]:
     from edgepack.export import onnx
 
-    context = onnx.positions(made.checkpoint, made.recipe.export.onnx.context)
-    return (yield from onnx.write_folder(folder, made.checkpoint, parts, load, context, norms))
+    options = onnx.graph_options(made.checkpoint, made.recipe.export.onnx)
+    return (yield from onnx.write_folder(folder, made.checkpoint, parts, load, options, norms))

@@ -22,6 +22,7 @@ from edgepack.errors import EdgepackError
 from edgepack.export import _onnx_graph, _onnx_pack, _onnx_weights, onnx_decoder
 from edgepack.export._parts import Parts
 from edgepack.export.gguf import write_model
+from edgepack.export.profiles import GraphOptions
 from edgepack.progress import finish
 from edgepack.runtimes import onnx_runtime
 from edgepack.runtimes._base import Sampling
@@ -34,6 +35,7 @@ onnx = pytest.importorskip("edgepack.export.onnx", reason="onnx is not installed
 pytest.importorskip("onnxruntime")
 
 IDS = torch.arange(3, 40)[None]
+PLAIN = GraphOptions(128)
 FORMATS = [n for n in plugins.names("formats") if stores("onnx", plugins.find("formats", n))]
 INT8 = 0.06
 """What rounding activations to 8 bits may change in logits, relative, on weights this random."""
@@ -54,13 +56,13 @@ def rounded(checkpoint, form, rank=0, factors="f16"):
     return weights
 
 
-def write(folder, checkpoint, weights, context=128):
+def write(folder, checkpoint, weights, options=PLAIN):
     folder.mkdir(exist_ok=True)
     parts = {
         name: Parts(w.Q.format, w.rank, w.L and w.L.format, w.R and w.R.format)
         for name, w in weights.items()
     }
-    return finish(onnx.write_folder(folder, checkpoint, parts, weights.__getitem__, context))
+    return finish(onnx.write_folder(folder, checkpoint, parts, weights.__getitem__, options))
 
 
 def logits(path, ids=IDS):
@@ -347,7 +349,7 @@ def test_data_goes_to_files_of_the_size_asked_for(tmp_path):
     checkpoint = open_checkpoint(str(tmp_path / "model"))
     weights = rounded(checkpoint, "f16")
     parts = {name: Parts("f16") for name in weights}
-    graph = onnx_decoder.decoder_graph(checkpoint, parts, weights.__getitem__, 64)
+    graph = onnx_decoder.decoder_graph(checkpoint, parts, weights.__getitem__, GraphOptions(64))
     path = tmp_path / "m.onnx"
     assert list(_onnx_graph.write(graph, path, 50_000)) == list(graph.stored)
     files = sorted(tmp_path.glob("m.onnx_data*"))

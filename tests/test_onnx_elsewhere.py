@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,12 @@ import torch
 from tiny import make_model
 
 import edgepack
-from edgepack.runtimes.onnx_runtime import OnnxRuntime
+from edgepack.runtimes.onnx_runtime import OnnxRuntime, model_file
 
 pytest.importorskip("onnxruntime")
 
 HERE = Path(__file__).parent / "others"
+sys.path.insert(0, str(HERE))
 IDS, MORE = [5, 6, 7, 8, 9, 10], 8
 SHORT = [11, 12, 13]
 TEXT = "Größe: 3.14, où 狐 <|im_end|>."
@@ -39,21 +41,24 @@ def answer(*command) -> object:
 @pytest.fixture(scope="module", params=["llama", "qwen3"])
 def folder(request, tmp_path_factory):
     """A model with factors; float32 activations would be needed to compare logits, tokens do."""
-    place = tmp_path_factory.mktemp("elsewhere")
-    make_model(place / "model", request.param, hidden=128, intermediate=256, dtype=torch.float16)
+    return build(tmp_path_factory.mktemp("elsewhere"), request.param)
+
+
+def build(place, family="llama", form="q8_0", rank=4, **wanted):
+    make_model(place / "model", family, hidden=128, intermediate=256, dtype=torch.float16)
     (place / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 99)
     given = {
         "model": "model",
         "calibrate": {"source": "text.txt", "tokens": 512, "sequence_length": 64},
-        "compress": {"format": "q8_0", "rank": 4, "factors": "f16", "embeddings": "q8_0"},
-        "export": {"measure": {"tokens": 0}},
+        "compress": {"format": form, "rank": rank, "factors": "f16", "embeddings": form},
+        "export": {"measure": {"tokens": 0}, "onnx": wanted},
     }
     (place / "recipe.yaml").write_text(json.dumps(given))
     return edgepack.build(place / "recipe.yaml", "onnx", out=place / "out").folder
 
 
 def ours(folder, ids):
-    with OnnxRuntime(folder / "onnx/model_int8.onnx", context=64) as runtime:
+    with OnnxRuntime(model_file(folder), context=64) as runtime:
         runtime._tokenizer.ends = frozenset()
         return list(runtime.generate(ids, MORE)), runtime.tokenize(TEXT, special=True)
 
@@ -103,3 +108,19 @@ def test_onnxruntime_web(folder):
     found = answer(node, script, modules, folder / "onnx/model_int8.onnx", *sizes, 12, MORE)
     wanted, _ = ours(folder, [3 + 7 * i % 400 for i in range(12)])
     assert found["said"] == wanted
+
+
+@pytest.mark.parametrize(("form", "rank"), [("int8", 0), ("q4_0", 4)])
+def test_a_headless_browser(form, rank, tmp_path):
+    """Transformers.js and onnxruntime-web's wasm in Chromium; with factors as inputs, too."""
+    modules = environment("EDGEPACK_NODE", "name a folder where npm installed Transformers.js")
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("Chromium is not installed")
+    from browser import said
+
+    folder = build(tmp_path, form=form, rank=rank, profile="web")
+    found = said(browser, modules, folder, ids=",".join(map(str, IDS)), count=MORE)
+    wanted, _ = ours(folder, IDS)
+    assert found.get("said") == wanted, found
+    assert "Headless" in found["agent"]

@@ -54,13 +54,15 @@ class Stored:
 
 @dataclass
 class Graph:
-    """Nodes in order, inputs, outputs, small constants, and tensors to be stored."""
+    """Nodes in order, inputs, outputs, small constants, tensors to be stored, and what may be
+    replaced."""
 
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     inputs: list[onnx.ValueInfoProto] = field(default_factory=list)
     outputs: list[onnx.ValueInfoProto] = field(default_factory=list)
     constants: dict[str, TensorProto] = field(default_factory=dict)
     stored: dict[str, Stored] = field(default_factory=dict)
+    factors: dict[str, Stored] = field(default_factory=dict)
     scope: str = ""
     """What the names of new values begin with."""
 
@@ -80,11 +82,18 @@ class Graph:
         self.nodes.append(node)
         return names
 
+    def bits(self, x: str, by: int, mask: int) -> str:
+        """Bytes shifted to the right (left, where `by` is negative) and masked."""
+        if by:
+            direction = "RIGHT" if by > 0 else "LEFT"
+            x = self.add("BitShift", x, self.constant(abs(by), np.uint8), direction=direction)
+        return self.add("BitwiseAnd", x, self.constant(mask, np.uint8))
+
     def _fresh(self, op: str) -> str:
         return f"{self.scope}/{op}_{len(self.nodes)}"
 
-    def input(self, name: str, dtype: Any, shape: Shape) -> str:
-        """A value that the caller gives."""
+    def input(self, name: str, dtype: Any, shape: Shape | None) -> str:
+        """A value that the caller gives; of any shape, where that is None."""
         self.inputs.append(_value(name, dtype, shape))
         return name
 
@@ -110,10 +119,13 @@ class Graph:
             self.stored[name] = Stored(name, np.dtype(dtype), tuple(shape), load)
         return name
 
-    def replaceable(self, name: str, shape: Shape) -> str:
-        """Let a caller give another value in place of a stored tensor, of a shape that may have
-        names in it (ONNX: an initializer that is an input too)."""
-        return self.input(name, self.stored[name].dtype, shape)
+    def factor(self, tensor: Stored, shape: Shape, *, given: bool) -> str:
+        """A tensor that a caller may replace, by one of a shape that may have names in it (ONNX: an
+        initializer that is an input too); if `given`, the caller must give it."""
+        self.factors[tensor.name] = tensor
+        if not given:
+            self.stored[tensor.name] = tensor
+        return self.input(tensor.name, tensor.dtype, shape)
 
     def proto(self, tensors: Sequence[TensorProto] = ()) -> onnx.ModelProto:
         """The model, with `tensors` as further initializers."""
@@ -132,8 +144,9 @@ def kind(dtype: Any) -> int:
     return int(helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
 
 
-def _value(name: str, dtype: Any, shape: Shape) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, kind(dtype), list(shape))
+def _value(name: str, dtype: Any, shape: Shape | None) -> onnx.ValueInfoProto:
+    known = None if shape is None else list(shape)
+    return helper.make_tensor_value_info(name, kind(dtype), known)
 
 
 @dataclass(frozen=True)

@@ -1,31 +1,27 @@
-"""A model's matrices in an ONNX graph: stored, multiplied with, looked up in."""
+"""What a decoder does with its weights, as nodes of an ONNX graph: products and lookups."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from edgepack import plugins
 from edgepack.checkpoint import Checkpoint
 from edgepack.export import _onnx_pack as pack
-from edgepack.export._onnx_graph import Array, Graph, kind
+from edgepack.export._onnx_graph import Graph, kind
+from edgepack.export._onnx_store import Load, Store
 from edgepack.export._parts import Parts
-from edgepack.weights import FactoredWeight, QuantizedTensor, WeightSpec
+from edgepack.export.profiles import GraphOptions
+from edgepack.weights import WeightSpec
 
-Load = Callable[[str], FactoredWeight]
 ACCURACY = 4
 """MatMulNBits multiplies int8 activations; other levels have no fast kernels for 2 and 8 bits."""
-LORA = {"R": "lora_A", "L": "lora_B"}
-"""Factor → name behind the module's; they are stored transposed, as the graph multiplies them."""
 
 
 class Weights:
-    """The weights of a checkpoint by their roles. `parts` says of every matrix how it is stored,
-    `load` reads one; `norms` replaces some norms and biases."""
+    """The weights of a checkpoint by their roles; see `Store` for the rest."""
 
     def __init__(
         self,
@@ -34,10 +30,11 @@ class Weights:
         parts: Mapping[str, Parts],
         load: Load,
         norms: Mapping[str, Tensor],
+        options: GraphOptions,
     ) -> None:
-        self.graph, self.checkpoint, self.parts, self.load = graph, checkpoint, parts, load
-        self.norms, self.family = norms, checkpoint.architecture
-        self.wide: set[str] = set()
+        self.graph, self.checkpoint, self.parts, self.options = graph, checkpoint, parts, options
+        self.family = checkpoint.architecture
+        self.store = Store(graph, checkpoint, parts, load, norms, options)
         self.small: dict[str, tuple[str, str]] = {}
 
     def find(self, role: str, block: int | None = None) -> WeightSpec | None:
@@ -54,22 +51,14 @@ class Weights:
         assert found is not None, role
         return found
 
-    def vector(self, name: str, factor: float = 1.0) -> str:
-        """A norm's gains or a bias."""
-
-        def load() -> Array:
-            value = self.norms[name] if name in self.norms else self.checkpoint.tensor(name)
-            found: Array = (value.float() * factor).numpy()
-            return found
-
-        return self.graph.store(name, np.float32, self.checkpoint.specs[name].shape, load)
+    # ------------------------------------------------------------------ products
 
     def linear(self, x: str, roles: Sequence[str], block: int) -> str:
         """x Wᵀ + b; the weights of several roles below one another."""
         specs = [self.spec(role, block) for role in roles]
         y = self.apply(x, [spec.name for spec in specs])
         biases = [self.find(f"{role}.bias", block) for role in roles]  # all have one, or none
-        names = [self.vector(bias.name) for bias in biases if bias]
+        names = [self.store.vector(bias.name) for bias in biases if bias]
         if not names:
             return y
         bias = names[0] if len(names) == 1 else self.graph.add("Concat", *names, axis=0)
@@ -89,7 +78,7 @@ class Weights:
     def _matmul(self, x: str, names: Sequence[str], part: str, form: str, out: str = "") -> str:
         """x Aᵀ for a part A of weights that lie below one another."""
         g = self.graph
-        shapes = [self._shape(name, part) for name in names]
+        shapes = [self.store.shape(name, part) for name in names]
         rows, columns = sum(shape[0] for shape in shapes), shapes[0][1]
         how = pack.layout(plugins.find("formats", form))
         if form == "int8":
@@ -100,9 +89,10 @@ class Weights:
                 split = [self._matmul(x, [name], part, form) for name in names]
                 return g.add("Concat", *split, axis=-1)
             if spec.role == "token_embd":  # the table that rows are taken from as well
-                return g.add("FusedMatMul", x, self.plain(spec, turned=False), out=out, transB=1)
-            return g.add("MatMul", x, self.plain(spec, part), out=out)
-        inputs = self._initializers(names, part, how, rows, columns)
+                table = self.store.plain(spec, turned=False)
+                return g.add("FusedMatMul", x, table, out=out, transB=1)
+            return g.add("MatMul", x, self.store.plain(spec, part), out=out)
+        inputs = self.store.blocks(names, part, how, rows, columns)
         return g.add(
             "MatMulNBits",
             *(x, *inputs),
@@ -121,116 +111,45 @@ class Weights:
         x, as DynamicQuantizeLinear has it, drowns all tokens in the first one's outliers)."""
         g = self.graph
         small, step = self._rounded(x)
-        weight, scales = self._whole_rows(names, rows, columns)
+        weight, scales = self.store.whole_rows(names, rows, columns)
         product = g.add("MatMulInteger", small, weight, g.constant(128, np.uint8))
         product = g.add("Mul", g.add("Cast", product, to=kind(np.float32)), step)
-        return g.add("Mul", product, scales, out=out)
+        return g.add("Mul", self.converted(product), scales, out=out)
 
     def _rounded(self, x: str) -> tuple[str, str]:
         """x as uint8 around 128, and its scales ``[…, 1]``; once for all that reads it."""
         g = self.graph
         if x not in self.small:
-            most = g.add("ReduceMax", g.add("Abs", x), g.constant([-1], np.int64), keepdims=1)
+            wide = g.add("Cast", x, to=kind(np.float32)) if self.options.half else x
+            most = g.add("ReduceMax", g.add("Abs", wide), g.constant([-1], np.int64), keepdims=1)
             most = g.add("Max", most, g.constant(1e-20, np.float32))
             step = g.add("Mul", most, g.constant(1 / 127, np.float32))
-            whole = g.add("Round", g.add("Div", x, step))
+            whole = g.add("Round", g.add("Div", wide, step))
             shifted = g.add("Add", whole, g.constant(128, np.float32))
             self.small[x] = g.add("Cast", shifted, to=kind(np.uint8)), step
         return self.small[x]
 
-    def _whole_rows(self, names: Sequence[str], rows: int, columns: int) -> tuple[str, str]:
-        """Weights of format int8 as int8 ``[in, out]``, and their scales as float32 ``[out]``."""
-        read, g = partial(self._tensor, names, "Q"), self.graph
+    def converted(self, x: str) -> str:
+        """Something in float32 as what the graph computes in."""
+        return self.graph.add("Cast", x, to=kind(np.float16)) if self.options.half else x
 
-        def codes() -> Array:
-            found: Array = (read().codes ^ 128).view(torch.int8).T.numpy()  # less 128
-            return found
-
-        def scales() -> Array:
-            found: Array = read().grid["d"].flatten().numpy()
-            return found
-
-        name = names[0].removesuffix(".weight") + ("+" if len(names) > 1 else "")
-        weight = g.store(f"{name}.Q.codes", np.int8, (columns, rows), codes)
-        return weight, self.widened(g.store(f"{name}.Q.scales", np.float16, (rows,), scales))
-
-    def _shape(self, name: str, part: str) -> tuple[int, int]:
-        rows, columns = self.checkpoint.specs[name].shape
-        rank = self.parts[name].rank
-        return {"Q": (rows, columns), "L": (rows, rank), "R": (rank, columns)}[part]
-
-    def _tensor(self, names: Sequence[str], part: str) -> QuantizedTensor:
-        found = [getattr(self.load(name), part) for name in names]
-        return pack.stacked(found) if len(found) > 1 else found[0]
-
-    def _initializers(
-        self, names: Sequence[str], part: str, how: pack.Layout, rows: int, columns: int
-    ) -> list[str]:
-        """Codes, scales and perhaps zero points, as MatMulNBits takes them."""
-        g, blocks = self.graph, columns // how.size
-        read = partial(self._tensor, names, part)
-        name = f"{names[0].removesuffix('.weight')}.{part}" + ("+" if len(names) > 1 else "")
-
-        def plane(suffix: str, bits: int, make: Callable[[QuantizedTensor], Array]) -> str:
-            shape = (rows, blocks, how.size * bits // 8)
-            return g.store(f"{name}.{suffix}", np.uint8, shape, lambda: make(read()))
-
-        if how.bits == 3:
-            low = plane("codes_low", 2, lambda q: pack.low_plane(q, how))
-            high = plane("codes_high", 1, lambda q: pack.high_plane(q, how))
-            codes = self._joined(low, high)
-        else:
-            codes = plane("codes", how.bits, lambda q: pack.codes(q, how))
-        half = g.store(
-            f"{name}.scales", np.float16, (rows, blocks), lambda: pack.scales(read(), how)
-        )
-        found = [codes, self.widened(half)]
-        if how.zeros:
-            width = -(-blocks * how.computed // 8)
-            zeros = g.store(
-                f"{name}.zeros", np.uint8, (rows, width), lambda: pack.zeros(read(), how)
-            )
-            found.append(zeros)
-        return found
-
-    def widened(self, half: str) -> str:
-        """A stored fp16 tensor as float32, once; a session does it when it loads."""
-        name = f"{half}.f32"
-        if name not in self.wide:
-            self.wide.add(self.graph.add("Cast", half, out=name, to=kind(np.float32)))
-        return name
-
-    def plain(self, spec: WeightSpec, part: str = "Q", *, turned: bool = True) -> str:
-        """An unquantized matrix as float32, ``[in, out]`` if `turned`."""
-        rows, columns = self._shape(spec.name, part)
-
-        def load() -> Array:
-            value = self._tensor([spec.name], part).codes
-            found: Array = (value.T if turned else value).numpy()
-            return found
-
-        shape = (columns, rows) if turned else (rows, columns)
-        if part == "Q":
-            return self.widened(self.graph.store(spec.name, np.float16, shape, load))
-        module = spec.name.removesuffix(".weight")
-        name = self.graph.store(f"{module}.{LORA[part]}", np.float16, shape, load)
-        rank = f"{module}.rank"
-        self.graph.replaceable(name, (columns, rank) if part == "R" else (rank, rows))
-        return self.widened(name)
+    # ------------------------------------------------------------------ lookups
 
     def gather(self, spec: WeightSpec, places: str) -> str:
         """Rows of a table."""
         g, form = self.graph, plugins.find("formats", self.parts[spec.name].Q)
         how = pack.layout(form)
+        rows, columns = spec.shape
         if form.name == "int8":
-            weight, scales = self._whole_rows([spec.name], *spec.shape)
+            weight, scales = self.store.whole_rows([spec.name], rows, columns)
             found = g.add("Transpose", g.add("Gather", weight, places, axis=1), perm=[1, 2, 0])
             sizes = g.add("Unsqueeze", g.add("Gather", scales, places), g.constant([2], np.int64))
-            return g.add("Mul", g.add("Cast", found, to=kind(np.float32)), sizes)
+            return g.add("Mul", g.add("Cast", found, to=kind(self.options.dtype)), sizes)
         if how is None:
-            return g.add("Gather", self.plain(spec, turned=False), places, axis=0)
-        rows, columns = spec.shape
-        codes, *rest = self._initializers([spec.name], "Q", how, rows, columns)
+            return g.add("Gather", self.store.plain(spec, turned=False), places, axis=0)
+        codes, *rest = self.store.blocks([spec.name], "Q", how, rows, columns)
+        if self.options.profile.plain_lookup:
+            return self._unpacked_rows(how, columns, places, codes, *rest)
         flat = g.add("Reshape", codes, g.constant([rows, columns * how.computed // 8], np.int64))
         return g.add(
             "GatherBlockQuantized",
@@ -241,17 +160,27 @@ class Weights:
             quantize_axis=1,
         )
 
-    def _joined(self, low: str, high: str) -> str:
-        """Planes of 2 and 1 bits as codes of 4; see `_onnx_pack.low_plane`."""
-        g = self.graph
+    def _unpacked_rows(
+        self, how: pack.Layout, columns: int, places: str, codes: str, scales: str, zeros: str = ""
+    ) -> str:
+        """Rows of a packed table by operators that every runtime has."""
+        g, blocks, bits = self.graph, columns // how.size, how.computed
 
-        def shifted(x: str, by: int, mask: int) -> str:
-            if by:
-                direction = "RIGHT" if by > 0 else "LEFT"
-                x = g.add("BitShift", x, g.constant(abs(by), np.uint8), direction=direction)
-            return g.add("BitwiseAnd", x, g.constant(mask, np.uint8))
+        def unpacked(packed: str, count: int, shape: Sequence[int]) -> str:
+            """`count` codes of each place as numbers, in rows of a shape."""
+            own = g.add("Gather", packed, places, axis=0)
+            split = [g.bits(own, by, 2**bits - 1) for by in range(0, 8, bits)]
+            last = g.constant([-1], np.int64)
+            parts = g.add("Concat", *(g.add("Unsqueeze", s, last) for s in split), axis=-1)
+            flat = g.add("Reshape", parts, g.constant([0, 0, -1], np.int64))
+            ends = (g.constant([end], np.int64) for end in (0, count, -1))
+            used = g.add("Reshape", g.add("Slice", flat, *ends), g.constant(shape, np.int64))
+            return g.add("Cast", used, to=kind(self.options.dtype))
 
-        lows = [shifted(low, by, 0x33) for by in (0, 2)]
-        highs = [shifted(high, by, 0x44) for by in (-2, -1, 0, 1)]
-        joined = [g.add("Concat", *parts, axis=-1) for parts in (lows, highs)]
-        return g.add("BitwiseOr", *joined)
+        found = unpacked(codes, columns, (0, 0, blocks, how.size))
+        middle = g.constant(2 ** (bits - 1), self.options.dtype)
+        zero = unpacked(zeros, blocks, (0, 0, blocks, 1)) if zeros else middle
+        sizes = g.add("Gather", scales, places, axis=0)
+        sizes = g.add("Unsqueeze", sizes, g.constant([-1], np.int64))
+        value = g.add("Mul", g.add("Sub", found, zero), sizes)
+        return g.add("Reshape", value, g.constant([0, 0, columns], np.int64))

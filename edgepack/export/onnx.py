@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import save_file
 from torch import Tensor
 
 from edgepack import plugins
@@ -17,20 +18,25 @@ from edgepack.checkpoint import Checkpoint
 from edgepack.checkpoint.save import config
 from edgepack.export import _onnx_graph
 from edgepack.export import _onnx_pack as pack
-from edgepack.export._onnx_weights import Load
+from edgepack.export._onnx_graph import Graph
+from edgepack.export._onnx_store import Load
 from edgepack.export._parts import Parts
 from edgepack.export.card import card
 from edgepack.export.genai import genai_config
 from edgepack.export.onnx_decoder import decoder_graph
+from edgepack.export.profiles import PROFILES, GraphOptions
 from edgepack.formats._base import Format
 from edgepack.progress import Progress, Steps
+from edgepack.recipe import Onnx
 from edgepack.weights import FactoredWeight
 
 FOLDER = "onnx"
 DTYPES = {"model": "fp32", "model_quantized": "q8"}
 """Name of a graph → Transformers.js's word for it, where that is not the end of the name."""
-CHUNK = 1_900_000_000
-"""Bytes of a data file, at most: protobuf and browsers end at 2 GB."""
+HALF = {"": "_fp16", "_q2": "_q2f16", "_q4": "_q4f16"}
+"""Ends of names, where the graph computes in float16; others stay as they are."""
+FACTORS = "factors"
+"""Name of the files with L and R, before the dot."""
 SUFFIX = {2: "_q2", 4: "_q4", 8: "_int8"}
 """Bits that the blocks are computed with → end of the file's name, as Transformers.js has it."""
 WHOLE = {"f16": "", "int8": "_quantized"}
@@ -45,12 +51,18 @@ def positions(checkpoint: Checkpoint, wanted: int | None) -> int:
     return min(most, wanted or CONTEXT)
 
 
+def graph_options(checkpoint: Checkpoint, wanted: Onnx) -> GraphOptions:
+    """What a recipe asks of a model's graph."""
+    known = positions(checkpoint, wanted.context)
+    return GraphOptions(known, PROFILES[wanted.profile], half=wanted.activations == "float16")
+
+
 def write_folder(
     folder: Path,
     checkpoint: Checkpoint,
     parts: Mapping[str, Parts],
     load: Load,
-    context: int,
+    options: GraphOptions,
     norms: Mapping[str, Tensor] | None = None,
     stage: str = "export",
 ) -> Steps[Path]:
@@ -58,20 +70,20 @@ def write_folder(
 
     `parts` says how every matrix is stored, `load` reads one, `norms` replaces some norms.
     """
-    graph = decoder_graph(checkpoint, parts, load, context, norms)
-    path = folder / FOLDER / model_name(checkpoint, parts)
+    graph = decoder_graph(checkpoint, parts, load, options, norms)
+    path = folder / FOLDER / model_name(checkpoint, parts, options)
     path.parent.mkdir(exist_ok=True)
-    for done, tensor in enumerate(_onnx_graph.write(graph, path, CHUNK)):
+    for done, tensor in enumerate(_onnx_graph.write(graph, path, options.profile.chunk)):
         yield Progress(stage, done, len(graph.stored), tensor)
-    _write_adapter(graph, folder / "factors.onnx_adapter")
-    own = (node.name for node in graph.inputs if node.name not in graph.stored)
+    if graph.factors:
+        _write_factors(graph, folder, given=options.profile.given_factors)
+    own = (node.name for node in graph.inputs if node.name not in graph.factors)
     inputs = [name for name in own if not name.startswith("past_")]
-    _write_json(folder / "genai_config.json", genai_config(checkpoint, path, inputs, context))
-    dtype = DTYPES.get(path.stem, path.stem.removeprefix("model_"))
-    text = card(checkpoint, path, dtype, context)
+    genai = genai_config(checkpoint, path, inputs, options.context)
+    _write_json(folder / "genai_config.json", genai)
+    browsers = _browsers(path, options)
+    text = card(checkpoint, path, browsers["dtype"], graph, options)
     (folder / "README.md").write_text(text, encoding="utf-8")
-    files = len(list(path.parent.glob(f"{path.name}_data*")))
-    browsers = {"dtype": dtype, "use_external_data_format": {path.name: files}}
     _write_json(folder / "config.json", _config(checkpoint) | {"transformers.js_config": browsers})
     if generation := checkpoint.generation_config():
         _write_json(folder / "generation_config.json", dict(generation))
@@ -79,11 +91,20 @@ def write_folder(
     return path
 
 
-def _write_adapter(graph: _onnx_graph.Graph, path: Path) -> None:
-    """The factors that may be replaced, as a file for ONNX Runtime and genai: what fine-tuning
-    starts from, and the form of what it leaves."""
-    names = [node.name for node in graph.inputs if node.name in graph.stored]
-    if not names:
+def _browsers(path: Path, options: GraphOptions) -> dict[str, Any]:
+    """What Transformers.js wants to know."""
+    dtype = DTYPES.get(path.stem, path.stem.removeprefix("model_"))
+    files = len(list(path.parent.glob(f"{path.name}_data*")))
+    found = {"dtype": dtype, "use_external_data_format": {path.name: files}}
+    return found | ({"device": options.profile.device} if options.profile.device else {})
+
+
+def _write_factors(graph: Graph, folder: Path, *, given: bool) -> None:
+    """L and R as a file of inputs: an adapter for ONNX Runtime and genai (what fine-tuning starts
+    from, and the form of what it leaves), or safetensors, which JavaScript reads in a few lines."""
+    loaded = {t.name: np.ascontiguousarray(t.load()) for t in graph.factors.values()}
+    if given:
+        save_file(loaded, folder / f"{FACTORS}.safetensors")
         return
     import onnxruntime
 
@@ -91,16 +112,15 @@ def _write_adapter(graph: _onnx_graph.Graph, path: Path) -> None:
     adapter = onnxruntime.AdapterFormat()
     adapter.set_adapter_version(1)
     adapter.set_model_version(1)
-    loaded = {name: np.ascontiguousarray(graph.stored[name].load()) for name in names}
     adapter.set_parameters({name: value(array) for name, array in loaded.items()})
-    adapter.export_adapter(str(path))
+    adapter.export_adapter(str(folder / f"{FACTORS}.onnx_adapter"))
 
 
 def write_plain(
     folder: Path,
     checkpoint: Checkpoint,
     formats: Mapping[str, str] | None,
-    context: int,
+    options: GraphOptions,
     stage: str = "measure",
 ) -> Steps[Path]:
     """The same, to measure: every matrix rounded to nearest in its format (None: all as f16)."""
@@ -111,20 +131,28 @@ def write_plain(
         return FactoredWeight(plugin.quantize(checkpoint.tensor(name)))
 
     parts = {name: Parts(form) for name, form in formats.items()}
-    return (yield from write_folder(folder, checkpoint, parts, load, context, stage=stage))
+    return (yield from write_folder(folder, checkpoint, parts, load, options, stage=stage))
 
 
-def files_size(checkpoint: Checkpoint, parts: Mapping[str, Parts], context: int) -> int:
-    """Bytes of the graph and its data."""
+def unread(checkpoint: Checkpoint, parts: Mapping[str, Parts], options: GraphOptions) -> Graph:
+    """The graph without its values: what there is to say before anything is read."""
 
-    def unread(name: str) -> FactoredWeight:
+    def load(name: str) -> FactoredWeight:
         raise AssertionError(f"{name}: sizes need no values")
 
-    graph = decoder_graph(checkpoint, parts, unread, context)
-    return _onnx_graph.size_of(graph, model_name(checkpoint, parts), CHUNK)
+    return decoder_graph(checkpoint, parts, load, options)
 
 
-def model_name(checkpoint: Checkpoint, parts: Mapping[str, Parts]) -> str:
+def files_size(checkpoint: Checkpoint, parts: Mapping[str, Parts], options: GraphOptions) -> int:
+    """Bytes of the graph and its data, and of factors that are in neither (a little more than their
+    file has: every name is written with a shape and two offsets)."""
+    graph, name = unread(checkpoint, parts, options), model_name(checkpoint, parts, options)
+    given = [t for t in graph.factors.values() if t.name not in graph.stored]
+    beside = sum(t.nbytes + len(t.name) + 100 for t in given)
+    return _onnx_graph.size_of(graph, name, options.profile.chunk) + beside
+
+
+def model_name(checkpoint: Checkpoint, parts: Mapping[str, Parts], options: GraphOptions) -> str:
     """The graph's file, named by the bits that most weights of the blocks are computed with."""
     counts: Counter[str] = Counter()
     for name, known in parts.items():
@@ -132,7 +160,8 @@ def model_name(checkpoint: Checkpoint, parts: Mapping[str, Parts]) -> str:
         if spec.block is not None:
             how = pack.layout(plugins.find("formats", known.Q))
             counts[SUFFIX[how.computed] if how else WHOLE[known.Q]] += spec.numel
-    return f"model{counts.most_common(1)[0][0]}.onnx"
+    suffix = counts.most_common(1)[0][0]
+    return f"model{HALF.get(suffix, suffix) if options.half else suffix}.onnx"
 
 
 def _config(checkpoint: Checkpoint) -> dict[str, Any]:

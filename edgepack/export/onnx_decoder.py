@@ -20,12 +20,14 @@ from torch import Tensor
 from edgepack.checkpoint import Checkpoint
 from edgepack.decoder import Rotary
 from edgepack.export._onnx_graph import Graph, kind
-from edgepack.export._onnx_weights import Load, Weights
+from edgepack.export._onnx_store import Load
+from edgepack.export._onnx_weights import Weights
 from edgepack.export._parts import Parts
+from edgepack.export.profiles import GraphOptions
 from edgepack.weights import WeightSpec
 
-HIDDEN = -1e9
-"""Added to the attention logits of what is masked."""
+HIDDEN = {np.float32: -1e9, np.float16: -6e4}
+"""Added to the attention logits of what is masked, by the type that a graph computes in."""
 ACTIVATIONS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "silu": ("QuickGelu", {"alpha": 1.0}),
     "relu": ("Relu", {}),
@@ -37,27 +39,27 @@ def decoder_graph(
     checkpoint: Checkpoint,
     parts: Mapping[str, Parts],
     load: Load,
-    context: int,
+    options: GraphOptions,
     norms: Mapping[str, Tensor] | None = None,
 ) -> Graph:
     """The graph of a model: input_ids, attention_mask, perhaps position_ids, past keys and values →
     logits, present keys and values.
 
     `parts` says of every matrix how it is stored, `load` reads one; `norms` replaces some norms and
-    biases. Positions end at `context`. Factors in f16 may be replaced when it runs.
+    biases. Factors in f16 may be replaced when it runs.
     """
     graph = Graph()
     read = lru_cache(maxsize=4)(load)
-    weights = Weights(graph, checkpoint, parts, read, norms or {})
-    _Builder(graph, checkpoint, weights, context).build()
+    weights = Weights(graph, checkpoint, parts, read, norms or {}, options)
+    _Builder(graph, checkpoint, weights, options).build()
     return graph
 
 
 class _Builder:
     def __init__(
-        self, graph: Graph, checkpoint: Checkpoint, weights: Weights, context: int
+        self, graph: Graph, checkpoint: Checkpoint, weights: Weights, options: GraphOptions
     ) -> None:
-        self.graph, self.weights, self.context = graph, weights, context
+        self.graph, self.weights, self.options = graph, weights, options
         self.family, self.d = checkpoint.architecture, checkpoint.dimensions
         self.stream, self.pending = "", ""
         self.tables: set[str] = set()
@@ -75,6 +77,8 @@ class _Builder:
             g.input("position_ids", np.int64, rows)
         self._masks()
         self.stream = self._embed()
+        if self.options.profile.few_logits:
+            g.input("num_logits_to_keep", np.int64, None)
         g.output("logits", np.float32, (*rows, d.vocab_size))
         for block in range(d.num_hidden_layers):
             self._block(block)
@@ -91,9 +95,12 @@ class _Builder:
         last = g.add("Sub", self.total, g.constant(1, np.int32))
         batch = g.add("Shape", "input_ids", start=0, end=1)
         self.lengths = g.add("Expand", last, batch)
-        mask = g.add("Cast", "attention_mask", to=kind(np.float32))
-        absent = g.add("Sub", g.constant(1, np.float32), mask)
-        bias = g.add("Mul", absent, g.constant(HIDDEN, np.float32))
+        if not self.options.profile.left_padding:
+            return
+        dtype = self.options.dtype
+        mask = g.add("Cast", "attention_mask", to=kind(dtype))
+        absent = g.add("Sub", g.constant(1, dtype), mask)
+        bias = g.add("Mul", absent, g.constant(HIDDEN[dtype], dtype))
         bias = g.add("Unsqueeze", bias, g.constant([1, 2], np.int64))
         one = g.constant([1], np.int64)
         length = g.add("Shape", "input_ids", start=1, end=2)
@@ -112,12 +119,24 @@ class _Builder:
 
     def _head(self, x: str) -> None:
         g = self.graph
+        if self.options.profile.few_logits:
+            x = self._last(x)
         name = self.weights.spec("token_embd" if self.d.tie_word_embeddings else "output").name
         bias = self.family.outside.get("output.bias", "")
-        if bias not in self.weights.checkpoint.specs:
-            self.weights.apply(x, [name], out="logits")
-            return
-        g.add("Add", self.weights.apply(x, [name]), self.weights.vector(bias), out="logits")
+        biased = bias in self.weights.checkpoint.specs
+        last = "" if self.options.half else "logits"
+        logits = self.weights.apply(x, [name], out="" if biased else last)
+        if biased:
+            logits = g.add("Add", logits, self.weights.store.vector(bias), out=last)
+        if self.options.half:
+            g.add("Cast", logits, out="logits", to=kind(np.float32))
+
+    def _last(self, x: str) -> str:
+        """As many tokens' states from the end as are wanted; 0: all."""
+        g = self.graph
+        kept = g.add("Reshape", "num_logits_to_keep", g.constant([1], np.int64))
+        end, axis = (g.constant([number], np.int64) for number in (2**62, 1))
+        return g.add("Slice", x, g.add("Neg", kept), end, axis)
 
     # ------------------------------------------------------------------ a block
 
@@ -138,7 +157,7 @@ class _Builder:
         spec = self.weights.find(shortcut, block)
         if spec is not None:
             self.stream = self.graph.add(
-                "MatMul", self.stream, self.weights.plain(spec, turned=False)
+                "MatMul", self.stream, self.weights.store.plain(spec, turned=False)
             )
         self.pending = out
 
@@ -153,10 +172,11 @@ class _Builder:
         eps, width, of = self.d.rms_norm_eps, spec.shape[0], self.d.hidden_size
         if bias is not None:
             self._resolve()
-            inputs = (self.stream, self.weights.vector(spec.name), self.weights.vector(bias.name))
+            vector = self.weights.store.vector
+            inputs = (self.stream, vector(spec.name), vector(bias.name))
             return g.add("LayerNormalization", *inputs, axis=-1, epsilon=eps)
         # what slicing left of a wider stream is divided by the mean over the original's width
-        gain = self.weights.vector(spec.name, math.sqrt(of / width))
+        gain = self.weights.store.vector(spec.name, math.sqrt(of / width))
         eps *= of / width
         if not self.pending:
             return g.add("SimplifiedLayerNormalization", self.stream, gain, axis=-1, epsilon=eps)
@@ -183,17 +203,18 @@ class _Builder:
         grown = (*shape[:2], "total_sequence_length", d.head_dim)
         past, present = [], []
         for what in ("key", "value"):
-            past.append(g.input(f"past_key_values.{block}.{what}", np.float32, shape))
+            past.append(g.input(f"past_key_values.{block}.{what}", self.options.dtype, shape))
             present.append(f"present.{block}.{what}")
-            g.output(present[-1], np.float32, grown)
+            g.output(present[-1], self.options.dtype, grown)
         q, k, v = self._projections(h, block)
         if not self.turns and not self.learned:
             q, k = self._turned(q, d.num_attention_heads), self._turned(k, d.num_key_value_heads)
-        caches = [self._rotary("Cos"), self._rotary("Sin")] if self.turns else ["", ""]
+        caches = [self._rotary("cos"), self._rotary("sin")] if self.turns else ["", ""]
         inputs = (q, k, v, *past, self.lengths, self.total, *caches)
+        padded = ("", self.bias) if self.options.profile.left_padding else ()
         out, _, _ = g.add_many(
             "GroupQueryAttention",
-            *(*inputs, "", self.bias),
+            *(*inputs, *padded),
             outs=("*", *present),
             num_heads=d.num_attention_heads,
             kv_num_heads=d.num_key_value_heads,
@@ -223,14 +244,14 @@ class _Builder:
         """RMSNorm of every head by itself (Qwen3)."""
         g, d = self.graph, self.d
         heads = g.add("Reshape", y, g.constant([0, 0, -1, d.head_dim], np.int64))
-        gain, eps = self.weights.vector(spec.name), d.rms_norm_eps
+        gain, eps = self.weights.store.vector(spec.name), d.rms_norm_eps
         heads = g.add("SimplifiedLayerNormalization", heads, gain, axis=-1, epsilon=eps)
         return g.add("Reshape", heads, g.constant([0, 0, -1], np.int64))
 
     def _turned(self, x: str, heads: int) -> str:
         """Rotary positions in a part of every head (Phi)."""
         width = int(self.d.head_dim * self.d.partial_rotary_factor)
-        caches = (self._rotary("Cos"), self._rotary("Sin"))
+        caches = (self._rotary("cos"), self._rotary("sin"))
         return self.graph.add(
             "RotaryEmbedding",
             *(x, "position_ids", *caches),
@@ -239,15 +260,30 @@ class _Builder:
         )
 
     def _rotary(self, which: str) -> str:
-        """cos or sin of every position ``[context, width / 2]``, computed when a session loads: as
-        tensors in a file they would be 2 % of a small model."""
-        g, name = self.graph, f"rotary_{which}"
-        if name not in self.tables:
-            self.tables.add(name)
-            steps = [g.constant(value, np.int64) for value in (0, self.context, 1)]
-            places = g.add("Cast", g.add("Range", *steps), to=kind(np.float64))
-            places = g.add("Unsqueeze", places, g.constant([1], np.int64))
-            frequency = g.constant(Rotary(self.d).frequency.numpy(), np.float64)
-            turned = g.add(which, g.add("Mul", places, frequency))
-            g.add("Cast", turned, out=name, to=kind(np.float32))
+        """cos or sin of every position ``[context, width / 2]``: coarse and fine steps, multiplied
+        out when a session loads. Whole they would be 2 % of a small model, and not every runtime
+        has cosines in float64."""
+        g, name = self.graph, f"rotary.{which}"
+        if name in self.tables:
+            return name
+        self.tables.add(name)
+        fine = 1 << (self.options.context - 1).bit_length() // 2
+        frequency = Rotary(self.d).frequency.numpy()
+
+        def steps(part: str, turn: Any, positions: Any) -> str:
+            """cos or sin of some positions, float32 but computed in float64."""
+            values = turn(positions * frequency).astype(np.float32)
+            return g.store(
+                f"rotary.{part}.{turn.__name__}", np.float32, values.shape, lambda: values
+            )
+
+        coarse = np.arange(0, self.options.context, fine)[:, None, None]
+        near = np.arange(fine)[None, :, None]
+        first, second = (np.cos, np.sin) if which == "cos" else (np.sin, np.cos)
+        left = g.add("Mul", steps("coarse", first, coarse), steps("fine", np.cos, near))
+        right = g.add("Mul", steps("coarse", second, coarse), steps("fine", np.sin, near))
+        turned = g.add("Sub" if which == "cos" else "Add", left, right)
+        rows = g.add("Reshape", turned, g.constant([-1, len(frequency)], np.int64))
+        ends = (g.constant([end], np.int64) for end in (0, self.options.context))
+        g.add("Cast", g.add("Slice", rows, *ends), out=name, to=kind(self.options.dtype))
         return name

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import psutil
 from numpy.typing import NDArray
+from safetensors.numpy import load_file
 
 from edgepack.errors import EdgepackError, missing_extra
 from edgepack.runtimes._base import LIKELIEST, PENALTY_WINDOW, Closing, Sampling, check_length
@@ -21,6 +22,7 @@ from edgepack.runtimes.hf_tokenizer import HfTokenizer
 
 GENAI = "genai_config.json"
 _QUIET = 3  # errors only; it warns of every initializer that is an input too
+_FED = ("input_ids", "attention_mask", "position_ids", "num_logits_to_keep")
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
@@ -47,12 +49,20 @@ def model_file(folder: Path) -> Path:
 
 
 def data_files(model: Path) -> list[Path]:
-    """The files with a graph's tensors, beside it."""
+    """The files with a graph's tensors, beside it, and with factors that it takes as inputs."""
     import onnx
 
     graph = onnx.load(model, load_external_data=False).graph
     places = (entry for tensor in graph.initializer for entry in tensor.external_data)
-    return sorted({model.parent / e.value for e in places if e.key == "location"})
+    found = {model.parent / e.value for e in places if e.key == "location"}
+    given = _given_factors(model)
+    return sorted(found | ({given} if given else set()))
+
+
+def _given_factors(model: Path) -> Path | None:
+    """Factors that are inputs: a graph for browsers holds none (see `export.profiles`)."""
+    files = (folder / "factors.safetensors" for folder in model.resolve().parents[:2])
+    return next((path for path in files if path.is_file()), None)
 
 
 class OnnxRuntime(Closing):
@@ -81,6 +91,7 @@ class OnnxRuntime(Closing):
         if missing := {"input_ids", "attention_mask"} - set(self._inputs):
             names = " and ".join(sorted(missing))
             raise EdgepackError(f"{model}: is no decoder, it does not take {names}")
+        self._given = {} if adapter else self._factors(model)
         self._folder = next(
             (f for f in model.resolve().parents[:2] if (f / "tokenizer.json").is_file()), None
         )
@@ -119,6 +130,18 @@ class OnnxRuntime(Closing):
             ) from error
         options.add_active_adapter(self._adapter)
         return options
+
+    def _factors(self, model: Path) -> dict[str, Any]:
+        """Values of the inputs that are L and R."""
+        path = _given_factors(model)
+        values = load_file(path) if path else {}
+        missing = set(self._inputs) - set(values) - set(self._past) - set(_FED)
+        if missing:
+            raise EdgepackError(
+                f"{model}: takes {min(missing)}, which nothing here gives",
+                hint="factors.safetensors belongs into its folder",
+            )
+        return {name: self._value(value) for name, value in values.items()}
 
     @cached_property
     def _config(self) -> Mapping[str, Any]:
@@ -170,7 +193,7 @@ class OnnxRuntime(Closing):
             "num_logits_to_keep": np.zeros((), np.int64),
         }
         values = {name: self._value(v) for name, v in feed.items() if name in self._inputs}
-        values |= dict(zip(self._past, past, strict=True))
+        values |= dict(zip(self._past, past, strict=True)) | self._given
         wanted = ["logits", *(self._present if keep else [])]
         try:
             logits, *present = self._session.run_with_ort_values(wanted, values, self._options)

@@ -1,0 +1,143 @@
+"""A model's matrices and vectors as tensors of an ONNX graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgepack.checkpoint import Checkpoint
+from edgepack.export import _onnx_pack as pack
+from edgepack.export._onnx_graph import Array, Graph, Stored, kind
+from edgepack.export._parts import Parts
+from edgepack.export.profiles import GraphOptions
+from edgepack.weights import FactoredWeight, QuantizedTensor, WeightSpec
+
+Load = Callable[[str], FactoredWeight]
+LORA = {"R": "lora_A", "L": "lora_B"}
+"""Factor → name behind the module's; they are stored transposed, as the graph multiplies them."""
+
+
+class Store:
+    """Puts weights into a graph, each part once. `parts` says of every matrix how it is stored,
+    `load` reads one; `norms` replaces some norms and biases."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        checkpoint: Checkpoint,
+        parts: Mapping[str, Parts],
+        load: Load,
+        norms: Mapping[str, Tensor],
+        options: GraphOptions,
+    ) -> None:
+        self.graph, self.checkpoint, self.parts, self.load = graph, checkpoint, parts, load
+        self.norms, self.options = norms, options
+        self.wide: set[str] = set()
+
+    def shape(self, name: str, part: str) -> tuple[int, int]:
+        """Rows and columns of Q, L or R of a weight."""
+        rows, columns = self.checkpoint.specs[name].shape
+        rank = self.parts[name].rank
+        return {"Q": (rows, columns), "L": (rows, rank), "R": (rank, columns)}[part]
+
+    def vector(self, name: str, factor: float = 1.0) -> str:
+        """A norm's gains or a bias."""
+
+        def load() -> Array:
+            value = self.norms[name] if name in self.norms else self.checkpoint.tensor(name)
+            found: Array = (value.float() * factor).numpy().astype(self.options.dtype)
+            return found
+
+        return self.graph.store(name, self.options.dtype, self.checkpoint.specs[name].shape, load)
+
+    def widened(self, half: str) -> str:
+        """A stored fp16 tensor as what the graph computes in, once; a session does it when it
+        loads."""
+        if self.options.half:
+            return half
+        name = f"{half}.f32"
+        if name not in self.wide:
+            self.wide.add(self.graph.add("Cast", half, out=name, to=kind(np.float32)))
+        return name
+
+    def plain(self, spec: WeightSpec, part: str = "Q", *, turned: bool = True) -> str:
+        """An unquantized matrix, ``[in, out]`` if `turned`."""
+        rows, columns = self.shape(spec.name, part)
+
+        def load() -> Array:
+            value = self._tensor([spec.name], part).codes
+            found: Array = (value.T if turned else value).numpy()
+            return found
+
+        shape = (columns, rows) if turned else (rows, columns)
+        if part == "Q":
+            return self.widened(self.graph.store(spec.name, np.float16, shape, load))
+        module = spec.name.removesuffix(".weight")
+        stored = Stored(f"{module}.{LORA[part]}", np.dtype(np.float16), shape, load)
+        rank = f"{module}.rank"
+        named = (columns, rank) if part == "R" else (rank, rows)
+        given = self.options.profile.given_factors
+        return self.widened(self.graph.factor(stored, named, given=given))
+
+    def whole_rows(self, names: Sequence[str], rows: int, columns: int) -> tuple[str, str]:
+        """Weights of format int8 as int8 ``[in, out]``, and their scales as float32 ``[out]``."""
+        read, g = partial(self._tensor, names, "Q"), self.graph
+
+        def codes() -> Array:
+            found: Array = (read().codes ^ 128).view(torch.int8).T.numpy()  # less 128
+            return found
+
+        def scales() -> Array:
+            found: Array = read().grid["d"].flatten().numpy()
+            return found
+
+        name = names[0].removesuffix(".weight") + ("+" if len(names) > 1 else "")
+        weight = g.store(f"{name}.Q.codes", np.int8, (columns, rows), codes)
+        return weight, self.widened(g.store(f"{name}.Q.scales", np.float16, (rows,), scales))
+
+    def blocks(
+        self, names: Sequence[str], part: str, how: pack.Layout, rows: int, columns: int
+    ) -> list[str]:
+        """Codes ``[out, blocks, bytes]``, scales ``[out, blocks]`` and perhaps zero points, as
+        MatMulNBits takes them."""
+        g, blocks = self.graph, columns // how.size
+        read = partial(self._tensor, names, part)
+        name = f"{names[0].removesuffix('.weight')}.{part}" + ("+" if len(names) > 1 else "")
+
+        def plane(suffix: str, bits: int, make: Callable[[QuantizedTensor], Array]) -> str:
+            shape = (rows, blocks, how.size * bits // 8)
+            return g.store(f"{name}.{suffix}", np.uint8, shape, lambda: make(read()))
+
+        if how.bits == 3:
+            low = plane("codes_low", 2, lambda q: pack.low_plane(q, how))
+            high = plane("codes_high", 1, lambda q: pack.high_plane(q, how))
+            codes = self._joined(low, high)
+        else:
+            codes = plane("codes", how.bits, lambda q: pack.codes(q, how))
+        half = g.store(
+            f"{name}.scales", np.float16, (rows, blocks), lambda: pack.scales(read(), how)
+        )
+        found = [codes, self.widened(half)]
+        if how.zeros:
+            width = -(-blocks * how.computed // 8)
+            zeros = g.store(
+                f"{name}.zeros", np.uint8, (rows, width), lambda: pack.zeros(read(), how)
+            )
+            found.append(zeros)
+        return found
+
+    def _tensor(self, names: Sequence[str], part: str) -> QuantizedTensor:
+        found = [getattr(self.load(name), part) for name in names]
+        return pack.stacked(found) if len(found) > 1 else found[0]
+
+    def _joined(self, low: str, high: str) -> str:
+        """Planes of 2 and 1 bits as codes of 4; see `_onnx_pack.low_plane`."""
+        g = self.graph
+        lows = [g.bits(low, by, 0x33) for by in (0, 2)]
+        highs = [g.bits(high, by, 0x44) for by in (-2, -1, 0, 1)]
+        joined = [g.add("Concat", *parts, axis=-1) for parts in (lows, highs)]
+        return g.add("BitwiseOr", *joined)
