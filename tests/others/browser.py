@@ -45,7 +45,8 @@ def served(modules, folder):
 
 def said(browser, modules, folder, patience=600, **query):
     """What the page reports; `query` are its parameters."""
-    with served(modules, folder) as (address, found, done), tempfile.TemporaryDirectory() as own:
+    profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)  # it ends in its own time
+    with served(modules, folder) as (address, found, done), profile as own:
         command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={own}"]
         url = address + "?" + urlencode({"folder": folder.name, **query})
         running = subprocess.Popen(
