@@ -246,6 +246,11 @@ class Onnx(Section):
     activations: Literal["float32", "float16"] = Field(
         "float32", description="What the graph computes in; float16 is for GPUs."
     )
+    qdq: bool = Field(
+        False,
+        description="Write weights of 4 and 8 bits as DequantizeLinear and MatMul, which compilers "
+        "other than ONNX Runtime know, in place of MatMulNBits.",
+    )
     context: int | None = Field(
         None,
         ge=64,

@@ -17,7 +17,7 @@ from edgepack.errors import EdgepackError
 from edgepack.export.profiles import PROFILES, GraphOptions
 from edgepack.runtimes.onnx_runtime import OnnxRuntime, data_files
 
-pytest.importorskip("onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime")
 
 OTHERS = [name for name in PROFILES if name != "cpu"]
 
@@ -185,3 +185,36 @@ def test_left_padding_is_the_default_and_mobile_is_without(tmp_path):
         inputs = [len(n.input) for n in graph.node if n.op_type == "GroupQueryAttention"]
         assert set(inputs) == {count}
     assert torch.is_tensor(weights["model.embed_tokens.weight"].Q.codes)
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("form", ["q4_0", "int4_g32", "q8_0", "int4_g128"])
+def test_qdq(form, half, tmp_path, monkeypatch):
+    """The same codes in another layout: ONNX Runtime makes MatMulNBits of it by itself."""
+    checkpoint = model(tmp_path, "qwen2", tied=False)
+    weights = rounded(checkpoint, form, rank=32, factors="q8_0")
+    path = write(tmp_path / "out", checkpoint, weights, options(half=half, qdq=True))
+    plain = write(tmp_path / "plain", checkpoint, weights, options(half=half))
+    count = operators(plain)["MatMulNBits"]
+    assert count > 3 * 7
+    assert operators(path)["DequantizeLinear"] == count
+    assert not operators(path)["MatMulNBits"]
+    found, wanted = logits(path), logits(plain)
+    assert np.abs(found - wanted).max() < 1e-4 or (half and distance(found, wanted) < INT8)
+    sizes = [sum(f.stat().st_size for f in p.parent.iterdir()) for p in (path, plain)]
+    assert abs(sizes[0] - sizes[1]) < 0.05 * sizes[1]
+    settings = onnxruntime.SessionOptions()
+    settings.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+    assert operators(tmp_path / "optimized.onnx")["MatMulNBits"] == count
+
+
+def test_qdq_leaves_what_has_no_type(tmp_path):
+    checkpoint = model(tmp_path)
+    weights = rounded(checkpoint, "int3_g64")
+    path = write(tmp_path / "out", checkpoint, weights, options(qdq=True))
+    assert not operators(path)["DequantizeLinear"]
+    tied = rounded(checkpoint, "q4_0")
+    path = write(tmp_path / "tied", checkpoint, tied, options(qdq=True))
+    assert operators(path)["MatMulNBits"] == 1  # the head, which is the table
+    assert np.abs(logits(path) - logits(write(tmp_path / "c", checkpoint, tied))).max() < 1e-4

@@ -39,17 +39,27 @@ Shape = Sequence[int | str]
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor to come: its values are what `load` returns."""
+    """A tensor to come: its values are what `load` returns. With `int4`, those are bytes of two
+    signed or unsigned (by `dtype`) values each, the first one low."""
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     load: Callable[[], Array]
+    int4: bool = False
 
     @property
     def nbytes(self) -> int:
         """Bytes of its values."""
-        return prod(self.shape) * self.dtype.itemsize
+        count = prod(self.shape)
+        return -(-count // 2) if self.int4 else count * self.dtype.itemsize
+
+    @property
+    def kind(self) -> int:
+        """ONNX's number of its type."""
+        if self.int4:
+            return int(TensorProto.INT4 if self.dtype == np.int8 else TensorProto.UINT4)
+        return kind(self.dtype)
 
 
 @dataclass
@@ -113,10 +123,18 @@ class Graph:
         self.constants[name] = helper.make_tensor(name, own, array.shape, raw, raw=True)
         return name
 
-    def store(self, name: str, dtype: Any, shape: Sequence[int], load: Callable[[], Array]) -> str:
+    def store(
+        self,
+        name: str,
+        dtype: Any,
+        shape: Sequence[int],
+        load: Callable[[], Array],
+        *,
+        int4: bool = False,
+    ) -> str:
         """A tensor in a file beside the graph; one that is there already is taken again."""
         if name not in self.stored:
-            self.stored[name] = Stored(name, np.dtype(dtype), tuple(shape), load)
+            self.stored[name] = Stored(name, np.dtype(dtype), tuple(shape), load, int4)
         return name
 
     def factor(self, tensor: Stored, shape: Shape, *, given: bool) -> str:
@@ -159,8 +177,8 @@ class Place:
 
     def proto(self) -> TensorProto:
         """The initializer that says so."""
-        shape, dtype = self.tensor.shape, kind(self.tensor.dtype)
-        found = TensorProto(name=self.tensor.name, data_type=dtype, dims=shape)
+        shape, own = self.tensor.shape, self.tensor.kind
+        found = TensorProto(name=self.tensor.name, data_type=own, dims=shape)
         found.data_location = TensorProto.EXTERNAL
         about = {"location": self.file, "offset": self.offset, "length": self.tensor.nbytes}
         for key, value in about.items():
@@ -205,6 +223,7 @@ def size_of(graph: Graph, name: str, chunk: int) -> int:
 
 def _bytes(tensor: Stored) -> NDArray[np.uint8]:
     value = np.ascontiguousarray(tensor.load())
-    if value.dtype != tensor.dtype or value.shape != tensor.shape:
+    expected = (tensor.nbytes,) if tensor.int4 else tensor.shape
+    if value.dtype != tensor.dtype or value.shape != expected:
         raise ValueError(f"{tensor.name}: {value.dtype} {value.shape}, not as declared")
     return value.reshape(-1).view(np.uint8)

@@ -82,6 +82,29 @@ def scales(q: QuantizedTensor, how: Layout) -> NDArray[np.float16]:
     return found
 
 
+def columns(q: QuantizedTensor, how: Layout) -> NDArray[np.int8 | np.uint8]:
+    """Codes turned to ``[in, out]``, as DequantizeLinear takes them: of 4 bits, two to a byte in
+    one row, and where no block has a zero point, less the zero in the middle."""
+    turned = q.codes.T.flatten()
+    if not how.zeros:
+        turned = turned ^ 2 ** (how.bits - 1)  # as two's complement
+    return _turned(turned, how, (q.codes.shape[1], q.codes.shape[0]))
+
+
+def column_zeros(q: QuantizedTensor, how: Layout) -> NDArray[np.int8 | np.uint8]:
+    """Zero points turned likewise, ``[blocks, out]``."""
+    z = q.grid["z"]
+    return _turned(z.T.flatten(), how, (z.shape[1], z.shape[0]))
+
+
+def _turned(values: Tensor, how: Layout, shape: tuple[int, int]) -> NDArray[np.int8 | np.uint8]:
+    if how.bits == 4:
+        flat: NDArray[np.uint8] = _packed(torch.nn.functional.pad(values, (0, len(values) % 2)), 4)
+    else:
+        flat = values.numpy().reshape(shape)
+    return flat if how.zeros else flat.view(np.int8)
+
+
 def _packed(values: Tensor, bits: int) -> Bytes:
     """Low `bits` of values ``[…, n]`` as bytes ``[…, n·bits/8]``, the first lowest."""
     parts = torch.unflatten(values & (2**bits - 1), -1, (-1, 8 // bits))

@@ -130,6 +130,29 @@ class Store:
             found.append(zeros)
         return found
 
+    def columns(
+        self, names: Sequence[str], part: str, how: pack.Layout, rows: int, columns: int
+    ) -> list[str]:
+        """Codes ``[in, out]``, scales ``[blocks, out]`` and perhaps zero points, as
+        DequantizeLinear takes them."""
+        g, blocks, int4 = self.graph, columns // how.size, how.bits == 4
+        read, dtype = partial(self._tensor, names, part), np.uint8 if how.zeros else np.int8
+        name = f"{names[0].removesuffix('.weight')}.{part}" + ("+" if len(names) > 1 else "")
+
+        def codes() -> Array:
+            return pack.columns(read(), how)
+
+        def scales() -> Array:
+            return pack.scales(read(), how).T
+
+        found = [g.store(f"{name}.codes", dtype, (columns, rows), codes, int4=int4)]
+        found.append(self.widened(g.store(f"{name}.scales", np.float16, (blocks, rows), scales)))
+        if how.zeros:
+            zeros = partial(pack.column_zeros, how=how)
+            shape = (blocks, rows)
+            found.append(g.store(f"{name}.zeros", dtype, shape, lambda: zeros(read()), int4=int4))
+        return found
+
     def _tensor(self, names: Sequence[str], part: str) -> QuantizedTensor:
         found = [getattr(self.load(name), part) for name in names]
         return pack.stacked(found) if len(found) > 1 else found[0]

@@ -20,6 +20,10 @@ ACCURACY = 4
 """MatMulNBits multiplies int8 activations; other levels have no fast kernels for 2 and 8 bits."""
 
 
+QDQ_BITS = (4, 8)
+"""Bits of a code that DequantizeLinear has a type for (of 2, only lately)."""
+
+
 class Weights:
     """The weights of a checkpoint by their roles; see `Store` for the rest."""
 
@@ -92,6 +96,10 @@ class Weights:
                 table = self.store.plain(spec, turned=False)
                 return g.add("FusedMatMul", x, table, out=out, transB=1)
             return g.add("MatMul", x, self.store.plain(spec, part), out=out)
+        if self.options.qdq and self._is_free(names) and how.bits in QDQ_BITS:
+            inputs = self.store.columns(names, part, how, rows, columns)
+            weight = g.add("DequantizeLinear", *inputs, axis=0, block_size=how.size)
+            return g.add("MatMul", x, weight, out=out)
         inputs = self.store.blocks(names, part, how, rows, columns)
         return g.add(
             "MatMulNBits",
@@ -103,6 +111,10 @@ class Weights:
             block_size=how.size,
             accuracy_level=ACCURACY,
         )
+
+    def _is_free(self, names: Sequence[str]) -> bool:
+        """Whether products alone read a weight: rows are looked up in no DequantizeLinear's."""
+        return self.checkpoint.specs[names[0]].role != "token_embd"
 
     def _integer_matmul(
         self, x: str, names: Sequence[str], rows: int, columns: int, out: str

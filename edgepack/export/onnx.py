@@ -54,7 +54,8 @@ def positions(checkpoint: Checkpoint, wanted: int | None) -> int:
 def graph_options(checkpoint: Checkpoint, wanted: Onnx) -> GraphOptions:
     """What a recipe asks of a model's graph."""
     known = positions(checkpoint, wanted.context)
-    return GraphOptions(known, PROFILES[wanted.profile], half=wanted.activations == "float16")
+    half = wanted.activations == "float16"
+    return GraphOptions(known, PROFILES[wanted.profile], half, wanted.qdq)
 
 
 def write_folder(

@@ -60,11 +60,14 @@ PROFILES: Mapping[str, Profile] = {
 
 @dataclass(frozen=True)
 class GraphOptions:
-    """A graph to be made: how many positions it knows, whether it computes in float16."""
+    """A graph to be made: how many positions it knows, whether it computes in float16, and whether
+    its weights are multiplied by DequantizeLinear and MatMul (which ONNX Runtime fuses, and others
+    know too) in place of MatMulNBits."""
 
     context: int
     profile: Profile = PROFILES["cpu"]
     half: bool = False
+    qdq: bool = False
 
     @property
     def dtype(self) -> type[np.floating]:
