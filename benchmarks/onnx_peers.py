@@ -1,14 +1,18 @@
 """ONNX graphs beside those of onnxruntime-genai's own builder, through one ONNX Runtime.
 
-    python -m benchmarks.onnx_peers [--python OTHER/bin/python] [--rows …] [--shared ../shared]
+    python -m benchmarks.onnx_peers [--python OTHER/bin/python] [--olive ANOTHER/bin/python]
+        [--rows …] [--shared ../shared]
 
 SmolLM2-135M-Instruct (its source is a Q4_1 file, which flatters 4 bits on all sides alike). The
 builder (`pip install onnxruntime-genai torch transformers onnx_ir` in an environment of its own,
 named by `--python`) makes int4 with accuracy level 4, blocks of 32, by its default (symmetric
 rounding to nearest), by k_quant with zero points, and so with 8 bits where it deems that wise
-(k_quant_mixed); without `--python` its rows are left as they were. A row of ours is a format
-(embeddings too, unless it says otherwise) or a size; rank 0, calibrated on 49,152 tokens of
-calibration_datav3.
+(k_quant_mixed). Olive (`pip install olive-ai requests datasets 'onnxruntime-genai<0.14'`, named by
+`--olive`; later builders have lost what it calls) rounds by GPTQ in blocks of 32 with zero points,
+64 × 512 tokens of the same text, embeddings to nearest, and stores them beside the head. Without
+the option their rows are left as they were. A row of ours is a format
+(embeddings too, unless it says otherwise), perhaps with a rank and the factors' format, or a size;
+calibrated on 49,152 tokens of calibration_datav3.
 Each has plain rounding to the same types beside it. KL to the original as f16 on the first 4 × 512
 tokens of WikiText-2's test split; tokens per second are medians of turns, and what of the first
 row's they are. A run replaces its own rows in results/ and keeps the others.
@@ -18,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -40,18 +45,70 @@ BUILDER: dict[str, list[str]] = {
     "k_quant_mixed": ["algo_config=k_quant_mixed", "is_symmetric=false"],
 }
 """Row → the builder's options (its former names, `int4_…`, go unheeded in 0.18)."""
-ROWS = "genai:default,genai:k_quant,genai:k_quant_mixed,q4_0,int4_g32,88.6MB,int3_g64,q2_0+q4_0"
+GPTQ = {"bits": 4, "group_size": 32, "sym": False, "lm_head": True}
+ROWS = "genai:default,genai:k_quant,genai:k_quant_mixed,olive:gptq,q4_0,int4_g32,88.6MB,int3_g64,q2_0+q4_0"
+ROWS += ",q4_0:16:f16,q4_0:16:q8_0"
+OTHERS = {"genai": "python", "olive": "olive"}
+"""Maker → the option that names its Python."""
 KEPT = RESULTS / "onnx_peers.json"
 PLAIN = "plain rounding, same types"
 
 
-def genai(python: Path, algorithm: str, folder: Path) -> Path:
-    """The builder's folder."""
-    source, out = folder / "original", folder / algorithm
+def original(folder: Path) -> Path:
+    """The model as a Hugging Face folder."""
+    source = folder / "original"
     if not source.exists():
         source.mkdir()
         checkpoint = open_checkpoint(MODEL)
         finish(save(checkpoint, checkpoint.tensor, source, "save"))
+    return source
+
+
+def olive(python: Path, shared: Path, folder: Path) -> Path:
+    """Olive's folder."""
+    words = (shared / "data/calib/calibration_datav3.txt").read_text().split(" ")
+    parts = (" ".join(words[i : i + 600]) for i in range(0, len(words), 600))
+    text = folder / "text.jsonl"
+    text.write_text("".join(json.dumps({"text": part}) + "\n" for part in parts))
+    data = {
+        "name": "text",
+        "type": "HuggingfaceContainer",
+        "load_dataset_config": {"data_name": "json", "data_files": str(text), "split": "train"},
+        "pre_process_data_config": {
+            "add_special_tokens": False,
+            "max_seq_len": 512,
+            "max_samples": 64,
+            "strategy": "join",
+            "text_cols": ["text"],
+        },
+        "dataloader_config": {"batch_size": 1},
+    }
+    cpu = {"device": "cpu", "execution_providers": ["CPUExecutionProvider"]}
+    run = {
+        "input_model": {"type": "HfModel", "model_path": str(original(folder))},
+        "data_configs": [data],
+        "passes": {
+            "gptq": {"type": "Gptq", **GPTQ, "data_config": "text"},
+            "rtn": {"type": "Rtn", **GPTQ, "embeds": True},
+            "graph": {"type": "ModelBuilder", "precision": "int4", "int4_accuracy_level": 4},
+        },
+        "systems": {"local": {"type": "LocalSystem", "accelerators": [cpu]}},
+        "host": "local",
+        "target": "local",
+        "output_dir": str(folder / "olive"),
+        "cache_dir": str(folder / "olive-cache"),
+    }
+    config = folder / "olive.json"
+    config.write_text(json.dumps(run))
+    quiet = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OLIVE_DISABLE_TELEMETRY": "1"}
+    command = [str(python), "-m", "olive", "run", "--config", str(config)]
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | quiet)
+    return folder / "olive"
+
+
+def genai(python: Path, algorithm: str, folder: Path) -> Path:
+    """The builder's folder."""
+    source, out = original(folder), folder / algorithm
     options = ["accuracy_level=4", *BUILDER[algorithm]]
     command = [str(python), "-m", "onnxruntime_genai.models.builder", "-i", str(source)]
     command += ["-o", str(out), "-p", "int4", "-e", "cpu", "-c", str(folder / "cache")]
@@ -61,8 +118,11 @@ def genai(python: Path, algorithm: str, folder: Path) -> Path:
 
 def ours(what: str, shared: Path, folder: Path) -> tuple[Path, dict[str, Any]]:
     """Our folder, and its manifest."""
-    form, _, embeddings = what.partition("+")
+    types, *factors = what.split(":")
+    form, _, embeddings = types.partition("+")
     compress: dict[str, Any] = {"format": form, "embeddings": embeddings or form}
+    if factors:
+        compress |= {"rank": int(factors[0]), "factors": factors[1]}
     if what.endswith("MB"):
         compress = {"target_size": what}
     given = {
@@ -82,11 +142,15 @@ def text_of(shared: Path) -> Path:
 def row(what: str, options: argparse.Namespace, folder: Path) -> tuple[Path, dict[str, Any]]:
     """A row's folder and metrics."""
     shared = options.shared.resolve()
-    if not what.startswith("genai:"):
+    maker, _, kind = what.partition(":")
+    if maker not in OTHERS:
         out, manifest = ours(what, shared, folder)
         results, bits = manifest["measured"]["results"], manifest["bits_per_weight"]["all"]
         return out, {**results["edgepack"], "bits": bits, "plain": results[PLAIN]}
-    out = genai(options.python, what.removeprefix("genai:"), folder)
+    if maker == "olive":
+        out = olive(options.olive, shared, folder)
+    else:
+        out = genai(options.python, kind, folder)
     reference = folder / "reference"
     if not reference.exists():
         reference.mkdir()
@@ -122,10 +186,12 @@ def write(rows: dict[str, dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--python", type=Path)
+    parser.add_argument("--olive", type=Path)
     parser.add_argument("--rows", default=ROWS)
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
     options = parser.parse_args()
-    names = [n for n in options.rows.split(",") if options.python or not n.startswith("genai:")]
+    missing = {maker for maker, option in OTHERS.items() if getattr(options, option) is None}
+    names = [n for n in options.rows.split(",") if n.partition(":")[0] not in missing]
     rows = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() else {}
     with tempfile.TemporaryDirectory() as place:
         folders = {}
