@@ -46,8 +46,8 @@ BUILDER: dict[str, list[str]] = {
 }
 """Row → the builder's options (its former names, `int4_…`, go unheeded in 0.18)."""
 GPTQ = {"bits": 4, "group_size": 32, "sym": False, "lm_head": True}
-ROWS = "genai:default,genai:k_quant,genai:k_quant_mixed,olive:gptq,q4_0,int4_g32,88.6MB,int3_g64,q2_0+q4_0"
-ROWS += ",q4_0:16:f16,q4_0:16:q8_0"
+ROWS = "genai:default,genai:k_quant,genai:k_quant_mixed,olive:gptq,"
+ROWS += "q4_0,int4_g32,88.6MB,int3_g64,q2_0+q4_0,q4_0:16:f16,q4_0:16:q8_0"
 OTHERS = {"genai": "python", "olive": "olive"}
 """Maker → the option that names its Python."""
 KEPT = RESULTS / "onnx_peers.json"
