@@ -11,8 +11,8 @@ rounding to nearest), by k_quant with zero points, and so with 8 bits where it d
 `--olive`; later builders have lost what it calls) rounds by GPTQ in blocks of 32 with zero points,
 64 × 512 tokens of the same text, embeddings to nearest, and stores them beside the head. Without
 the option their rows are left as they were. A row of ours is a format
-(embeddings too, unless it says otherwise), perhaps with a rank and the factors' format, or a size;
-calibrated on 49,152 tokens of calibration_datav3.
+(embeddings too, unless it says otherwise), perhaps with a rank and the factors' format or with a
+profile, or a size; calibrated on 49,152 tokens of calibration_datav3.
 Each has plain rounding to the same types beside it. KL to the original as f16 on the first 4 × 512
 tokens of WikiText-2's test split; tokens per second are medians of turns, and what of the first
 row's they are. A run replaces its own rows in results/ and keeps the others.
@@ -35,6 +35,7 @@ from edgepack import pipeline
 from edgepack.checkpoint import open_checkpoint
 from edgepack.checkpoint.save import save
 from edgepack.evaluate.speed import speeds
+from edgepack.export.profiles import PROFILES
 from edgepack.measure import Model, write_original
 from edgepack.progress import finish
 from edgepack.recipe import parse
@@ -47,7 +48,7 @@ BUILDER: dict[str, list[str]] = {
 """Row → the builder's options (its former names, `int4_…`, go unheeded in 0.18)."""
 GPTQ = {"bits": 4, "group_size": 32, "sym": False, "lm_head": True}
 ROWS = "genai:default,genai:k_quant,genai:k_quant_mixed,olive:gptq,"
-ROWS += "q4_0,int4_g32,88.6MB,int3_g64,q2_0+q4_0,q4_0:16:f16,q4_0:16:q8_0"
+ROWS += "q4_0,int4_g32,88.6MB,int3_g64,q2_0+q4_0,q4_0:16:f16,q4_0:16:q8_0,q4_0:mobile"
 OTHERS = {"genai": "python", "olive": "olive"}
 """Maker → the option that names its Python."""
 KEPT = RESULTS / "onnx_peers.json"
@@ -121,6 +122,7 @@ def ours(what: str, shared: Path, folder: Path) -> tuple[Path, dict[str, Any]]:
     types, *factors = what.split(":")
     form, _, embeddings = types.partition("+")
     compress: dict[str, Any] = {"format": form, "embeddings": embeddings or form}
+    profile = factors.pop() if factors and factors[-1] in PROFILES else "cpu"
     if factors:
         compress |= {"rank": int(factors[0]), "factors": factors[1]}
     if what.endswith("MB"):
@@ -129,9 +131,12 @@ def ours(what: str, shared: Path, folder: Path) -> tuple[Path, dict[str, Any]]:
         "model": MODEL,
         "calibrate": {"source": str(shared / "data/calib/calibration_datav3.txt")},
         "compress": compress | {"damping": [0.03]},
-        "export": {"measure": {"text": str(text_of(shared)), "tokens": 2048, "context": 512}},
+        "export": {
+            "onnx": {"profile": profile},
+            "measure": {"text": str(text_of(shared)), "tokens": 2048, "context": 512},
+        },
     }
-    out = folder / what
+    out = folder / what.replace(":", "-")
     return out, finish(pipeline.build(parse(given), "onnx", base=Path(), out=out)).manifest
 
 
