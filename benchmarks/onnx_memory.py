@@ -16,22 +16,20 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.same_type import RESULTS
-from benchmarks.slicing_memory import write_model
+from benchmarks.slicing_memory import RESIDENT, write_model
 
 EXPORT = """
-import re, sys, time
-from pathlib import Path
+import sys, time
 from edgepack.checkpoint import open_checkpoint
 from edgepack.export import onnx
+from edgepack.export.profiles import GraphOptions
 from edgepack.progress import finish
-status = Path("/proc/self/status")  # ru_maxrss would remember the process before exec
-def peak(): return int(re.search(r"VmHWM:\\s+(\\d+)", status.read_text())[1]) << 10
 checkpoint, start = open_checkpoint(sys.argv[1]), time.monotonic()
 checkpoint.tokenizer
-before = peak()
+before = resident()
 formats = {s.name: "int8" for s in checkpoint.specs.values() if len(s.shape) > 1}
-finish(onnx.write_plain(Path(sys.argv[2]), checkpoint, formats, 4096))
-print(peak(), before, time.monotonic() - start)
+finish(onnx.write_plain(Path(sys.argv[2]), checkpoint, formats, GraphOptions(4096)))
+print(resident(), before, time.monotonic() - start)
 """
 
 
@@ -39,7 +37,7 @@ def measured(blocks: int, folder: Path) -> tuple[int, float, float, float]:
     """Bytes of the graph's data, peak and what imports take (bytes), seconds."""
     write_model(folder / "model", blocks)
     (folder / "out").mkdir()
-    run = [sys.executable, "-c", EXPORT, str(folder / "model"), str(folder / "out")]
+    run = [sys.executable, "-c", RESIDENT + EXPORT, str(folder / "model"), str(folder / "out")]
     done = subprocess.run(run, check=True, capture_output=True, text=True)
     size = sum(f.stat().st_size for f in (folder / "out/onnx").iterdir())
     peak, before, seconds = map(float, done.stdout.split()[-3:])

@@ -33,13 +33,20 @@ SHAPES = {
     "mlp.up_proj": (INNER, HIDDEN),
     "mlp.down_proj": (HIDDEN, INNER),
 }
-PEAK = """
-import resource, sys, time, edgepack
+RESIDENT = """
+import re
+from pathlib import Path
+status = Path("/proc/self/status")  # ru_maxrss would remember the process before exec
+def resident(): return int(re.search(r"VmHWM:\\s+(\\d+)", status.read_text())[1]) << 10
+"""
+"""`resident()`: the peak of a process so far, in bytes."""
+BUILD = """
+import sys, time, edgepack
 from edgepack.memory import peak
 start = time.monotonic()
 expected = peak(edgepack.plan(sys.argv[1], "checkpoint"))
 edgepack.build(sys.argv[1], "checkpoint", out=sys.argv[2])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10, expected, time.monotonic() - start)
+print(resident(), expected, time.monotonic() - start)
 """
 
 
@@ -101,7 +108,13 @@ def main() -> None:
                 "export": {"measure": {"tokens": 0}},
             }
             (folder / "recipe.yaml").write_text(json.dumps(recipe))
-            command = [sys.executable, "-c", PEAK, folder / "recipe.yaml", folder / "out"]
+            command = [
+                sys.executable,
+                "-c",
+                RESIDENT + BUILD,
+                folder / "recipe.yaml",
+                folder / "out",
+            ]
             environment = os.environ | {"EDGEPACK_CACHE": str(folder / "cache")}
             found = subprocess.run(
                 command, check=True, env=environment, capture_output=True, text=True
