@@ -25,7 +25,7 @@ THROUGH = {
 METHODS = {
     "ldlq": "rounded with error feedback on the calibration's H",
     "caldera": "rounded so, alternating with a low-rank correction L·R",
-    "plain": "rounded to nearest: error feedback was no better on held-out tokens",
+    "plain": "rounded to nearest, where error feedback gains nothing",
     "source": "copied: the source stores it in this very format",
 }
 """What the column `method` means."""
