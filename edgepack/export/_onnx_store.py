@@ -55,10 +55,11 @@ class Store:
         return self.graph.store(name, self.options.dtype, self.checkpoint.specs[name].shape, load)
 
     def widened(self, half: str) -> str:
-        """A stored fp16 tensor as what the graph computes in, once; a session does it when it
-        loads."""
-        if self.options.half:
-            return half
+        """A stored fp16 tensor as what the graph computes in."""
+        return half if self.options.half else self.float32(half)
+
+    def float32(self, half: str) -> str:
+        """A stored fp16 tensor as float32, once; a session does it when it loads."""
         name = f"{half}.f32"
         if name not in self.wide:
             self.wide.add(self.graph.add("Cast", half, out=name, to=kind(np.float32)))
@@ -84,7 +85,7 @@ class Store:
         return self.widened(self.graph.factor(stored, named, given=given))
 
     def whole_rows(self, names: Sequence[str], rows: int, columns: int) -> tuple[str, str]:
-        """Weights of format int8 as int8 ``[in, out]``, and their scales as float32 ``[out]``."""
+        """Weights of format int8 as int8 ``[in, out]``, and their scales as fp16 ``[out]``."""
         read, g = partial(self._tensor, names, "Q"), self.graph
 
         def codes() -> Array:
@@ -95,9 +96,9 @@ class Store:
             found: Array = read().grid["d"].flatten().numpy()
             return found
 
-        name = names[0].removesuffix(".weight") + ("+" if len(names) > 1 else "")
-        weight = g.store(f"{name}.Q.codes", np.int8, (columns, rows), codes)
-        return weight, self.widened(g.store(f"{name}.Q.scales", np.float16, (rows,), scales))
+        name = _label(names, "Q")
+        weight = g.store(f"{name}.codes", np.int8, (columns, rows), codes)
+        return weight, g.store(f"{name}.scales", np.float16, (rows,), scales)
 
     def blocks(
         self, names: Sequence[str], part: str, how: pack.Layout, rows: int, columns: int
@@ -106,7 +107,7 @@ class Store:
         MatMulNBits takes them."""
         g, blocks = self.graph, columns // how.size
         read = partial(self._tensor, names, part)
-        name = f"{names[0].removesuffix('.weight')}.{part}" + ("+" if len(names) > 1 else "")
+        name = _label(names, part)
 
         def plane(suffix: str, bits: int, make: Callable[[QuantizedTensor], Array]) -> str:
             shape = (rows, blocks, how.size * bits // 8)
@@ -137,7 +138,7 @@ class Store:
         DequantizeLinear takes them."""
         g, blocks, int4 = self.graph, columns // how.size, how.bits == 4
         read, dtype = partial(self._tensor, names, part), np.uint8 if how.zeros else np.int8
-        name = f"{names[0].removesuffix('.weight')}.{part}" + ("+" if len(names) > 1 else "")
+        name = _label(names, part)
 
         def codes() -> Array:
             return pack.columns(read(), how)
@@ -164,3 +165,8 @@ class Store:
         highs = [g.bits(high, by, 0x44) for by in (-2, -1, 0, 1)]
         joined = [g.add("Concat", *parts, axis=-1) for parts in (lows, highs)]
         return g.add("BitwiseOr", *joined)
+
+
+def _label(names: Sequence[str], part: str) -> str:
+    """What the tensors of a part of weights that lie below one another are called."""
+    return f"{names[0].removesuffix('.weight')}.{part}" + ("+" if len(names) > 1 else "")

@@ -126,7 +126,10 @@ class Weights:
         weight, scales = self.store.whole_rows(names, rows, columns)
         product = g.add("MatMulInteger", small, weight, g.constant(128, np.uint8))
         product = g.add("Mul", g.add("Cast", product, to=kind(np.float32)), step)
-        return g.add("Mul", self.converted(product), scales, out=out)
+        scaled = (product, self.store.float32(scales))
+        if not self.options.half:
+            return g.add("Mul", *scaled, out=out)
+        return g.add("Cast", g.add("Mul", *scaled), out=out, to=kind(np.float16))
 
     def _rounded(self, x: str) -> tuple[str, str]:
         """x as uint8 around 128, and its scales ``[…, 1]``; once for all that reads it."""
@@ -141,10 +144,6 @@ class Weights:
             self.small[x] = g.add("Cast", shifted, to=kind(np.uint8)), step
         return self.small[x]
 
-    def converted(self, x: str) -> str:
-        """Something in float32 as what the graph computes in."""
-        return self.graph.add("Cast", x, to=kind(np.float16)) if self.options.half else x
-
     # ------------------------------------------------------------------ lookups
 
     def gather(self, spec: WeightSpec, places: str) -> str:
@@ -155,7 +154,8 @@ class Weights:
         if form.name == "int8":
             weight, scales = self.store.whole_rows([spec.name], rows, columns)
             found = g.add("Transpose", g.add("Gather", weight, places, axis=1), perm=[1, 2, 0])
-            sizes = g.add("Unsqueeze", g.add("Gather", scales, places), g.constant([2], np.int64))
+            sizes = g.add("Gather", self.store.widened(scales), places)
+            sizes = g.add("Unsqueeze", sizes, g.constant([2], np.int64))
             return g.add("Mul", g.add("Cast", found, to=kind(self.options.dtype)), sizes)
         if how is None:
             return g.add("Gather", self.store.plain(spec, turned=False), places, axis=0)
