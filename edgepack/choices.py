@@ -12,7 +12,6 @@ from edgepack.decompose.low_rank import factor_format
 from edgepack.decompose.stage import Choice
 from edgepack.errors import RecipeError
 from edgepack.export._onnx_pack import WHOLE_ROWS, layout
-from edgepack.formats._affine import Affine
 from edgepack.formats._base import Format, GgmlFormat
 from edgepack.recipe import Compress, WeightOptions
 from edgepack.weights import WeightSpec
@@ -133,7 +132,7 @@ def ranked(spec: WeightSpec, form: Format, wanted: WeightOptions, place: str) ->
         raise RecipeError(
             f"{place}: llama.cpp has no place for factors of {spec.name}", hint="give it rank 0"
         )
-    if not isinstance(form, Affine):
+    if form.name == "f16":
         raise RecipeError(
             f"{place}: {form.name} leaves nothing for factors of {spec.name} to correct",
             hint="give it rank 0",

@@ -26,6 +26,7 @@ METHODS = {
     "ldlq": "rounded with error feedback on the calibration's H",
     "caldera": "rounded so, alternating with a low-rank correction L·R",
     "plain": "rounded to nearest, where error feedback gains nothing",
+    "corrected": "rounded to nearest, with the low-rank correction L·R of what that leaves",
     "source": "copied: the source stores it in this very format",
 }
 """What the column `method` means."""

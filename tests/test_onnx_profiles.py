@@ -13,6 +13,7 @@ from tiny import make_model
 
 import edgepack
 from edgepack.checkpoint import open_checkpoint
+from edgepack.decoder import Decoder
 from edgepack.errors import EdgepackError
 from edgepack.export.profiles import PROFILES, GraphOptions
 from edgepack.runtimes.onnx_runtime import OnnxRuntime, data_files
@@ -218,3 +219,19 @@ def test_qdq_leaves_what_has_no_type(tmp_path):
     path = write(tmp_path / "tied", checkpoint, tied, options(qdq=True))
     assert operators(path)["MatMulNBits"] == 1  # the head, which is the table
     assert np.abs(logits(path) - logits(write(tmp_path / "c", checkpoint, tied))).max() < 1e-4
+
+
+def test_8_bits_by_rows_take_factors_too(tmp_path):
+    """They correct next to nothing, and are there to be trained in the page."""
+    checkpoint = model(tmp_path)
+    path = recipe(tmp_path, "int8", "web", rank=4, factors="f16")
+    built = edgepack.build(path, "onnx", out=tmp_path / "out")
+    weights = built.manifest["weights"]
+    name = "model.layers.0.mlp.down_proj.weight"
+    assert weights[name]["method"] == "corrected"
+    assert 0 < weights[name]["error"] < weights[name]["error_plain"]
+    assert (built.folder / "factors.safetensors").exists()
+    with OnnxRuntime(built.base, context=64) as runtime:
+        found = runtime.logits([5, 6, 7, 8])
+    wanted = Decoder(checkpoint).logits(torch.tensor([[5, 6, 7, 8]]))[0].numpy()
+    assert distance(found, wanted) < INT8

@@ -55,7 +55,11 @@ def caldera(
     plain = FactoredWeight(fmt.quantize(W, H.train.diagonal()))
     error_plain = relative_error(W, plain.dense(), H.held_out, H.out_held_out)
     if not isinstance(fmt, Affine):
-        return _judged(W, H, plain, error_plain, None, "plain")
+        if not rank:
+            return _judged(W, H, plain, error_plain, None, "plain")
+        rest = W - plain.dense()
+        pair = low_rank(rest, H.train, rank, factors, H.out_train)
+        return _judged(W, H, FactoredWeight(plain.Q, *pair), error_plain, None, "corrected")
 
     best, chosen = _round(W, H, fmt, damping)
     if rank:
