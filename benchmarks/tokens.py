@@ -1,8 +1,8 @@
 """What more calibration text is worth, at the same type and bytes.
 
-    python -m benchmarks.tokens [--tokens 106496] [--shared ../shared]
+    python -m benchmarks.tokens [--types q4_0] [--tokens 106496] [--shared ../shared]
 
-SmolLM2-135M-Instruct in q4_0 and iq4_nl, rank 0, measured as in `benchmarks.same_type`, stock with
+SmolLM2-135M-Instruct in a type, rank 0, measured as in `benchmarks.same_type`, stock with
 an imatrix of the same tokens; calibrated on so many tokens of calibration_datav3 and groups_merged
 together. A run replaces its own rows in results/ and keeps the others.
 """
@@ -20,7 +20,6 @@ from edgepack import pipeline
 from edgepack.progress import finish
 from edgepack.recipe import parse
 
-TYPES = ("q4_0", "iq4_nl")
 TEXTS = ("calibration_datav3.txt", "groups_merged.txt")
 
 
@@ -41,7 +40,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Markdown."""
     lines = ["| type | tokens | mean KL, stock + imatrix | edgepack | ratio |"]
     lines += ["|---|---:|---:|---:|---:|"]
-    for r in sorted(rows, key=lambda r: (TYPES.index(r["type"]), r["tokens"])):
+    for r in sorted(rows, key=lambda r: (r["type"], r["tokens"])):
         sides = [r[side] for side in ("stock", "edgepack")]
         kl = [f"{side['kl_mean']:.4f} ± {side['kl_error']:.4f}" for side in sides]
         ratio = sides[1]["kl_mean"] / sides[0]["kl_mean"]
@@ -51,6 +50,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--types", default="q4_0")
     parser.add_argument("--tokens", default="106496")
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
     options = parser.parse_args()
@@ -59,7 +59,7 @@ def main() -> None:
         {(r["type"], r["tokens"]): r for r in json.loads(kept.read_text())} if kept.exists() else {}
     )
     for tokens in map(int, options.tokens.split(",")):
-        for name in TYPES:
+        for name in options.types.split(","):
             with tempfile.TemporaryDirectory() as folder:
                 rows[name, tokens] = row(name, tokens, options.shared.resolve(), Path(folder))
             print(table([rows[name, tokens]]).splitlines()[-1], flush=True)
