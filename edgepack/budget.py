@@ -19,6 +19,7 @@ from edgepack.choices import (
     format_of,
     known,
     options_of,
+    parts_of,
     ranked,
 )
 from edgepack.decompose.allocate import Option, allocate, cheapest
@@ -26,7 +27,6 @@ from edgepack.decompose.candidates import RANKED_BELOW, Costs, Search, load_cost
 from edgepack.decompose.stage import Choice
 from edgepack.errors import RecipeError
 from edgepack.export import gguf
-from edgepack.export._parts import Parts
 from edgepack.recipe import Compress, Recipe, WeightOptions
 from edgepack.weights import WeightSpec
 
@@ -215,7 +215,7 @@ def files_size(
     target: str, recipe: Recipe, checkpoint: Checkpoint, choices: Mapping[str, Choice]
 ) -> int:
     """Bytes that the files of a target will have: tensors, factors, metadata."""
-    parts = {n: Parts(c.format, c.rank, c.L, c.R) for n, c in choices.items()}
+    parts = parts_of(choices)
     if target == "onnx":
         from edgepack.export import onnx
 

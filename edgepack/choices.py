@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from edgepack.decompose.low_rank import factor_format
 from edgepack.decompose.stage import Choice
 from edgepack.errors import RecipeError
 from edgepack.export._onnx_pack import WHOLE_ROWS, layout
+from edgepack.export._parts import Parts
 from edgepack.formats._base import Format, GgmlFormat
 from edgepack.recipe import Compress, WeightOptions
 from edgepack.weights import WeightSpec
@@ -67,6 +69,11 @@ def check_overrides(checkpoint: Checkpoint, compress: Compress | None) -> None:
                 f"compress.overrides: {pattern!r} matches no weight",
                 hint="weights are called " + ", ".join(sorted(names)[-3:]),
             )
+
+
+def parts_of(choices: Mapping[str, Choice]) -> dict[str, Parts]:
+    """What exporters ask of choices."""
+    return {name: Parts(c.format, c.rank, c.L, c.R) for name, c in choices.items()}
 
 
 def _choice(

@@ -269,8 +269,8 @@ def _remarks(manifest: Manifest) -> list[str]:
         for f in manifest["fallbacks"]
     ]
     lines += [f"- {warning}" for warning in manifest["warnings"]]
-    if manifest["requires"]:
-        lines.append(f"- The graph needs {manifest['requires']}.")
+    if needs := manifest.get("requires"):
+        lines.append(f"- The graph needs {needs}.")
     return lines or ["None."]
 
 

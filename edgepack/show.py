@@ -174,7 +174,7 @@ def summary(manifest: Mapping[str, Any], folder: Path) -> list[str]:
         f"{manifest['model']['model']} for {manifest['target']}, {size(total)}",
         f"  {parts}",
         f"  bits per weight: {bits['blocks']:.3f} (blocks), {bits['all']:.3f} (all)",
-        *([f"  needs {manifest['requires']}"] if manifest["requires"] else []),
+        *([f"  needs {needs}"] if (needs := manifest.get("requires")) else []),
         "",
         *_sliced_text(manifest["slice"]),
         *(table or aligned([row[:-1] for row in measurements(measured)])),

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from edgepack.choices import parts_of
 from edgepack.decompose.stage import load_weight
 from edgepack.export._parts import Parts
 from edgepack.export.gguf import write_factors, write_model
@@ -54,8 +55,8 @@ def requires(made: Plan) -> str | None:
     from edgepack.export import onnx
     from edgepack.export.requirements import needed
 
-    parts = {n: Parts(c.format, c.rank, c.L, c.R) for n, c in made.choices.items()}
     options = onnx.graph_options(made.checkpoint, made.recipe.export.onnx)
+    parts = parts_of(made.choices)
     (major, minor), what = needed(onnx.unread(made.checkpoint, parts, options), half=options.half)
     return f"ONNX Runtime {major}.{minor} or later (for {what})"
 

@@ -2,43 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-from torch import Tensor
 
 from edgepack import plugins
-from edgepack.checkpoint import Checkpoint
 from edgepack.export import _onnx_pack as pack
-from edgepack.export._onnx_graph import Graph, kind
-from edgepack.export._onnx_store import Load, Store
-from edgepack.export._parts import Parts
-from edgepack.export.profiles import GraphOptions
+from edgepack.export._onnx_graph import kind
+from edgepack.export._onnx_store import Store
 from edgepack.weights import WeightSpec
 
 ACCURACY = 4
 """MatMulNBits multiplies int8 activations; other levels have no fast kernels for 2 and 8 bits."""
-
-
 QDQ_BITS = (4, 8)
 """Bits of a code that DequantizeLinear has a type for (of 2, only lately)."""
 
 
 class Weights:
-    """The weights of a checkpoint by their roles; see `Store` for the rest."""
+    """The weights of a `Store` by their roles."""
 
-    def __init__(
-        self,
-        graph: Graph,
-        checkpoint: Checkpoint,
-        parts: Mapping[str, Parts],
-        load: Load,
-        norms: Mapping[str, Tensor],
-        options: GraphOptions,
-    ) -> None:
-        self.graph, self.checkpoint, self.parts, self.options = graph, checkpoint, parts, options
-        self.family = checkpoint.architecture
-        self.store = Store(graph, checkpoint, parts, load, norms, options)
+    def __init__(self, store: Store) -> None:
+        self.store, self.graph, self.options = store, store.graph, store.options
+        self.checkpoint, self.parts = store.checkpoint, store.parts
+        self.family = store.checkpoint.architecture
         self.small: dict[str, tuple[str, str]] = {}
 
     def find(self, role: str, block: int | None = None) -> WeightSpec | None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from edgepack.checkpoint import Checkpoint
 from edgepack.decoder import Rotary
 from edgepack.export._onnx_graph import Graph, kind
-from edgepack.export._onnx_store import Load
+from edgepack.export._onnx_store import Load, Store
 from edgepack.export._onnx_weights import Weights
 from edgepack.export._parts import Parts
 from edgepack.export.profiles import GraphOptions
@@ -50,17 +50,15 @@ def decoder_graph(
     """
     graph = Graph()
     read = lru_cache(maxsize=4)(load)
-    weights = Weights(graph, checkpoint, parts, read, norms or {}, options)
-    _Builder(graph, checkpoint, weights, options).build()
+    weights = Weights(Store(graph, checkpoint, parts, read, norms or {}, options))
+    _Builder(weights).build()
     return graph
 
 
 class _Builder:
-    def __init__(
-        self, graph: Graph, checkpoint: Checkpoint, weights: Weights, options: GraphOptions
-    ) -> None:
-        self.graph, self.weights, self.options = graph, weights, options
-        self.family, self.d = checkpoint.architecture, checkpoint.dimensions
+    def __init__(self, weights: Weights) -> None:
+        self.graph, self.weights, self.options = weights.graph, weights, weights.options
+        self.family, self.d = weights.family, weights.checkpoint.dimensions
         self.stream, self.pending = "", ""
         self.tables: set[str] = set()
         self.learned = "position_embd" in self.family.outside

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import psutil
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from edgepack.errors import EdgepackError, missing_extra
@@ -134,7 +135,13 @@ class OnnxRuntime(Closing):
     def _factors(self, model: Path) -> dict[str, Any]:
         """Values of the inputs that are L and R."""
         path = _given_factors(model)
-        values = load_file(path) if path else {}
+        try:
+            found = load_file(path) if path else {}
+        except SafetensorError as error:
+            raise EdgepackError(
+                f"cannot read {path}: {error}", hint="build or copy the folder again"
+            ) from error
+        values = {name: value for name, value in found.items() if name in self._inputs}
         missing = set(self._inputs) - set(values) - set(self._past) - set(_FED)
         if missing:
             raise EdgepackError(
@@ -198,12 +205,12 @@ class OnnxRuntime(Closing):
         try:
             logits, *present = self._session.run_with_ort_values(wanted, values, self._options)
         except Exception as error:
-            if self._options is None:
+            if self._options is None and not self._given:
                 raise
             reason = str(error).strip().splitlines()[0]
             raise EdgepackError(
-                f"the adapter does not fit the graph: {reason}",
-                hint="an adapter belongs to the folder that it was made with",
+                f"what is given for L and R does not fit the graph: {reason}",
+                hint="it belongs to the folder that it was made with",
             ) from error
         found: NDArray[np.float32] = logits.numpy().astype(np.float32, copy=False)
         return found, present

@@ -1,6 +1,8 @@
 """A page in a headless browser that runs a folder by Transformers.js, and what it found."""
 
+import io
 import json
+import re
 import subprocess
 import tempfile
 import threading
@@ -10,6 +12,17 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 PAGE = Path(__file__).with_name("browser.html")
+
+
+def reader(folder):
+    """What a folder's card has pages read its factors with; of none, where there are none."""
+    lines = re.search(
+        r"^async function factors.*?^}$", (folder / "README.md").read_text(), re.M | re.S
+    )
+    if not lines:
+        return "export const factors = async () => ({});"
+    place = "/modules/@huggingface/transformers/dist/transformers.min.js"
+    return f'import {{ Tensor }} from "{place}";\nexport {lines[0]}'
 
 
 @contextmanager
@@ -23,6 +36,14 @@ def served(modules, folder):
         def translate_path(self, path):
             first, _, rest = path.partition("?")[0].lstrip("/").partition("/")
             return str(places[first] / rest) if first in places else str(PAGE)
+
+        def send_head(self):
+            if self.path != "/factors.js":
+                return super().send_head()
+            self.send_response(200)
+            self.send_header("Content-Type", "text/javascript")
+            self.end_headers()
+            return io.BytesIO(reader(folder).encode())
 
         def do_POST(self):
             found.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
