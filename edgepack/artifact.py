@@ -3,14 +3,115 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
 
 from edgepack.errors import EdgepackError
+from edgepack.untrusted import Untrusted, read_json, validate
 
 MANIFEST = "manifest.json"
+
+
+def _inside(name: str) -> str:
+    """The name of a file in the folder or below it, and nowhere else."""
+    parts = PurePosixPath(name).parts
+    plain = not name.startswith("/") and ".." not in parts and "\\" not in name
+    if not (parts and plain and name.isprintable() and len(name) < 1000) or ":" in parts[0]:
+        raise ValueError("is no name of a file in the folder")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_inside)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class File(Untrusted):
+    """A file as it was written."""
+
+    sha256: str
+    bytes: Count
+
+
+class Model(Untrusted):
+    """What the folder was made of."""
+
+    model: str
+    files: dict[str, str] = Field(default_factory=dict)
+
+
+class Weight(Untrusted):
+    """What became of one matrix."""
+
+    formats: dict[str, str]
+    rank: Count
+    error: float
+    error_plain: float
+    damping: float | None = None
+    method: str
+    dtype: str | None = None
+
+
+class Result(Untrusted):
+    """Metrics of one model."""
+
+    bytes: Count
+    perplexity: float
+    reference_perplexity: float
+    kl_mean: float
+    kl_error: float
+    kl_p999: float
+    top1: float
+    top1_error: float
+
+
+class Measured(Untrusted):
+    """What was measured, or why nothing was."""
+
+    skipped: str | None = None
+    text: str = ""
+    tokens: Count = 0
+    context: Count = 0
+    results: dict[str, Result] | None = None
+
+
+class Bits(Untrusted):
+    """Bits per weight."""
+
+    blocks: float
+    all: float
+
+
+class Fallback(Untrusted):
+    """A format that did not fit, and the one taken instead."""
+
+    name: str
+    asked: str
+    given: str
+    columns: Count
+
+
+class Manifest(Untrusted):
+    """What manifest.json must have for anything to be done with its folder."""
+
+    edgepack: str
+    target: Literal["gguf", "onnx", "checkpoint"]
+    model: Model
+    files: Annotated[dict[FileName, File], Field(max_length=100_000)]
+    recipe: dict[str, Any]
+    versions: dict[str, str]
+    stages: dict[str, str]
+    bytes: dict[str, Count]
+    bits_per_weight: Bits
+    fallbacks: list[Fallback]
+    warnings: list[str]
+    weights: dict[str, Weight]
+    measured: Measured
+    slice: dict[str, tuple[Count, Count]] | None = None
+    allocation: dict[str, Any] | None = None
+    requires: str | None = None
 
 
 @dataclass(frozen=True)
@@ -40,17 +141,62 @@ class Artifact:
 
     @staticmethod
     def open(folder: Path) -> Artifact:
-        """Read an output folder's manifest."""
+        """Read an output folder's manifest, and hold the files in it against their sha256."""
+        artifact = Artifact.read(folder)
+        changed = artifact.changed_files()
+        if changed:
+            gone = not (folder / changed[0]).exists()
+            what = "is missing" if gone else "is not the file that manifest.json describes (sha256)"
+            raise EdgepackError(
+                f"{folder}: {changed[0]} {what}",
+                hint="copy the folder again, or build it again; a single .gguf or .onnx file can "
+                "be evaluated by its own name",
+            )
+        return artifact
+
+    @staticmethod
+    def read(folder: Path) -> Artifact:
+        """Read an output folder's manifest, whatever has become of its files."""
         path = folder / MANIFEST
         try:
-            return Artifact(folder, json.loads(path.read_text(encoding="utf-8")))
+            content = read_json(path, place=str(path))
         except FileNotFoundError:
             raise EdgepackError(
                 f"{folder}: is not an output folder of edgepack (no {MANIFEST})",
                 hint="edgepack build RECIPE --target gguf makes one",
             ) from None
-        except (OSError, ValueError) as error:
-            raise EdgepackError(f"{path}: cannot be read ({error})") from None
+        except OSError as error:
+            raise EdgepackError(f"{path}: cannot be read ({error.strerror})") from None
+        validate(Manifest, content, str(path), hint="build the folder again")
+        return Artifact(folder, content)
+
+    def changed_files(self) -> list[str]:
+        """Files that the manifest lists and that are not there as it describes them."""
+        return [
+            name
+            for name, known in self.manifest["files"].items()
+            if not _is(self.folder / name, known)
+        ]
+
+    def foreign_files(self) -> list[str]:
+        """Files in the folder that the build did not write there, or not as they are."""
+        listed = {*self.manifest["files"], MANIFEST}
+        found = (path for path in sorted(self.folder.rglob("*")) if not _is_folder(path))
+        names = [path.relative_to(self.folder).as_posix() for path in found]
+        changed = [name for name in self.changed_files() if (self.folder / name).exists()]
+        return [name for name in names if name not in listed] + changed
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _is(path: Path, known: dict[str, Any]) -> bool:
+    """Whether a file is the one that its entry in the manifest describes."""
+    try:
+        return path.stat().st_size == known["bytes"] and digest(path) == known
+    except OSError:
+        return False
 
 
 def digest(path: Path) -> dict[str, Any]:

@@ -1,50 +1,62 @@
 """Content-addressed stage folders ``STAGE/KEY``, written as ``KEY.partial``, renamed when whole.
 
-key = sha256(stage, version, options, keys of the inputs): the same work is never done twice, a
-changed option never meets an old result, and a killed run finds its finished files in the partial
-folder. Failures are never stored.
+key = sha256(stage, digest of the code that does the work, options, keys of the inputs): the same
+work is never done twice, a changed option or program never meets an old result, and a killed run
+finds its finished files in the partial folder. Failures are never stored. A finished folder has a
+list of its files with their sha256, so that a damaged one is noticed before it is used.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-from filelock import FileLock, Timeout
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from edgepack import fingerprint
+from edgepack.disk import atomic, lock_of, locked, root, sync, sync_tree
 from edgepack.errors import EdgepackError
+from edgepack.untrusted import Untrusted, read_json, validate
+
+LIST = "stage.json"
+"""What a finished stage says of itself: what it was made of and with, and its files' sha256."""
+VERSIONS = ("edgepack", "numba", "numpy", "torch")
+"""Told in `LIST`, not part of the key: a cache survives an upgrade of these."""
 
 
-def root() -> Path:
-    """Where stages are kept: ``$EDGEPACK_CACHE``, else the user's cache folder."""
-    given = os.environ.get("EDGEPACK_CACHE")
-    return Path(given) if given else Path(platformdirs.user_cache_dir("edgepack"))
+class Listed(Untrusted):
+    """The part of `LIST` that is read again: file → sha256."""
+
+    files: dict[str, str]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of one recipe: its folder's place follows from what goes in."""
+    """One stage of one recipe: its folder's place follows from what goes in.
+
+    `code` are the modules (or packages) whose code the result depends on, with all they import.
+    """
 
     name: str
-    version: int
+    code: tuple[str, ...]
     options: Mapping[str, Any]
     inputs: tuple[str, ...]
 
     @property
     def key(self) -> str:
         """Hex digest of everything that determines the result."""
-        content = [self.name, self.version, dict(self.options), list(self.inputs)]
+        code = fingerprint.digest(*self.code)
+        content = [self.name, code, dict(self.options), list(self.inputs)]
         text = json.dumps(content, sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -60,38 +72,85 @@ class Stage:
 
     @property
     def is_done(self) -> bool:
-        """Whether the result is there."""
+        """Whether the result is there; `is_whole` looks at its files."""
         return self.folder.is_dir()
+
+    def is_whole(self) -> bool:
+        """Whether the result is there and its files are those that were written: all are read.
+
+        A damaged result (a bad disk, an interrupted copy) is removed, to be made again; one whose
+        list of files is lost is the user's to remove.
+        """
+        if not self.is_done:
+            return False
+        listed = self._listed()
+        if all(_sha256(self.folder / name) == known for name, known in listed.items()):
+            return True
+        for name in (*listed, LIST):
+            (self.folder / name).unlink(missing_ok=True)
+        for folder in sorted((p for p in self.folder.rglob("*") if p.is_dir()), reverse=True):
+            folder.rmdir()
+        try:
+            self.folder.rmdir()
+        except OSError:
+            raise self._damaged("is damaged and has files that edgepack did not write") from None
+        return False
+
+    def _listed(self) -> Mapping[str, str]:
+        path = self.folder / LIST
+        try:
+            return validate(Listed, read_json(path), path.name).files
+        except (OSError, EdgepackError) as error:
+            raise self._damaged(f"is damaged ({error})") from None
+
+    def _damaged(self, what: str) -> EdgepackError:
+        return EdgepackError(
+            f"cache: the {self.name} stage {self.folder.name} {what}",
+            hint=f"delete {self.folder} and run again: that stage is then made anew",
+        )
 
     @contextmanager
     def writing(self) -> Iterator[Path]:
         """The partial folder, renamed to the finished one if the body does not raise."""
-        self.partial.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder.with_name(self.key + ".lock"))
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise EdgepackError(
-                f"another edgepack is working on the same {self.name} stage",
-                hint="wait for it to end; both would write the same files",
-            ) from None
-        with lock:
+        with locked(lock_of(f"{self.name}-{self.key}")) as mine:
+            if not mine:
+                raise EdgepackError(
+                    f"another edgepack is working on the same {self.name} stage",
+                    hint="wait for it to end; both would write the same files",
+                )
+            self.partial.mkdir(parents=True, exist_ok=True)
             yield self.partial
             if self.is_done:  # another run was through first: the same key, the same content
                 shutil.rmtree(self.partial)
-            else:
-                self.partial.rename(self.folder)
+                return
+            self._write_list()
+            sync_tree(self.partial)
+            self.partial.rename(self.folder)
+            sync(self.folder.parent)
+
+    def _write_list(self) -> None:
+        files = (p for p in sorted(self.partial.rglob("*")) if p.is_file() and p.name != LIST)
+        content = {
+            "stage": self.name,
+            "options": dict(self.options),
+            "inputs": list(self.inputs),
+            "versions": {
+                "python": sys.version.split()[0],
+                **{name: version(name) for name in VERSIONS},
+            },
+            "files": {p.relative_to(self.partial).as_posix(): _sha256(p) for p in files},
+        }
+        with atomic(self.partial / LIST) as temporary:
+            temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
-@contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the body is through."""
-    temporary = path.with_name(path.name + ".tmp")
+def _sha256(path: Path) -> str | None:
+    """Hex digest of a file's content, None if it cannot be read."""
     try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
@@ -102,25 +161,17 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Inverse of `save_tensors`."""
-    with safe_open(path, framework="pt") as file:
-        about: dict[str, Any] = json.loads(file.metadata()["edgepack"])
-        return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
-
-
-@contextmanager
-def new_folder(
-    path: Path, *, force: bool, make_error: Callable[[str], EdgepackError]
-) -> Iterator[Path]:
-    """An output folder written beside `path` and renamed into place; nothing is left on failure."""
-    if path.exists() and not force:
-        raise make_error(f"{path}: already exists")
-    partial = path.with_name(path.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
-        yield partial
-        if path.exists():
-            shutil.rmtree(path)
-        partial.rename(path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with safe_open(path, framework="pt") as file:
+            about: dict[str, Any] = json.loads(file.metadata()["edgepack"])
+            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
+    except (SafetensorError, ValueError, LookupError, TypeError) as error:
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path, error: Exception) -> EdgepackError:
+    """A file of the cache that cannot be read."""
+    return EdgepackError(
+        f"{path.name}: a file of the cache is damaged ({str(error).splitlines()[0]})",
+        hint=f"delete {path.parent} and run again: that stage is then made anew",
+    )

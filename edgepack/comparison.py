@@ -7,22 +7,20 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from edgepack import cache
 from edgepack.artifact import Artifact
 from edgepack.calibration import text as calibration_text
 from edgepack.checkpoint import open_checkpoint
-from edgepack.errors import EdgepackError, RecipeError
+from edgepack.disk import scratch
+from edgepack.errors import CheckpointError, EdgepackError, RecipeError
 from edgepack.evaluate.divergence import Divergence, Perplexity, divergence, perplexity
 from edgepack.evaluate.multiple_choice import CONTEXT, SEQUENCES, answer
 from edgepack.evaluate.tasks import load_all
 from edgepack.measure import HELD_OUT, Model, Text, write_original
 from edgepack.planning import plan
 from edgepack.progress import Steps
-from edgepack.recipe import Recipe
-from edgepack.recipe import load as load_recipe
+from edgepack.provenance import changed, gone, located
 from edgepack.scoreboard import Scoreboard
 
 ORIGINAL = "original (f16)"
@@ -87,24 +85,18 @@ def _reference(request: Request, stack: ExitStack) -> Steps[Model | None]:
         return Model.at(request.reference)
     if request.folder is None:
         return None
-    artifact, recipe = _built(request.folder)
-    original = open_checkpoint(str(recipe.model), request.folder)
+    artifact = Artifact.open(request.folder)
+    recipe = located(artifact)
+    try:
+        original = open_checkpoint(str(recipe.model), request.folder)
+    except CheckpointError as error:
+        raise gone(recipe, artifact) from error
     now, then = dict(original.source), artifact.manifest["model"]
     if any(now.get(key) != then.get(key) for key in ("files", "revision")):
-        raise EdgepackError(
-            f"{recipe.model}: is not what {request.folder} was made of any more",
-            hint="--reference FILE.gguf names another reference",
-        )
-    cache.root().mkdir(parents=True, exist_ok=True)
-    folder = stack.enter_context(TemporaryDirectory(dir=cache.root(), prefix="original-"))
-    target = artifact.manifest["target"]
-    path = yield from write_original(target, original, Path(folder), "original")
+        raise changed(recipe, artifact)
+    folder = stack.enter_context(scratch())
+    path = yield from write_original(artifact.manifest["target"], original, folder, "original")
     return Model(ORIGINAL, path)
-
-
-def _built(folder: Path) -> tuple[Artifact, Recipe]:
-    """A folder's manifest and its recipe, whose paths hold from anywhere."""
-    return Artifact.open(folder), load_recipe(folder / "recipe.yaml")
 
 
 def _text(request: Request) -> Steps[Text]:
@@ -112,14 +104,15 @@ def _text(request: Request) -> Steps[Text]:
     if request.text is not None:
         return _read(request.text)
     assert request.folder is not None
-    artifact, recipe = _built(request.folder)
+    artifact = Artifact.open(request.folder)
+    recipe = located(artifact)
     if recipe.export.measure.text is not None:
-        return _read(Path(recipe.export.measure.text))
+        return _read(request.folder / recipe.export.measure.text)
     try:
         made = plan(recipe, artifact.manifest["target"], request.folder)
         if made.calibrate is None:
             raise EdgepackError("nothing was calibrated")
-        if made.text is not None and not made.text.is_done:
+        if made.text is not None and not made.text.is_whole():
             raise EdgepackError("it is not in the cache any more")
         kept = made.text.folder if made.text else None
         found = yield from calibration_text.tokens(made.dense, recipe.calibrate, made.base, kept)
@@ -131,9 +124,9 @@ def _text(request: Request) -> Steps[Text]:
 
 def _read(path: Path) -> Text:
     try:
-        return Text(path.name, path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise EdgepackError(f"{path}: cannot be read ({error})", hint=NO_TEXT) from None
+        return Text.read(path, "--text")
+    except EdgepackError as error:
+        raise EdgepackError(error.message, hint=NO_TEXT) from None
 
 
 def _predictions(

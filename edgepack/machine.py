@@ -6,12 +6,26 @@ import errno
 import shutil
 from pathlib import Path
 
-from edgepack import cache
+from edgepack.disk import root
 from edgepack.errors import EdgepackError
+from edgepack.untrusted import shorten
 
 NO_MEMORY = ("can't allocate memory", "not enough memory")
 """How torch says that memory is full, in a RuntimeError."""
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+REFUSED = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EIO,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EMFILE,
+    errno.ENFILE,
+}
+"""What is wrong with the machine or with its permissions, and not with the program."""
 NO_SPACE_SAID = ("No space left on device", " requested and ")
 """How safetensors and numpy say it, without a number."""
 
@@ -27,6 +41,11 @@ def from_machine(error: Exception) -> EdgepackError | None:
             hint="close other programs, or lower calibrate.sequence_length; `edgepack plan` "
             "says how much is needed; run again to resume",
         )
+    if isinstance(error, OSError) and error.errno in REFUSED and error.filename is not None:
+        return EdgepackError(
+            f"{shorten(str(error.filename))}: {error.strerror}",
+            hint="check the path and its permissions; run again to resume",
+        )
     return None
 
 
@@ -38,7 +57,7 @@ def _while(error: Exception) -> str:
 def _space(error: Exception) -> str:
     """How much is left in the folders edgepack writes to."""
     name = getattr(error, "filename", None)
-    folders = [Path(name).parent] if name else [cache.root(), Path.cwd()]
+    folders = [Path(name).parent] if name else [root(), Path.cwd()]
     left = [
         f"{folder} has {shutil.disk_usage(folder).free / 1e6:.0f} MB free"
         for folder in folders

@@ -8,11 +8,13 @@ rounding in the very types of ours.
 
 from __future__ import annotations
 
-import tempfile
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,13 +24,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgepack.artifact import MANIFEST, Artifact
+from edgepack.artifact import MANIFEST, Artifact, digest
+from edgepack.cache import Stage
 from edgepack.calibration.text import Tokens, source_path
 from edgepack.checkpoint import Checkpoint
 from edgepack.choices import format_of, stock_formats
 from edgepack.decompose.stage import load_imatrix
+from edgepack.disk import atomic, scratch
 from edgepack.errors import EdgepackError, missing_extra
-from edgepack.evaluate.divergence import chunk, divergence
+from edgepack.evaluate.divergence import CHUNK, chunk, divergence
 from edgepack.export.gguf import write_model, write_plain
 from edgepack.planning import Plan
 from edgepack.progress import Progress, Steps
@@ -38,6 +42,7 @@ from edgepack.runtimes.ggml import requires_imatrix, stock_quantize
 from edgepack.runtimes.llama_cpp import LlamaCpp
 from edgepack.runtimes.onnx_runtime import OnnxRuntime, data_files, model_file
 from edgepack.runtimes.torch_decoder import TorchDecoder
+from edgepack.untrusted import read_json
 
 
 class Library(NamedTuple):
@@ -106,6 +111,24 @@ class Text:
     name: str
     content: str | Tensor
 
+    @staticmethod
+    def read(path: Path, what: str) -> Text:
+        """The text of a file; `what` names it in errors."""
+        try:
+            return Text(path.name, path.read_text(encoding="utf-8"))
+        except UnicodeDecodeError as error:
+            message = f"{what}: {path.name} is not UTF-8 text (byte {error.start})"
+        except OSError as error:
+            message = f"{what}: {path}: cannot be read ({error.strerror})"
+        raise EdgepackError(message, hint="give a text file in UTF-8")
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the text or of the tokens."""
+        content = self.content
+        data = content.encode() if isinstance(content, str) else content.numpy().tobytes()
+        return hashlib.sha256(data).hexdigest()
+
     def chunks(self, runtime: Scorer, context: int, tokens: int) -> NDArray[np.int64]:
         """About so many `tokens` of it, ``[n, context]``."""
         limit = -(-tokens // context)
@@ -114,13 +137,17 @@ class Text:
         return _held_out(self.content, runtime, context, limit)
 
 
+RESULT = "measured.json"
+
+
 def measure(
     made: Plan, folder: Path, weights: Path | None, tokens: Tokens | None
 ) -> Steps[dict[str, Any]]:
     """What the manifest says under ``measured``: metrics by candidate, or why there are none.
 
     `folder` has the files to measure, `weights` is the decompose stage they come from; without one
-    it holds a checkpoint, measured with our own forward pass.
+    it holds a checkpoint, measured with our own forward pass. A stage: what a killed run measured
+    is kept, chunk by chunk.
     """
     options = made.recipe.export.measure
     if not options.tokens:
@@ -131,22 +158,61 @@ def measure(
         return {"skipped": f"{library.package} is not installed ({how})"}
     if tokens is None and options.text is None:
         return {"skipped": "nothing was calibrated and export.measure.text is not set"}
+    text = text_of(made, tokens)
+    stage = _stage(made, folder, text, library)
+    if not stage.is_whole():
+        with stage.writing() as kept:
+            found = yield from _measure(made, folder, weights, text, kept)
+            with atomic(kept / RESULT) as temporary:
+                temporary.write_text(json.dumps(found), encoding="utf-8")
+            for path in kept.glob(f"{CHUNK}*"):
+                path.unlink()
+    measured: dict[str, Any] = read_json(stage.folder / RESULT)
+    return measured
+
+
+def _stage(made: Plan, folder: Path, text: Text, library: Library) -> Stage:
+    """The measurement of the files in `folder`: those very files, through that very runtime."""
+    written = (p for p in sorted(folder.rglob("*")) if p.is_file())
+    options = {
+        **made.recipe.export.measure.model_dump(exclude={"text"}),
+        "target": made.target,
+        "runtime": version(library.package),
+        "onnx": made.recipe.export.onnx.model_dump() if made.target == "onnx" else None,
+        "text": text.digest,
+        "files": {p.relative_to(folder).as_posix(): digest(p)["sha256"] for p in written},
+        "peers": peers(made) if _has_peers(made) and made.target == "gguf" else None,
+    }
+    inputs = (made.decompose.key, made.checkpoint.key, made.dense.checkpoint.key)
+    return Stage("measure", ("edgepack.measure", "edgepack.formats"), options, inputs)
+
+
+def _has_peers(made: Plan) -> bool:
+    return made.recipe.export.measure.stock and made.recipe.compress is not None
+
+
+def _measure(
+    made: Plan, folder: Path, weights: Path | None, text: Text, kept: Path
+) -> Steps[dict[str, Any]]:
+    """Write what to compare with, for as long as it takes, and compare."""
+    options = made.recipe.export.measure
     if weights is None:
         dense, own = (TorchDecoder(d, options.context) for d in (made.dense, made.decoder))
         size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-        return (yield from _compare(made, tokens, dense, {"edgepack": own}, {"edgepack": size}))
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".edgepack-") as temporary:
-        reference = yield from write_original(made.target, made.dense.checkpoint, Path(temporary))
-        with_peers = options.stock and made.recipe.compress is not None
+        one = {"edgepack": own}
+        return (yield from _compare(made, text, dense, one, {"edgepack": size}, kept))
+    with scratch() as temporary:
+        reference = yield from write_original(made.target, made.dense.checkpoint, temporary)
+        with_peers = _has_peers(made)
         if made.target == "onnx":
             models = [Model("edgepack", model_file(folder))]
-            models += (yield from _onnx_peers(made, Path(temporary))) if with_peers else []
+            models += (yield from _onnx_peers(made, temporary)) if with_peers else []
         else:
             factors = folder / "factors.gguf"  # there is no manifest yet
             adapter = factors if factors.exists() else None
             models = [Model("edgepack", folder / "base.gguf", adapter)]
-            models += (yield from _stock(made, weights, Path(temporary))) if with_peers else []
-        return (yield from compare_files(made, tokens, reference, models))
+            models += (yield from _stock(made, weights, temporary)) if with_peers else []
+        return (yield from compare_files(made, text, reference, models, kept))
 
 
 def write_original(
@@ -191,39 +257,50 @@ def write_plain_onnx(
 
 
 def compare_files(
-    made: Plan, tokens: Tokens | None, reference: Path, models: Sequence[Model]
+    made: Plan,
+    text: Text,
+    reference: Path,
+    models: Sequence[Model],
+    kept: Path | None = None,
 ) -> Steps[dict[str, Any]]:
-    """Metrics of models against the reference, on what the recipe says."""
+    """Metrics of models against the reference, on what the recipe says; see `divergence` for
+    `kept`."""
     context = made.recipe.export.measure.context
     with ExitStack() as stack:
         original = stack.enter_context(Model("", reference).open(context))
         opened = {m.name: stack.enter_context(m.open(context)) for m in models}
         sizes = {m.name: m.bytes for m in models}
-        return (yield from _compare(made, tokens, original, opened, sizes))
+        return (yield from _compare(made, text, original, opened, sizes, kept))
 
 
 def _compare(
     made: Plan,
-    tokens: Tokens | None,
+    text: Text,
     reference: Scorer,
     models: Mapping[str, Scorer],
     sizes: Mapping[str, int],
+    kept: Path | None,
 ) -> Steps[dict[str, Any]]:
     options, context = made.recipe.export.measure, made.recipe.export.measure.context
-    if options.text is not None:
-        path = source_path(options.text, made.base, "export.measure.text")
-        text = Text(path.name, path.read_text(encoding="utf-8"))
-    else:
-        assert tokens is not None
-        text = Text(HELD_OUT, tokens.held_out)
     chunks = text.chunks(reference, context, options.tokens)
-    found = yield from divergence(reference, models, chunks)
+    found = yield from divergence(reference, models, chunks, kept)
     return {
         "text": text.name,
         "tokens": int(chunks.size),
         "context": context,
         "results": {name: {"bytes": sizes[name], **found[name].as_dict()} for name in models},
     }
+
+
+def text_of(made: Plan, tokens: Tokens | None) -> Text:
+    """What the recipe says to measure on."""
+    options = made.recipe.export.measure
+    if options.text is not None:
+        path = source_path(options.text, made.base, "export.measure.text")
+        return Text.read(path, "export.measure.text")
+    if tokens is None:
+        raise EdgepackError("nothing was calibrated, so that no text is held out")
+    return Text(HELD_OUT, tokens.held_out)
 
 
 def _held_out(tokens: Tensor, runtime: Scorer, context: int, limit: int) -> NDArray[np.int64]:
@@ -252,7 +329,7 @@ def peers(made: Plan) -> dict[str, dict[str, str]]:
         for name, formats in uniform.items()
     }
     ours = sum(made.bytes_by_part().values())
-    nearest = min(abs(size - ours) for size in sizes.values())
+    nearest = min((abs(size - ours) for size in sizes.values()), default=0)
     found = {name: uniform[name] for name, size in sizes.items() if abs(size - ours) == nearest}
     if same not in found.values():
         found |= {name: formats for name, formats in uniform.items() if formats == same}

@@ -14,14 +14,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from edgepack.calibration.text import Tokens
+from edgepack.disk import scratch
 from edgepack.evaluate.multiple_choice import CONTEXT, SEQUENCES, Answers, Mean, Open, answer
 from edgepack.evaluate.speed import Speed, speeds
 from edgepack.evaluate.tasks import Item
-from edgepack.measure import RUNTIMES, Model, compare_files, write_original
+from edgepack.measure import RUNTIMES, Model, Text, compare_files, text_of, write_original
 from edgepack.peers import MAKERS, peer_types, write_peers
 from edgepack.pipeline import build, calibrate, write_text
 from edgepack.planning import Plan, plan
@@ -96,12 +95,12 @@ def compare(
     first, base = next(iter(recipes.values()))
     made = replace(made, recipe=first)  # with what it says of measuring
     every = peer_types(made) | mixtures
-    with TemporaryDirectory(dir=out, prefix=".edgepack-") as temporary:
+    with scratch() as temporary:
         original = made.checkpoint.original
-        reference = yield from write_original(target, original, Path(temporary), "original")
+        reference = yield from write_original(target, original, temporary, "original")
         models += others
-        models += yield from write_peers(made, every, Path(temporary))
-        found = yield from _metrics(made, tokens, reference, models)
+        models += yield from write_peers(made, every, temporary)
+        found = yield from _metrics(made, text_of(made, tokens), reference, models)
         taken = yield from _speeds(models)
         right = yield from _accuracies(models, tasks or {})
     points = [
@@ -121,12 +120,12 @@ def compare(
 
 
 def _metrics(
-    made: Plan, tokens: Tokens | None, reference: Path, models: Sequence[Model]
+    made: Plan, text: Text, reference: Path, models: Sequence[Model]
 ) -> Steps[dict[str, dict[str, float]]]:
     found: dict[str, dict[str, float]] = {}
     for start in range(0, len(models), AT_ONCE):
         some = models[start : start + AT_ONCE]
-        measured = yield from compare_files(made, tokens, reference, some)
+        measured = yield from compare_files(made, text, reference, some)
         found |= measured["results"]
     return found
 

@@ -16,17 +16,18 @@ from torch import Tensor
 
 from edgepack import rft, targets
 from edgepack.artifact import MANIFEST, Artifact, digest
-from edgepack.cache import new_folder
 from edgepack.calibration import sweep
 from edgepack.calibration import text as calibration_text
 from edgepack.calibration.text import Tokens
 from edgepack.checkpoint.save import save
 from edgepack.decompose.candidates import measure_candidates
 from edgepack.decompose.stage import Settings, decompose, load_weight
-from edgepack.errors import ExportError
+from edgepack.disk import clean
 from edgepack.measure import measure
+from edgepack.output import writing
 from edgepack.planning import Plan, plan
 from edgepack.progress import Progress, Steps
+from edgepack.provenance import RECIPE, digests, published, remember, sources, without_none
 from edgepack.recipe import FIXED, Recipe
 from edgepack.recover import stage as recovery
 from edgepack.recover import training
@@ -56,17 +57,21 @@ def build(
     `base` is the folder that relative paths in the recipe start from, `out` the folder to write.
     """
     made = plan(recipe, target, base)
-    _check_free(out, force=force)
-    tokens = yield from write_text(made)
-    yield from slice_model(made, tokens)
-    yield from finetune(made, tokens)
-    yield from calibrate(made, tokens)
-    made = yield from _allocate(made)
-    weights = None
-    if made.packs:
-        weights = yield from _decompose(made, tokens)
-        weights = yield from _recover(made, weights, tokens)
-    return (yield from _export(made, weights, tokens, out, force=force))
+    clean()
+    with writing(out, force=force, sources=sources(made).values(), recipe=base) as output:
+        remember(made)
+        tokens = yield from write_text(made)
+        yield from slice_model(made, tokens)
+        yield from finetune(made, tokens)
+        yield from calibrate(made, tokens)
+        made = yield from _allocate(made)
+        weights = None
+        if made.packs:
+            weights = yield from _decompose(made, tokens)
+            weights = yield from _recover(made, weights, tokens)
+        manifest = yield from _export(made, weights, tokens, output.folder)
+        output.publish()
+    return Artifact(out, manifest)
 
 
 def write_text(made: Plan) -> Steps[Tokens | None]:
@@ -75,7 +80,7 @@ def write_text(made: Plan) -> Steps[Tokens | None]:
     if made.calibrate is None and made.slice is None:
         return None
     decoder, options, stage = made.dense, made.recipe.calibrate, made.text
-    if stage is not None and not stage.is_done:
+    if stage is not None and not stage.is_whole():
         with stage.writing() as folder:
             yield from calibration_text.tokens(decoder, options, made.base, folder)
     kept = stage.folder if stage else None
@@ -85,7 +90,7 @@ def write_text(made: Plan) -> Steps[Tokens | None]:
 def slice_model(made: Plan, tokens: Tokens | None) -> Steps[None]:
     """The slice stage: its folder is a Hugging Face checkpoint."""
     stage, options, checkpoint = made.slice, made.recipe.slice, made.checkpoint.counted
-    if stage is None or stage.is_done or options is None or tokens is None:
+    if stage is None or stage.is_whole() or options is None or tokens is None:
         return
     assert isinstance(checkpoint, Sliced)
     with stage.writing() as folder:
@@ -95,7 +100,7 @@ def slice_model(made: Plan, tokens: Tokens | None) -> Steps[None]:
 def finetune(made: Plan, tokens: Tokens | None) -> Steps[None]:
     """The rft stage: the sliced checkpoint, trained."""
     stage, options, checkpoint = made.rft, made.recipe.slice, made.checkpoint.counted
-    if stage is None or stage.is_done or options is None or tokens is None or made.slice is None:
+    if stage is None or stage.is_whole() or options is None or tokens is None or made.slice is None:
         return
     assert isinstance(checkpoint, Sliced)
     assert options.recover is not None
@@ -107,7 +112,7 @@ def finetune(made: Plan, tokens: Tokens | None) -> Steps[None]:
 def calibrate(made: Plan, tokens: Tokens | None) -> Steps[None]:
     """The calibrate stage: its folder holds every H, unless the objective is ``layer``."""
     stage, options = made.calibrate, made.recipe.calibrate
-    if stage is None or stage.is_done or tokens is None:
+    if stage is None or stage.is_whole() or tokens is None:
         return
     with stage.writing() as folder:
         if options.objective != "layer":
@@ -121,7 +126,7 @@ def calibrate(made: Plan, tokens: Tokens | None) -> Steps[None]:
 def _allocate(made: Plan) -> Steps[Plan]:
     """The allocate stage, where a recipe gives a size; the plan with the formats it leads to."""
     stage, spent = made.allocate, made.allocation
-    if stage is None or spent is None or made.calibrate is None or stage.is_done:
+    if stage is None or spent is None or made.calibrate is None or stage.is_whole():
         return made
     with stage.writing() as folder:
         yield from measure_candidates(made.decoder, spent.tried, made.calibrate.folder, folder)
@@ -131,7 +136,7 @@ def _allocate(made: Plan) -> Steps[Plan]:
 def _decompose(made: Plan, tokens: Tokens | None) -> Steps[Path]:
     """The decompose stage: a folder with one file per matrix."""
     stage = made.decompose
-    if not stage.is_done:
+    if not stage.is_whole():
         compress = made.recipe.compress
         settings = Settings(
             tuple(compress.damping) if compress else (), compress.iterations if compress else 0
@@ -149,7 +154,7 @@ def _recover(made: Plan, weights: Path, tokens: Tokens | None) -> Steps[Path]:
     stage, options = made.recover, made.recipe.recover
     if stage is None or options is None or tokens is None:
         return weights
-    if not stage.is_done:
+    if not stage.is_whole():
         rate = options.learning_rate
         factors = 3 * rate  # L and R are far from their optimum, scales are near
         settings = training.Settings(
@@ -177,40 +182,34 @@ def _recovered(made: Plan, weights: Path | None) -> tuple[dict[str, Any] | None,
 
 
 def _export(
-    made: Plan, weights: Path | None, tokens: Tokens | None, out: Path, *, force: bool
-) -> Steps[Artifact]:
-    """Write, measure and describe the output folder, all or nothing."""
-    with new_folder(out, force=force, make_error=_exists) as folder:
-        yield Progress("export", 0, 1, "writing files")
-        recovered, norms = _recovered(made, weights)
-        about: dict[str, dict[str, Any]] = {}
-        if weights is None:
-            yield from save(made.checkpoint, made.checkpoint.tensor, folder, "export")
-        else:
-            about = {name: load_weight(weights, name)[1] for name in made.choices}
-            yield from targets.write(made, weights, about, norms, folder)
-        text = yaml.safe_dump(_resolved(made), sort_keys=False)
-        (folder / "recipe.yaml").write_text(text, encoding="utf-8")
-        measured = yield from measure(made, folder, weights, tokens)
-        manifest = _manifest(made, about, measured) | {"recovered": recovered}
-        (folder / "report.md").write_text(render(manifest), encoding="utf-8")
-        files = (p for p in sorted(folder.rglob("*")) if p.is_file())
-        manifest["files"] = {str(p.relative_to(folder)): digest(p) for p in files}
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    return Artifact(out, manifest)
+    made: Plan, weights: Path | None, tokens: Tokens | None, folder: Path
+) -> Steps[dict[str, Any]]:
+    """Write, measure and describe the output folder; its manifest."""
+    yield Progress("export", 0, 1, "writing files")
+    recovered, norms = _recovered(made, weights)
+    about: dict[str, dict[str, Any]] = {}
+    if weights is None:
+        yield from save(made.checkpoint, made.checkpoint.tensor, folder, "export")
+    else:
+        about = {name: load_weight(weights, name)[1] for name in made.choices}
+        yield from targets.write(made, weights, about, norms, folder)
+    recipe = yaml.safe_dump(_resolved(made), sort_keys=False, allow_unicode=True)
+    (folder / RECIPE).write_text(recipe, encoding="utf-8")
+    measured = yield from measure(made, folder, weights, tokens)
+    manifest = _manifest(made, about, measured) | {"recovered": recovered}
+    (folder / "report.md").write_text(render(manifest), encoding="utf-8")
+    files = (p for p in sorted(folder.rglob("*")) if p.is_file())
+    manifest["files"] = {p.relative_to(folder).as_posix(): digest(p) for p in files}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    return manifest
 
 
 def _resolved(made: Plan) -> dict[str, Any]:
-    """The recipe with every default, and with paths that hold from any folder."""
-    recipe = made.recipe.model_dump(mode="json", exclude_none=True)
+    """The recipe with every default that can be written into one."""
+    recipe = without_none(published(made))
     if made.allocation is not None:
         for key in FIXED:  # the size chooses them
             recipe["compress"].pop(key, None)
-    places = ((recipe, "model"), (recipe["calibrate"], "source"))
-    for section, key in (*places, (recipe["export"]["measure"], "text")):
-        path = made.base / str(section.get(key, ""))
-        if section.get(key) not in (None, "self") and path.exists():
-            section[key] = str(path.resolve())
     return recipe
 
 
@@ -221,7 +220,8 @@ def _manifest(
         "edgepack": version("edgepack"),
         "target": made.target,
         "model": dict(made.checkpoint.source),
-        "recipe": made.recipe.model_dump(mode="json"),
+        "sources": digests(made),
+        "recipe": published(made),
         "versions": {
             "python": sys.version.split()[0],
             **{name: version(name) for name in VERSIONS},
@@ -243,20 +243,3 @@ def _manifest(
         },
         "measured": measured,
     }
-
-
-def _check_free(out: Path, *, force: bool) -> None:
-    """Refuse a folder that is there, and with `force` one that is not edgepack's to delete."""
-    if not out.exists():
-        return
-    if not force:
-        raise _exists(f"{out}: already exists")
-    if not out.is_dir() or (any(out.iterdir()) and not (out / MANIFEST).is_file()):
-        raise ExportError(
-            f"{out}: is not an output folder of edgepack, --force does not replace it",
-            hint="--out DIR writes elsewhere",
-        )
-
-
-def _exists(message: str) -> ExportError:
-    return ExportError(message, hint="--force replaces it, --out DIR writes elsewhere")

@@ -21,7 +21,7 @@ from edgepack.errors import RecipeError, missing_extra
 from edgepack.export._onnx_pack import layout
 from edgepack.export.profiles import PROFILES
 from edgepack.recipe import Recipe
-from edgepack.shape import rewritten, sliced, text_key, text_stage
+from edgepack.shape import READS, rewritten, sliced, text_key, text_stage
 from edgepack.slicing.sliced import Sliced
 from edgepack.weights import WeightSpec
 
@@ -39,10 +39,11 @@ PARTS = {
 }
 """Role → part of the model in the ledger; other matrices are the blocks'."""
 
-CALIBRATE_VERSION = 1
-ALLOCATE_VERSION = 2
-DECOMPOSE_VERSION = 3
-RECOVER_VERSION = 1
+CALIBRATES = ("edgepack.calibration.sweep", *READS)
+ALLOCATES = ("edgepack.decompose.candidates", "edgepack.formats")
+DECOMPOSES = ("edgepack.decompose.stage", "edgepack.formats", *READS)
+RECOVERS = ("edgepack.recover.stage", "edgepack.formats")
+"""The code that the results of stages depend on."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ def plan(recipe: Recipe, target: str, base: Path) -> Plan:
     if recipe.compress is not None and recipe.compress.is_budget:
         calibrate = _calibration(recipe, checkpoint, base, text, warnings)
         tried = _tried(recipe, checkpoint, target)
-        allocate = Stage("allocate", ALLOCATE_VERSION, asdict(tried), (calibrate.key,))
+        allocate = Stage("allocate", ALLOCATES, asdict(tried), (calibrate.key,))
         files = partial(files_size, target, recipe, checkpoint)
         allocation = spend(checkpoint, recipe.compress, tried, allocate, files)
         choices: Mapping[str, Choice] = allocation.choices
@@ -190,7 +191,7 @@ def plan(recipe: Recipe, target: str, base: Path) -> Plan:
         warnings += [*_short_context(recipe, checkpoint), *_slow_formats(recipe, choices)]
     decompose = Stage(
         "decompose",
-        DECOMPOSE_VERSION,
+        DECOMPOSES,
         {
             "choices": {name: vars(choice) for name, choice in choices.items()},
             "damping": recipe.compress.damping if recipe.compress else [],
@@ -250,7 +251,7 @@ def _recovery(recipe: Recipe, calibrate: Stage | None, decompose: Stage) -> Stag
             hint="add a section `compress`, or remove `recover`",
         )
     inputs = (decompose.key, calibrate.key)
-    return Stage("recover", RECOVER_VERSION, recipe.recover.model_dump(), inputs)
+    return Stage("recover", RECOVERS, recipe.recover.model_dump(), inputs)
 
 
 def _tried(recipe: Recipe, checkpoint: Checkpoint, target: str) -> Search:
@@ -280,4 +281,4 @@ def _calibration(
             "H overfits (held-out tokens still choose the damping)"
         )
     described = options.model_dump() | {"source": "self" if options.source == "self" else "file"}
-    return Stage("calibrate", CALIBRATE_VERSION, described, inputs)
+    return Stage("calibrate", CALIBRATES, described, inputs)

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from edgepack.architectures._base import LINEAR_ROLES
-from edgepack.cache import atomic, load_tensors, save_tensors
+from edgepack.cache import load_tensors, save_tensors
 from edgepack.calibration.text import Tokens
 from edgepack.checkpoint.save import is_saved, save
 from edgepack.choices import format_of
 from edgepack.decoder import Decoder
+from edgepack.disk import atomic
 from edgepack.linalg import top_left_singular_vectors
 from edgepack.progress import Progress, Steps
 from edgepack.recipe import Rft

@@ -18,9 +18,12 @@ from edgepack.slicing.centered import centered
 from edgepack.slicing.sliced import Sliced
 from edgepack.slicing.widths import kept_widths
 
-TEXT_VERSION = 1
-SLICE_VERSION = 1
-RFT_VERSION = 1
+READS = ("edgepack.checkpoint", "edgepack.architectures")
+"""The code that reads models."""
+WRITES_TEXT = ("edgepack.calibration.text", *READS)
+SLICES = ("edgepack.slicing.stage", *READS)
+FINETUNES = ("edgepack.rft", "edgepack.formats.f16")
+"""The code that the results of stages depend on."""
 
 OF_TEXT = ("tokens", "held_out", "sequence_length", "seed")
 """Options of `calibrate` that its tokens depend on."""
@@ -41,7 +44,7 @@ def text_stage(recipe: Recipe, dense: Checkpoint, warnings: list[str]) -> Stage 
             "does not fit in memory; a text file is much faster"
         )
     options = {key: getattr(recipe.calibrate, key) for key in OF_TEXT}
-    return Stage("text", TEXT_VERSION, options, (dense.key,))
+    return Stage("text", WRITES_TEXT, options, (dense.key,))
 
 
 def text_key(recipe: Recipe, base: Path, text: Stage | None) -> str:
@@ -70,7 +73,7 @@ def sliced(recipe: Recipe, dense: Checkpoint, text: str, warnings: list[str]) ->
     about = {**options.model_dump(include=used), "widths": sorted(set(widths[:-1]))}
     of_text = {key: getattr(recipe.calibrate, key) for key in OF_TEXT}
     described = {**about, "widths": list(widths), "text": of_text}
-    stage = Stage("slice", SLICE_VERSION, described, (dense.key, text))
+    stage = Stage("slice", SLICES, described, (dense.key, text))
     if options.method == "global":
         made = Sliced.globally(dense, widths[0], stage, about)
     else:
@@ -78,7 +81,7 @@ def sliced(recipe: Recipe, dense: Checkpoint, text: str, warnings: list[str]) ->
     _refuse_growth(made, options, warnings)
     if options.recover is None:
         return made
-    rft = Stage("rft", RFT_VERSION, options.recover.model_dump(), (stage.key, dense.key, text))
+    rft = Stage("rft", FINETUNES, options.recover.model_dump(), (stage.key, dense.key, text))
     return made.taken_from(rft)
 
 

@@ -45,7 +45,9 @@ def write(
         yield Progress("export", 0, 1, "base.gguf")
         _write_gguf(made, parts, load, norms, folder)
     if ranked:
-        write_adapter(folder / "adapter", ranked, load, base=made.recipe.model)
+        write_adapter(
+            folder / "adapter", ranked, load, base=str(made.checkpoint.original.source["model"])
+        )
 
 
 def requires(made: Plan) -> str | None:

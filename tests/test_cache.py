@@ -1,5 +1,6 @@
 """Stage folders: found again when nothing changed, never when something did, whole or absent."""
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -8,10 +9,13 @@ import pytest
 import torch
 
 from edgepack import cache
-from edgepack.cache import Stage, atomic, load_tensors, new_folder, save_tensors
-from edgepack.errors import EdgepackError, ExportError
+from edgepack.cache import Stage, load_tensors, save_tensors
+from edgepack.disk import atomic, scratch
+from edgepack.errors import EdgepackError
 
-STAGE = Stage("calibrate", 1, {"seed": 0, "nested": {"rank": 4}}, ("model", "text"))
+STAGE = Stage(
+    "calibrate", ("edgepack.linalg",), {"seed": 0, "nested": {"rank": 4}}, ("model", "text")
+)
 
 
 class BoomError(Exception):
@@ -24,10 +28,6 @@ def cache_root(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-def fail(message: str) -> ExportError:
-    return ExportError(message)
-
-
 def names(folder: Path) -> set[str]:
     return {p.name for p in folder.iterdir()}
 
@@ -35,7 +35,7 @@ def names(folder: Path) -> set[str]:
 def test_the_key_changes_with_every_ingredient():
     changed = [
         replace(STAGE, name="decompose"),
-        replace(STAGE, version=2),
+        replace(STAGE, code=("edgepack.decoder",)),
         replace(STAGE, options={**STAGE.options, "seed": 1}),
         replace(STAGE, options={**STAGE.options, "more": None}),
         replace(STAGE, options={**STAGE.options, "nested": {"rank": 5}}),
@@ -91,9 +91,9 @@ def test_a_second_writer_is_refused_and_the_first_goes_on():
             pass
         assert refused.value.hint
         assert "\n" not in str(refused.value)
-        with replace(STAGE, version=2).writing():
+        with replace(STAGE, code=("edgepack.decoder",)).writing():
             pass
-    assert names(STAGE.folder) == {"a"}
+    assert names(STAGE.folder) == {"a", cache.LIST}
 
 
 def test_a_dead_writer_holds_no_lock():
@@ -114,7 +114,8 @@ def test_a_writer_that_comes_when_all_is_done_does_no_harm():
         (folder / "a").write_text("first")
     with STAGE.writing() as folder:
         (folder / "a").write_text("second")
-    assert names(STAGE.folder) == {"a"}
+    assert (STAGE.folder / "a").read_text() == "first"
+    assert STAGE.is_whole()
 
 
 def write_and_fail(path: Path) -> None:
@@ -147,37 +148,96 @@ def test_tensors_come_back_with_their_description(tmp_path):
     assert all(torch.equal(found[k], v) and found[k].dtype == v.dtype for k, v in tensors.items())
 
 
-def make_folder(path: Path, text: str, *, force: bool = False, failing: bool = False) -> None:
-    with new_folder(path, force=force, make_error=fail) as folder:
-        (folder / text).write_text(text)
-        if failing:
-            raise BoomError
+def finished() -> dict[str, Path]:
+    with STAGE.writing() as folder:
+        (folder / "deep").mkdir()
+        for name in ("a", "deep/b"):
+            (folder / name).write_text(name * 100)
+    return {name: STAGE.folder / name for name in ("a", "deep/b", cache.LIST)}
 
 
-def test_a_new_folder_is_whole_or_absent(tmp_path):
-    with pytest.raises(BoomError):
-        make_folder(tmp_path / "deep" / "out", "a", failing=True)
-    assert names(tmp_path / "deep") == set()
-    make_folder(tmp_path / "deep" / "out", "a")
-    assert names(tmp_path / "deep") == {"out"}
-    assert names(tmp_path / "deep" / "out") == {"a"}
+DAMAGES = {
+    "a bit": lambda data: data[:50] + bytes([data[50] ^ 1]) + data[51:],
+    "cut": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "longer": lambda data: data + b"x",
+}
 
 
-def test_an_existing_folder_is_replaced_only_with_force(tmp_path):
-    out = tmp_path / "out"
-    make_folder(out, "old")
-    with pytest.raises(ExportError, match="already exists"):
-        make_folder(out, "new")
-    with pytest.raises(BoomError):
-        make_folder(out, "new", force=True, failing=True)
-    assert names(out) == {"old"}
-    make_folder(out, "new", force=True)
-    assert names(out) == {"new"}
-    assert names(tmp_path) == {"out"}
+@pytest.mark.parametrize("how", DAMAGES)
+@pytest.mark.parametrize("name", ["a", "deep/b"])
+def test_a_damaged_stage_is_made_anew(name, how):
+    path = finished()[name]
+    assert STAGE.is_whole()
+    path.write_bytes(DAMAGES[how](path.read_bytes()))
+    assert STAGE.is_done
+    assert not STAGE.is_whole()
+    assert not STAGE.folder.exists()
+    finished()
+    assert STAGE.is_whole()
 
 
-def test_what_a_killed_run_left_beside_the_folder_is_cleared(tmp_path):
-    (tmp_path / "out.partial").mkdir()
-    (tmp_path / "out.partial" / "stale").write_text("x")
-    make_folder(tmp_path / "out", "new")
-    assert names(tmp_path / "out") == {"new"}
+def test_a_stage_that_lacks_a_file_is_made_anew():
+    finished()["deep/b"].unlink()
+    assert not STAGE.is_whole()
+    assert not STAGE.folder.exists()
+
+
+@pytest.mark.parametrize("how", ["cut", "empty"])
+def test_a_stage_whose_list_is_lost_is_the_users_to_remove(how):
+    path = finished()[cache.LIST]
+    path.write_bytes(DAMAGES[how](path.read_bytes()))
+    with pytest.raises(EdgepackError, match="damaged") as refused:
+        STAGE.is_whole()
+    assert str(STAGE.folder) in refused.value.hint
+    assert STAGE.folder.exists()
+
+
+def test_a_damaged_stage_with_files_of_the_user_is_not_removed():
+    finished()["a"].write_text("x")
+    (STAGE.folder / "mine").write_text("keep")
+    with pytest.raises(EdgepackError, match="did not write"):
+        STAGE.is_whole()
+    assert (STAGE.folder / "mine").read_text() == "keep"
+
+
+def test_a_stage_says_what_it_was_made_with():
+    finished()
+    said = json.loads((STAGE.folder / cache.LIST).read_text())
+    assert said["options"] == STAGE.options
+    assert said["inputs"] == list(STAGE.inputs)
+    assert {"python", "torch", "edgepack"} <= said["versions"].keys()
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_file_of_a_stage_that_goes_on_is_one_line(tmp_path, how):
+    save_tensors(tmp_path / "x", {"a": torch.zeros(99)}, {})
+    data = (tmp_path / "x").read_bytes()
+    (tmp_path / "x").write_bytes(DAMAGES[how](data[:400]))
+    with pytest.raises(EdgepackError, match="damaged") as refused:
+        load_tensors(tmp_path / "x")
+    assert "\n" not in str(refused.value)
+
+
+def test_no_locks_are_left(cache_root):
+    finished()
+    with scratch():
+        pass
+    assert not list((cache_root / "locks").iterdir())
+    assert not list((cache_root / "scratch").iterdir())
+
+
+def test_what_killed_processes_left_is_cleared_and_what_live_ones_use_is_not(cache_root):
+    child = os.fork()
+    if not child:
+        with scratch() as folder:
+            (folder / "original.gguf").write_text("14 GB")
+            os._exit(9)
+    os.waitpid(child, 0)
+    assert len(list((cache_root / "scratch").iterdir())) == 1
+    with scratch() as mine:
+        assert list((cache_root / "scratch").iterdir()) == [mine]
+        with scratch() as other:
+            assert mine.exists()
+            assert other != mine
+    assert not list((cache_root / "scratch").iterdir())

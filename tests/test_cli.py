@@ -243,18 +243,21 @@ def test_an_output_folder_is_not_replaced_without_force(built):
     assert "already exists" in error
     assert "--force" in hint
     assert code == 1
-    (built[0] / "old.txt").write_text("goes")
+    (built[0] / "report.md").write_text("my notes")
+    error, _, _ = fails(*arguments, "--force")
+    assert "has files that edgepack did not write: report.md" in error
+    (built[0] / "report.md").unlink()
     assert run(*arguments, "--force").exit_code == 0
-    assert not (built[0] / "old.txt").exists()
+    assert "my notes" not in (built[0] / "report.md").read_text()
 
 
 def test_force_deletes_nothing_that_is_not_edgepacks(place):
     folder = place / "home"
     folder.mkdir()
     (folder / "mine.txt").write_text("keep me")
-    for out in (folder, folder / "mine.txt"):
+    for out, why in ((folder, "is not an output folder"), (folder / "mine.txt", "is a file")):
         error, _, code = fails("build", "llama.yaml", "--target", "gguf", "--force", "--out", out)
-        assert "is not an output folder" in error
+        assert why in error
         assert code == 1
     assert (folder / "mine.txt").read_text() == "keep me"
 
@@ -339,22 +342,31 @@ def heeding_ctrl_c():
     signal.signal(signal.SIGINT, before)
 
 
+STOPS = {
+    signal.SIGINT: "interrupted: run again to resume",
+    signal.SIGTERM: "stopped by SIGTERM: run again to resume",
+    signal.SIGHUP: "stopped by SIGHUP: run again to resume",
+}
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 @pytest.mark.usefixtures("heeding_ctrl_c")
-def test_ctrl_c_says_how_to_go_on_and_the_next_run_does(place):
-    make_model(place / "deep", layers=6, intermediate=128)
+@pytest.mark.parametrize("stop", STOPS)
+def test_a_stop_says_how_to_go_on_and_the_next_run_does(place, stop):
+    make_model(place / "deep", layers=6, intermediate=128, seed=stop)
     path = write(place / "deep.yaml", model="deep", export={"measure": {"tokens": 0}})
+    shutil.rmtree(place / "deep-gguf", ignore_errors=True)
     command = [*COMMAND, "build", str(path), "--target", "gguf"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=place) as process:
         for line in process.stderr:
             if line.startswith("decompose"):
                 break
-        process.send_signal(signal.SIGINT)
+        process.send_signal(stop)
         rest = process.stderr.read()
-    assert process.returncode == 130
-    assert rest.splitlines()[-1] == "interrupted: run again to resume"
+    assert process.returncode == 128 + stop
+    assert rest.splitlines()[-1] == STOPS[stop]
     assert "Traceback" not in rest
-    assert not list(place.glob("deep-gguf*"))
+    assert not list(place.glob("*deep-gguf*"))
     assert "decompose  begun, goes on" in run("plan", path).stdout
     assert run("build", path, "--target", "gguf").exit_code == 0
     assert (place / "deep-gguf/base.gguf").exists()

@@ -23,11 +23,11 @@ import torch
 from torch import Tensor
 
 from edgepack.architectures._base import LINEAR_ROLES
-from edgepack.cache import atomic
 from edgepack.calibration.moments import EMBEDDING, HEAD, OUT, Moments, save_hessians
 from edgepack.calibration.sampling import sample
 from edgepack.calibration.text import Tokens
 from edgepack.decoder import Block, Decoder, Head, rms_norm
+from edgepack.disk import atomic
 from edgepack.progress import Progress, Steps
 from edgepack.weights import Hessian
 

@@ -13,10 +13,10 @@ import torch
 from jinja2 import TemplateError
 from torch import Tensor
 
-from edgepack.cache import atomic
 from edgepack.calibration import self_text
 from edgepack.checkpoint._base import Checkpoint, Dimensions
 from edgepack.decoder import Decoder
+from edgepack.disk import atomic
 from edgepack.errors import CalibrationError
 from edgepack.progress import Steps
 from edgepack.recipe import Calibrate

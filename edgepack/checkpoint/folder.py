@@ -84,7 +84,7 @@ class FolderCheckpoint(Checkpoint):
     def source(self) -> Mapping[str, Any]:  # noqa: D102
         if self.revision:
             return {"model": self.model, "kind": "hub", "revision": self.revision}
-        return {"model": self.model, "kind": "folder", "files": self._digests}
+        return {"model": self.place, "kind": "folder", "files": self._digests}
 
     def tensor(self, name: str) -> Tensor:  # noqa: D102
         return self._read(name).to(torch.float32, copy=True)

@@ -63,7 +63,8 @@ class GgufCheckpoint(Checkpoint):
 
     @property
     def source(self) -> Mapping[str, Any]:  # noqa: D102
-        return {"model": self.model, "kind": "gguf", "files": {self.path.name: self._sha256}}
+        published = self.model if self.model.startswith("package:") else self.path.name
+        return {"model": published, "kind": "gguf", "files": {self.path.name: self._sha256}}
 
     def tensor(self, name: str) -> Tensor:  # noqa: D102
         values = self._values(self._stored[name])

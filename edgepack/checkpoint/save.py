@@ -14,8 +14,8 @@ from torch import Tensor
 
 from edgepack import plugins
 from edgepack.architectures._base import Architecture
-from edgepack.cache import atomic
 from edgepack.checkpoint._base import Checkpoint
+from edgepack.disk import atomic
 from edgepack.progress import Progress, Steps
 from edgepack.weights import WeightSpec
 

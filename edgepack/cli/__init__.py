@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from edgepack.cli import build, measure, talk  # noqa: F401  (each adds its commands)
-from edgepack.cli._app import app
+from edgepack.cli._app import app, heed_signals
 
 __all__ = ["app", "main"]
 
@@ -38,4 +38,5 @@ def main() -> None:
     """The console script."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal without our characters
+    heed_signals()
     app()

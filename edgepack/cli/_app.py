@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,29 @@ import typer
 from typer.core import TyperGroup
 
 from edgepack.errors import EdgepackError
+
+RESUMED = ("build", "compare")
+
+
+class Stopped(KeyboardInterrupt):
+    """Another signal that ends the process, to be cleaned up after as after Ctrl-C."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def heed_signals() -> None:
+    """Let SIGTERM and SIGHUP end the process in good order."""
+
+    def stop(number: int, _: Any) -> None:
+        signal.signal(number, signal.SIG_IGN)  # once is enough, the second would stop the cleaning
+        raise Stopped(signal.Signals(number))
+
+    for name in ("SIGTERM", "SIGHUP"):
+        known = getattr(signal, name, None)  # Windows has no SIGHUP
+        if known is not None and signal.getsignal(known) == signal.SIG_DFL:  # nohup ignores it
+            signal.signal(known, stop)
 
 
 class Commands(TyperGroup):
@@ -39,10 +63,12 @@ def explained(ctx: typer.Context) -> Iterator[None]:
     """What the user can act on becomes a line and a hint; a bug stays a traceback."""
     try:
         yield
-    except KeyboardInterrupt:
-        again = ": run again to resume" if ctx.invoked_subcommand == "build" else ""
-        say(f"interrupted{again}")
-        raise typer.Exit(130) from None
+    except KeyboardInterrupt as stop:
+        number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
+        what = f"stopped by {number.name}" if isinstance(stop, Stopped) else "interrupted"
+        again = ": run again to resume" if ctx.invoked_subcommand in RESUMED else ""
+        say(f"{what}{again}")
+        raise typer.Exit(128 + number) from None
     except Exception as error:
         from edgepack.machine import from_machine
 

@@ -16,13 +16,13 @@ from pathlib import Path
 from torch import Tensor
 
 from edgepack import plugins
-from edgepack.cache import atomic
 from edgepack.calibration.moments import weight_hessian
 from edgepack.decoder import Decoder
 from edgepack.decompose._side_by_side import side_by_side
 from edgepack.decompose.caldera import next_round
 from edgepack.decompose.ldlq import Metric, ldlq, metric
 from edgepack.decompose.low_rank import low_rank
+from edgepack.disk import atomic
 from edgepack.errors import while_doing
 from edgepack.formats._affine import Affine
 from edgepack.formats._base import Format

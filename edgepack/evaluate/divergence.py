@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from edgepack.cache import load_tensors, save_tensors
 from edgepack.errors import EdgepackError
 from edgepack.progress import Progress, Steps
 from edgepack.runtimes._base import Scorer
@@ -145,10 +147,19 @@ def chunk(runtime: Scorer, text: str, context: int, limit: int | None = None) ->
     return chunks
 
 
+CHUNK = "chunk-"
+"""What the names of chunks that are kept begin with."""
+
+
 def divergence(
-    reference: Scorer, candidates: Mapping[str, Scorer], chunks: NDArray[np.integer]
+    reference: Scorer,
+    candidates: Mapping[str, Scorer],
+    chunks: NDArray[np.integer],
+    kept: Path | None = None,
 ) -> Steps[dict[str, Divergence]]:
     """Every candidate against the reference, chunk by chunk, so that no logits are kept.
+
+    In the folder `kept`, what was found of each chunk is; chunks that are there are not done again.
 
     Of each chunk ``[context]`` the first half is context only: positions context/2 … context−2 are
     asked for the token after them. Memory: two times context/2 × vocab float32, however many
@@ -159,10 +170,39 @@ def divergence(
     for done, row in enumerate(chunks):
         yield Progress("measure", done, len(chunks), "predictions beside the original's")
         tokens, targets = row[:-1].tolist(), row[first + 1 :]
-        expected = reference.logits(tokens, first)
-        for name, candidate in candidates.items():
-            found[name].append(compare(expected, candidate.logits(tokens, first), targets))
+        path = None if kept is None else kept / f"{CHUNK}{done:05d}.safetensors"
+        if path is None or not path.exists():
+            expected = reference.logits(tokens, first)
+            parts = {
+                name: compare(expected, candidate.logits(tokens, first), targets)
+                for name, candidate in candidates.items()
+            }
+            if path is not None:
+                _save(path, parts)
+        else:
+            parts = _load(path)
+        for name, part in parts.items():
+            found[name].append(part)
     return {name: Positions.join(parts).summary() for name, parts in found.items()}
+
+
+def _save(path: Path, parts: Mapping[str, Positions]) -> None:
+    names = list(parts)
+    tensors = {
+        f"{names.index(name)} {key}": torch.from_numpy(value)
+        for name, positions in parts.items()
+        for key, value in vars(positions).items()
+    }
+    save_tensors(path, tensors, {"names": names})
+
+
+def _load(path: Path) -> dict[str, Positions]:
+    tensors, about = load_tensors(path)
+    keys = [field.name for field in fields(Positions)]
+    return {
+        name: Positions(*(tensors[f"{i} {key}"].numpy() for key in keys))
+        for i, name in enumerate(about["names"])
+    }
 
 
 def perplexity(

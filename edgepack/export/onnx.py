@@ -13,9 +13,9 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from edgepack import plugins
-from edgepack.cache import atomic
 from edgepack.checkpoint import Checkpoint
 from edgepack.checkpoint.save import config
+from edgepack.disk import atomic
 from edgepack.export import _onnx_graph
 from edgepack.export import _onnx_pack as pack
 from edgepack.export._onnx_graph import Graph
