@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from edgepack.errors import EdgepackError
 from edgepack.untrusted import Untrusted, read_json, validate
@@ -25,6 +25,7 @@ def _inside(name: str) -> str:
 
 
 FileName = Annotated[str, AfterValidator(_inside)]
+SourceKey = Literal["model", "calibrate.source", "export.measure.text"]
 Count = Annotated[int, Field(ge=0)]
 
 
@@ -42,10 +43,18 @@ class Model(Untrusted):
     files: dict[str, str] = Field(default_factory=dict)
 
 
+class Formats(Untrusted):
+    """Of the parts of W ≈ Q + L·R."""
+
+    Q: str
+    L: str | None = None
+    R: str | None = None
+
+
 class Weight(Untrusted):
     """What became of one matrix."""
 
-    formats: dict[str, str]
+    formats: Formats
     rank: Count
     error: float
     error_plain: float
@@ -75,6 +84,12 @@ class Measured(Untrusted):
     tokens: Count = 0
     context: Count = 0
     results: dict[str, Result] | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if self.skipped is None and not self.results:
+            raise ValueError("has neither results nor the reason why there are none")
+        return self
 
 
 class Bits(Untrusted):
@@ -112,6 +127,17 @@ class Manifest(Untrusted):
     slice: dict[str, tuple[Count, Count]] | None = None
     allocation: dict[str, Any] | None = None
     requires: str | None = None
+    sources: dict[SourceKey, str] = Field(default_factory=dict)
+    rft: dict[str, Any] | None = None
+    recovered: dict[str, Any] | None = None
+
+
+OPTIONAL = {
+    name: field.get_default(call_default_factory=True)
+    for name, field in Manifest.model_fields.items()
+    if not field.is_required()
+}
+"""What the manifests of earlier versions may lack."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +194,7 @@ class Artifact:
         except OSError as error:
             raise EdgepackError(f"{path}: cannot be read ({error.strerror})") from None
         validate(Manifest, content, str(path), hint="build the folder again")
-        return Artifact(folder, content)
+        return Artifact(folder, OPTIONAL | content)
 
     def changed_files(self) -> list[str]:
         """Files that the manifest lists and that are not there as it describes them."""

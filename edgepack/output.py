@@ -69,13 +69,16 @@ def writing(path: Path, *, force: bool, sources: Iterable[Path], recipe: Path) -
             if path.is_symlink() and not path.exists():
                 raise ExportError(f"{path}: is a link to nowhere", hint=ELSEWHERE)
             path = path.resolve()
+            real = tuple(source.resolve() for source in sources)
+            output = Output(path, force, real, recipe.resolve(), _working_path(path))
+            _make_working_folder(output)
+            stack.callback(_discard, output.work)
             name = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
             if not stack.enter_context(locked(lock_of(f"output-{name}"))):
                 raise _busy(path)
-            real = tuple(source.resolve() for source in sources)
-            output = Output(path, force, real, recipe.resolve(), _working_path(path))
-            _prepare(output)
-            stack.callback(_discard, output.work)
+            _recover(path)
+            if path.exists():
+                _check_replaceable(output)
             stack.enter_context(locked(output.work / LOCK))
             output.folder.mkdir()
             mark = json.dumps({"output": path.name})
@@ -100,15 +103,13 @@ def _busy(path: Path) -> ExportError:
     )
 
 
-def _prepare(output: Output) -> None:
-    """Refuse what cannot be written or replaced, clear what killed processes left, and make the
-    working folder."""
-    path = output.path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _recover(path)
+def _make_working_folder(output: Output) -> None:
+    """Show that the place can be written, before anything else is."""
+    parent = output.path.parent
+    if any(place.is_file() for place in (parent, *parent.parents)):
+        raise ExportError(f"{output.path}: lies below a file", hint=ELSEWHERE)
+    parent.mkdir(parents=True, exist_ok=True)
     _check_place(output)
-    if path.exists():
-        _check_replaceable(output)
     output.work.mkdir()
 
 

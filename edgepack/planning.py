@@ -160,6 +160,7 @@ def plan(recipe: Recipe, target: str, base: Path) -> Plan:
         )
     warnings: list[str] = []
     dense = open_checkpoint(recipe.model, base)
+    recipe = _with_context(recipe, dense)
     if target == "gguf" and not dense.architecture.gguf:
         raise RecipeError(
             f"model: {dense.architecture.name} models cannot be written as GGUF",
@@ -217,6 +218,23 @@ def plan(recipe: Recipe, target: str, base: Path) -> Plan:
         _recovery(recipe, calibrate, decompose),
         tuple(warnings),
     )
+
+
+def _with_context(recipe: Recipe, dense: Checkpoint) -> Recipe:
+    """The recipe with a context to measure in that the model has; one that was asked for and is
+    longer is refused."""
+    options, most = recipe.export.measure, dense.dimensions.max_position_embeddings
+    if options.context <= most:
+        return recipe
+    if "context" in options.model_fields_set and options.tokens:
+        raise RecipeError(
+            f"export.measure.context: {options.context} is more than the model's {most} positions",
+            hint=f"write context: {most} or less",
+        )
+    export = recipe.export.model_copy(
+        update={"measure": options.model_copy(update={"context": most})}
+    )
+    return recipe.model_copy(update={"export": export})
 
 
 def _short_context(recipe: Recipe, checkpoint: Checkpoint) -> list[str]:

@@ -1,9 +1,11 @@
 """Builds that are killed, again and again, end with the very bytes of one that was not."""
 
 import itertools
+import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from typer.testing import CliRunner
 import edgepack
 from edgepack.cli import app
 from edgepack.errors import EdgepackError
+from edgepack.evaluate.divergence import CHUNK
 
 OBJECTIVES = ["model", "layer"]
 
@@ -112,6 +115,57 @@ def test_a_process_of_its_own_killed_when_a_stage_begins(recipe, whole, tmp_path
     assert not (tmp_path / "out").exists()
     build(recipe, tmp_path)
     assert_same(tmp_path, whole)
+
+
+# ---------------------------------------------------------------------------- measuring
+
+
+@pytest.mark.llama
+@pytest.mark.parametrize("target", ["gguf", "onnx", "checkpoint"])
+def test_measuring_goes_on_chunk_by_chunk(tmp_path, target):
+    """A build that is killed after every second chunk ends all the same, and says the same."""
+    pytest.importorskip("llama_cpp")
+    make_model(tmp_path / "model", intermediate=128, tied=False)
+    recipe: dict[str, object] = {
+        "model": "model",
+        "calibrate": {"tokens": 1024, "sequence_length": 64},
+        "export": {"measure": {"tokens": 512, "context": 64}},
+    }
+    if target == "checkpoint":
+        recipe["slice"] = {"width": 32, "round_to": 32}
+    else:
+        recipe["compress"] = {"format": "q4_0"}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+
+    def build_in(folder: Path) -> None:
+        os.environ["EDGEPACK_CACHE"] = str(folder / "cache")
+        edgepack.build(tmp_path / "recipe.yaml", target, out=folder / "out")
+
+    build_in(tmp_path / "whole")
+    measured = json.loads((tmp_path / "whole/out/manifest.json").read_text())["measured"]
+    assert measured["tokens"] == 128  # what is held out
+    shutil.copytree(tmp_path / "whole/cache", tmp_path / "killed/cache")
+    shutil.rmtree(tmp_path / "killed/cache/measure")
+
+    def killed_after_a_chunk() -> None:
+        replace = Path.replace
+
+        def dying(path: Path, place: Path) -> Path:
+            done = replace(path, place)
+            if Path(place).name.startswith(CHUNK):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return done
+
+        Path.replace = dying
+        build_in(tmp_path / "killed")
+
+    runs = 0
+    while dies_after(600, killed_after_a_chunk):
+        runs += 1
+        assert not (tmp_path / "killed/out").exists()
+    assert runs == measured["tokens"] // 64
+    assert files(tmp_path / "killed") == files(tmp_path / "whole")
+    assert [path.name for path in (tmp_path / "killed").iterdir()] == ["cache", "out"]
 
 
 # ---------------------------------------------------------------------------- a full disk
