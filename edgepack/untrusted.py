@@ -66,7 +66,7 @@ def validate(
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise make_error(f"{place}: {explain(error, prefix)}", hint=hint) from None
+        raise make_error(f"{place}: {shorten(explain(error, prefix))}", hint=hint) from None
     except RecursionError:
         raise make_error(f"{place}: is nested too deeply", hint=hint) from None
 

@@ -13,7 +13,7 @@ from edgepack.architectures._base import Architecture
 from edgepack.checkpoint import rope
 from edgepack.checkpoint._base import Dimensions
 from edgepack.errors import CheckpointError
-from edgepack.untrusted import Untrusted, quote, validate
+from edgepack.untrusted import Untrusted, quote, shorten, validate
 
 HINT = "take the config.json published with the model"
 
@@ -76,7 +76,9 @@ def _plain_name(name: str) -> str:
     """A shard lies in the folder itself, whatever the index says."""
     plain = PurePosixPath(name).name == name and "\\" not in name and ":" not in name
     if not (plain and name.isprintable() and len(name) <= 255 and name.endswith(".safetensors")):
-        raise ValueError(f"{quote(name)} is no name of a .safetensors file in the model's folder")
+        raise ValueError(
+            f"{quote(shorten(name, 60))} is no name of a .safetensors file in the model's folder"
+        )
     return name
 
 

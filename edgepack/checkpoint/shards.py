@@ -49,9 +49,7 @@ def weight_files(folder: Path, files: SourceFiles, place: str) -> list[Path]:
         return [folder / SINGLE]
     if not (folder / INDEX).is_file():
         raise _no_weights(folder, place)
-    content = files.read_json(folder / INDEX)
-    hint = "take the index published with the model"
-    index = validate(Index, content, f"{place}: {INDEX}", CheckpointError, hint=hint)
+    index = _read_index(folder, files, place)
     paths = [folder / name for name in sorted(set(index.weight_map.values()))]
     for path in paths:
         if not path.is_file():
@@ -60,6 +58,15 @@ def weight_files(folder: Path, files: SourceFiles, place: str) -> list[Path]:
                 hint="complete the download; the index names this file",
             )
     return paths
+
+
+def missing(folder: Path) -> list[str]:
+    """Files that the index names and the folder lacks: those not called ``model*`` are not fetched
+    with the rest."""
+    if (folder / SINGLE).exists() or not (folder / INDEX).is_file():
+        return []
+    index = _read_index(folder, SourceFiles(), folder.name)
+    return [name for name in sorted(set(index.weight_map.values())) if not (folder / name).exists()]
 
 
 def unused_weights(folder: Path, used: list[Path]) -> str | None:
@@ -129,6 +136,12 @@ def _place(path: Path, entry: Mapping[str, list[int]], begin: int) -> Place:
     start, end = entry["data_offsets"]
     shape, dtype = tuple(entry["shape"]), str(entry["dtype"])
     return Place(path, shape, dtype, begin + start, end - start)
+
+
+def _read_index(folder: Path, files: SourceFiles, place: str) -> Index:
+    content = files.read_json(folder / INDEX)
+    hint = "take the index published with the model"
+    return validate(Index, content, f"{place}: {INDEX}", CheckpointError, hint=hint)
 
 
 def _refuse_unreadable(path: Path, name: str, entry: Place) -> None:
