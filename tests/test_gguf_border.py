@@ -90,7 +90,6 @@ TWICE = [f"t{i}" for i in range(N - 1)] + ["t0"]
         ("llama.context_length", number(2**63, T.UINT64), "llama.context_length"),
         ("llama.embedding_length", array([64, 32], UINT32), "differs from block to block"),
         ("llama.attention.head_count", number(0), "llama.attention.head_count"),
-        ("llama.attention.head_count", array([], UINT32), "llama.attention.head_count"),
         ("llama.attention.head_count", array(["4"], STRING), "llama.attention.head_count"),
         ("llama.attention.head_count_kv", number(3), "3 key-value heads"),
         ("llama.attention.layer_norm_rms_epsilon", number(0.0, FLOAT32), "epsilon"),
@@ -181,7 +180,10 @@ def tensor(name="t", dims=(32,), kind=0, offset=0):
     )
 
 
-def header(keys=(), tensors=(), counts=None, magic=b"GGUF" + struct.pack("<I", 3)):
+V3 = b"GGUF" + struct.pack("<I", 3)
+
+
+def header(keys=(), tensors=(), counts=None, magic=V3):
     count = counts or (len(tensors), len(keys))
     data = magic + field("Q", count[0]) + field("Q", count[1]) + b"".join((*keys, *tensors))
     return data + bytes(4096)
@@ -216,7 +218,7 @@ U32, STR, ARR = 4, 8, 9
         (header([key("a", ARR, field("I", 50) + field("Q", 1))]), "unknown type 50"),
         (header(tensors=[tensor(), tensor()]), "t is there twice"),
         (header(tensors=[tensor(), tensor("u")]), "u overlaps"),
-        (header(tensors=[tensor(offset=3)]), "aligned to 32"),
+        (header(tensors=[tensor(offset=3)]), "multiple of 32"),
         (header(tensors=[tensor(dims=())]), "0 dimensions"),
         (header(tensors=[tensor(dims=(1,) * 5)]), "5 dimensions"),
         (header(tensors=[tensor(dims=(0, 4))]), "is empty"),

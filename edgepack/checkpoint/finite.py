@@ -89,7 +89,8 @@ def _floats(checkpoint: Checkpoint, name: str) -> Tensor:
         return stored
     if kind in SCALES:
         scales = _scales(stored, *SCALES[kind])
-        if _largest(scales) <= SMALL_SCALE:
+        largest = _largest(scales)
+        if largest <= SMALL_SCALE or not largest < torch.inf:
             return scales
     return checkpoint.tensor(name)
 

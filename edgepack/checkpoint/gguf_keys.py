@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from gguf import TokenType
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
@@ -73,7 +73,7 @@ class Numbers(Untrusted):
         None, alias="rope.scale_linear"
     )
     expert_count: Annotated[int, Field(ge=0, le=0)] = 0
-    causal: bool = Field(True, alias="attention.causal")
+    causal: Literal[True] = Field(True, alias="attention.causal")
     attention_scale: Neutral = Field(None, alias="attention.scale")
     logit_scale: Neutral = None
     residual_scale: Neutral = None
