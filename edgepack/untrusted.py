@@ -59,20 +59,23 @@ def validate(
     make_error: MakeError = EdgepackError,
     *,
     hint: str | None = None,
+    prefix: str = "",
 ) -> Model:
-    """`data` as `model`; the error names the first key at fault inside `place`."""
+    """`data` as `model`; the error names the first key at fault inside `place`, with the `prefix`
+    that it has there."""
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise make_error(f"{place}: {explain(error)}", hint=hint) from None
+        raise make_error(f"{place}: {shorten(explain(error, prefix))}", hint=hint) from None
     except RecursionError:
         raise make_error(f"{place}: is nested too deeply", hint=hint) from None
 
 
-def explain(error: ValidationError) -> str:
+def explain(error: ValidationError, prefix: str = "") -> str:
     """The first thing pydantic found: key, what it should be, what it is."""
     first = error.errors(include_url=False)[0]
     key = ".".join(shorten(str(part), 60) for part in first["loc"])
+    key = f"{prefix}{key}" if key else ""
     if first["type"] == "value_error":
         reason = first["msg"].removeprefix("Value error, ")
         return f"{key}: {reason}" if key else reason

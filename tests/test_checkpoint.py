@@ -245,19 +245,6 @@ def test_keys_change_with_weights_configuration_and_tokenizer(folder, gguf_path)
     assert len(set(keys)) == len(keys)
 
 
-def test_digests_of_large_files_are_remembered_until_they_change(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(digests, "LARGE", 10)
-    path = tmp_path / "large"
-    path.write_bytes(b"a" * 100)
-    first = digests.sha256(path)
-    (store,) = (tmp_path / "cache").rglob("digests.json")
-    store.write_text(store.read_text().replace(first, "remembered"))
-    assert digests.sha256(path) == "remembered"
-    path.write_bytes(b"b" * 101)
-    assert digests.sha256(path) not in (first, "remembered")
-
-
 def test_source_says_where_the_model_came_from(folder, gguf_path):
     source = open_checkpoint("tiny", folder.parent).source
     assert (source["model"], source["kind"]) == ("tiny", "folder")

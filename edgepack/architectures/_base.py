@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 LINEAR_ROLES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 """The weights of a block that are compressed, in the order in which they are used."""
@@ -67,8 +67,12 @@ class Architecture:
     the bias of ``attn_q``); `optional` weights exist in some checkpoints of the family only.
     `outside` maps the roles outside the blocks, which lie in the list `layers`. `required` are
     settings of config.json that have no other value here, `renamed` those of our dimensions that
-    are called otherwise there, and models are `tied` and norms have the
-    `usual_eps` if it says nothing. Learned positions begin with `unused_positions` rows that no
+    are called otherwise there, `ignored` are keys that mean something in other families only.
+    If config.json says nothing, models are `tied`, norms have the `usual_eps`, and there are
+    `usual_kv_heads` of `usual_head_dim` (None: as many as heads, an even share of the width) of
+    which `usual_partial_rotary` turns: transformers' defaults. `window` says which layers may have
+    a sliding window: none (""), "all", or as the configuration has it "by layer".
+    Learned positions begin with `unused_positions` rows that no
     token meets. In a `parallel` block
     attention and feed-forward part read the residual stream behind the same norm.
     `gguf` is the architecture's name in GGUF, "" if it has none; `permute_qk` says whether its q
@@ -92,6 +96,11 @@ class Architecture:
     tied: bool = False
     partial_rotary: bool = False
     usual_eps: float = 1e-6
+    usual_kv_heads: int | None = None
+    usual_head_dim: int | None = None
+    usual_partial_rotary: float = 1.0
+    window: Literal["", "all", "by layer"] = ""
+    ignored: frozenset[str] = frozenset()
     unused_positions: int = 0
 
     @property

@@ -9,4 +9,6 @@ PLUGIN = Architecture(
     block=BLOCK,
     optional={},
     permute_qk=True,
+    usual_kv_heads=8,
+    window="all",
 )

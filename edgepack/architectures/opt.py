@@ -44,4 +44,15 @@ PLUGIN = Architecture(
         "_remove_final_layer_norm": False,
     },
     renamed={"intermediate_size": "ffn_dim"},
+    ignored=frozenset(
+        {
+            "num_key_value_heads",
+            "head_dim",
+            "rms_norm_eps",
+            "rope_theta",
+            "rope_parameters",
+            "rope_scaling",
+            "partial_rotary_factor",
+        }
+    ),
 )

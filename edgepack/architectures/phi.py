@@ -33,4 +33,5 @@ PLUGIN = Architecture(
     parallel=True,
     partial_rotary=True,
     usual_eps=1e-5,
+    usual_partial_rotary=0.5,
 )

@@ -10,4 +10,6 @@ PLUGIN = Architecture(
     optional={},
     permute_qk=False,
     square_q=True,
+    usual_kv_heads=32,
+    window="by layer",
 )

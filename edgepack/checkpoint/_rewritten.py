@@ -68,6 +68,12 @@ class Rewritten(Checkpoint):
     def tokenizer(self) -> PreTrainedTokenizerFast:
         return self.base.tokenizer
 
+    def warnings(self) -> tuple[str, ...]:
+        return self.base.warnings()
+
+    def gguf_warnings(self) -> tuple[str, ...]:
+        return self.base.gguf_warnings()
+
     def extra_tensors(self) -> Mapping[str, Tensor]:
         return self.base.extra_tensors()
 

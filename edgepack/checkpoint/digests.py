@@ -1,30 +1,84 @@
-"""sha256 of files, remembered for large ones as long as size and modification time stay."""
+"""Which file was read, and its sha256: remembered for large files as long as the file is the same
+in the same state."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import secrets
+import time
 from contextlib import suppress
+from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import BinaryIO
 
-import platformdirs
+from pydantic import Field
+
+from edgepack import cache
+from edgepack.errors import CheckpointError, EdgepackError
+from edgepack.untrusted import MakeError, Untrusted, read_json, shorten, validate
 
 LARGE = 16 << 20
 """Bytes from which a digest is worth remembering (hashing 16 MB takes about 10 ms)."""
+SETTLED = 2.0
+"""Seconds after its last change from which a file's times tell a further change. File systems stamp
+times in ticks of up to 2 s, and two writes within a tick look alike."""
 
 
-def sha256(path: Path) -> str:
-    """Hex digest of a file's contents."""
-    stat = path.stat()
-    if stat.st_size < LARGE:
-        return _hash(path)
-    known = _load()
-    key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
-    if key not in known:
-        known[key] = _hash(path)
-        _save(known)
-    return known[key]
+@dataclass(frozen=True)
+class Identity:
+    """Which file a path leads to, and which state of it: writing to the file, replacing it and
+    putting its modification time back each change at least one of these."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+    @classmethod
+    def from_path(cls, path: Path) -> Identity:
+        """Of what a path leads to, through links."""
+        return cls._from_stat(path.stat())
+
+    @classmethod
+    def from_file(cls, file: BinaryIO) -> Identity:
+        """Of an open file, whatever its path leads to by now."""
+        return cls._from_stat(os.fstat(file.fileno()))
+
+    @classmethod
+    def _from_stat(cls, stat: os.stat_result) -> Identity:
+        return cls(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+    def check(self, path: Path, make_error: MakeError = CheckpointError) -> None:
+        """Raise unless `path` still leads to this file in this state."""
+        try:
+            same = Identity.from_path(path) == self
+        except OSError:
+            same = False
+        if not same:
+            raise changed(path, make_error)
+
+
+def changed(path: Path, make_error: MakeError = CheckpointError) -> EdgepackError:
+    """The error for a file that is no longer what it was."""
+    return make_error(
+        f"{shorten(path.name, 80)}: changed while edgepack was reading it",
+        hint="leave the file alone while edgepack runs, and start again",
+    )
+
+
+def sha256(path: Path, make_error: MakeError = CheckpointError) -> str:
+    """Hex digest of a file's contents. Raises if the file changes meanwhile."""
+    with path.open("rb") as file:
+        identity = Identity.from_file(file)
+        recalled = _recall(path, identity) if identity.size >= LARGE else None
+        digest = recalled or hashlib.file_digest(file, "sha256").hexdigest()
+    identity.check(path, make_error)
+    if recalled is None and identity.size >= LARGE:
+        _remember(path, identity, digest)
+    return digest
 
 
 def combine(digests: dict[str, str]) -> str:
@@ -32,27 +86,51 @@ def combine(digests: dict[str, str]) -> str:
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
 
 
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+class _Entry(Untrusted):
+    """A remembered digest. `seal` tells a damaged entry from a whole one."""
+
+    identity: list[int]
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    seal: str
 
 
-def _store() -> Path:
-    return Path(platformdirs.user_cache_dir("edgepack")) / "digests.json"
+def _seal(path: Path, identity: Identity, digest: str) -> str:
+    return hashlib.sha256(repr((str(path), astuple(identity), digest)).encode()).hexdigest()
 
 
-def _load() -> dict[str, str]:
+def _place(path: Path) -> Path:
+    """One small file for each path, so that processes lose nothing of each other's."""
+    name = hashlib.sha256(os.fsencode(path)).hexdigest()[:32]
+    return cache.root() / "digests" / f"{name}.json"
+
+
+def _recall(path: Path, identity: Identity) -> str | None:
+    resolved = path.resolve()
     try:
-        known = json.loads(_store().read_text())
-    except (OSError, ValueError):
-        return {}
-    return known if isinstance(known, dict) else {}
+        entry = validate(_Entry, read_json(_place(resolved)), "digest")
+    except (EdgepackError, OSError):  # absent or damaged: hash again
+        return None
+    whole = entry.seal == _seal(resolved, identity, entry.sha256)
+    return entry.sha256 if whole and entry.identity == list(astuple(identity)) else None
 
 
-def _save(known: dict[str, str]) -> None:
+def _remember(path: Path, identity: Identity, digest: str) -> None:
     """Best effort: a cache that cannot be written costs time, not correctness."""
-    partial = _store().with_suffix(f".{os.getpid()}.partial")
+    last = max(identity.mtime_ns, identity.ctime_ns) / 1e9
+    if time.time() - last < SETTLED:
+        return
+    resolved = path.resolve()
+    place = _place(resolved)
+    partial = place.with_suffix(f".{secrets.token_hex(8)}.partial")
+    entry = {
+        "identity": astuple(identity),
+        "sha256": digest,
+        "seal": _seal(resolved, identity, digest),
+    }
     with suppress(OSError):
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(known))
-        partial.replace(_store())
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_text(json.dumps(entry), encoding="utf-8")
+            partial.replace(place)
+        finally:
+            partial.unlink(missing_ok=True)

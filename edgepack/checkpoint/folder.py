@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -10,46 +9,51 @@ from typing import TYPE_CHECKING, Any
 
 import gguf
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from edgepack import plugins
-from edgepack.architectures._base import NORMED_WRITERS, Architecture
-from edgepack.checkpoint import _layout, digests, rope, tokenizer, vocabulary
+from edgepack.checkpoint import (
+    _layout,
+    card,
+    detect,
+    digests,
+    rope,
+    shards,
+    tokenizer,
+    vocabulary,
+)
 from edgepack.checkpoint._base import Checkpoint, Dimensions
+from edgepack.checkpoint.config import Generation, read_dimensions
+from edgepack.checkpoint.source_files import SourceFiles
 from edgepack.errors import CheckpointError
+from edgepack.untrusted import shorten, validate
 from edgepack.weights import QuantizedTensor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-FILES = (
-    "config.json",
-    "model*.safetensors",
-    "model.safetensors.index.json",
+TOKENIZER = (
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
-    "vocab.json",
+    "vocab.*",
     "merges.txt",
+    "*.tiktoken",
+    "*.model",
     "chat_template*",
+    "additional_chat_templates/*",
+)
+"""What transformers may read a tokenizer and its templates from."""
+FILES = (
+    "config.json",
+    "model*.safetensors",
+    shards.INDEX,
+    *TOKENIZER,
     "generation_config.json",
     "README.md",
 )
 """What of a repository is downloaded; without ``consolidated.safetensors``, the same weights."""
-
-READABLE = ("BF16", "F16", "F32")
-IGNORED = ".rotary_emb.inv_freq"
-"""Buffers that old transformers saved and that follow from the configuration."""
-
-REQUIRED = (
-    "num_hidden_layers",
-    "hidden_size",
-    "intermediate_size",
-    "num_attention_heads",
-    "vocab_size",
-    "max_position_embeddings",
-)
+CONFIG, GENERATION = "config.json", "generation_config.json"
+GENERATION_HINT = "take the one published with the model, or remove it"
 
 
 class FolderCheckpoint(Checkpoint):
@@ -57,27 +61,40 @@ class FolderCheckpoint(Checkpoint):
 
     def __init__(self, folder: Path, model: str, revision: str | None = None) -> None:
         self.folder, self.model, self.revision = folder, model, revision
-        self.place = model if revision else folder.resolve().name
-        self._config = self._read_json("config.json")
-        self.architecture = self._architecture()
-        self.dimensions = self._dimensions()
-        self._files = self._headers()
+        self.place = shorten(model if revision else folder.resolve().name, 80)
+        self._files = SourceFiles()
+        content = self._read_config()
+        self.architecture = detect.architecture(content, self.place)
+        self._config, self.dimensions = read_dimensions(content, self.architecture, self.place)
+        self._weights = shards.weight_files(folder, self._files, self.place)
+        self._places = shards.tensors(self._weights, self.architecture, self._files, self.place)
         self._drop_tied_copy()
-        found = {name: entry for name, (_, entry) in self._files.items()}
+        found = {name: _layout.Found(p.shape, p.dtype) for name, p in self._places.items()}
         self.specs, _ = _layout.match(
             self.place, self.architecture, self.dimensions, found, self.architecture.hf_name
         )
+        self._refuse_unread_biases()
+        self._read_files = self._list_files()
+        self._files.check(self._read_files)
+
+    def _list_files(self) -> list[Path]:
+        """Every file that is read, but for the model card."""
+        index = shards.INDEX if self._weights != [self.folder / shards.SINGLE] else CONFIG
+        named = [self.folder / name for name in (CONFIG, GENERATION, index)]
+        matched = [path for pattern in TOKENIZER for path in self.folder.glob(pattern)]
+        return sorted({path for path in (*named, *matched, *self._weights) if path.is_file()})
 
     @cached_property
     def _digests(self) -> dict[str, str]:
-        paths = {path for pattern in FILES for path in self.folder.glob(pattern)}
-        names = sorted(path.name for path in paths if path.name != "README.md")
-        return {name: digests.sha256(self.folder / name) for name in names}
+        self._check()
+        names = {path.relative_to(self.folder).as_posix(): path for path in self._read_files}
+        return {name: self._files.sha256(path) for name, path in names.items()}
 
     @property
     def key(self) -> str:  # noqa: D102
         if self.revision:
-            return digests.combine({"hub": self.model.partition("@")[0], "rev": self.revision})
+            about = {"hub": self.model.partition("@")[0], "rev": self.revision}
+            return digests.combine(about | self._digests)
         return digests.combine(self._digests)
 
     @property
@@ -86,19 +103,49 @@ class FolderCheckpoint(Checkpoint):
             return {"model": self.model, "kind": "hub", "revision": self.revision}
         return {"model": self.place, "kind": "folder", "files": self._digests}
 
+    def warnings(self) -> tuple[str, ...]:  # noqa: D102
+        unused = shards.unused_weights(self.folder, self._weights)
+        return (unused,) if unused else ()
+
+    def gguf_warnings(self) -> tuple[str, ...]:  # noqa: D102
+        return (*_window_warning(self.dimensions), *self._description[1])
+
+    def stored(self, name: str) -> tuple[Tensor, str]:  # noqa: D102
+        place = self._places[name]
+        return place.read(self._files), place.dtype
+
     def tensor(self, name: str) -> Tensor:  # noqa: D102
-        return self._read(name).to(torch.float32, copy=True)
+        return self._places[name].read(self._files).to(torch.float32)
 
     def quantized(self, name: str) -> QuantizedTensor | None:  # noqa: D102
         return None
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:  # noqa: D102
-        return tokenizer.from_folder(self.folder)
+        self._check()
+        loaded = tokenizer.from_folder(self.folder)
+        self._check()
+        return loaded
+
+    def _check(self) -> None:
+        """Raise if a file changed, came or went since the folder was opened."""
+        self._files.check(self._read_files)
+        if self._list_files() != self._read_files:
+            raise digests.changed(self.folder)
 
     def generation_config(self) -> Mapping[str, Any]:  # noqa: D102
-        name = "generation_config.json"
-        return self._read_json(name) if (self.folder / name).is_file() else {}
+        path = self.folder / GENERATION
+        if not path.is_file():
+            return {}
+        content: dict[str, Any] = self._files.read_json(path)
+        validate(
+            Generation,
+            content,
+            f"{self.place}: {GENERATION}",
+            CheckpointError,
+            hint=GENERATION_HINT,
+        )
+        return {key: value for key, value in content.items() if value is not None}
 
     def extra_tensors(self) -> Mapping[str, Tensor]:  # noqa: D102
         scaling, dims = self.dimensions.rope_scaling, self.dimensions
@@ -109,31 +156,23 @@ class FolderCheckpoint(Checkpoint):
     def gguf_metadata(self) -> Mapping[str, tuple[Any, Any, Any]]:  # noqa: D102
         writer = gguf.GGUFWriter(None, self.architecture.gguf)
         writer.add_type("model")
-        self._describe().set_gguf_meta_model(writer)
+        self._description[0].set_gguf_meta_model(writer)
         self._write_dimensions(writer)
-        vocabulary.write(writer, self.tokenizer, self.dimensions.vocab_size, self._config)
+        config = self._config.model_dump()
+        vocabulary.write(writer, self.tokenizer, self.dimensions.vocab_size, config)
         entries = writer.kv_data[0].items()
         return {key: (entry.value, entry.type, entry.sub_type) for key, entry in entries}
 
-    def _describe(self) -> gguf.Metadata:
-        """Name, licence, size …: from the model card, else from the model's name."""
+    @cached_property
+    def _description(self) -> tuple[gguf.Metadata, tuple[str, ...]]:
+        """Name, licence, size …, and what of the model card could not be kept."""
         name = Path(self.model.partition("@")[0] if self.revision else self.folder.resolve())
-        total = sum(spec.numel for spec in self.specs.values())
-        described = gguf.Metadata.apply_metadata_heuristic(
-            gguf.Metadata(),
-            gguf.Metadata.load_model_card(self.folder),
-            None,
-            name,
-            total,
-        )
-        described.name = described.name or name.name
-        described.size_label = described.size_label or gguf.size_label(total, total, 0, 0)
-        return described
+        return card.describe(self.folder, name, sum(spec.numel for spec in self.specs.values()))
 
     def _write_dimensions(self, writer: gguf.GGUFWriter) -> None:
         dims = self.dimensions
         writer.add_block_count(dims.num_hidden_layers)
-        writer.add_context_length(dims.max_position_embeddings)
+        writer.add_context_length(min(dims.max_position_embeddings, dims.sliding_window or 1 << 31))
         writer.add_embedding_length(dims.hidden_size)
         writer.add_feed_forward_length(dims.intermediate_size)
         writer.add_head_count(dims.num_attention_heads)
@@ -148,160 +187,48 @@ class FolderCheckpoint(Checkpoint):
             writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
             writer.add_rope_scaling_factor(dims.rope_scaling["factor"])
 
-    def _architecture(self) -> Architecture:
-        name, known = self._config.get("model_type"), plugins.names("architectures")
-        if "quantization_config" in self._config:
-            method = self._config["quantization_config"].get("quant_method", "an unknown method")
+    def _read_config(self) -> dict[str, Any]:
+        path = self.folder / CONFIG
+        if not path.is_file():
             raise CheckpointError(
-                f"{self.place}: the weights are already quantized ({method})",
-                hint="name the unquantized checkpoint that it was made from",
+                f"{self.place}: there is no readable {CONFIG}", hint=detect.no_config(self.folder)
             )
-        if name not in known:
-            why = ", whose norms behind attention and MLP no rotation passes"
+        content = self._files.read_json(path)
+        if not isinstance(content, dict):
             raise CheckpointError(
-                f"{self.place}: model_type {name!r} is not supported"
-                + (why if name in NORMED_WRITERS else ""),
-                hint="supported: " + ", ".join(known),
+                f"{self.place}: {CONFIG} holds a {type(content).__name__}, not settings by name",
+                hint="take the config.json published with the model",
             )
-        architecture: Architecture = plugins.find("architectures", name)
-        for key, wanted in architecture.required.items():
-            if (given := self._config.get(key, wanted)) != wanted:
-                raise CheckpointError(
-                    f"{self.place}: {key} {given!r} is not supported",
-                    hint=f"{name} models are computed with {key} {wanted!r}",
-                )
-        return architecture
-
-    def _dimensions(self) -> Dimensions:
-        config, renamed = self._config, self.architecture.renamed
-        names = {key: renamed.get(key, key) for key in REQUIRED}
-        for key in names.values():
-            if not isinstance(config.get(key), int):
-                raise CheckpointError(
-                    f"{self.place}: config.json has no usable {key}",
-                    hint="take the config.json published with the model",
-                )
-        heads, partial = config["num_attention_heads"], self.architecture.partial_rotary
-        theta, scaling = rope.of_config(config, self.place, partial=partial)
-        return Dimensions(
-            **{key: config[name] for key, name in names.items()},
-            num_key_value_heads=config.get("num_key_value_heads") or heads,
-            head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-            rms_norm_eps=config.get(
-                renamed.get("rms_norm_eps", "rms_norm_eps"), self.architecture.usual_eps
-            ),
-            rope_theta=theta,
-            rope_scaling=scaling,
-            sliding_window=self._sliding_window(),
-            tie_word_embeddings=bool(config.get("tie_word_embeddings", self.architecture.tied)),
-            partial_rotary_factor=rope.share(config) if partial else 1.0,
-        )
-
-    def _sliding_window(self) -> int | None:
-        """The window where all layers slide, None where none does."""
-        config, layers = self._config, self._config["num_hidden_layers"]
-        family_slides = self.architecture.name == "mistral"
-        window: int | None = config.get("sliding_window", 4096 if family_slides else None)
-        if window is None or not config.get("use_sliding_window", family_slides):
-            return None
-        if family_slides:
-            return window
-        full = min(config.get("max_window_layers", 28), layers)  # transformers' default
-        kinds = set(
-            config.get("layer_types")
-            or ["full_attention"] * full + ["sliding_attention"] * (layers - full)
-        )
-        if len(kinds) > 1:
-            raise CheckpointError(
-                f"{self.place}: only some layers have a sliding window",
-                hint="set use_sliding_window to false in config.json, as llama.cpp runs it",
-            )
-        return window if kinds == {"sliding_attention"} else None
-
-    def _headers(self) -> dict[str, tuple[Path, _layout.Found]]:
-        """Tensor → (file, what its header says), without rotary buffers."""
-        files: dict[str, tuple[Path, _layout.Found]] = {}
-        for path in self._shards():
-            for name, entry in _header(path).items():
-                if not name.endswith(IGNORED):
-                    files[name] = path, entry
-                    _refuse_unreadable(path, name, entry)
-        return files
-
-    def _shards(self) -> list[Path]:
-        if (self.folder / "model.safetensors.index.json").is_file():
-            weight_map = self._read_json("model.safetensors.index.json").get("weight_map", {})
-            paths = [self.folder / name for name in sorted(set(weight_map.values()))]
-        else:
-            paths = [self.folder / "model.safetensors"]
-        for path in paths:
-            if not path.is_file():
-                other = "" if any(self.folder.glob("*.safetensors")) else ", only safetensors do"
-                raise CheckpointError(
-                    f"{self.place}: {path.name} is missing",
-                    hint=f"complete the download; other kinds of weights are not read{other}",
-                )
-        return paths
-
-    def _read(self, name: str) -> Tensor:
-        path, _ = self._files[name]
-        with safe_open(path, framework="pt") as file:
-            value: Tensor = file.get_tensor(name)
-        return value
+        return content
 
     def _drop_tied_copy(self) -> None:
         """A tied model may come with a copy of the embedding as its head, not with another."""
         head, embedding = map(self.architecture.hf_name, ("output", "token_embd"))
-        if not (self.dimensions.tie_word_embeddings and {head, embedding} <= set(self._files)):
+        if not (self.dimensions.tie_word_embeddings and {head, embedding} <= set(self._places)):
             return
-        if not torch.equal(self._read(head), self._read(embedding)):
+        if not torch.equal(self.tensor(head), self.tensor(embedding)):
             raise CheckpointError(
                 f"{self.place}: {head} differs from the embedding it is tied to",
                 hint="if the head is meant, set tie_word_embeddings to false in config.json",
             )
-        del self._files[head]
+        del self._places[head]
 
-    def _read_json(self, name: str) -> dict[str, Any]:
-        path = self.folder / name
-        try:
-            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
+    def _refuse_unread_biases(self) -> None:
+        """transformers leaves biases out unless the configuration says that there are any."""
+        optional = {role for role in self.architecture.optional if role.endswith(".bias")}
+        unread = [spec.name for spec in self.specs.values() if spec.role in optional]
+        if unread and not self._config.attention_bias:
             raise CheckpointError(
-                f"{self.place}: there is no readable {name}", hint=self._no_config_hint()
-            ) from error
-        except ValueError as error:
-            raise CheckpointError(
-                f"{self.place}: {name} is not valid JSON", hint="fetch the file again"
-            ) from error
-        return content
-
-    def _no_config_hint(self) -> str:
-        files = sorted(path.name for path in self.folder.glob("*.gguf"))
-        if files:
-            return f"to start from a GGUF file, name it: {files[0]}"
-        if (self.folder / "adapter_config.json").is_file():
-            return "this is an adapter: merge it into its base model first"
-        return "a model folder has config.json, *.safetensors and tokenizer.json"
+                f"{self.place}: {unread[0]} is there, but config.json has no attention_bias: true",
+                hint="set attention_bias to true if the biases are meant, or remove them",
+            )
 
 
-def _header(path: Path) -> dict[str, _layout.Found]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            return {
-                name: _layout.Found(tuple(part.get_shape()), part.get_dtype())
-                for name, part in slices.items()
-            }
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path.name}: truncated or corrupted ({str(error).splitlines()[0]})",
-            hint="the download may be incomplete: delete the file and fetch it again",
-        ) from error
-
-
-def _refuse_unreadable(path: Path, name: str, entry: _layout.Found) -> None:
-    if entry.dtype not in READABLE:
-        raise CheckpointError(
-            f"{path.name}: {name} is stored as {entry.dtype}",
-            hint="edgepack reads " + ", ".join(READABLE) + "; name an unquantized checkpoint",
-        )
+def _window_warning(dims: Dimensions) -> tuple[str, ...]:
+    window, context = dims.sliding_window, dims.max_position_embeddings
+    if window is None or window >= context:
+        return ()
+    return (
+        f"GGUF has no sliding window for this architecture: right up to {window} positions, and "
+        f"the file says that its context is {window} (config.json: {context})",
+    )

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType, GGUFValueType
-from gguf.constants import GGML_QUANT_SIZES
+from gguf import GGUFValueType
 from gguf.quants import dequantize
 from torch import Tensor
 
@@ -18,8 +17,13 @@ from edgepack import plugins
 from edgepack.architectures._base import Architecture
 from edgepack.checkpoint import _layout, digests, rope, tokenizer
 from edgepack.checkpoint._base import Checkpoint, Dimensions
+from edgepack.checkpoint.config import check_heads
 from edgepack.checkpoint.gguf_header import GgufHeader
+from edgepack.checkpoint.gguf_keys import Numbers, read_general, read_numbers, read_tokenizer
+from edgepack.checkpoint.source_files import SourceFiles
 from edgepack.errors import CheckpointError
+from edgepack.formats._ggml import GGML_QUANT_SIZES, GGMLQuantizationType
+from edgepack.untrusted import quote, shorten
 from edgepack.weights import QuantizedTensor
 
 if TYPE_CHECKING:
@@ -30,7 +34,11 @@ PASSED_OVER = ("split.", "quantize.")
 DROPPED = {"general.file_type", "general.quantization_version", "general.alignment"}
 """… of which these are others."""
 
-FLOATS = {GGMLQuantizationType.F32: np.float32, GGMLQuantizationType.F16: np.float16}
+FLOATS = {
+    GGMLQuantizationType.F32: torch.float32,
+    GGMLQuantizationType.F16: torch.float16,
+    GGMLQuantizationType.BF16: torch.bfloat16,
+}
 
 
 class GgufCheckpoint(Checkpoint):
@@ -38,9 +46,13 @@ class GgufCheckpoint(Checkpoint):
 
     def __init__(self, path: Path, model: str) -> None:
         self.path, self.model = path, model
-        self._header = GgufHeader(path)
+        self.place = shorten(path.name, 80)
+        self._files = SourceFiles()
+        self._header = GgufHeader(path, self._files)
         self._fields = {key: value for key, (value, *_) in self._header.metadata.items()}
         self.architecture = self._architecture()
+        self._numbers = read_numbers(self._fields, self.architecture.gguf, self.place)
+        self._tokens = read_tokenizer(self._fields, self.place).tokens or []
         self.dimensions = self._dimensions()
         found = {
             name: _layout.Found(stored.shape, stored.kind.name)
@@ -48,14 +60,14 @@ class GgufCheckpoint(Checkpoint):
             if name != rope.TENSOR
         }
         self.specs, self._stored = _layout.match(
-            path.name, self.architecture, self.dimensions, found, self.architecture.gguf_name
+            self.place, self.architecture, self.dimensions, found, self.architecture.gguf_name
         )
         for name in found:
             self._refuse_unreadable(name)
 
     @cached_property
     def _sha256(self) -> str:
-        return digests.sha256(self.path)
+        return self._files.sha256(self.path)
 
     @property
     def key(self) -> str:  # noqa: D102
@@ -71,12 +83,19 @@ class GgufCheckpoint(Checkpoint):
         order = self._hf_rows(name)
         return values if order is None else values[order]
 
+    def stored(self, name: str) -> tuple[Tensor, str]:  # noqa: D102
+        stored = self._header.tensors[self._stored[name]]
+        data = self._header.bytes_of(self._stored[name])
+        if stored.kind in FLOATS:
+            return data.view(FLOATS[stored.kind]).reshape(stored.shape), stored.kind.name
+        return data.reshape(*stored.shape[:-1], -1), stored.kind.name
+
     def quantized(self, name: str) -> QuantizedTensor | None:  # noqa: D102
         spec = self.specs[name]
         format_name = spec.dtype.lower()
         if len(spec.shape) != 2 or format_name not in plugins.names("formats"):
             return None
-        data = torch.from_numpy(self._header.bytes_of(self._stored[name]).copy())
+        data = self._header.bytes_of(self._stored[name])
         data, order = data.reshape(spec.shape[0], -1), self._hf_rows(name)
         parsed: QuantizedTensor = plugins.find("formats", format_name).parse(
             data if order is None else data[order]
@@ -85,7 +104,7 @@ class GgufCheckpoint(Checkpoint):
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:  # noqa: D102
-        return tokenizer.from_gguf(self._fields, self.path.name)
+        return tokenizer.from_gguf(self._fields, self.place)
 
     def gguf_metadata(self) -> Mapping[str, tuple[Any, GGUFValueType, GGUFValueType | None]]:  # noqa: D102
         return {
@@ -100,12 +119,10 @@ class GgufCheckpoint(Checkpoint):
 
     def _values(self, stored_name: str) -> Tensor:
         """A stored tensor as float32, rows as they are in the file."""
-        stored = self._header.tensors[stored_name]
-        data = self._header.bytes_of(stored_name)
+        stored, data = self._header.tensors[stored_name], self._header.bytes_of(stored_name)
         if stored.kind in FLOATS:
-            values = data.view(FLOATS[stored.kind]).astype(np.float32)
-        else:
-            values = dequantize(data.reshape(*stored.shape[:-1], -1), stored.kind)
+            return data.view(FLOATS[stored.kind]).reshape(stored.shape).to(torch.float32)
+        values = dequantize(data.reshape(*stored.shape[:-1], -1).numpy(), stored.kind)
         return torch.from_numpy(values.reshape(stored.shape)).clone()  # aligned as torch does
 
     def _hf_rows(self, name: str) -> Tensor | None:
@@ -115,80 +132,95 @@ class GgufCheckpoint(Checkpoint):
 
     def _refuse_unreadable(self, name: str) -> None:
         kind = self._header.tensors[name].kind
+        if kind in FLOATS:
+            return
         try:
             dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
         except NotImplementedError as error:
             raise CheckpointError(
-                f"{self.path.name}: {name} is stored as {kind.name}, which cannot be read",
+                f"{self.place}: {shorten(name, 60)} is stored as {kind.name}, which cannot be read",
                 hint="start from a file with a common type such as Q8_0, Q4_K, F16 or BF16",
             ) from error
 
     def _architecture(self) -> Architecture:
-        name = self._fields.get("general.architecture")
+        general = read_general(self._fields, self.place)
         families: dict[str, Architecture] = {}
         for family in plugins.names("architectures"):  # llama comes before mistral
             architecture: Architecture = plugins.find("architectures", family)
             if architecture.gguf:
                 families.setdefault(architecture.gguf, architecture)
-        if name not in families:
+        if general.architecture not in families:
             raise CheckpointError(
-                f"{self.path.name}: architecture {name!r} is not supported",
+                f"{self.place}: architecture {quote(general.architecture)} is not supported",
                 hint="supported: " + ", ".join(families),
             )
-        if self._fields.get("split.count", 1) > 1:
+        if general.split_count > 1:
             raise CheckpointError(
-                f"{self.path.name}: one part of a split model",
+                f"{self.place}: one part of a split model",
                 hint="join the parts with llama.cpp's llama-gguf-split --merge",
             )
-        return families[name]
+        return families[general.architecture]
 
     def _dimensions(self) -> Dimensions:
-        heads = self._number("attention.head_count")
-        hidden = self._number("embedding_length")
-        head_dim = self._number("attention.key_length", hidden // max(heads, 1))
-        self._same("attention.value_length", head_dim)
-        self._same("rope.dimension_count", head_dim)
-        extra = self._values(rope.TENSOR) if rope.TENSOR in self._header.tensors else None
-        tokens = self._fields.get("tokenizer.ggml.tokens", ())
-        theta = _decimal(self._number("rope.freq_base", 10000.0))
-        return Dimensions(
-            num_hidden_layers=self._number("block_count"),
+        numbers, family = self._numbers, self.architecture
+        heads, hidden = numbers.head_count, numbers.embedding_length
+        head_dim = numbers.key_length or hidden // heads
+        self._check_head(numbers, head_dim)
+        theta, vocab = _decimal(numbers.freq_base), len(self._tokens) or numbers.vocab_size
+        if vocab is None:
+            raise CheckpointError(
+                f"{self.place}: no tokenizer.ggml.tokens and no {family.gguf}.vocab_size",
+                hint="convert the model again with llama.cpp's convert_hf_to_gguf.py",
+            )
+        dimensions = Dimensions(
+            num_hidden_layers=numbers.block_count,
             hidden_size=hidden,
-            intermediate_size=self._number("feed_forward_length"),
+            intermediate_size=numbers.feed_forward_length,
             num_attention_heads=heads,
-            num_key_value_heads=self._number("attention.head_count_kv", heads),
+            num_key_value_heads=numbers.head_count_kv or heads,
             head_dim=head_dim,
-            vocab_size=len(tokens) or self._number("vocab_size"),
-            max_position_embeddings=self._number("context_length"),
-            rms_norm_eps=_decimal(self._number("attention.layer_norm_rms_epsilon")),
+            vocab_size=vocab,
+            max_position_embeddings=numbers.context_length,
+            rms_norm_eps=_decimal(numbers.epsilon),
             rope_theta=theta,
-            rope_scaling=rope.of_gguf(self._arch_fields(), extra, theta, head_dim, self.path.name),
+            rope_scaling=rope.of_gguf(
+                numbers.scaling_type,
+                numbers.rope_factor,
+                self._divisors(head_dim),
+                theta,
+                head_dim,
+                self.place,
+            ),
             sliding_window=None,
             tie_word_embeddings="output.weight" not in self._header.tensors,
         )
+        check_heads(dimensions, family, self.place)
+        return dimensions
 
-    def _arch_fields(self) -> dict[str, Any]:
-        prefix = f"{self.architecture.gguf}."
-        return {k.removeprefix(prefix): v for k, v in self._fields.items() if k.startswith(prefix)}
+    def _check_head(self, numbers: Numbers, head_dim: int) -> None:
+        for key, value in (
+            ("attention.value_length", numbers.value_length),
+            ("rope.dimension_count", numbers.dimension_count),
+        ):
+            if value not in (None, head_dim):
+                raise CheckpointError(
+                    f"{self.place}: {self.architecture.gguf}.{key} is {value}, "
+                    f"the keys' length {head_dim}",
+                    hint="heads whose values or rotary part differ in size are not supported",
+                )
 
-    def _number(self, key: str, default: Any = None) -> Any:
-        value = self._arch_fields().get(key, default)
-        if isinstance(value, int | float):
-            return value
-        full = f"{self.architecture.gguf}.{key}"
-        problem = f"{full} differs from block to block" if value else f"{full} is missing"
-        raise CheckpointError(
-            f"{self.path.name}: {problem}",
-            hint="edgepack reads models whose blocks are all alike, as llama.cpp converts them",
-        )
-
-    def _same(self, key: str, head_dim: int) -> None:
-        if self._number(key, head_dim) != head_dim:
+    def _divisors(self, head_dim: int) -> Tensor | None:
+        """The divisors of rotary frequencies, if the file has any."""
+        stored = self._header.tensors.get(rope.TENSOR)
+        if stored is None:
+            return None
+        if stored.kind != GGMLQuantizationType.F32 or stored.shape != (head_dim // 2,):
             raise CheckpointError(
-                f"{self.path.name}: {self.architecture.gguf}.{key} is {self._number(key)}, "
-                f"the keys' length {head_dim}",
-                hint="heads whose values or rotary part differ in size are not supported",
+                f"{self.place}: {rope.TENSOR} is {stored.kind.name} {list(stored.shape)}, not F32 "
+                f"[{head_dim // 2}]",
+                hint="convert the model again with llama.cpp's convert_hf_to_gguf.py",
             )
+        return self._values(rope.TENSOR)
 
 
 def _decimal(value: float) -> float:

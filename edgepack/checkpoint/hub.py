@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from edgepack.checkpoint import shards
 from edgepack.checkpoint.folder import FILES
 from edgepack.errors import CheckpointError
 
@@ -20,6 +21,8 @@ def snapshot(model: str) -> Path:
     page = f"https://huggingface.co/{name}"
     try:
         folder = snapshot_download(name, revision=revision or None, allow_patterns=list(FILES))
+        if missing := shards.missing(Path(folder)):
+            snapshot_download(name, revision=Path(folder).name, allow_patterns=missing)
     except errors.GatedRepoError as error:
         raise CheckpointError(
             f"{name}: the model is gated", hint=f"accept its terms at {page}, then: hf auth login"

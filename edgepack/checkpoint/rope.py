@@ -1,18 +1,44 @@
-"""Rotary scaling: what Hugging Face configures, and how GGUF stores it."""
+"""Rotary positions: what Hugging Face configures, and how GGUF stores it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+from pydantic import ConfigDict, Field
 from torch import Tensor
 
+from edgepack.architectures._base import Architecture
 from edgepack.errors import CheckpointError
+from edgepack.untrusted import Untrusted, quote
+
+if TYPE_CHECKING:
+    from edgepack.checkpoint.config import Config
 
 TENSOR = "rope_freqs.weight"
 """GGUF's tensor of frequency divisors."""
+
+Theta = Annotated[float, Field(gt=0, le=1e30)]
+Factor = Annotated[float, Field(gt=0, le=1e9)]
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class Parameters(Untrusted):
+    """``rope_parameters`` of transformers 5, or ``rope_scaling`` of transformers 4."""
+
+    model_config = ConfigDict(extra="allow")
+
+    rope_type: str | None = None
+    type: str | None = None
+    rope_theta: Theta | None = None
+    partial_rotary_factor: Share | None = None
+    factor: Factor | None = None
+    low_freq_factor: Factor | None = None
+    high_freq_factor: Factor | None = None
+    original_max_position_embeddings: Annotated[int, Field(ge=1, le=1 << 31)] | None = None
+
 
 SUPPORTED = {
     "default": (),
@@ -36,48 +62,92 @@ LLAMA3 = {
 HINT = "supported: " + ", ".join(SUPPORTED)
 
 
-def share(config: Mapping[str, Any]) -> float:
-    """How much of a head turns with the position."""
-    parameters = config.get("rope_parameters") or {}
-    return float(parameters.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)))
-
-
 def of_config(
-    config: Mapping[str, Any], place: str, *, partial: bool = False
-) -> tuple[float, dict[str, Any] | None]:
-    """(theta, scaling) of a config.json, as transformers 4 or 5 writes it; `partial` says whether
-    the family may have a partial rotary factor."""
-    parameters = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    theta = parameters.get("rope_theta", config.get("rope_theta", 10000.0))
-    kind = parameters.get("rope_type", parameters.get("type", "default"))
-    if kind not in SUPPORTED or (share(config) != 1.0 and not partial):
-        what = f"rope type {kind!r}" if kind not in SUPPORTED else "a partial rotary factor"
-        raise CheckpointError(f"{place}: {what} is not supported", hint=HINT)
-    missing = [key for key in SUPPORTED[kind] if key not in parameters]
+    config: Config, architecture: Architecture, place: str
+) -> tuple[float, dict[str, Any] | None, float]:
+    """(theta, scaling, share of a head that turns) of a config.json, resolved as transformers does:
+    ``rope_scaling`` before ``rope_parameters``, what stands in either before what stands outside.
+    """
+    place = f"{place}: config.json"
+    given = _chosen(config)
+    inside = given.model_fields_set
+    others = given.model_extra or {}
+    if nested := [key for key, value in others.items() if isinstance(value, dict)]:
+        raise CheckpointError(
+            f"{place}: rotary positions that differ by kind of layer ({quote(nested[0])}) are not "
+            "supported",
+            hint="edgepack reads models whose layers all turn alike",
+        )
+    theta = given.rope_theta if "rope_theta" in inside else config.rope_theta
+    kind = given.rope_type if "rope_type" in inside else given.type or "default"
+    if theta is None:
+        raise CheckpointError(f"{place}: rope_theta is null", hint="10000 is the usual value")
+    if kind not in SUPPORTED:
+        raise CheckpointError(f"{place}: rope type {quote(kind)} is not supported", hint=HINT)
+    share = _share(config, given, architecture)
+    if share != 1.0 and not architecture.partial_rotary:
+        raise CheckpointError(
+            f"{place}: a partial rotary factor is not supported", hint="whole heads have to turn"
+        )
+    return theta, _scaling(kind, config, given, place), share
+
+
+def _chosen(config: Config) -> Parameters:
+    """An empty mapping is no mapping to transformers."""
+    for given in (config.rope_scaling, config.rope_parameters):
+        if given is not None and (given.model_fields_set or given.model_extra):
+            return given
+    return Parameters()
+
+
+def _share(config: Config, given: Parameters, architecture: Architecture) -> float:
+    """How much of a head turns with the position."""
+    for place in (given, config):
+        if "partial_rotary_factor" in place.model_fields_set:
+            return place.partial_rotary_factor or 1.0
+    return architecture.usual_partial_rotary
+
+
+def _scaling(kind: str, config: Config, given: Parameters, place: str) -> dict[str, Any] | None:
+    """The parameters of a kind of scaling, None for none."""
+    values = {key: getattr(given, key) for key in SUPPORTED[kind]}
+    if kind == "llama3":
+        length = "original_max_position_embeddings"
+        outside = config.original_max_position_embeddings
+        values[length] = outside or values[length] or config.max_position_embeddings
+    missing = [key for key, value in values.items() if value is None]
     if missing:
         raise CheckpointError(
             f"{place}: rope type {kind!r} without {missing[0]}",
             hint="config.json is incomplete; take the one published with the model",
         )
-    values = {key: parameters[key] for key in SUPPORTED[kind]}
-    return float(theta), {"rope_type": kind} | values if values else None
+    if kind == "llama3" and values["high_freq_factor"] <= values["low_freq_factor"]:
+        raise CheckpointError(
+            f"{place}: high_freq_factor is not above low_freq_factor",
+            hint="take the config.json published with the model",
+        )
+    return {"rope_type": kind} | values if values else None
 
 
 def of_gguf(
-    fields: Mapping[str, Any], divisors: Tensor | None, theta: float, head_dim: int, place: str
+    kind: str,
+    factor: float,
+    divisors: Tensor | None,
+    theta: float,
+    head_dim: int,
+    place: str,
 ) -> dict[str, Any] | None:
-    """The scaling of a GGUF (keys without the architecture's prefix), None for none.
+    """The scaling of a GGUF, None for none.
 
     Llama 3's parameters are not in the file, only the divisors made from them: they are
     recognised by making them again.
     """
-    kind = fields.get("rope.scaling.type", "linear")
-    factor = fields.get("rope.scaling.factor", fields.get("rope.scale_linear", 0.0)) or 1.0
     if kind not in ("linear", "none"):
-        raise CheckpointError(f"{place}: rope scaling {kind!r} is not supported", hint=HINT)
+        raise CheckpointError(f"{place}: rope scaling {quote(kind)} is not supported", hint=HINT)
     if divisors is not None:
-        scaling = {"rope_type": "llama3", "factor": float(divisors.max())} | LLAMA3
-        again = llama3_divisors(theta, head_dim, scaling)
+        largest = float(divisors.max())
+        scaling = {"rope_type": "llama3", "factor": largest} | LLAMA3
+        again = llama3_divisors(theta, head_dim, scaling) if largest > 0 else divisors[:0]
         if again.shape != divisors.shape or not torch.allclose(again, divisors, rtol=1e-5):
             raise CheckpointError(f"{place}: {TENSOR} is not Llama 3's rotary scaling", hint=HINT)
         return scaling

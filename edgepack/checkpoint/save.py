@@ -100,6 +100,8 @@ def config(checkpoint: Checkpoint) -> dict[str, Any]:
     dropped = {"sliding_window"} | (set() if family.partial_rotary else {"partial_rotary_factor"})
     if "position_embd" in family.outside:
         dropped |= {"rope_theta", "rope_scaling"}
+    if any(spec.role in family.optional for spec in checkpoint.specs.values()):
+        more["attention_bias"] = True
     sizes = {key: value for key, value in vars(d).items() if key not in dropped}
     return {
         "architectures": [classes],

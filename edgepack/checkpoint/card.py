@@ -1,0 +1,87 @@
+"""Name, licence, languages … of a model: from its card (README.md), else from its folder's name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import gguf
+
+MAX_CARD = 256 << 10
+"""Bytes of a README.md that is read; the longest of the Hub's popular models has a tenth of it."""
+MAX_TEXT = 10_000
+"""Characters of one entry; longer descriptions do not belong into the header of a GGUF."""
+
+STORED = ("name", "license", "license_name", "license_link", "language", "tags", "base_model")
+"""Entries whose loss is told; many others of a card have no place in GGUF."""
+
+
+def describe(folder: Path, name: Path, numel: int) -> tuple[gguf.Metadata, tuple[str, ...]]:
+    """What a GGUF says of the model, and warnings about what of the card could not be kept."""
+    card, warnings = _read(folder)
+    metadata = _apply(card, name, numel)
+    if metadata is None:  # gguf's guesses trip over entries that it does not expect
+        warnings = (*warnings, "README.md: its description of the model cannot be stored in GGUF")
+        metadata = _apply({}, name, numel) or gguf.Metadata()
+    metadata.name = metadata.name or _text(name.name) or "model"
+    metadata.size_label = metadata.size_label or gguf.size_label(numel, numel, 0, 0)
+    return metadata, warnings
+
+
+def _apply(card: dict[str, Any], name: Path, numel: int) -> gguf.Metadata | None:
+    try:
+        named = Path(_text(str(name)) or "model")
+        metadata = gguf.Metadata.apply_metadata_heuristic(gguf.Metadata(), card, None, named, numel)
+        metadata.name = metadata.name or named.name
+        metadata.size_label = metadata.size_label or "?"
+        trial = gguf.GGUFWriter(None, "llama")
+        metadata.set_gguf_meta_model(trial)
+        entries = trial.kv_data[0].values()
+        if not all(_fits(entry.value) for entry in entries):
+            return None
+    except Exception:  # whatever a card of unexpected shape makes of third-party code
+        return None
+    return metadata
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The card's front matter, texts and lists of texts only."""
+    path = folder / "README.md"
+    try:
+        if not path.is_file():
+            return {}, ()
+        if path.stat().st_size > MAX_CARD:
+            return {}, (f"README.md: longer than {MAX_CARD >> 10} KB, so its header is not read",)
+        card: Mapping[Any, Any] = gguf.Metadata.load_model_card(folder)
+    except Exception:  # YAML errors of all kinds, bad UTF-8, unreadable files
+        return {}, (
+            "README.md: its YAML header cannot be read, so name and licence are not in the GGUF",
+        )
+    plain = {key: _plain(value) for key, value in card.items() if isinstance(key, str)}
+    lost = [key for key in STORED if card.get(key) is not None and plain[key] is None]
+    kept = {key: value for key, value in plain.items() if value is not None}
+    return kept, tuple(f"README.md: {key} is no text, so it is not in the GGUF" for key in lost)
+
+
+def _fits(value: Any) -> bool:
+    """Whether a GGUF can hold it."""
+    if isinstance(value, list):
+        return all(isinstance(item, str) for item in value)
+    return isinstance(value, str | int)
+
+
+def _plain(value: Any) -> str | list[str] | None:
+    """A text or a list of texts; None for what is neither."""
+    if isinstance(value, list):
+        texts = [_text(item) for item in value]
+        return [text for text in texts if text] or None
+    return _text(value)
+
+
+def _text(value: Any) -> str | None:
+    if isinstance(value, bool) or not isinstance(value, str | int | float | date):
+        return None
+    text = str(value).encode("utf-8", "replace").decode()
+    return text if len(text) <= MAX_TEXT else None

@@ -1,0 +1,213 @@
+"""config.json, the index of shards and generation_config.json: types and bounds of what is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import PurePosixPath
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, create_model
+
+from edgepack.architectures._base import Architecture
+from edgepack.checkpoint import rope
+from edgepack.checkpoint._base import Dimensions
+from edgepack.errors import CheckpointError
+from edgepack.untrusted import Untrusted, quote, shorten, validate
+
+HINT = "take the config.json published with the model"
+
+Width = Annotated[int, Field(ge=1, le=1 << 24)]
+"""Of a matrix; GPT-4's vocabulary has 2^17 rows."""
+Blocks = Annotated[int, Field(ge=1, le=100_000)]
+Positions = Annotated[int, Field(ge=1, le=(1 << 31) - 1)]
+Epsilon = Annotated[float, Field(ge=1e-20, le=1.0)]
+TokenId = Annotated[int, Field(ge=-1, le=1 << 31)]
+"""-1 is some exporters' word for none."""
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Config(Untrusted):
+    """What is read of config.json. `_model` gives some of it the family's names and defaults."""
+
+    num_hidden_layers: Blocks
+    hidden_size: Width
+    intermediate_size: Width
+    num_attention_heads: Width
+    vocab_size: Width
+    max_position_embeddings: Positions
+    num_key_value_heads: Width | None
+    head_dim: Width | None
+    rms_norm_eps: Epsilon
+    tie_word_embeddings: bool
+    rope_theta: rope.Theta | None = 10000.0
+    rope_parameters: rope.Parameters | None = None
+    rope_scaling: rope.Parameters | None = None
+    partial_rotary_factor: rope.Share | None = None
+    original_max_position_embeddings: Positions | None = None
+    sliding_window: Positions | None = None
+    use_sliding_window: bool = False
+    max_window_layers: Annotated[int, Field(ge=0, le=1 << 31)] = 28  # transformers' default
+    layer_types: Annotated[list[str], Field(max_length=100_000)] | None = None
+    attention_bias: bool = False
+    bos_token_id: TokenId | list[TokenId] | None = None
+    eos_token_id: TokenId | list[TokenId] | None = None
+    unk_token_id: TokenId | list[TokenId] | None = None
+    sep_token_id: TokenId | list[TokenId] | None = None
+    pad_token_id: TokenId | list[TokenId] | None = None
+    mask_token_id: TokenId | list[TokenId] | None = None
+
+
+class Generation(Untrusted):
+    """What is read of generation_config.json."""
+
+    bos_token_id: TokenId | list[TokenId] | None = None
+    eos_token_id: TokenId | list[TokenId] | None = None
+    pad_token_id: TokenId | list[TokenId] | None = None
+    do_sample: bool | None = None
+    temperature: Annotated[float, Field(ge=0, le=1e6)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=1 << 31)] | None = None
+    top_p: Share | None = None
+    min_p: Share | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=1e6)] | None = None
+
+
+def _plain_name(name: str) -> str:
+    """A shard lies in the folder itself, whatever the index says."""
+    plain = PurePosixPath(name).name == name and "\\" not in name and ":" not in name
+    if not (plain and name.isprintable() and len(name) <= 255 and name.endswith(".safetensors")):
+        raise ValueError(
+            f"{quote(shorten(name, 60))} is no name of a .safetensors file in the model's folder"
+        )
+    return name
+
+
+class Index(Untrusted):
+    """model.safetensors.index.json: which file each tensor is in."""
+
+    weight_map: Annotated[
+        dict[str, Annotated[str, AfterValidator(_plain_name)]],
+        Field(min_length=1, max_length=1_000_000),
+    ]
+
+
+@cache
+def _model(family: str, defaults: tuple[tuple[str, str, Any], ...]) -> type[Config]:
+    """`Config` with the family's names and defaults: (our name, the file's, default)."""
+    fields: dict[str, Any] = {
+        ours: (Config.model_fields[ours].rebuild_annotation(), Field(default, alias=theirs))
+        for ours, theirs, default in defaults
+    }
+    return create_model(f"{family}Config", __base__=Config, **fields)
+
+
+def read_dimensions(
+    content: Mapping[str, Any], architecture: Architecture, place: str
+) -> tuple[Config, Dimensions]:
+    """The numbers of a config.json, as transformers understands them."""
+    ignored = architecture.ignored
+    heard = {key: value for key, value in content.items() if key not in ignored}
+    where = f"{place}: config.json"
+    config = validate(_model_of(architecture), heard, where, CheckpointError, hint=HINT)
+    heads = config.num_attention_heads
+    head_dim = config.head_dim or config.hidden_size // heads
+    theta, scaling, share = rope.of_config(config, architecture, place)
+    dimensions = Dimensions(
+        num_hidden_layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_attention_heads=heads,
+        num_key_value_heads=config.num_key_value_heads or heads,
+        head_dim=head_dim,
+        vocab_size=config.vocab_size,
+        max_position_embeddings=config.max_position_embeddings,
+        rms_norm_eps=config.rms_norm_eps,
+        rope_theta=theta,
+        rope_scaling=scaling,
+        sliding_window=_sliding_window(config, architecture, place),
+        tie_word_embeddings=config.tie_word_embeddings,
+        partial_rotary_factor=share,
+    )
+    if config.head_dim is None and config.hidden_size % heads:
+        raise CheckpointError(
+            f"{place}: config.json: hidden_size {config.hidden_size} is no multiple of "
+            f"num_attention_heads {heads}, and there is no head_dim",
+            hint=HINT,
+        )
+    check_heads(dimensions, architecture, f"{place}: config.json")
+    return config, dimensions
+
+
+def check_heads(dims: Dimensions, architecture: Architecture, place: str) -> None:
+    """Raise unless queries divide into groups and rotary positions into pairs."""
+    heads, groups = dims.num_attention_heads, dims.num_key_value_heads
+    if heads % groups:
+        raise CheckpointError(
+            f"{place}: {heads} attention heads do not divide into {groups} key-value heads",
+            hint="the configuration is damaged, or of another model",
+        )
+    turning = int(dims.head_dim * dims.partial_rotary_factor)
+    if "position_embd" not in architecture.outside and (turning % 2 or not turning):
+        raise CheckpointError(
+            f"{place}: {turning} columns of a head of {dims.head_dim} turn with the position, "
+            "which is no number of pairs",
+            hint="the configuration is damaged, or of another model",
+        )
+
+
+def _model_of(architecture: Architecture) -> type[Config]:
+    defaults: dict[str, Any] = {
+        "intermediate_size": ...,
+        "hidden_size": ...,
+        "num_hidden_layers": ...,
+        "num_attention_heads": ...,
+        "vocab_size": ...,
+        "max_position_embeddings": ...,
+        "num_key_value_heads": architecture.usual_kv_heads,
+        "head_dim": architecture.usual_head_dim,
+        "rms_norm_eps": architecture.usual_eps,
+        "tie_word_embeddings": architecture.tied,
+    }
+    named = tuple(
+        (ours, architecture.renamed.get(ours, ours), default) for ours, default in defaults.items()
+    )
+    return _model(architecture.name, named)
+
+
+def _sliding_window(config: Config, architecture: Architecture, place: str) -> int | None:
+    """The window where all layers slide, None where none does."""
+    given = "sliding_window" in config.model_fields_set
+    window = config.sliding_window if given else 4096  # transformers' default
+    if architecture.window == "" or window is None:
+        return None
+    if architecture.window == "by layer" and not config.use_sliding_window:
+        return None
+    kinds, layers = _kinds(config, architecture), config.num_hidden_layers
+    if config.layer_types is not None and len(config.layer_types) != layers:
+        raise CheckpointError(
+            f"{place}: config.json: layer_types has {len(config.layer_types)} entries for {layers} "
+            "layers",
+            hint=HINT,
+        )
+    if unknown := kinds - {"full_attention", "sliding_attention"}:
+        raise CheckpointError(
+            f"{place}: config.json: layer_types {quote(min(unknown))} is not supported",
+            hint="supported: full_attention, sliding_attention",
+        )
+    if len(kinds) > 1:
+        raise CheckpointError(
+            f"{place}: only some layers have a sliding window",
+            hint="set use_sliding_window to false in config.json, as llama.cpp runs it",
+        )
+    return window if kinds == {"sliding_attention"} else None
+
+
+def _kinds(config: Config, architecture: Architecture) -> set[str]:
+    """The kinds of attention that layers have, as transformers derives them."""
+    if config.layer_types is not None:
+        return set(config.layer_types)
+    if architecture.window == "all":
+        return {"sliding_attention"}
+    layers, full = config.num_hidden_layers, config.max_window_layers
+    kinds = {"full_attention"} if full else set()
+    return kinds | ({"sliding_attention"} if full < layers else set())

@@ -1,0 +1,93 @@
+"""Which family a folder is of, and what of it edgepack cannot read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgepack import plugins
+from edgepack.architectures._base import NORMED_WRITERS, Architecture
+from edgepack.errors import CheckpointError
+from edgepack.untrusted import quote, shorten
+
+BARE = ("Model", "ForCausalLM")
+"""Endings of the classes whose weights are those of a language model."""
+
+
+def architecture(config: Mapping[str, Any], place: str) -> Architecture:
+    """The family that config.json names, as transformers takes it: by ``model_type``."""
+    name, known = config.get("model_type"), plugins.names("architectures")
+    _refuse_quantized(config, place)
+    if not isinstance(name, str) or name not in known:
+        why = ", whose norms behind attention and MLP no rotation passes"
+        raise CheckpointError(
+            f"{place}: model_type {quote(name)} is not supported"
+            + (why if isinstance(name, str) and name in NORMED_WRITERS else ""),
+            hint="supported: " + ", ".join(known),
+        )
+    found: Architecture = plugins.find("architectures", name)
+    for key, wanted in found.required.items():
+        given = config.get(key, wanted)
+        if type(given) is not type(wanted) or given != wanted:
+            raise CheckpointError(
+                f"{place}: {key} {quote(given)} is not supported",
+                hint=f"{name} models are computed with {key} {wanted!r}",
+            )
+    _refuse_other_class(config, found, place)
+    for key in ("transformers_weights", "per_layer_config"):
+        if config.get(key) is not None:
+            raise CheckpointError(
+                f"{place}: config.json: {key} is not supported",
+                hint="edgepack reads model.safetensors, and blocks that are all alike",
+            )
+    return found
+
+
+def _refuse_quantized(config: Mapping[str, Any], place: str) -> None:
+    about = config.get("quantization_config")
+    if about is None:
+        return
+    method = about.get("quant_method") if isinstance(about, dict) else None
+    what = shorten(method, 40) if isinstance(method, str) else "an unknown method"
+    raise CheckpointError(
+        f"{place}: the weights are already quantized ({what})",
+        hint="name the unquantized checkpoint that it was made from; if it is one, remove "
+        "quantization_config from config.json",
+    )
+
+
+def _refuse_other_class(config: Mapping[str, Any], family: Architecture, place: str) -> None:
+    """A class of another family, or one whose code comes with the model, computes something else
+    than the family does."""
+    stem = family.class_name.removesuffix("ForCausalLM")
+    allowed = {stem + ending for ending in BARE}
+    classes, own = config.get("architectures"), config.get("auto_map")
+    for key, value, kind in (("architectures", classes, list), ("auto_map", own, dict)):
+        if value is not None and not isinstance(value, kind):
+            raise CheckpointError(
+                f"{place}: config.json: {key} should be a {kind.__name__}, not {quote(value)}",
+                hint="take the config.json published with the model",
+            )
+    named = (own or {}).get("AutoModelForCausalLM")
+    if isinstance(named, str) and named.rpartition(".")[2] not in allowed:
+        raise CheckpointError(
+            f"{place}: the model is computed by code of its own ({shorten(named, 80)})",
+            hint="edgepack runs no code that comes with a model; name one of transformers' own "
+            "classes",
+        )
+    if classes and not any(isinstance(name, str) and name in allowed for name in classes):
+        raise CheckpointError(
+            f"{place}: architectures says {quote(classes[0])}, model_type {family.name!r}",
+            hint=f"edgepack packs language models: {family.class_name}",
+        )
+
+
+def no_config(folder: Path) -> str:
+    """What to do with a folder that has no config.json."""
+    files = sorted(path.name for path in folder.glob("*.gguf"))
+    if files:
+        return f"to start from a GGUF file, name it: {shorten(files[0], 100)}"
+    if (folder / "adapter_config.json").is_file():
+        return "this is an adapter: merge it into its base model first"
+    return "a model folder has config.json, *.safetensors and tokenizer.json"

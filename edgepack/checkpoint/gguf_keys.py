@@ -1,0 +1,165 @@
+"""The keys of a GGUF that edgepack reads: types and bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from gguf import TokenType
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
+
+from edgepack.checkpoint import rope
+from edgepack.checkpoint.config import Blocks, Epsilon, Positions, Width
+from edgepack.errors import CheckpointError
+from edgepack.untrusted import Untrusted, quote, shorten, validate
+
+MAX_TOKEN = 1024
+"""Characters of a token; merges are found by cutting every token everywhere."""
+MAX_CHARACTERS = 16 << 20
+"""Characters of all tokens; a vocabulary of 256k tokens has 2 million."""
+
+HINT = "convert the model again with llama.cpp's convert_hf_to_gguf.py"
+
+
+def _same_everywhere(value: Any) -> Any:
+    """llama.cpp takes a list with a value for each block; here they have to be equal."""
+    if not isinstance(value, list) or not value:
+        return value
+    if any(type(other) is not type(value[0]) or other != value[0] for other in value):
+        raise ValueError(
+            "differs from block to block; edgepack reads models whose blocks are alike"
+        )
+    return value[0]
+
+
+def _neutral(value: Any) -> Any:
+    if value not in (None, False, 0, 1.0):
+        raise ValueError(f"{quote(value)} is not supported")
+    return value
+
+
+Same = BeforeValidator(_same_everywhere)
+Neutral = Annotated[float | bool | None, AfterValidator(_neutral)]
+"""A number that changes what is computed unless it is 0 or 1, and that no model here needs."""
+
+
+class General(Untrusted):
+    """What the file says of itself."""
+
+    architecture: str = Field(alias="general.architecture")
+    split_count: Annotated[int, Field(ge=0, le=65535)] = Field(1, alias="split.count")
+
+
+class Numbers(Untrusted):
+    """Keys with the architecture's name before them."""
+
+    block_count: Annotated[Blocks, Same]
+    context_length: Positions
+    embedding_length: Annotated[Width, Same]
+    feed_forward_length: Annotated[Width, Same]
+    head_count: Annotated[Width, Same] = Field(alias="attention.head_count")
+    head_count_kv: Annotated[Width, Same] | None = Field(None, alias="attention.head_count_kv")
+    key_length: Annotated[Width, Same] | None = Field(None, alias="attention.key_length")
+    value_length: Annotated[Width, Same] | None = Field(None, alias="attention.value_length")
+    epsilon: Epsilon = Field(alias="attention.layer_norm_rms_epsilon")
+    vocab_size: Width | None = None
+    dimension_count: Width | None = Field(None, alias="rope.dimension_count")
+    freq_base: rope.Theta = Field(10000.0, alias="rope.freq_base")
+    scaling_type: str = Field("linear", alias="rope.scaling.type")
+    scaling_factor: Annotated[float, Field(ge=0, le=1e9)] | None = Field(
+        None, alias="rope.scaling.factor"
+    )
+    scale_linear: Annotated[float, Field(ge=0, le=1e9)] | None = Field(
+        None, alias="rope.scale_linear"
+    )
+    expert_count: Annotated[int, Field(ge=0, le=0)] = 0
+    causal: Literal[True] = Field(True, alias="attention.causal")
+    attention_scale: Neutral = Field(None, alias="attention.scale")
+    logit_scale: Neutral = None
+    residual_scale: Neutral = None
+    embedding_scale: Neutral = None
+    clamp: Neutral = Field(None, alias="attention.clamp_kqv")
+    logit_softcap: Neutral = Field(None, alias="final_logit_softcapping")
+    attention_softcap: Neutral = Field(None, alias="attn_logit_softcapping")
+
+    @property
+    def rope_factor(self) -> float:
+        """Of linear scaling; 0 means none to llama.cpp."""
+        given = self.scale_linear if self.scaling_factor is None else self.scaling_factor
+        return given or 1.0
+
+
+def _token(text: str) -> str:
+    if len(text) > MAX_TOKEN:
+        raise ValueError(f"a token of {len(text)} characters; at most {MAX_TOKEN} are supported")
+    return text
+
+
+Strings = Annotated[list[Annotated[str, AfterValidator(_token)]], Field(max_length=1 << 24)]
+
+
+class Tokenizer(Untrusted):
+    """The keys ``tokenizer.*``; ids are of tokens that there are."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str = Field("", alias="tokenizer.ggml.model")
+    pre: str | None = Field(None, alias="tokenizer.ggml.pre")
+    tokens: Strings | None = Field(None, alias="tokenizer.ggml.tokens")
+    scores: list[float] | None = Field(None, alias="tokenizer.ggml.scores")
+    token_type: list[Annotated[int, Field(ge=0, le=max(TokenType))]] | None = Field(
+        None, alias="tokenizer.ggml.token_type"
+    )
+    merges: list[Annotated[str, Field(max_length=2 * MAX_TOKEN + 1)]] | None = Field(
+        None, alias="tokenizer.ggml.merges"
+    )
+    add_bos: bool | None = Field(None, alias="tokenizer.ggml.add_bos_token")
+    add_eos: bool | None = Field(None, alias="tokenizer.ggml.add_eos_token")
+    add_prefix: bool | None = Field(None, alias="tokenizer.ggml.add_space_prefix")
+    chat_template: str | None = Field(None, alias="tokenizer.chat_template")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Tokenizer:
+        tokens = self.tokens or []
+        if sum(map(len, tokens)) > MAX_CHARACTERS:
+            raise ValueError(f"tokenizer.ggml.tokens: more than {MAX_CHARACTERS} characters")
+        for name, per_token in (("scores", self.scores), ("token_type", self.token_type)):
+            if per_token and tokens and len(per_token) != len(tokens):
+                raise ValueError(
+                    f"tokenizer.ggml.{name} has {len(per_token)} entries for {len(tokens)} tokens"
+                )
+        for key, value in (self.model_extra or {}).items():
+            if key.startswith("tokenizer.ggml.") and key.endswith("_token_id"):
+                _check_id(key, value, len(tokens))
+            elif key.startswith("tokenizer.chat_template") and not _is_template(value):
+                raise ValueError(f"{shorten(key, 60)} should be text, not {quote(value)}")
+        return self
+
+
+def _check_id(key: str, value: Any, tokens: int) -> None:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or not 0 <= value < tokens:
+        raise ValueError(f"{shorten(key, 60)} is {quote(value)}; there are {tokens} tokens")
+
+
+def _is_template(value: Any) -> bool:
+    texts = value if isinstance(value, list) else [value]
+    return all(isinstance(text, str) for text in texts)
+
+
+def read_general(fields: Mapping[str, Any], place: str) -> General:
+    """What the file says of itself."""
+    return validate(General, fields, place, CheckpointError, hint=HINT)
+
+
+def read_numbers(fields: Mapping[str, Any], architecture: str, place: str) -> Numbers:
+    """The dimensions, by their keys without the architecture's name."""
+    prefix = f"{architecture}."
+    own = {k.removeprefix(prefix): v for k, v in fields.items() if k.startswith(prefix)}
+    return validate(Numbers, own, place, CheckpointError, hint=HINT, prefix=prefix)
+
+
+def read_tokenizer(fields: Mapping[str, Any], place: str) -> Tokenizer:
+    """The tokenizer's keys, checked."""
+    own = {key: value for key, value in fields.items() if key.startswith("tokenizer.")}
+    return validate(Tokenizer, own, place, CheckpointError, hint=HINT)

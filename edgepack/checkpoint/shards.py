@@ -1,0 +1,172 @@
+"""Which files of a folder hold its weights, and where in them each weight lies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from edgepack.architectures._base import Architecture
+from edgepack.checkpoint.config import Index
+from edgepack.checkpoint.source_files import SourceFiles, refuse_pointer
+from edgepack.errors import CheckpointError
+from edgepack.untrusted import shorten, validate
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+READABLE = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+IGNORED = ".rotary_emb.inv_freq"
+"""Buffers that old transformers saved and that follow from the configuration."""
+OTHERS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.npz")
+"""Weights that are not read: most are pickles, which can run code."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies: `start` and `nbytes` count in the file."""
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: str
+    start: int
+    nbytes: int
+
+    def read(self, files: SourceFiles) -> Tensor:
+        """The tensor as it is stored."""
+        data = files.read(self.path, self.start, self.nbytes)
+        return data.view(READABLE[self.dtype]).reshape(self.shape)
+
+
+def weight_files(folder: Path, files: SourceFiles, place: str) -> list[Path]:
+    """The files that transformers would load: ``model.safetensors`` before any index."""
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    if not (folder / INDEX).is_file():
+        raise _no_weights(folder, place)
+    index = _read_index(folder, files, place)
+    paths = [folder / name for name in sorted(set(index.weight_map.values()))]
+    for path in paths:
+        if not path.is_file():
+            raise CheckpointError(
+                f"{place}: {shorten(path.name, 80)} is missing",
+                hint="complete the download; the index names this file",
+            )
+    return paths
+
+
+def missing(folder: Path) -> list[str]:
+    """Files that the index names and the folder lacks: those not called ``model*`` are not fetched
+    with the rest."""
+    if (folder / SINGLE).exists() or not (folder / INDEX).is_file():
+        return []
+    index = _read_index(folder, SourceFiles(), folder.name)
+    return [name for name in sorted(set(index.weight_map.values())) if not (folder / name).exists()]
+
+
+def unused_weights(folder: Path, used: list[Path]) -> str | None:
+    """A warning about a second set of weights in the folder, which is not read."""
+    if used == [folder / SINGLE] and (folder / INDEX).is_file():
+        return f"{SINGLE} is read and {INDEX} is not, as transformers does it"
+    return None
+
+
+def tensors(
+    paths: list[Path], architecture: Architecture, files: SourceFiles, place: str
+) -> dict[str, Place]:
+    """Every tensor by its Hugging Face name, without rotary buffers."""
+    found: dict[str, Place] = {}
+    for path in paths:
+        for stored, entry in header(path, files).items():
+            name = full_name(stored, architecture)
+            if name.endswith(IGNORED):
+                continue
+            if name in found:
+                raise CheckpointError(
+                    f"{place}: {shorten(name, 80)} is there twice, in "
+                    f"{shorten(found[name].path.name, 60)} and {shorten(path.name, 60)}",
+                    hint="files of two models may be in one folder: keep one set",
+                )
+            _refuse_unreadable(path, name, entry)
+            found[name] = entry
+    return found
+
+
+def full_name(stored: str, architecture: Architecture) -> str:
+    """The name with or without the prefix ``model.``, as transformers has it: checkpoints of the
+    inner model lack it, and others put it before the head as well."""
+    prefix = architecture.layers.partition(".")[0] + "."
+    names = [*architecture.outside.values(), architecture.layers]
+    inner = {n.removeprefix(prefix).partition(".")[0] for n in names if n.startswith(prefix)}
+    outer = {name.partition(".")[0] for name in names if not name.startswith(prefix)}
+    if stored.partition(".")[0] in inner:
+        return prefix + stored
+    bare = stored.removeprefix(prefix)
+    return bare if bare.partition(".")[0] in outer else stored
+
+
+def header(path: Path, files: SourceFiles) -> dict[str, Place]:
+    """What the header of a safetensors file says; the library checks it, and we its offsets."""
+    with files.opened(path) as file:
+        beginning = file.read(128)
+        refuse_pointer(path, beginning)
+        try:
+            with safe_open(path, framework="pt") as checked:
+                names = set(checked.keys())
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{shorten(path.name, 80)}: truncated or corrupted "
+                f"({shorten(str(error).partition(chr(10))[0], 100)})",
+                hint="the download may be incomplete: delete the file and fetch it again",
+            ) from error
+        length = int.from_bytes(beginning[:8], "little")
+        file.seek(8)
+        content = json.loads(file.read(length))
+    entries: Mapping[str, dict[str, list[int]]] = content
+    begin = 8 + length
+    return {name: _place(path, entries[name], begin) for name in sorted(names)}
+
+
+def _place(path: Path, entry: Mapping[str, list[int]], begin: int) -> Place:
+    start, end = entry["data_offsets"]
+    shape, dtype = tuple(entry["shape"]), str(entry["dtype"])
+    return Place(path, shape, dtype, begin + start, end - start)
+
+
+def _read_index(folder: Path, files: SourceFiles, place: str) -> Index:
+    content = files.read_json(folder / INDEX)
+    hint = "take the index published with the model"
+    return validate(Index, content, f"{place}: {INDEX}", CheckpointError, hint=hint)
+
+
+def _refuse_unreadable(path: Path, name: str, entry: Place) -> None:
+    if entry.dtype not in READABLE:
+        raise CheckpointError(
+            f"{shorten(path.name, 80)}: {shorten(name, 80)} is stored as {entry.dtype}",
+            hint="edgepack reads " + ", ".join(READABLE) + "; name an unquantized checkpoint",
+        )
+
+
+def _no_weights(folder: Path, place: str) -> CheckpointError:
+    others = sorted(path.name for pattern in OTHERS for path in folder.glob(pattern))
+    if others:
+        return CheckpointError(
+            f"{place}: {shorten(others[0], 80)} is no safetensors file, and {SINGLE} is missing",
+            hint="load the model with transformers and save it again: save_pretrained writes "
+            "safetensors",
+        )
+    strange = sorted(path.name for path in folder.glob("*.safetensors"))
+    if strange:
+        return CheckpointError(
+            f"{place}: {SINGLE} is missing, and no {INDEX} names {shorten(strange[0], 80)}",
+            hint=f"complete the download, or call the file {SINGLE} if it is the whole model",
+        )
+    return CheckpointError(
+        f"{place}: {SINGLE} is missing",
+        hint="complete the download; other kinds of weights are not read, only safetensors are",
+    )

@@ -1,0 +1,99 @@
+"""The files of one checkpoint. What was read first is what is read later: a file that changes in
+between is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from edgepack.checkpoint import digests
+from edgepack.checkpoint.digests import Identity, changed
+from edgepack.errors import CheckpointError
+from edgepack.untrusted import read_json, shorten
+
+LFS = b"version https://git-lfs"
+
+
+class SourceFiles:
+    """Reads files and remembers the identity each had when it was first read. Every later use
+    checks that the path still leads to that file in that state."""
+
+    def __init__(self) -> None:
+        self._identities: dict[Path, Identity] = {}
+        self._digests: dict[Path, str] = {}
+
+    def check(self, paths: Iterable[Path]) -> None:
+        """Raise unless every file is as it was; those not seen before are noted."""
+        for path in paths:
+            known = self._identities.get(path)
+            if known is None:
+                with _readable(path):
+                    self._identities[path] = Identity.from_path(path)
+            else:
+                known.check(path)
+
+    @contextmanager
+    def opened(self, path: Path) -> Iterator[BinaryIO]:
+        """The file, open; it is the noted one before and after the body."""
+        with _readable(path), path.open("rb") as file:
+            known = self._identities.setdefault(path, Identity.from_file(file))
+            if Identity.from_file(file) != known:
+                raise changed(path)
+            yield file
+            if Identity.from_file(file) != known:
+                raise changed(path)
+        known.check(path)
+
+    def read(self, path: Path, start: int, nbytes: int) -> Tensor:
+        """uint8 ``[nbytes]``, in memory of torch's own, which is aligned the same every time."""
+        out = torch.empty(nbytes, dtype=torch.uint8)
+        view = out.numpy().data
+        with self.opened(path) as file:
+            file.seek(start)
+            done = 0
+            while done < nbytes:
+                count = file.readinto(view[done : done + (1 << 30)])  # type: ignore[attr-defined]
+                if not count:
+                    raise changed(path)  # its length was checked when it was opened
+                done += count
+        return out
+
+    def read_json(self, path: Path) -> Any:
+        """The content of a JSON file of the checkpoint."""
+        with self.opened(path) as file:
+            refuse_pointer(path, file.read(len(LFS)))
+            return read_json(path, CheckpointError)
+
+    def sha256(self, path: Path) -> str:
+        """Hex digest of a file, taken once."""
+        self.check([path])
+        if path not in self._digests:
+            with _readable(path):
+                self._digests[path] = digests.sha256(path)
+            self.check([path])
+        return self._digests[path]
+
+
+def refuse_pointer(path: Path, beginning: bytes) -> None:
+    """Raise for a file that Git LFS has not fetched yet, by its first bytes."""
+    if beginning.startswith(LFS):
+        raise CheckpointError(
+            f"{shorten(path.name, 80)}: a Git LFS pointer, not the file itself",
+            hint="fetch it: git lfs pull, or download the model with hf download",
+        )
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{shorten(path.name, 80)}: cannot be read ({error.strerror or type(error).__name__})",
+            hint="the file may be missing, unreadable for you, or on a disk that fails",
+        ) from error
