@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ from edgepack.artifact import MANIFEST, Artifact, digest
 from edgepack.calibration import sweep
 from edgepack.calibration import text as calibration_text
 from edgepack.calibration.text import Tokens
+from edgepack.checkpoint.finite import check_values
 from edgepack.checkpoint.save import save
 from edgepack.decompose.candidates import measure_candidates
 from edgepack.decompose.stage import Settings, decompose, load_weight
-from edgepack.disk import clean
+from edgepack.disk import atomic, clean
 from edgepack.measure import measure
 from edgepack.output import writing
 from edgepack.planning import Plan, plan
@@ -34,7 +35,9 @@ from edgepack.recover import training
 from edgepack.report import render
 from edgepack.slicing import stage as slicing
 from edgepack.slicing.sliced import Sliced
+from edgepack.untrusted import read_json
 
+WARNINGS = "warnings.json"
 VERSIONS = ("edgepack", "torch", "gguf", "transformers")
 
 
@@ -60,6 +63,7 @@ def build(
     clean()
     with writing(out, force=force, sources=sources(made).values(), recipe=base) as output:
         remember(made)
+        found = yield from check(made)
         tokens = yield from write_text(made)
         yield from slice_model(made, tokens)
         yield from finetune(made, tokens)
@@ -69,9 +73,23 @@ def build(
         if made.packs:
             weights = yield from _decompose(made, tokens)
             weights = yield from _recover(made, weights, tokens)
+        made = replace(made, warnings=(*made.warnings, *found))
         manifest = yield from _export(made, weights, tokens, output.folder)
         output.publish()
     return Artifact(out, manifest)
+
+
+def check(made: Plan) -> Steps[list[str]]:
+    """The check stage: what is to be said of the weights. Those that are no numbers are refused
+    before anything is computed of them."""
+    stage = made.check
+    if not stage.is_whole():
+        with stage.writing() as folder:
+            found = yield from check_values(made.dense.checkpoint)
+            with atomic(folder / WARNINGS) as temporary:
+                temporary.write_text(json.dumps(found), encoding="utf-8")
+    warnings: list[str] = read_json(stage.folder / WARNINGS)
+    return warnings
 
 
 def write_text(made: Plan) -> Steps[Tokens | None]:

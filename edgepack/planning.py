@@ -39,6 +39,7 @@ PARTS = {
 }
 """Role → part of the model in the ledger; other matrices are the blocks'."""
 
+CHECKS = ("edgepack.checkpoint.finite", *READS)
 CALIBRATES = ("edgepack.calibration.sweep", *READS)
 ALLOCATES = ("edgepack.decompose.candidates", "edgepack.formats")
 DECOMPOSES = ("edgepack.decompose.stage", "edgepack.formats", *READS)
@@ -56,6 +57,8 @@ class Plan:
     checkpoint: Checkpoint
     choices: Mapping[str, Choice]
     fallbacks: tuple[Fallback, ...]
+    check: Stage
+    """A look at every weight: is it a number, can float16 hold it."""
     text: Stage | None
     """Where the text is kept that the model writes for itself."""
     slice: Stage | None
@@ -73,7 +76,7 @@ class Plan:
     @property
     def stages(self) -> tuple[Stage, ...]:
         """Those that are kept in the cache, in order."""
-        made: tuple[Stage | None, ...] = (self.text, self.slice, self.rft)
+        made: tuple[Stage | None, ...] = (self.check, self.text, self.slice, self.rft)
         if self.packs:
             made += (self.calibrate, self.allocate, self.decompose, self.recover)
         return tuple(stage for stage in made if stage is not None)
@@ -166,6 +169,8 @@ def plan(recipe: Recipe, target: str, base: Path) -> Plan:
             f"model: {dense.architecture.name} models cannot be written as GGUF",
             hint="--target checkpoint writes them, sliced",
         )
+    warnings += dense.warnings()
+    warnings += dense.gguf_warnings() if target == "gguf" else ()
     text = text_stage(recipe, dense, warnings)
     narrow = None
     if recipe.slice is not None:
@@ -208,6 +213,7 @@ def plan(recipe: Recipe, target: str, base: Path) -> Plan:
         checkpoint,
         choices,
         fallbacks,
+        Stage("check", CHECKS, {}, (dense.key,)),
         text if narrow or calibrate else None,
         narrow.stage if narrow else None,
         narrow.source_stage if narrow and narrow.source_stage is not narrow.stage else None,

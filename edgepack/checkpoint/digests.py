@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from pydantic import Field
 
-from edgepack import cache
+from edgepack.disk import root
 from edgepack.errors import CheckpointError, EdgepackError
 from edgepack.untrusted import MakeError, Untrusted, read_json, shorten, validate
 
@@ -101,7 +101,7 @@ def _seal(path: Path, identity: Identity, digest: str) -> str:
 def _place(path: Path) -> Path:
     """One small file for each path, so that processes lose nothing of each other's."""
     name = hashlib.sha256(os.fsencode(path)).hexdigest()[:32]
-    return cache.root() / "digests" / f"{name}.json"
+    return root() / "digests" / f"{name}.json"
 
 
 def _recall(path: Path, identity: Identity) -> str | None:
