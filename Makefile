@@ -21,7 +21,7 @@ JOBS := $(shell $(PYTHON) -c 'import os; print(os.cpu_count() or 1)')
 .PHONY: quickstart test check clean
 
 quickstart: $(VENV)/.model
-	$(BIN)/edgepack build recipes/quickstart.yaml --target gguf --out $(OUT) --force
+	$(BIN)/edgepack build edgepack/recipes/quickstart.yaml --target gguf --out $(OUT) --force
 	@echo
 	@sed '/^## Run it/,$$d' $(OUT)/report.md
 	@echo

@@ -2,7 +2,7 @@
 
     python -m benchmarks.quickstart [--keep CACHE]
 
-Wall time of `edgepack build recipes/quickstart.yaml --target gguf` as its own process, and the
+Wall time of `edgepack build edgepack/recipes/quickstart.yaml --target gguf` as its own process, and the
 largest resident set the system saw in it (mapped model files included), beside `edgepack plan`'s.
 """
 

