@@ -2,8 +2,8 @@
 
     python -m benchmarks.quickstart [--keep CACHE]
 
-Wall time of `edgepack build edgepack/recipes/quickstart.yaml --target gguf` as its own process, and the
-largest resident set the system saw in it (mapped model files included), beside `edgepack plan`'s.
+Wall time of `edgepack build quickstart.yaml --target gguf` as its own process, and the largest
+resident set the system saw in it (mapped model files included), beside `edgepack plan`'s.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 import edgepack
 from edgepack.memory import peak
 
-RECIPE = Path(__file__).parent.parent / "recipes" / "quickstart.yaml"
+RECIPE = Path(__file__).parent.parent / "edgepack" / "recipes" / "quickstart.yaml"
 
 
 def main() -> None:
