@@ -30,10 +30,11 @@ def open_checkpoint(model: str, base: Path | None = None) -> Checkpoint:
         return GgufCheckpoint(_in_package(model), model)
     try:
         path = (base or Path()) / Path(model).expanduser()
+        str(path).encode()  # safetensors opens no other path
         if path.is_dir():
             return FolderCheckpoint(path, model)
         there, place = path.exists(), path.parent.resolve()
-    except (OSError, ValueError, RuntimeError) as error:  # a name too long, a NUL, an unknown ~user
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, an unknown ~user …
         raise CheckpointError(
             f"{shorten(model, 100)}: no usable path ({shorten(str(error), 100)})", hint=KINDS
         ) from error
