@@ -11,8 +11,8 @@ from edgepack.errors import CalibrationError
 
 
 def check_finite(values: Tensor, place: str, weights: Mapping[str, Tensor]) -> None:
-    """Refuse NaN and infinity among the `values` that `place` computed with `weights` (by role); the
-    error names the weight at fault, if one is."""
+    """Refuse NaN and infinity among the `values` that `place` computed with `weights` (by role).
+    The error names the weight at fault, if one is."""
     if torch.isfinite(values).all():
         return
     for role, weight in weights.items():

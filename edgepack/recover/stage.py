@@ -70,7 +70,7 @@ def recover(
     def teacher() -> Head:
         return original.head().to(device)
 
-    report = Recovered(**arithmetic)
+    report = Recovered(device=arithmetic["device"], dtype=arithmetic["dtype"])
     run = Run(student, teacher, data, settings, state, report)
     run.resume()
     total = student.blocks + settings.steps
