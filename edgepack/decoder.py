@@ -7,17 +7,19 @@ k, head size, sliding window) is read off the weights and dimensions that are th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from edgepack.architectures._base import LINEAR_ROLES
 from edgepack.checkpoint._base import Checkpoint, Dimensions
+from edgepack.errors import CheckpointError
+from edgepack.hardware import available_memory
 
 Linear = Callable[[str, Tensor], Tensor]
 """(role, x ``[batch, time, in]``) → y ``[batch, time, out]``: how a block applies its weights.
@@ -113,6 +115,15 @@ class Block:
     rotary: Rotary | None
     activation: str = "silu"
 
+    @property
+    def linears(self) -> tuple[str, ...]:
+        """The roles it calls `Linear` with, in the order of use."""
+        return tuple(role for role in LINEAR_ROLES if role in self.weights)
+
+    def to(self, device: torch.device) -> Block:
+        """The same block with its weights on a device."""
+        return replace(self, weights={role: w.to(device) for role, w in self.weights.items()})
+
     def linear(self, role: str, x: Tensor) -> Tensor:
         """x Wᵀ + b."""
         return functional.linear(x, self.weights[role], self.weights.get(f"{role}.bias"))
@@ -159,7 +170,7 @@ class Block:
         start = cache.length if cache else 0
         q, k = (self._heads(role, x, linear) for role in ("attn_q", "attn_k"))
         if self.rotary is not None:
-            cos, sin = self.rotary(start, x.shape[1])
+            cos, sin = (t.to(x.device) for t in self.rotary(start, x.shape[1]))
             q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
         v = self._heads("attn_v", x, linear)
         if cache is not None:
@@ -183,7 +194,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
     k, v = (t.repeat_interleave(groups, dim=1) for t in (k, v))
     if queries == keys and (window is None or keys <= window):
         return functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-    age = torch.arange(keys - queries, keys)[:, None] - torch.arange(keys)
+    positions = torch.arange(keys, device=q.device)
+    age = positions[keys - queries :, None] - positions
     mask = (age >= 0) & (age < (window or keys))
     return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
@@ -203,6 +215,15 @@ class Decoder:
         learned = "position_embd" in self.checkpoint.architecture.outside
         self.rotary = None if learned else Rotary(self.dimensions)
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """How wide hidden states are before every block and, last, before the head. They differ
+        only where slicing gave every place a width of its own."""
+        family, specs = self.checkpoint.architecture, self.checkpoint.specs
+        blocks = range(self.dimensions.num_hidden_layers)
+        norms = [*(family.hf_name("attn_norm", i) for i in blocks), family.hf_name("output_norm")]
+        return tuple(specs[norm].shape[0] for norm in norms)
+
     def _load(self, name: str) -> Tensor:
         return self.replaced[name]() if name in self.replaced else self.checkpoint.tensor(name)
 
@@ -221,26 +242,31 @@ class Decoder:
         """Token embeddings ``[vocab, hidden]``."""
         return self._load(self.checkpoint.architecture.hf_name("token_embd"))
 
-    def embed(self, tokens: Tensor, embedding: Tensor | None = None) -> Tensor:
-        """The first block's inputs ``[…, time, hidden]`` for token ids ``[…, time]``: their
-        embeddings (read unless given), and where positions are learned theirs."""
+    def embed(self, tokens: Tensor, embedding: Tensor | None = None, start: int = 0) -> Tensor:
+        """The first block's inputs ``[…, time, hidden]`` for token ids ``[…, time]`` at the
+        positions from `start` on: their embeddings (read unless given), and where positions are
+        learned theirs."""
         x = (self.embedding() if embedding is None else embedding)[tokens]
         if self.rotary is not None:
             return x
         architecture = self.checkpoint.architecture
         table = self._load(architecture.hf_name("position_embd"))
-        first = architecture.unused_positions
+        first = architecture.unused_positions + start
         return x + table[first : first + tokens.shape[-1]]
+
+    def embed_parts(self, parts: Iterable[Tensor]) -> Iterator[Tensor]:
+        """`embed` of several runs of token ids; the embeddings are read once."""
+        embedding = self.embedding()
+        return (self.embed(tokens, embedding) for tokens in parts)
 
     def head(self) -> Head:
         """Final norm and output matrix."""
-        architecture = self.checkpoint.architecture
-        tied = self.dimensions.tie_word_embeddings
-        output = architecture.hf_name("token_embd" if tied else "output")
-        weight, d = self._load(architecture.hf_name("output_norm")), self.dimensions
-        names = (architecture.outside.get(r, "") for r in ("output_norm.bias", "output.bias"))
-        biases = [self._load(n) if n in self.checkpoint.specs else None for n in names]
-        return Head(weight, self._load(output), d.rms_norm_eps, d.hidden_size, *biases)
+        architecture, d = self.checkpoint.architecture, self.dimensions
+        output = architecture.hf_name("token_embd" if d.tie_word_embeddings else "output")
+        names = {role: architecture.outside.get(role, "") for role in HEAD_VECTORS}
+        present = {role: n for role, n in names.items() if n in self.checkpoint.specs}
+        vectors = {role: self._load(name) for role, name in present.items()}
+        return Head.of_vectors(vectors, self._load(output), d.rms_norm_eps, d.hidden_size)
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Logits ``[batch, time, vocab]`` of token ids ``[batch, time]``."""
@@ -251,14 +277,19 @@ class Decoder:
 
 
 def fits_in_memory(decoder: Decoder) -> bool:
-    """Whether the whole model may stay in memory as float32."""
+    """Whether the whole model may stay in memory as float32: it takes less than a quarter."""
     size = 4 * sum(spec.numel for spec in decoder.checkpoint.specs.values())
-    return size < psutil.virtual_memory().total // 4
+    return size < available_memory() // 4
+
+
+HEAD_VECTORS = ("output_norm", "output_norm.bias", "output.bias")
+"""Roles of a head's vectors, in the order of `Head.vectors`."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """The final RMSNorm and the output matrix ``[vocab, hidden]``."""
+    """The final norm (RMSNorm, or LayerNorm where it has a bias) and the output matrix ``[vocab,
+    hidden]``, perhaps with a bias."""
 
     norm: Tensor
     output: Tensor
@@ -267,7 +298,39 @@ class Head:
     norm_bias: Tensor | None = None
     bias: Tensor | None = None
 
+    @staticmethod
+    def of_vectors(
+        vectors: Mapping[str, Tensor], output: Tensor, eps: float, of: int | None
+    ) -> Head:
+        """A head with some `vectors` by role, and the matrix `output`."""
+        norm, *biases = (vectors.get(role) for role in HEAD_VECTORS)
+        if norm is None:
+            raise CheckpointError("the model has no final norm")
+        return Head(norm, output, eps, of, *biases)
+
+    @property
+    def vectors(self) -> dict[str, Tensor]:
+        """The norm and the biases, by role."""
+        values = zip(HEAD_VECTORS, (self.norm, self.norm_bias, self.bias), strict=True)
+        return {role: value for role, value in values if value is not None}
+
+    def with_vectors(self, vectors: Mapping[str, Tensor]) -> Head:
+        """The same head with other `vectors`."""
+        return Head.of_vectors(vectors, self.output, self.eps, self.of)
+
+    def to(self, device: torch.device) -> Head:
+        """The same head on a device."""
+        vectors = {role: value.to(device) for role, value in self.vectors.items()}
+        return Head.of_vectors(vectors, self.output.to(device), self.eps, self.of)
+
+    def normed(self, x: Tensor) -> Tensor:
+        """Hidden states ``[…, hidden]`` → the inputs of the output matrix."""
+        return norm(x, self.norm, self.norm_bias, self.eps, self.of)
+
+    def logits(self, normed: Tensor) -> Tensor:
+        """The output of `normed` → logits ``[…, vocab]``."""
+        return functional.linear(normed, self.output, self.bias)
+
     def __call__(self, x: Tensor) -> Tensor:
         """Hidden states ``[…, hidden]`` → logits ``[…, vocab]``."""
-        normed = norm(x, self.norm, self.norm_bias, self.eps, self.of)
-        return functional.linear(normed, self.output, self.bias)
+        return self.logits(self.normed(x))

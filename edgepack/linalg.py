@@ -7,6 +7,10 @@ from torch import Tensor
 
 from edgepack.errors import DecompositionError
 
+NOISE = 1e-6
+"""What is smaller than this share of H is zero up to rounding: H is kept as float32, whose rounding
+unit is 6e-8, and differences of such matrices have a few of them."""
+
 
 def damped(H: Tensor, damping: float) -> Tensor:
     """H / mean(diag H) + damping·I, float64 ``[n, n]``; the identity where H is all zero."""
@@ -35,6 +39,33 @@ def inverse_factor(H: Tensor) -> Tensor:
     eye = torch.eye(H.shape[0], dtype=H.dtype)
     U: Tensor = torch.linalg.solve_triangular(V, eye, upper=True)
     return U
+
+
+def inverse_factor_up_to_rounding(H: Tensor) -> Tensor:
+    """`inverse_factor` of a matrix that is positive definite but for rounding: where Cholesky's
+    method meets a negative pivot, the least of some multiples of the identity that mends it is
+    added first."""
+    mean = H.diagonal().mean()
+    eye = torch.eye(H.shape[0], dtype=H.dtype)
+    shift = NOISE
+    while shift <= H.shape[0]:
+        if int(torch.linalg.cholesky_ex(H.flip(0, 1)).info) == 0:
+            break
+        H, shift = H + shift * mean * eye, 10 * shift
+    return inverse_factor(H)
+
+
+def solve_up_to_rounding(gram: Tensor, B: Tensor) -> Tensor:
+    """gram⁻¹ B for a positive semidefinite gram ``[r, r]``; where that is singular up to rounding,
+    by its pseudo-inverse: directions of (nearly) no size take no part."""
+    values, vectors = torch.linalg.eigh(gram)
+    kept = values > NOISE * values[-1]
+    if bool(kept.all()):
+        solved: Tensor = torch.linalg.solve(gram, B)
+    else:
+        basis = vectors[:, kept]
+        solved = basis @ ((basis.T @ B) / values[kept, None])
+    return solved
 
 
 def top_left_singular_vectors(A: Tensor, H: Tensor, rank: int) -> Tensor:

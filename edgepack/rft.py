@@ -23,6 +23,8 @@ from edgepack.checkpoint.save import is_saved, save
 from edgepack.choices import format_of
 from edgepack.decoder import Decoder
 from edgepack.disk import atomic
+from edgepack.errors import DecompositionError
+from edgepack.formats._limits import FP16_MAX, check_finite
 from edgepack.linalg import top_left_singular_vectors
 from edgepack.progress import Progress, Steps
 from edgepack.recipe import Rft
@@ -103,6 +105,12 @@ def principal_part(W: Tensor, rank: int) -> tuple[QuantizedTensor, QuantizedTens
 
 
 def _half(x: Tensor) -> QuantizedTensor:
+    check_finite("the sliced weight", x)
+    if float(x.abs().max()) > FP16_MAX:
+        raise DecompositionError(
+            "slice.recover: a sliced weight is larger than float16 can hold",
+            hint="remove slice.recover",
+        )
     quantized: QuantizedTensor = format_of("f16").quantize(x)
     return quantized
 

@@ -169,14 +169,15 @@ def relative_error(W: Tensor, W_hat: Tensor, H: Tensor, H_out: Tensor | None = N
 
 def quadratic_cost(E: Tensor, H: Tensor, H_out: Tensor | None = None) -> float:
     """tr(H_out E H Eᵀ) in float64; H_out ``[out, out]``, its diagonal ``[out]``, or None for the
-    identity."""
+    identity. It is never negative, but for the rounding of H, which is left out."""
     H = H.double()
     if H_out is not None and H_out.dim() == 2:
         E = E.double()
-        return float(torch.einsum("ij,ij->", H_out.double() @ E, E @ H))
+        cost = float(torch.einsum("ij,ij->", H_out.double() @ E, E @ H))
+        return max(cost, 0.0)
     rows = torch.ones(len(E)) if H_out is None else H_out
     total = torch.zeros((), dtype=H.dtype)
     for part, weight in zip(torch.split(E, _ROWS), torch.split(rows, _ROWS), strict=True):
         e = part.double()
         total += torch.einsum("i,ij,ij->", weight.double(), e @ H, e)
-    return float(total)
+    return max(float(total), 0.0)

@@ -140,11 +140,10 @@ def last_hidden(decoder: Decoder, tokens: Tensor) -> Tensor:
 
 def test_the_streamed_gradient_is_that_of_the_whole_model(packed):
     decoder, weights = packed
-    student = _student(decoder, weights, Settings(), CPU)
-    student.dtype = torch.float32
+    student = _student(decoder, weights, Settings(), CPU, torch.float32)
     tokens = some_tokens(decoder.dimensions.vocab_size, 300).train[:2]  # 600: several logit chunks
     target = last_hidden(decoder, tokens)
-    kl, found = student.gradient(student.embed(tokens), target, decoder.head)
+    kl, found = student.gradient(student.packed().embed(tokens), target, decoder.head)
     assert kl == pytest.approx(mean_kl(decoder, packed_model(decoder, weights), tokens), rel=1e-5)
     expected = whole_gradient(student, tokens)
     assert found.keys() == expected.keys()

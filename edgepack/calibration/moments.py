@@ -9,7 +9,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from edgepack.architectures._base import LINEAR_ROLES
 from edgepack.cache import save_tensors
+from edgepack.errors import CalibrationError
 from edgepack.linalg import damped, pack_symmetric, unpack_symmetric
 from edgepack.weights import Hessian, WeightSpec
 
@@ -19,6 +21,8 @@ HEAD = "head"
 """The file of the head's Hessian, and its name there, beside those of the blocks (``0`` …)."""
 EMBEDDING = "token_embd"
 """The same for the embeddings."""
+OUTPUT = "output"
+"""The role of a head's own matrix."""
 
 
 @dataclass
@@ -61,8 +65,11 @@ class Moments:
 
     def _hessian(self, name: str) -> Hessian:
         train, held_out = (self._mean(name, part) for part in (False, True))
-        assert train is not None
-        assert held_out is not None
+        if train is None or held_out is None:
+            raise CalibrationError(
+                f"{name}: there are no {'training' if train is None else 'held-out'} tokens",
+                hint="give a longer text, or a smaller calibrate.sequence_length",
+            )
         if name in self.rows:
             sides = [normalized(self.rows[name])] * 2
         else:
@@ -117,17 +124,20 @@ def weight_hessian(folder: Path, spec: WeightSpec, *, tied: bool) -> Hessian:
     """The Hessian of a weight in the folder of a one-shot calibration.
 
     Embeddings without one of their own (objective ``guided``) have that of a tied head, or else
-    the identity: their rows are looked up, not multiplied.
+    the identity: their rows are looked up, not multiplied. So have matrices that no calibration
+    looks at (learned positions, shortcuts), which stay float16.
     """
-    if spec.block is not None:
+    if spec.role in LINEAR_ROLES and spec.block is not None:
         return load_hessian(folder / str(spec.block), spec.role)
-    head = load_hessian(folder / HEAD, HEAD)
+    if spec.role == OUTPUT:
+        return load_hessian(folder / HEAD, HEAD)
     if spec.role != EMBEDDING:
-        return head
+        return unknown(spec.shape[1])
+    head = load_hessian(folder / HEAD, HEAD) if tied else None
     if not (folder / EMBEDDING).exists():
-        return head if tied else unknown(spec.shape[1])
+        return head or unknown(spec.shape[1])
     own = load_hessian(folder / EMBEDDING, EMBEDDING)
-    return _both(own, head) if tied else own
+    return own if head is None else _both(own, head)
 
 
 def unknown(columns: int) -> Hessian:
@@ -138,8 +148,11 @@ def unknown(columns: int) -> Hessian:
 
 def _both(embedding: Hessian, head: Hessian) -> Hessian:
     """One matrix in two places: the effects add up, for columns and for rows."""
-    assert embedding.out_train is not None
-    assert head.out_train is not None
+    if embedding.out_train is None or head.out_train is None:
+        raise CalibrationError(
+            "the calibration of the embeddings has no side of their outputs",
+            hint="a file of the cache is damaged: remove its folder and run again",
+        )
     share = embedding.train.trace() / (embedding.train + head.train).trace()
     rows = share * embedding.out_train + (1 - share) * head.out_train
     train, held_out = embedding.train + head.train, embedding.held_out + head.held_out

@@ -22,12 +22,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from edgepack.architectures._base import LINEAR_ROLES
+from edgepack.calibration.finite import check_finite
 from edgepack.calibration.moments import EMBEDDING, HEAD, OUT, Moments, save_hessians
 from edgepack.calibration.sampling import sample
 from edgepack.calibration.text import Tokens
-from edgepack.decoder import Block, Decoder, Head, rms_norm
+from edgepack.decoder import Block, Decoder, Head
 from edgepack.disk import atomic
+from edgepack.errors import CalibrationError
 from edgepack.progress import Progress, Steps
 from edgepack.weights import Hessian
 
@@ -75,7 +76,11 @@ class Activations:
         with self.path.open("rb") as file:
             file.seek(rows.start * per_row * self.dtype.itemsize)
             read = file.readinto(found.view(torch.uint8).numpy().data)
-        assert read == found.nbytes
+        if read != found.nbytes:
+            raise CalibrationError(
+                f"{self.path}: has fewer than the {rows.stop} sequences that were written",
+                hint="a file of the cache is damaged: remove its folder and run again",
+            )
         return found.float()
 
     def write(self, parts: Iterable[Tensor]) -> None:
@@ -90,6 +95,23 @@ class Activations:
         return self.path.exists()
 
 
+def states(
+    decoder: Decoder, ids: Tensor, folder: Path, name: str, dtype: torch.dtype = torch.float32
+) -> list[Activations]:
+    """Files for the hidden states of token ids ``[sequences, length]`` before every block and, the
+    last, before the head."""
+    shapes = [(*ids.shape, width) for width in decoder.widths]
+    return [Activations(folder / f"{name}-{i}", shape, dtype) for i, shape in enumerate(shapes)]
+
+
+def embedded(decoder: Decoder, ids: Tensor, batches: Iterable[Batch]) -> Iterator[Tensor]:
+    """The first block's inputs, batch by batch."""
+    for x in decoder.embed_parts(ids[batch.rows] for batch in batches):
+        if not torch.isfinite(x).all():
+            check_finite(x, "the embeddings", {EMBEDDING: decoder.embedding()})
+        yield x
+
+
 def guided(
     decoder: Decoder, tokens: Tokens, folder: Path, seed: int, *, output_side: bool = False
 ) -> Steps[None]:
@@ -100,22 +122,18 @@ def guided(
     Goes on after the last file that a killed run left whole.
     """
     blocks, batches = decoder.dimensions.num_hidden_layers, micro_batches(tokens)
-    shape = (*tokens.all.shape, decoder.dimensions.hidden_size)
-    inputs = [Activations(folder / f"x-{i}", shape, torch.bfloat16) for i in range(blocks + 1)]
-    gradients = [Activations(folder / f"g-{i}", shape) for i in range(blocks + 1)]
+    inputs = states(decoder, tokens.all, folder, "x", torch.bfloat16)
+    gradients = states(decoder, tokens.all, folder, "g")
     total = 3 * blocks + 1
 
     reached = min((i for i in range(blocks + 1) if gradients[i].exists), default=None)
     if reached is None and not (folder / "0").exists():
         if not inputs[0].exists:
-            embedding = decoder.embedding()
-            inputs[0].write(embedding[tokens.all[batch.rows]] for batch in batches)
-            del embedding
+            inputs[0].write(embedded(decoder, tokens.all, batches))
         for i in range(blocks):
             yield Progress("calibrate", i, total, f"forward through block {i}")
             if not inputs[i + 1].exists:
-                block = decoder.block(i)
-                inputs[i + 1].write(_forward(block, inputs[i], batches))
+                inputs[i + 1].write(_forward(decoder.block(i), i, inputs[i], batches))
         yield Progress("calibrate", blocks, total, "sampling labels")
         generator = torch.Generator().manual_seed(seed)
         moments = Moments(output_side=output_side)
@@ -171,10 +189,12 @@ def _write_after(target: Activations, parts: Iterable[Tensor], before: Callable[
     target.write(then())
 
 
-def _forward(block: Block, x: Activations, batches: list[Batch]) -> Iterator[Tensor]:
+def _forward(block: Block, index: int, x: Activations, batches: list[Batch]) -> Iterator[Tensor]:
     for batch in batches:
         with torch.no_grad():
-            yield block(x.read(batch.rows))
+            y = block(x.read(batch.rows))
+        check_finite(y, f"block {index}", block.weights)
+        yield y
 
 
 def _label_gradients(
@@ -197,9 +217,11 @@ def _label_gradient(
 ) -> Tensor:
     x = x.requires_grad_()
     with torch.enable_grad():
-        normed = rms_norm(x, head.norm, head.eps)
+        normed = head.normed(x)
     with torch.no_grad():
-        g = (normed @ head.output.T).softmax(-1)
+        logits = head.logits(normed)
+        check_finite(logits, "the head", {**head.vectors, "output": head.output})
+        g = logits.softmax(-1)
         labels = sample(g, generator)[:, None]
         g.scatter_add_(1, labels, torch.full(labels.shape, -1.0))
         squares = g.square()
@@ -232,9 +254,9 @@ def _backward(
         hidden = x.read(batch.rows).requires_grad_()
         with torch.enable_grad():
             out = block(hidden, linear=linear)
-        outputs = [taps[role][1] for role in LINEAR_ROLES]
+        outputs = [taps[role][1] for role in block.linears]
         grads = torch.autograd.grad(out, [hidden, *outputs], g.read(batch.rows))
-        for role, grad in zip(LINEAR_ROLES, grads[1:], strict=True):
+        for role, grad in zip(block.linears, grads[1:], strict=True):
             x_in = taps[role][0]
             moments.add(role, x_in, token_weights(grad), batch.held_out)
             if moments.output_side:
@@ -265,6 +287,6 @@ def head_moments(head: Head, x: Activations, batches: list[Batch]) -> dict[str, 
     moments = Moments()
     for batch in batches:
         hidden = x.read(batch.rows)
-        moments.add(HEAD, rms_norm(hidden, head.norm, head.eps), None, batch.held_out)
+        moments.add(HEAD, head.normed(hidden), None, batch.held_out)
         moments.count(hidden.shape[0] * hidden.shape[1], batch.held_out)
     return moments.hessians()

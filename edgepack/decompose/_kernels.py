@@ -22,7 +22,8 @@ _compiled = numba.njit(cache=True, nogil=True)
 def _bin(t: Any, last: Any, first: Any) -> Any:
     """Where to look up the level nearest to t: levels lie on integers, so ⌊2t⌋ decides (see
     `Levels.bins`). Unsigned, or every look-up would handle negative indices."""
-    at = min(max(np.floor(np.float32(2) * t) - first, np.float32(0)), last)
+    at = np.floor(np.float32(2) * t) - first
+    at = min(at, last) if at > np.float32(0) else np.float32(0)  # 0 for what is no number
     return np.uint32(np.int32(at))
 
 

@@ -10,7 +10,7 @@ iterate and decide whether any of it beats plain rounding.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -18,6 +18,7 @@ from edgepack.decompose.ldlq import ldlq, metric
 from edgepack.decompose.low_rank import downdate, low_rank
 from edgepack.formats._affine import Affine
 from edgepack.formats._base import Format
+from edgepack.formats._limits import LARGEST, check_finite, losses
 from edgepack.weights import FactoredWeight, Hessian, QuantizedTensor, relative_error
 
 
@@ -27,6 +28,7 @@ class Decomposition:
 
     Errors are ‖(W−Q−LR)H^½‖²/‖WH^½‖²; `method` says which candidate won the held-out gate:
     ``caldera`` (or ``ldlq`` at rank 0), ``plain`` rounding, or ``source`` (stored so already).
+    `clipped` and `lost` count what float16 scales cannot hold (`formats._limits.Losses`).
     """
 
     weight: FactoredWeight
@@ -35,6 +37,8 @@ class Decomposition:
     error_plain: float
     damping: float | None
     method: str
+    clipped: int = 0
+    lost: int = 0
 
 
 def caldera(
@@ -50,8 +54,36 @@ def caldera(
 ) -> Decomposition:
     """Decompose W ``[out, in]``; `source` is W as the checkpoint stores it, where that is a
     format of ours: if it is `fmt`, nothing can be closer."""
+    check_problem(W, H)
     if source is not None and source.format == fmt.name and rank == 0:
         return Decomposition(FactoredWeight(source), 0.0, 0.0, 0.0, None, "source")
+    original, W = W, W.clamp(-LARGEST, LARGEST)
+    found = _closest(W, H, fmt, rank, factors, damping, iterations)
+    counted = losses(original, found.weight.dense(), found.weight.Q)
+    return replace(found, clipped=counted.clipped, lost=counted.lost)
+
+
+def check_problem(W: Tensor, H: Hessian) -> None:
+    """Refuse a weight or statistics with NaN or infinity before anything is computed with them."""
+    check_finite("the weight", W)
+    for what, side in (
+        ("the Hessian", H.train),
+        ("the Hessian of held-out tokens", H.held_out),
+        ("the Hessian of outputs", H.out_train),
+        ("the Hessian of outputs on held-out tokens", H.out_held_out),
+    ):
+        check_finite(what, side)
+
+
+def _closest(
+    W: Tensor,
+    H: Hessian,
+    fmt: Format,
+    rank: int,
+    factors: str,
+    damping: Sequence[float],
+    iterations: int,
+) -> Decomposition:
     plain = FactoredWeight(fmt.quantize(W, H.train.diagonal()))
     error_plain = relative_error(W, plain.dense(), H.held_out, H.out_held_out)
     if not isinstance(fmt, Affine):

@@ -19,13 +19,14 @@ from edgepack import plugins
 from edgepack.calibration.moments import weight_hessian
 from edgepack.decoder import Decoder
 from edgepack.decompose._side_by_side import side_by_side
-from edgepack.decompose.caldera import next_round
+from edgepack.decompose.caldera import check_problem, next_round
 from edgepack.decompose.ldlq import Metric, ldlq, metric
 from edgepack.decompose.low_rank import low_rank
 from edgepack.disk import atomic
 from edgepack.errors import while_doing
 from edgepack.formats._affine import Affine
 from edgepack.formats._base import Format
+from edgepack.formats._limits import LARGEST
 from edgepack.progress import Progress, Steps
 from edgepack.weights import (
     FactoredWeight,
@@ -104,11 +105,14 @@ class _Trial:
     """
 
     def __init__(self, W: Tensor, H: Hessian, search: Search) -> None:
+        check_problem(W, H)
         self.search = search
+        W = W.clamp(-LARGEST, LARGEST)
         step = -(-len(W) // ROWS) if H.out_train is None or H.out_train.dim() == 1 else 1
         self.W, self.H = W[::step], _some_rows(H, step)
         whole, tried = _cost(W, H), _cost(self.W, self.H)
-        self.kl = whole / max(tried, 1e-300) / (2 * len(W))  # nats a token, of a cost of 1
+        share = whole / tried if tried > 0 else float(step)
+        self.kl = share / (2 * len(W))  # nats a token, of a cost of 1
         self.metrics: dict[tuple[int, int], Metric] = {}
         self.first: dict[int, tuple[QuantizedTensor, QuantizedTensor]] = {}
 

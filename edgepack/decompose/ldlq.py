@@ -19,7 +19,7 @@ from torch import Tensor
 
 from edgepack.decompose._rounders import rounder
 from edgepack.formats._affine import Affine
-from edgepack.linalg import damped, inverse_factor
+from edgepack.linalg import NOISE, damped, inverse_factor_up_to_rounding
 from edgepack.weights import Grid, QuantizedTensor
 
 _ROWS = 8192  # rows are independent without H_out: so many at once, whatever the vocabulary
@@ -53,19 +53,19 @@ def metric(
 ) -> Metric:
     """Prepare H ``[in, in]`` (and H_out ``[out, out]``) for sweeps over blocks of `block_size`
     columns, `group` of which are encoded together."""
-    H = damped(H, damping)
+    H = damped(H, max(damping, NOISE))
     by_group = H.diagonal().view(-1, block_size // group, group).sum(2)
     inside = by_group.argsort(dim=1, descending=True, stable=True)
     blocks = by_group.sum(1).argsort(descending=True, stable=True)
     groups = (inside + torch.arange(len(blocks))[:, None] * (block_size // group))[blocks].flatten()
     columns = (groups[:, None] * group + torch.arange(group)).flatten()
-    U = inverse_factor(H[columns][:, columns])
+    U = inverse_factor_up_to_rounding(H[columns][:, columns])
     if H_out is None or H_out.dim() == 1:
         return Metric(H.float(), U.float(), columns, group)
     H_out = damped(H_out, OUT_DAMPING)
     rows = H_out.diagonal().argsort(descending=True, stable=True)
     H_out = H_out[rows][:, rows]
-    U_out = inverse_factor(H_out)
+    U_out = inverse_factor_up_to_rounding(H_out)
     return Metric(H.float(), U.float(), columns, group, H_out.float(), U_out.float(), rows)
 
 

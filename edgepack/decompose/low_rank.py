@@ -17,7 +17,12 @@ from edgepack import plugins
 from edgepack.decompose.ldlq import OUT_DAMPING, ldlq, metric
 from edgepack.formats._affine import Affine
 from edgepack.formats._base import Format
-from edgepack.linalg import damped, top_left_singular_vectors
+from edgepack.linalg import (
+    NOISE,
+    damped,
+    solve_up_to_rounding,
+    top_left_singular_vectors,
+)
 from edgepack.weights import QuantizedTensor
 
 _DAMPING = 1e-3  # the factors' own metrics only steer rounding at 4 to 16 bits
@@ -35,8 +40,8 @@ def low_rank(
     R = _round(exact_low_rank(A, H, rank, H_out)[1], H, factors)
     R_shipped = R.dequantize().double()
     RH = R_shipped @ H.double()
-    gram = _regular(RH @ R_shipped.T)
-    L = torch.linalg.solve(gram, RH @ A.double().T).T
+    gram = _gram(RH, R_shipped)
+    L = solve_up_to_rounding(gram, RH @ A.double().T).T
     return _round(L, gram, factors, H_out), R
 
 
@@ -58,8 +63,10 @@ def exact_low_rank(
     return torch.linalg.solve_triangular(C.T, vectors, upper=True), vectors.T @ (C.T @ A)
 
 
-def _regular(gram: Tensor) -> Tensor:
-    """A Gram matrix made invertible, even where it is zero (nothing to correct)."""
+def _gram(RH: Tensor, R: Tensor) -> Tensor:
+    """R H Rᵀ, made invertible even where it is zero (nothing to correct)."""
+    gram = RH @ R.T
+    gram = (gram + gram.T) / 2
     jitter = 1e-9 * gram.diagonal().mean() + torch.finfo(gram.dtype).tiny
     return gram + jitter * torch.eye(gram.shape[0], dtype=gram.dtype)
 
@@ -82,10 +89,15 @@ def downdate(H: Tensor, R: Tensor) -> Tensor:
     """H − H Rᵀ (R H Rᵀ)⁻¹ R H: the cost of Q's error when L may be re-fitted freely for this R.
 
     The closed form of CALDERA's Hessian update (its code forms it through a Cholesky factor and
-    singular vectors). Float64 ``[in, in]``, positive semidefinite up to rounding.
+    singular vectors). Float64 ``[in, in]``, positive semidefinite up to rounding. Columns of which
+    R explains all but rounding noise are zero: all of H, for a text with fewer directions than R
+    has rows.
     """
     H, R = H.double(), R.double()
     RH = R @ H
-    gram = _regular(RH @ R.T)
-    down: Tensor = H - RH.T @ torch.linalg.solve(gram, RH)
-    return (down + down.T) / 2
+    down = H - RH.T @ solve_up_to_rounding(_gram(RH, R), RH)
+    down = (down + down.T) / 2
+    left = (down.diagonal() > NOISE * H.diagonal()).to(H.dtype)
+    if float(down.diagonal() @ left) <= NOISE * float(H.trace()):
+        return torch.zeros_like(H)
+    return down * left[:, None] * left

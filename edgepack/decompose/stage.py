@@ -13,8 +13,14 @@ from torch import Tensor
 
 from edgepack import plugins
 from edgepack.cache import load_tensors, save_tensors
-from edgepack.calibration.moments import HEAD, unknown, weight_hessian
-from edgepack.calibration.sweep import Activations, head_moments, layerwise, micro_batches
+from edgepack.calibration.moments import EMBEDDING, HEAD, OUTPUT, unknown, weight_hessian
+from edgepack.calibration.sweep import (
+    embedded,
+    head_moments,
+    layerwise,
+    micro_batches,
+    states,
+)
 from edgepack.calibration.text import Tokens
 from edgepack.decoder import Decoder
 from edgepack.decompose._side_by_side import side_by_side
@@ -111,18 +117,16 @@ class _Run:
     def sequential(self, tokens: Tokens) -> Steps[None]:
         """Block after block, each on what the packed blocks before it pass on."""
         batches = micro_batches(tokens)
-        shape = (*tokens.all.shape, self.decoder.dimensions.hidden_size)
         packed = Decoder(
             self.decoder.checkpoint,
             {name: partial(self._dense, name) for name in self.choices},
         )
         outside, *blocks = self._groups()
-        states = [Activations(self.folder / f"x-{i}", shape) for i in range(len(blocks) + 1)]
-        if not any(state.exists for state in states):
-            embedding = self.decoder.embedding()
-            states[0].write(embedding[tokens.all[batch.rows]] for batch in batches)
+        stream = states(self.decoder, tokens.all, self.folder, "x")
+        if not any(state.exists for state in stream):
+            stream[0].write(embedded(self.decoder, tokens.all, batches))
         for index, group in enumerate(blocks):
-            inputs, output = states[index], states[index + 1]
+            inputs, output = stream[index], stream[index + 1]
             if any(not weight_path(self.folder, s.name).exists() for s in group):
                 hessians = layerwise(self.decoder.block(index), inputs, batches)
                 yield from self._group(group, partial(_of_block, hessians))
@@ -132,13 +136,14 @@ class _Run:
                 block = packed.block(index)
                 output.write(block(inputs.read(batch.rows)) for batch in batches)
             inputs.path.unlink(missing_ok=True)
-        moments = head_moments(self.decoder.head(), states[-1], batches)
+        moments = head_moments(self.decoder.head(), stream[-1], batches)
         yield from self._group(outside, lambda spec: self._outside(spec, moments))
-        states[-1].path.unlink()
+        stream[-1].path.unlink()
 
     def _outside(self, spec: WeightSpec, moments: Mapping[str, Hessian]) -> Hessian:
         tied = self.decoder.dimensions.tie_word_embeddings
-        return moments[HEAD] if spec.role == "output" or tied else unknown(spec.shape[1])
+        multiplied = (OUTPUT, EMBEDDING) if tied else (OUTPUT,)
+        return moments[HEAD] if spec.role in multiplied else unknown(spec.shape[1])
 
     def _groups(self) -> list[list[WeightSpec]]:
         """The matrices outside the blocks, then those of each block."""
@@ -185,7 +190,8 @@ class _Run:
 
 
 def _of_block(hessians: Mapping[str, Hessian], spec: WeightSpec) -> Hessian:
-    return hessians[spec.role]
+    """Shortcuts have none: they are applied outside the block's linear maps, and stay float16."""
+    return hessians.get(spec.role) or unknown(spec.shape[1])
 
 
 def _about(found: Decomposition) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from edgepack.formats._limits import check_finite
 from edgepack.weights import Grid, QuantizedTensor
 
 
@@ -58,6 +59,8 @@ class Format(ABC):
 
     def quantize(self, W: Tensor, importance: Tensor | None = None) -> QuantizedTensor:
         """Plain rounding: fit, then nearest codes; importance 1 where none is given."""
+        check_finite("the weight", W)
+        check_finite("the importance of its columns", importance)
         if importance is None:
             importance = torch.ones(W.shape[-1])
         grid = self.fit(W, importance)

@@ -22,6 +22,7 @@ from edgepack.formats import _codebook_kernels as kernels
 from edgepack.formats._affine import NO_OFFSET, Affine, Blocks, sub_scales
 from edgepack.formats._bits import Layout, Stored
 from edgepack.formats._levels import Table
+from edgepack.formats._limits import check_finite
 from edgepack.weights import Grid, QuantizedTensor
 
 SIGNS = 8
@@ -143,6 +144,8 @@ class Codebook(Affine, Blocks):
 
     def quantize(self, W: Tensor, importance: Tensor | None = None) -> QuantizedTensor:
         """See `Format`; what is nearest among points of a grid depends on the importance too."""
+        check_finite("the weight", W)
+        check_finite("the importance of its columns", importance)
         w = torch.ones(W.shape[-1]) if importance is None else importance
         grid = self.fit(W, w)
         return QuantizedTensor(self.name, self.encode(W, grid, importance=w), grid)

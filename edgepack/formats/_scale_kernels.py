@@ -52,14 +52,31 @@ def _ratio(a: Any, b: Any) -> Any:
     return a / b if b > TINY else ZERO
 
 
+@_strict  # type: ignore[untyped-decorator]
+def _place(at: Any, last: Any) -> Any:
+    """`at` as an index from 0 to `last`; what is no number is 0, so that no look-up leaves its
+    table."""
+    if not at > ZERO:
+        return np.uint32(0)
+    return np.uint32(np.int32(min(at, last)))
+
+
+@_strict  # type: ignore[untyped-decorator]
+def _step(t: Any, top: Any) -> Any:
+    """The whole number from 0 to `top` that is nearest to t; 0 for what is no number."""
+    q = np.rint(t)
+    if not q > ZERO:
+        return ZERO
+    return min(q, top)
+
+
 @_fast  # type: ignore[untyped-decorator]
 def _fit_scale(x: Any, w: Any, inverse: Any, table: Any, first: Any) -> Any:
     """Least-squares d for x ≈ d·level, the levels being those nearest to x·inverse."""
     last = np.float32(len(table) - 1)
     lx, ll = ZERO, ZERO
     for j in range(len(x)):
-        at = min(max(np.floor(TWO * x[j] * inverse) - first, ZERO), last)
-        level = table[np.uint32(np.int32(at))]
+        level = table[_place(np.floor(TWO * x[j] * inverse) - first, last)]
         lx += w[j] * x[j] * level
         ll += w[j] * level * level
     return _ratio(lx, ll)
@@ -71,8 +88,7 @@ def _miss(x: Any, w: Any, inverse: Any, d: Any, table: Any, first: Any) -> Any:
     last = np.float32(len(table) - 1)
     error = ZERO
     for j in range(len(x)):
-        at = min(max(np.floor(TWO * x[j] * inverse) - first, ZERO), last)
-        miss = x[j] - d * table[np.uint32(np.int32(at))]
+        miss = x[j] - d * table[_place(np.floor(TWO * x[j] * inverse) - first, last)]
         error += w[j] * miss * miss
     return error
 
@@ -190,7 +206,7 @@ def _settled(x: Any, w: Any, d: Any, m: Any, total: Any, top: Any) -> Any:
     d = _half(d)
     inverse, low, high, sum_ = _reciprocal(d), top, ZERO, 0.0
     for j in range(len(x)):
-        q = min(max(np.rint((x[j] - m) * inverse), ZERO), top)
+        q = _step((x[j] - m) * inverse, top)
         low, high = min(low, q), max(high, q)
         sum_ += np.float64(w[j]) * (np.float64(x[j]) - np.float64(d) * np.float64(q))
     centre = sum_ / total if total > TINY else 0.0

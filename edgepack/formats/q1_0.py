@@ -9,7 +9,7 @@ from edgepack.formats._bits import Half, Layout, Plane
 from edgepack.formats._ggml import GGMLQuantizationType
 from edgepack.formats._levels import Table
 from edgepack.formats._scalar import BlockScalar
-from edgepack.formats._search import dot, ratio
+from edgepack.formats._search import dot, half, ratio
 from edgepack.weights import Grid
 
 
@@ -23,7 +23,7 @@ class Signs(BlockScalar):
 
     def _propose(self, x: Tensor, w: Tensor) -> Grid:
         mean = ratio(dot(w, x.abs()), w.sum(-1))
-        return {"d": (mean[:, None] * self.factors).to(torch.float16)}
+        return {"d": half(mean[:, None] * self.factors).to(torch.float16)}
 
 
 PLUGIN = Signs(

@@ -17,10 +17,12 @@ from edgepack.architectures._base import NORMS
 from edgepack.checkpoint import Checkpoint, Dimensions
 from edgepack.checkpoint._layout import SHAPES, sizes
 from edgepack.checkpoint._rewritten import Rewritten
+from edgepack.invariances._plain import refuse_other_streams
 
 
 def pad(checkpoint: Checkpoint, multiple: int) -> Checkpoint:
     """`checkpoint` with all widths a multiple of `multiple`; itself where they are already."""
+    refuse_other_streams(checkpoint, "compress.pad_width")
     wider = _wider(checkpoint.dimensions, multiple, square_q=checkpoint.architecture.square_q)
     return checkpoint if wider == checkpoint.dimensions else Padded(checkpoint, wider, multiple)
 

@@ -19,6 +19,7 @@ from edgepack.checkpoint import Checkpoint
 from edgepack.checkpoint._rewritten import Rewritten
 from edgepack.errors import while_doing
 from edgepack.hadamard import paley_order, random_hadamard
+from edgepack.invariances._plain import refuse_other_streams
 from edgepack.weights import WeightSpec
 
 VALUES = {"attn_v": 0, "attn_output": 1}
@@ -31,6 +32,7 @@ class Rotated(Rewritten):
     """A checkpoint with Hadamard rotations fused in, computed weight by weight in float64."""
 
     def __init__(self, original: Checkpoint) -> None:
+        refuse_other_streams(original, "compress.rotate")
         about = {"rotate": "hadamard"}
         super().__init__(original, original.dimensions, original.specs, about)
         with while_doing("compress.rotate"):  # widths without a matrix are refused at once

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from edgepack.decoder import Head, rms_norm
+from edgepack.decoder import Head
+
+LOGITS_BIAS = "output.bias"
+"""The role of the vector that is added to the logits."""
 
 TOKENS_AT_ONCE = 256
 """Logits of so many tokens are in memory, of both models."""
@@ -15,12 +18,12 @@ TOKENS_AT_ONCE = 256
 
 @dataclass(frozen=True)
 class Pull:
-    """Mean KL in nats a token, and its gradient at hidden states ``[n, hidden]`` and at the final
-    norm's gain ``[hidden]``."""
+    """Mean KL in nats a token, and its gradient at hidden states ``[n, hidden]`` and at the head's
+    vectors (the final norm's gain and bias, the logits' bias), by role."""
 
     kl: float
     hidden: Tensor
-    norm: Tensor
+    vectors: dict[str, Tensor]
 
 
 @torch.no_grad()
@@ -40,22 +43,31 @@ def pull(student: Head, teacher: Head, x: Tensor, target: Tensor, dtype: torch.d
     Logits are multiplied in float32, their gradient back through the head in `dtype`.
     """
     back = student.output.to(dtype)
-    total, norm, hidden = 0.0, torch.zeros_like(student.norm), torch.empty_like(x)
+    leaves = {role: v.detach().requires_grad_() for role, v in student.vectors.items()}
+    student = student.with_vectors(leaves)
+    inner = [role for role in leaves if role != LOGITS_BIAS]  # those that the norm is made of
+    total, hidden = 0.0, torch.empty_like(x)
+    vectors = {role: torch.zeros_like(v) for role, v in student.vectors.items()}
     parts = torch.split(hidden, TOKENS_AT_ONCE)
     for out, (mine, theirs) in zip(parts, _chunks(x, target), strict=True):
-        leaves = mine.detach().requires_grad_(), student.norm.detach().requires_grad_()
+        mine = mine.detach().requires_grad_()
         with torch.enable_grad():
-            normed = rms_norm(*leaves, student.eps, student.of)
+            normed = student.normed(mine)
         with torch.no_grad():
-            log_q = (normed @ student.output.T).log_softmax(-1)
+            log_q = student.logits(normed).log_softmax(-1)
             log_p = teacher(theirs).log_softmax(-1)
             total += float(_kl(log_p, log_q).sum())
             at_logits = log_q.exp_().sub_(log_p.exp_()).div_(len(x))
             at_norm = (at_logits.to(dtype) @ back).float()
-        gradients = torch.autograd.grad(normed, leaves, at_norm)
-        out.copy_(gradients[0])
-        norm += gradients[1]
-    return Pull(total / len(x), hidden, norm)
+        at_x, *at_inner = torch.autograd.grad(
+            normed, [mine, *(leaves[role] for role in inner)], at_norm
+        )
+        out.copy_(at_x)
+        for role, gradient in zip(inner, at_inner, strict=True):
+            vectors[role] += gradient
+        if LOGITS_BIAS in vectors:
+            vectors[LOGITS_BIAS] += at_logits.sum(0)
+    return Pull(total / len(x), hidden, vectors)
 
 
 def _chunks(x: Tensor, target: Tensor) -> zip[tuple[Tensor, Tensor]]:

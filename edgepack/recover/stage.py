@@ -6,7 +6,7 @@ once; ``state``, the run at its last evaluation; and the weights that are writte
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -16,20 +16,31 @@ import torch
 from torch import Tensor
 
 from edgepack.cache import load_tensors, save_tensors
-from edgepack.calibration.sweep import Activations, Batch, micro_batches
+from edgepack.calibration.sweep import Activations, Batch, embedded, micro_batches, states
 from edgepack.calibration.text import Tokens
 from edgepack.decoder import Block, Decoder, Head
+from edgepack.hardware import multiplies_bfloat16
 from edgepack.progress import Progress, Steps
 from edgepack.recover import trainable
-from edgepack.recover.student import VALUE, Masters, Student, moved, moved_head
+from edgepack.recover.student import VALUE, Masters, Student
 from edgepack.recover.training import Data, Recovered, Run, Settings, report_of
 from edgepack.weights import FactoredWeight
 
 NORMS = "norms.safetensors"
 """Trained norms and biases by Hugging Face name, float32; beside them, the report."""
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
 IN_MEMORY = 2 << 30
 """Bytes of codes that are not read again at every step."""
+
+
+def choose_arithmetic() -> dict[str, str]:
+    """What a training step multiplies on (``device``) and in (``dtype``: bfloat16 where there are
+    instructions for it). Results depend on both, so that they belong to the stage's options."""
+    if torch.cuda.is_available():
+        return {"device": "cuda", "dtype": "bfloat16"}
+    return {"device": "cpu", "dtype": "bfloat16" if multiplies_bfloat16() else "float32"}
 
 
 def recover(
@@ -39,24 +50,28 @@ def recover(
     tokens: Tokens,
     settings: Settings,
     folder: Path,
+    arithmetic: Mapping[str, str] | None = None,
 ) -> Steps[Recovered]:
     """Train what `settings.train` names of the packed model and write it into `folder`.
 
     `decoder` is the model that was packed, `original` the one to be close to (a wider one, where
     the other is a slice of it), `weights` the decompose stage's folder. `folder` gets one file per
-    matrix, of the same layout, formats, codes of Q and size, and `NORMS`.
+    matrix, of the same layout, formats, codes of Q and size, and `NORMS`. `arithmetic` is what
+    `choose_arithmetic` said when the stage's key was made.
     """
     state = folder / "state"
     if (folder / NORMS).exists() and not state.exists():
         return read_report(folder)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    student = _student(decoder, weights, settings, device)
+    arithmetic = arithmetic or choose_arithmetic()
+    device, dtype = torch.device(arithmetic["device"]), DTYPES[arithmetic["dtype"]]
+    student = _student(decoder, weights, settings, device, dtype)
     data = _data(decoder, original, tokens, folder)
 
     def teacher() -> Head:
-        return moved_head(original.head(), device)
+        return original.head().to(device)
 
-    run = Run(student, teacher, data, settings, state)
+    report = Recovered(device=arithmetic["device"], dtype=arithmetic["dtype"])
+    run = Run(student, teacher, data, settings, state, report)
     run.resume()
     total = student.blocks + settings.steps
     if run.report.stopped is None:
@@ -83,7 +98,9 @@ def read_norms(folder: Path) -> dict[str, Tensor]:
     return load_tensors(folder / NORMS)[0]
 
 
-def _student(decoder: Decoder, weights: Path, settings: Settings, device: torch.device) -> Student:
+def _student(
+    decoder: Decoder, weights: Path, settings: Settings, device: torch.device, dtype: torch.dtype
+) -> Student:
     """The packed model with its masters as they start."""
 
     def read(name: str) -> FactoredWeight:
@@ -102,25 +119,15 @@ def _student(decoder: Decoder, weights: Path, settings: Settings, device: torch.
         for name, parts in masters.items()
         if parts
     }
-    return Student(decoder, load, kept, device, _dtype(device))
-
-
-def _dtype(device: torch.device) -> torch.dtype:
-    """What a training step multiplies in: bfloat16 where there are instructions for it."""
-    native = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if native else torch.float32
+    return Student(decoder, load, kept, device, dtype)
 
 
 def _data(decoder: Decoder, original: Decoder, tokens: Tokens, folder: Path) -> Data:
     held_out = [batch for batch in micro_batches(tokens) if batch.held_out]
-    checkpoint = decoder.checkpoint
-    width = checkpoint.specs[checkpoint.architecture.hf_name("token_embd")].shape[1]
-    shape, wide = ((*tokens.all.shape, n) for n in (width, original.dimensions.hidden_size))
-    embedded, targets = (
-        Activations(folder / "embedded", shape),
-        Activations(folder / "targets", wide),
-    )
-    return Data(embedded, targets, len(tokens.train), held_out)
+    first, last = decoder.widths[0], original.widths[-1]
+    inputs = Activations(folder / "embedded", (*tokens.all.shape, first))
+    targets = Activations(folder / "targets", (*tokens.all.shape, last))
+    return Data(inputs, targets, len(tokens.train), held_out)
 
 
 def _prepare(
@@ -130,18 +137,14 @@ def _prepare(
     ids, device = tokens.all, student.device
     batches = micro_batches(tokens)
     if not data.embedded.exists:
-        data.embedded.write(student.embed(ids[batch.rows]) for batch in batches)
-    folder, shape = data.targets.path.parent, data.targets.shape
-    between = [Activations(folder / f"x-{i}", shape) for i in range(student.blocks)]
-    states = [*between, data.targets]
-    if not any(state.exists for state in states):
-        embedding = original.embedding()
-        states[0].write(embedding[ids[batch.rows]] for batch in batches)
-        del embedding
-    for i, (inputs, output) in enumerate(pairwise(states)):
+        data.embedded.write(x.cpu() for x in embedded(student.packed(), ids, batches))
+    stream = [*states(original, ids, data.targets.path.parent, "x")[:-1], data.targets]
+    if not any(state.exists for state in stream):
+        stream[0].write(embedded(original, ids, batches))
+    for i, (inputs, output) in enumerate(pairwise(stream)):
         yield Progress("recover", i, total, f"the original's block {i}")
         if inputs.exists and not output.exists:
-            output.write(_through(moved(original.block(i), device), inputs, batches, device))
+            output.write(_through(original.block(i).to(device), inputs, batches, device))
         inputs.path.unlink(missing_ok=True)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from edgepack.decoder import Block, Decoder, Head, Rotary
+from edgepack.decoder import Block, Decoder, Head
 from edgepack.recover import trainable
 from edgepack.recover.distance import pull
 from edgepack.weights import FactoredWeight
@@ -21,33 +22,6 @@ VALUE = "value"
 
 Leaves = dict[tuple[str, str], Tensor]
 """Values, or gradients at them, by weight and part."""
-
-
-class _RotaryOn(Rotary):
-    """Cosines and sines on a device."""
-
-    def __init__(self, rotary: Rotary, device: torch.device) -> None:
-        self.frequency, self.device = rotary.frequency, device
-
-    def __call__(self, start: int, length: int) -> tuple[Tensor, Tensor]:
-        cos, sin = super().__call__(start, length)
-        return cos.to(self.device), sin.to(self.device)
-
-
-def on_device(rotary: Rotary | None, device: torch.device) -> Rotary | None:
-    """A rotary embedding, if there is one, on a device."""
-    return None if rotary is None else _RotaryOn(rotary, device)
-
-
-def moved(block: Block, device: torch.device) -> Block:
-    """A block on a device."""
-    weights = {role: w.to(device) for role, w in block.weights.items()}
-    return replace(block, weights=weights, rotary=on_device(block.rotary, device))
-
-
-def moved_head(head: Head, device: torch.device) -> Head:
-    """A head on a device."""
-    return replace(head, norm=head.norm.to(device), output=head.output.to(device))
 
 
 @dataclass
@@ -74,18 +48,13 @@ class Student:
         """A matrix as it would be written now."""
         return trainable.stored(_to(self.load(name), self.device), self.masters.get(name, {}))
 
-    def block(self, index: int, leaves: Leaves | None = None) -> Block:
-        """A block with dense weights; a dictionary of `leaves` is filled with the values they are
-        functions of, to differentiate by."""
-        checkpoint = self.decoder.checkpoint
-        architecture = checkpoint.architecture
-        weights = {}
-        for role in (*architecture.block, *architecture.optional):
-            name = architecture.hf_name(role, index)
-            if name in checkpoint.specs:
-                weights[role] = self._weight(name, leaves)
-        rotary = on_device(self.decoder.rotary, self.device)
-        return Block(self.decoder.dimensions, weights, rotary, architecture.activation)
+    def packed(self, leaves: Leaves | None = None) -> Decoder:
+        """The packed model as it is now, its weights dense and on the device. A dictionary of
+        `leaves` is filled with the values that loaded weights are functions of, to differentiate
+        by."""
+        names = self.decoder.checkpoint.specs
+        now = {name: partial(self._weight, name, leaves) for name in names}
+        return Decoder(self.decoder.checkpoint, now)
 
     def vector(self, name: str) -> Tensor:
         """A norm's gain or a bias as it is now."""
@@ -105,19 +74,13 @@ class Student:
             leaves |= {(name, part): value for part, value in parts.items()}
         return parts[VALUE] if weight is None else trainable.dense(weight, parts)
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        """Hidden states ``[…, hidden]`` of token ids ``[…]``: only their rows are decoded."""
-        name = self.decoder.checkpoint.architecture.hf_name("token_embd")
-        rows = self.load(name).permute_rows(tokens.flatten())
-        return torch.unflatten(rows.dense(), 0, tokens.shape)
+    def block(self, index: int) -> Block:
+        """A block with dense weights."""
+        return self.packed().block(index)
 
     def head(self) -> Head:
         """The final norm and the packed output matrix."""
-        architecture, dimensions = self.decoder.checkpoint.architecture, self.decoder.dimensions
-        role = "token_embd" if dimensions.tie_word_embeddings else "output"
-        norm = self.vector(architecture.hf_name("output_norm"))
-        output = self.stored(architecture.hf_name(role)).dense()
-        return Head(norm, output, dimensions.rms_norm_eps, dimensions.hidden_size)
+        return self.packed().head()
 
     @torch.no_grad()
     def forward(self, parts: list[Tensor]) -> list[Tensor]:
@@ -143,8 +106,12 @@ class Student:
                 inputs.append(self._apply(self.block(index), inputs[-1]))
         last = inputs.pop()
         found = pull(self.head(), teacher(), last.flatten(0, 1), target.flatten(0, 1), self.dtype)
-        norm = self.decoder.checkpoint.architecture.hf_name("output_norm")
-        gradients = {(norm, VALUE): found.norm} if norm in self.masters else {}
+        outside = self.decoder.checkpoint.architecture.outside
+        gradients = {
+            (outside[role], VALUE): gradient
+            for role, gradient in found.vectors.items()
+            if outside[role] in self.masters
+        }
         g = found.hidden.view_as(last)
         for index in reversed(range(self.blocks)):
             g = self._backward(index, inputs.pop(), g, gradients)
@@ -155,7 +122,7 @@ class Student:
         leaves: Leaves = {}
         x = x.detach().requires_grad_()
         with torch.enable_grad():
-            out = self._apply(self.block(index, leaves), x)
+            out = self._apply(self.packed(leaves).block(index), x)
         at_x, *at_leaves = torch.autograd.grad(out, [x, *leaves.values()], g)
         gradients |= zip(leaves, at_leaves, strict=True)
         return at_x

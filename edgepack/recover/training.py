@@ -55,12 +55,15 @@ class Recovered:
     """What came of it: mean KL to the original on the held-out sequences, in nats a token.
 
     `held_out` are (steps made, KL); what was written is the best of them. `stopped` says why there
-    were no more steps: ``steps`` (all made), ``patience`` or ``diverged``.
+    were no more steps: ``steps`` (all made), ``patience`` or ``diverged``. Training steps were
+    computed on `device`, their products in `dtype`.
     """
 
     steps: int = 0
     stopped: str | None = None
     held_out: list[tuple[int, float]] = field(default_factory=list)
+    device: str = "cpu"
+    dtype: str = "float32"
 
     @property
     def start(self) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from edgepack.errors import CalibrationError
 from edgepack.hadamard import random_hadamard
 from edgepack.recipe import Orientation
 
@@ -15,6 +16,11 @@ def principal_directions(C: Tensor) -> Tensor:
     SliceGPT's Q (eq. 8 f.). In float64, because float32 costs perplexity (its table 4). Signs are
     set so that the largest entry of a column is positive: the same C gives the same Q.
     """
+    if not torch.isfinite(C).all():
+        raise CalibrationError(
+            "the hidden states to slice by are not finite (NaN or infinite)",
+            hint="a weight is not finite, or the model overflows on the calibration text",
+        )
     vectors = torch.linalg.eigh(C.double()).eigenvectors.flip(1)
     largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
     signed: Tensor = vectors * largest.sign()

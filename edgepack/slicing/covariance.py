@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from edgepack.cache import load_tensors, save_tensors
-from edgepack.calibration.sweep import Activations, micro_batches
+from edgepack.calibration.sweep import embedded, micro_batches, states
 from edgepack.calibration.text import Tokens
 from edgepack.decoder import Decoder, rms_norm
 from edgepack.progress import Progress, Steps
@@ -28,15 +28,13 @@ def residual_covariance(
     """
     blocks, batches = decoder.dimensions.num_hidden_layers, micro_batches(tokens)
     batches = [batch for batch in batches if not batch.held_out]
-    shape = (*tokens.train.shape, decoder.dimensions.hidden_size)
-    states = [Activations(folder / f"x-{i}", shape) for i in range(blocks + 1)]
+    hidden = decoder.dimensions.hidden_size
+    stream = states(decoder, tokens.train, folder, "x")
     sums = [folder / f"covariance-{i}" for i in range(blocks + 1)]
     reached = max((i for i in range(blocks + 1) if sums[i].exists()), default=None)
     if reached is None:
-        embedding = decoder.embedding()
-        states[0].write(embedding[tokens.train[batch.rows]] for batch in batches)
-        del embedding
-        C = torch.zeros(shape[-1], shape[-1], dtype=torch.float64)
+        stream[0].write(embedded(decoder, tokens.train, batches))
+        C = torch.zeros(hidden, hidden, dtype=torch.float64)
         save_tensors(sums[0], {"C": C}, {})
         reached = 0
     C = load_tensors(sums[reached])[0]["C"]
@@ -48,12 +46,12 @@ def residual_covariance(
             h = block.attend(add(C, x, kind))  # noqa: B023
             return block.feed(add(C, h, kind))  # noqa: B023
 
-        states[i + 1].write(through(states[i].read(batch.rows)) for batch in batches)
+        stream[i + 1].write(through(stream[i].read(batch.rows)) for batch in batches)
         save_tensors(sums[i + 1], {"C": C}, {})
-        states[i].path.unlink(missing_ok=True)
+        stream[i].path.unlink(missing_ok=True)
         sums[i].unlink(missing_ok=True)
     for batch in batches:
-        add(C, states[blocks].read(batch.rows), kind)
+        add(C, stream[blocks].read(batch.rows), kind)
     return C
 
 

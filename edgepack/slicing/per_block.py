@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from edgepack.cache import load_tensors, save_tensors
-from edgepack.calibration.sweep import Activations, Batch, micro_batches
+from edgepack.calibration.sweep import Activations, Batch, embedded, micro_batches
 from edgepack.calibration.text import Tokens
 from edgepack.checkpoint import Checkpoint
 from edgepack.checkpoint._rewritten import untied_name
@@ -47,9 +47,7 @@ def find_bases(
         if k:
             parts = _half(dense, k - 1, basis(folder, k - 1), signals[k - 1], batches)
         else:
-            decoder = Decoder(dense)
-            table = decoder.embedding()
-            parts = (decoder.embed(tokens.train[batch.rows], table) for batch in batches)
+            parts = embedded(Decoder(dense), tokens.train, batches)
         signals[k].write(add(C, part, options.covariance or "raw") for part in parts)
         Q = oriented(principal_directions(C), width, options.orientation, options.seed + k)
         save_tensors(_file(folder, k), {"Q": Q.contiguous()}, {})
@@ -89,8 +87,7 @@ def weight(dense: Checkpoint, folder: Path, name: str, role: str, index: int | N
     """A weight of the sliced model, float32, from the dense one's and the bases in `folder`."""
     family, at = dense.architecture, partial(basis, folder)
     known = places(family)
-    if role in known.shortcuts:
-        assert index is not None
+    if role in known.shortcuts and index is not None:
         start, end = (at(known.count * index + offset) for offset in known.shortcuts[role])
         return (start.T @ end).float()
     where = known.of(role, index, dense.dimensions.num_hidden_layers)

@@ -65,8 +65,7 @@ class Sliced(Rewritten):
             width = dimensions.hidden_size if where is None else widths[where]
             specs[spec.name] = _narrow(spec, base.architecture, dimensions, width)
             role = SHORTCUT_BEHIND.get(spec.role)
-            if role in names:
-                assert spec.block is not None
+            if role in names and spec.block is not None:
                 name, start = architecture.hf_name(role, spec.block), where_is.count * spec.block
                 shape = tuple(widths[start + offset] for offset in where_is.shortcuts[role])
                 specs[name] = replace(spec, name=name, role=role, shape=shape)

@@ -1,0 +1,28 @@
+"""Numbers that are not finite, refused where they first appear."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from edgepack.errors import CalibrationError
+
+
+def check_finite(values: Tensor, place: str, weights: Mapping[str, Tensor]) -> None:
+    """Refuse NaN and infinity among the `values` that `place` computed with `weights` (by role).
+    The error names the weight at fault, if one is."""
+    if torch.isfinite(values).all():
+        return
+    for role, weight in weights.items():
+        count = int((~torch.isfinite(weight)).sum())
+        if count:
+            raise CalibrationError(
+                f"{place}: {role} has {count} values that are not finite (NaN or infinite)",
+                hint="the checkpoint is damaged, or its training diverged",
+            )
+    raise CalibrationError(
+        f"{place}: computes values that are not finite, with weights that are",
+        hint="the model overflows on the calibration text; try another text",
+    )

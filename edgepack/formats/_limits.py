@@ -1,0 +1,67 @@
+"""What float16 scales cannot hold: refused where it is no number, counted where it is too large or
+too small."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from edgepack.errors import DecompositionError
+from edgepack.weights import QuantizedTensor
+
+FP16_MAX, FP16_NORMAL = 65504.0, 2.0**-14
+LARGEST = 1e15
+"""Larger weights are clipped before anything is fitted: sums of their squares overflow float32, and
+no block type with float16 scales holds them."""
+_ROWS = 4096  # at once
+
+
+def check_finite(what: str, values: Tensor | None) -> None:
+    """Refuse NaN and infinity; `what` names the values in the error."""
+    if values is None or bool(torch.isfinite(values).all()):
+        return
+    count = int((~torch.isfinite(values)).sum())
+    raise DecompositionError(
+        f"{what} has {count} of {values.numel()} values that are not finite (NaN or infinite)",
+        hint="the checkpoint is damaged, or the model overflows on the calibration text",
+    )
+
+
+@dataclass(frozen=True)
+class Losses:
+    """How many values of a matrix float16 scales are too narrow for: `clipped` ones are larger than
+    the largest scale allows, `lost` ones lie in blocks that have become 0 or nearly (half of their
+    squares or more are gone), because scales are near the smallest float16."""
+
+    clipped: int = 0
+    lost: int = 0
+
+
+def losses(W: Tensor, dense: Tensor, q: QuantizedTensor) -> Losses:
+    """What `dense`, which `q` is or is a part of, has lost of W ``[out, in]``. Where values are
+    float16 themselves, a row counts as a block."""
+    halves = [v for v in (q.codes, *q.grid.values()) if v.dtype == torch.float16]
+    clipped = int((W.abs() > LARGEST).sum())
+    if not halves:
+        return Losses(clipped)
+    blocks = q.grid["d"].shape[1] if q.grid else 1
+    lost = 0
+    for start in range(0, len(W), _ROWS):
+        rows = slice(start, start + _ROWS)
+        w, miss = (t.double().reshape(len(t), blocks, -1) for t in (W[rows], (W - dense)[rows]))
+        scale = torch.stack([h[rows].float().abs().reshape(len(w), blocks, -1) for h in halves])
+        scale = scale.amax((0, -1)) if q.grid else w.abs().amax(-1)
+        largest = dense[rows].abs().double().view_as(w)
+        full = largest >= FP16_MAX if not q.grid else (scale >= FP16_MAX).unsqueeze(-1)
+        clipped += int((full & (miss.abs() > 1e-3 * w.abs()) & _outwards(w, largest)).sum())
+        size = w.square().sum(-1)
+        gone = (scale < FP16_NORMAL) & (size > 0) & (miss.square().sum(-1) >= size / 2)
+        lost += int(((w != 0) & gone.unsqueeze(-1)).sum())
+    return Losses(clipped, lost)
+
+
+def _outwards(w: Tensor, stored: Tensor) -> Tensor:
+    """Where values beyond float16 have come out smaller than they were."""
+    return (w.abs() > FP16_MAX) & (w.abs() <= LARGEST) & (stored < w.abs())

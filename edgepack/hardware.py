@@ -1,0 +1,71 @@
+"""What this machine, or the container that the process runs in, offers: memory and arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import torch
+
+_OWN_GROUPS = Path("/proc/self/cgroup")
+_MOUNT = Path("/sys/fs/cgroup")
+_LIMITS = ("memory.max", "memory.high", "memory.limit_in_bytes")
+"""The files of a control group that limit memory: of version 2, and of version 1."""
+
+
+def available_memory() -> int:
+    """Bytes of memory that this process may use at most: all of the machine's, or what its
+    container (a Linux control group) is limited to."""
+    total: int = psutil.virtual_memory().total
+    limit = control_group_limit()
+    return total if limit is None else min(total, limit)
+
+
+def control_group_limit(own_groups: Path = _OWN_GROUPS, mount: Path = _MOUNT) -> int | None:
+    """The lowest memory limit of the process's control groups and the groups that these lie in;
+    None where there is none. See cgroups(7)."""
+    limits = [
+        limit for folder in _groups(own_groups, mount) if (limit := _limit(folder)) is not None
+    ]
+    return min(limits, default=None)
+
+
+def _groups(own_groups: Path, mount: Path) -> Iterator[Path]:
+    """The folders of the groups that may limit memory. In a container the mount often shows its
+    own group as the root, so that the path that the kernel names is not there: parents are."""
+    try:
+        lines = own_groups.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return
+    for line in lines:
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if number == "0":  # version 2; beside version 1 it is mounted as `unified`
+            roots = [mount, mount / "unified"]
+        elif "memory" in controllers.split(","):
+            roots = [mount / "memory"]
+        else:
+            continue
+        parts = [part for part in path.split("/") if part not in ("", "..")]
+        for root in roots:
+            yield from (root.joinpath(*parts[:depth]) for depth in range(len(parts) + 1))
+
+
+def _limit(folder: Path) -> int | None:
+    found = []
+    for name in _LIMITS:
+        try:
+            text = (folder / name).read_text(encoding="ascii").strip()
+        except (OSError, UnicodeDecodeError):
+            continue
+        if text.isdigit():  # "max" is no limit
+            found.append(int(text))
+    return min(found, default=None)
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether the CPU has instructions for products of bfloat16 numbers (not known of a torch that
+    does not say)."""
+    capabilities = getattr(torch.cpu, "get_capabilities", None)
+    return bool(capabilities and capabilities().get("avx512_bf16", False))
