@@ -19,7 +19,11 @@ from typing import NamedTuple
 HOME = Path(__file__).parent
 SILENT = frozenset(
     f"edgepack.{name}"
-    for name in ("errors", "progress", "recipe", "untrusted", "disk", "digests", "machine", "cache")
+    for name in (
+        *("errors", "progress", "untrusted", "machine"),
+        *("recipe", "recipe_fields", "plain_yaml"),
+        *("disk", "cache"),
+    )
 )
 """Modules that compute nothing that is kept: options are in the key, files are checked."""
 

@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from edgepack import plain_yaml
 from edgepack.errors import RecipeError
+from edgepack.recipe_fields import (
+    MAX_LENGTH,
+    MAX_LIST,
+    MAX_RANK,
+    MAX_STEPS,
+    MAX_TOKENS,
+    MAX_WIDTH,
+    FileName,
+    FormatName,
+    Glob,
+    PathText,
+    Rank,
+    Section,
+    Seed,
+    Size,
+)
+from edgepack.untrusted import quote, shorten
 
 Objective = Literal["model", "guided", "layer"]
 Covariance = Literal["normalized", "raw"]
@@ -17,16 +36,10 @@ Orientation = Literal["pca", "random", "hadamard"]
 FactorFormat = Literal["f16", "q8_0", "q4_0"]
 
 
-class Section(BaseModel):
-    """A part of the recipe: unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
 class Calibrate(Section):
     """Text → weighted second moments H = Σ w_t x_t x_tᵀ of every linear weight's inputs."""
 
-    source: str = Field(
+    source: PathText = Field(
         "self",
         description="`self` (the model writes its own text), a text file, or a JSONL of chats "
         "(`messages`, or `prompt` and `response`).",
@@ -39,13 +52,16 @@ class Calibrate(Section):
         "packed prefix.",
     )
     tokens: int | None = Field(
-        None, ge=256, description="Calibration tokens; default 32 per column of the widest weight."
+        None,
+        ge=256,
+        le=MAX_TOKENS,
+        description="Calibration tokens; default 32 per column of the widest weight.",
     )
     held_out: Annotated[float, Field(gt=0, lt=0.9)] = Field(
         0.125, description="Extra tokens, as a fraction of `tokens`, that judge and gate."
     )
-    sequence_length: int = Field(512, ge=32, description="Tokens per sequence.")
-    seed: int = Field(0, ge=0, description="Seed of self-generated text and sampled labels.")
+    sequence_length: int = Field(512, ge=32, le=MAX_LENGTH, description="Tokens per sequence.")
+    seed: Seed = Field(0, description="Seed of self-generated text and sampled labels.")
 
 
 Sparsity = Annotated[float, Field(ge=0, lt=1)]
@@ -61,21 +77,27 @@ class Schedule(Section):
 class Training(Section):
     """How the original is distilled into a smaller model."""
 
-    steps: int = Field(100, ge=1, description="Steps at most; held-out text may end it earlier.")
-    tokens: int = Field(1024, ge=1, description="Tokens per step, in whole sequences.")
-    learning_rate: float = Field(
-        0.005, gt=0, description="Relative: 0.005 moves a scale by about 0.5 % a step."
+    steps: int = Field(
+        100, ge=1, le=MAX_STEPS, description="Steps at most; held-out text may end it earlier."
     )
-    evaluate_every: int = Field(20, ge=1, description="Steps between looks at held-out text.")
-    patience: int = Field(3, ge=1, description="Looks without a gain before it ends.")
-    seed: int = Field(0, ge=0, description="Order of the sequences.")
+    tokens: int = Field(
+        1024, ge=1, le=MAX_TOKENS, description="Tokens per step, in whole sequences."
+    )
+    learning_rate: float = Field(
+        0.005, gt=0, le=10, description="Relative: 0.005 moves a scale by about 0.5 % a step."
+    )
+    evaluate_every: int = Field(
+        20, ge=1, le=MAX_STEPS, description="Steps between looks at held-out text."
+    )
+    patience: int = Field(3, ge=1, le=MAX_STEPS, description="Looks without a gain before it ends.")
+    seed: Seed = Field(0, description="Order of the sequences.")
 
 
 class Rft(Training):
     """Recovery fine-tuning after slicing: factors of every linear weight are distilled from the
     unsliced model and merged."""
 
-    rank: int = Field(32, ge=1, description="Columns of the factors.")
+    rank: int = Field(32, ge=1, le=MAX_RANK, description="Columns of the factors.")
 
 
 class Slice(Section):
@@ -88,7 +110,9 @@ class Slice(Section):
         "a rotation for every half of a block, with shortcut matrices between them; for "
         "transformers and ONNX.",
     )
-    width: int | None = Field(None, ge=32, description="Columns to keep, such as 512.")
+    width: int | None = Field(
+        None, ge=32, le=MAX_WIDTH, description="Columns to keep, such as 512."
+    )
     sparsity: Sparsity | None = Field(
         None, description="Or the share of columns to leave out, such as 0.25."
     )
@@ -101,6 +125,7 @@ class Slice(Section):
     round_to: int | None = Field(
         None,
         ge=1,
+        le=MAX_WIDTH,
         description="`sparsity` goes to the nearest multiple of this; default: 256 for `global`, "
         "as K-quants need, 8 for `per_block`.",
     )
@@ -115,7 +140,7 @@ class Slice(Section):
         description="Basis of the kept space: `pca`, or turned by a `random` or `hadamard` "
         "rotation, so that no coordinate stands out when weights are rounded.",
     )
-    seed: int = Field(0, ge=0, description="Of the rotation that `orientation` names.")
+    seed: Seed = Field(0, description="Of the rotation that `orientation` names.")
     recover: Rft | None = Field(None, description="Recovery fine-tuning of the sliced model.")
     allow_growth: bool = Field(
         False,
@@ -137,8 +162,8 @@ class Slice(Section):
 class WeightOptions(Section):
     """How one weight is compressed; in `overrides`, what is left out keeps the general choice."""
 
-    format: str | None = Field(None, description="Format of Q, such as q4_0.")
-    rank: int | None = Field(None, ge=0, description="Columns of L; 0 is LDLQ alone.")
+    format: FormatName | None = Field(None, description="Format of Q, such as q4_0.")
+    rank: Rank | None = Field(None, description="Columns of L; 0 is LDLQ alone.")
     factors: FactorFormat | None = Field(None, description="Format of L and R.")
 
 
@@ -150,7 +175,7 @@ CHOICES = ("candidates", "ranks")
 class Compress(Section):
     """CALDERA: W ≈ Q + L·R."""
 
-    target_size: ByteSize | None = Field(
+    target_size: Size | None = Field(
         None,
         description="Bytes of the files, such as 64MB: formats and ranks are then chosen for every "
         "weight, embeddings and head included, so that the model's KL is least.",
@@ -158,21 +183,30 @@ class Compress(Section):
     bits_per_weight: Annotated[float, Field(gt=0, le=16)] | None = Field(
         None, description="The same, as bits per weight of all matrices (factors included)."
     )
-    candidates: list[str] | None = Field(
-        None, min_length=1, description="Formats to choose from; default: the best of each size."
+    candidates: list[FormatName] | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_LIST,
+        description="Formats to choose from; default: the best of each size.",
     )
-    ranks: list[Annotated[int, Field(ge=0)]] | None = Field(
-        None, min_length=1, description="Ranks to choose from; default: 0, 32, 64, 128."
+    ranks: list[Rank] | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_LIST,
+        description="Ranks to choose from; default: 0, 32, 64, 128.",
     )
-    format: str = Field("q4_0", description="Format of Q for the weights of the blocks.")
-    rank: int = Field(0, ge=0, description="Columns of L; 0 is LDLQ alone.")
+    format: FormatName = Field("q4_0", description="Format of Q for the weights of the blocks.")
+    rank: Rank = Field(0, description="Columns of L; 0 is LDLQ alone.")
     factors: FactorFormat = Field("q4_0", description="Format of L and R.")
-    embeddings: str = Field("q8_0", description="Format of the token embeddings.")
-    head: str | None = Field(None, description="Format of an untied head; default: `embeddings`.")
-    iterations: int = Field(2, ge=1, description="Rounds of alternating Q and L·R.")
-    damping: list[Annotated[float, Field(gt=0)]] = Field(
+    embeddings: FormatName = Field("q8_0", description="Format of the token embeddings.")
+    head: FormatName | None = Field(
+        None, description="Format of an untied head; default: `embeddings`."
+    )
+    iterations: int = Field(2, ge=1, le=100, description="Rounds of alternating Q and L·R.")
+    damping: list[Annotated[float, Field(gt=0, le=1000)]] = Field(
         [0.01, 0.1],
         min_length=1,
+        max_length=MAX_LIST,
         description="Damping of H relative to its mean diagonal; held-out tokens choose.",
     )
     fallback: Literal["refuse", "nearest"] = Field(
@@ -180,7 +214,7 @@ class Compress(Section):
         description="What to do where a width does not divide the format's block: refuse, or take "
         "the nearest format in bits per weight that fits (and list it in the report).",
     )
-    pad_width: Annotated[int, Field(multiple_of=32, ge=32)] | None = Field(
+    pad_width: Annotated[int, Field(multiple_of=32, ge=32, le=4096)] | None = Field(
         None,
         description="Zero-pad every width to a multiple of this (256), so that formats with blocks "
         "of as many columns fit. Exact, and paid for in bytes.",
@@ -190,8 +224,9 @@ class Compress(Section):
         description="Fuse random Hadamard rotations into the weights: of the residual stream "
         "(unless the head is tied) and of the values of every head. Exact.",
     )
-    overrides: dict[str, WeightOptions] = Field(
+    overrides: dict[Glob, WeightOptions] = Field(
         {},
+        max_length=1000,
         description="Glob on the weight's name (`*.mlp.down_proj`) → options; later ones win.",
     )
 
@@ -220,6 +255,7 @@ class Recover(Training):
     train: list[Literal["scales", "factors", "norms"]] = Field(
         ["scales", "factors", "norms"],
         min_length=1,
+        max_length=3,
         description="What moves: block scales of Q, L and R, gains and biases.",
     )
 
@@ -227,11 +263,15 @@ class Recover(Training):
 class Measure(Section):
     """What is measured on the written files through the runtime."""
 
-    text: str | None = Field(
+    text: PathText | None = Field(
         None, description="Text file to measure on; default: the held-out calibration text."
     )
-    tokens: int = Field(6144, ge=0, description="Tokens to measure on; 0 measures nothing.")
-    context: int = Field(512, ge=64, description="Tokens per chunk; the second half is scored.")
+    tokens: int = Field(
+        6144, ge=0, le=MAX_TOKENS, description="Tokens to measure on; 0 measures nothing."
+    )
+    context: int = Field(
+        512, ge=64, le=MAX_LENGTH, description="Tokens per chunk; the second half is scored."
+    )
     stock: bool = Field(True, description="Also measure stock quantization of the nearest size.")
 
 
@@ -254,6 +294,7 @@ class Onnx(Section):
     context: int | None = Field(
         None,
         ge=64,
+        le=MAX_LENGTH,
         description="Positions the graph knows, whose cosines and sines it holds; default: 8192, "
         "or as many as the model has.",
     )
@@ -262,7 +303,9 @@ class Onnx(Section):
 class Export(Section):
     """What is written, and what of it is measured."""
 
-    name: str | None = Field(None, description="Name of the output folder; default: the recipe's.")
+    name: FileName | None = Field(
+        None, description="Name of the output folder; default: the recipe's."
+    )
     onnx: Onnx = Onnx()
     measure: Measure = Measure()
 
@@ -270,7 +313,7 @@ class Export(Section):
 class Recipe(Section):
     """One model's way from the hub to a device. A section left out is a stage skipped."""
 
-    model: str | None = Field(
+    model: PathText | None = Field(
         None,
         description="A hub id with optional @revision, a local folder, a .gguf file, or "
         "package:PACKAGE/FILE.gguf.",
@@ -288,47 +331,80 @@ SECTION = "this is a section, lines of `key: value`"
 
 def load(path: str | Path) -> Recipe:
     """Read a recipe; raises `RecipeError` naming the key at fault."""
-    path = Path(path)
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RecipeError(
-            f"{path}: there is no such recipe", hint=f"looked in {path.parent.resolve()}"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: cannot be read ({error})") from None
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f" (line {where.line + 1})" if where else ""
-        raise RecipeError(f"{path}: is not valid YAML{line}") from None
+    place = shorten(str(path), 120)
+    data = plain_yaml.parse(_read(Path(path), place), place)
     if not isinstance(data, dict):
-        raise RecipeError(f"{path}: a recipe is a mapping", hint="start with `model: …`")
+        raise RecipeError(f"{place}: a recipe is a mapping", hint="start with `model: …`")
     return parse(data)
+
+
+def _read(path: Path, place: str) -> str:
+    """The text of a recipe's file; a named pipe would wait for a writer for ever."""
+    try:
+        if path.exists() and not path.is_file() and path.parts[:2] != (path.anchor, "dev"):
+            raise RecipeError(f"{place}: is not a file")
+        with path.open("rb") as file:
+            data = file.read(plain_yaml.MAX_BYTES + 1)
+        if len(data) > plain_yaml.MAX_BYTES:
+            raise RecipeError(f"{place}: has more than 1 MB, no recipe has")
+        return data.decode("utf-8-sig")
+    except FileNotFoundError:
+        hint = f"looked in {shorten(str(path.parent.resolve()), 120)}"
+        raise RecipeError(f"{place}: there is no such recipe", hint=hint) from None
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{place}: is not UTF-8 text (byte {error.start})") from None
+    except (OSError, ValueError) as error:  # a name with a NUL is a ValueError
+        reason = getattr(error, "strerror", None) or error
+        raise RecipeError(f"{place}: cannot be read ({reason})") from None
 
 
 def parse(data: dict[str, Any]) -> Recipe:
     """Validate a recipe given as a dict."""
+    _check_bounds(data)
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
         raise _explain(error) from None
 
 
+def _check_bounds(data: Any) -> None:
+    """Refuse values nested or repeated without an end, before anything walks through them."""
+    level, count = [data], 0
+    for _ in range(plain_yaml.MAX_DEPTH):
+        count += len(level)
+        if count > plain_yaml.MAX_NODES:
+            raise RecipeError(f"the recipe has more than {plain_yaml.MAX_NODES} values")
+        level = list(islice(_children(level), plain_yaml.MAX_NODES + 1))
+        if not level:
+            return
+    raise RecipeError("the recipe is nested too deeply")
+
+
+def _children(values: list[Any]) -> Iterator[Any]:
+    """What lies directly in mappings and lists."""
+    for value in values:
+        if isinstance(value, dict):
+            yield from value.values()
+        elif isinstance(value, list | tuple | set):
+            yield from value
+
+
 def _explain(error: ValidationError) -> RecipeError:
     """One line for the first thing pydantic found, with the nearest key where one was misspelt."""
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
+    first = error.errors(include_url=False)[0]
+    place = ".".join(shorten(str(part), 60) for part in first["loc"]) or "the recipe"
     if first["type"] == "extra_forbidden":
         known = _keys(first["loc"][:-1])
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
+        word = shorten(str(first["loc"][-1]), 60)
+        near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else "known keys: " + ", ".join(known)
         return RecipeError(f"{place}: there is no such key", hint=hint)
-    more = f" (and {len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "value_error":  # ours, and whole
         reason = first["msg"].removeprefix("Value error, ")
         return RecipeError(f"{place}: {reason}", hint=_node(first["loc"]).get("description"))
     wanted = SECTION if first["type"] == "model_type" else first["msg"].lower()
-    message = f"{place}: {wanted}, not {first['input']!r}{more}"
+    message = f"{place}: {wanted}, not {quote(first['input'])}{more}"
     return RecipeError(message, hint=_node(first["loc"]).get("description"))
 
 
@@ -340,11 +416,13 @@ def _keys(location: tuple[int | str, ...]) -> list[str]:
 def _node(location: tuple[int | str, ...]) -> dict[str, Any]:
     """The schema of a place in the recipe."""
     schema = Recipe.model_json_schema()
-    node: dict[str, Any] = schema
+    node: Any = schema
     for part in location:
+        if not isinstance(node, dict):  # True: anything may be here
+            return {}
         node = node.get("properties", {}).get(str(part)) or node.get("additionalProperties") or {}
         options = [node, *node.get("anyOf", [])]
         reference = next((o["$ref"] for o in options if isinstance(o, dict) and "$ref" in o), None)
         if reference:
             node = schema["$defs"][reference.rsplit("/", 1)[-1]]
-    return node
+    return node if isinstance(node, dict) else {}

@@ -98,5 +98,6 @@ def quote(value: Any) -> str:
 
 def shorten(text: str, limit: int = LINE) -> str:
     """At most `limit` characters of a text, line ends and control characters made visible."""
-    text = text if len(text) <= limit else f"{text[: limit - 1]}…"
-    return text if text.isprintable() else text.encode("unicode_escape").decode()
+    if not text[:limit].isprintable():
+        text = text[:limit].encode("unicode_escape").decode() + text[limit:]
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,16 +14,34 @@ from jinja2 import TemplateError
 from torch import Tensor
 
 from edgepack.calibration import self_text
+from edgepack.calibration.rows import Place, Row, read_rows
 from edgepack.checkpoint._base import Checkpoint, Dimensions
 from edgepack.decoder import Decoder
 from edgepack.disk import atomic
 from edgepack.errors import CalibrationError
 from edgepack.progress import Steps
 from edgepack.recipe import Calibrate
+from edgepack.untrusted import shorten
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+SOURCE = "calibrate.source"
+MIN_SEQUENCES = 2  # one to calibrate on, one held out
+MAX_BYTES = 1 << 30
+"""Largest text that is read; it is tokenized in memory, which takes some 30 times as much."""
+_SPARE = 16
+"""Tokens more than are needed before a part of a text is trusted: its end may be split elsewhere
+than the whole text is."""
+_TEMPLATE_FAULTS = (
+    TemplateError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
 TOKENS_PER_COLUMN = 32  # fewer overfit H (measured: 5 a column double the held-out error)
 
 
@@ -48,15 +66,25 @@ def counts(options: Calibrate, dimensions: Dimensions) -> tuple[int, int]:
     return train, max(1, round(train * options.held_out))
 
 
-def tokens(decoder: Decoder, options: Calibrate, base: Path, folder: Path | None) -> Steps[Tokens]:
-    """The calibration tokens; `folder` keeps what the model has written so far, file by file; a
-    text from elsewhere needs none."""
+def tokens(
+    decoder: Decoder,
+    options: Calibrate,
+    base: Path,
+    folder: Path | None,
+    sha256: str | None = None,
+) -> Steps[Tokens]:
+    """The calibration tokens; `folder` keeps what the model has written so far, file by file.
+
+    A text from elsewhere needs no folder; `sha256` is what the plan found in it, and another
+    content is refused.
+    """
     train, held_out = counts(options, decoder.dimensions)
     if options.source == "self":
-        assert folder is not None
+        if folder is None:
+            raise ValueError("the model's own text needs a folder")
         ids = yield from _self_written(decoder, options, train + held_out, folder)
     else:
-        ids = _from_file(decoder.checkpoint, options, base, train + held_out)
+        ids = _from_file(decoder.checkpoint, options, base, train + held_out, sha256)
     return split(ids, max(1, round(held_out / (train + held_out) * len(ids))))
 
 
@@ -81,74 +109,138 @@ def _self_written(decoder: Decoder, options: Calibrate, count: int, folder: Path
     return torch.cat(parts)
 
 
-def _from_file(checkpoint: Checkpoint, options: Calibrate, base: Path, count: int) -> Tensor:
+def _from_file(
+    checkpoint: Checkpoint, options: Calibrate, base: Path, count: int, sha256: str | None
+) -> Tensor:
     """Sequences from a file, evenly spread over it where it holds more than enough."""
     path = source_path(options.source, base)
-    ids = encode(checkpoint.tokenizer, path)
+    ids = encode(checkpoint.tokenizer, path, sha256=sha256)
     found = len(ids) // options.sequence_length
-    if found < 2:
-        raise CalibrationError(
-            f"calibrate.source: {path.name} has {len(ids)} tokens, fewer than two sequences of "
-            f"{options.sequence_length}",
-            hint="give a longer text, or a smaller calibrate.sequence_length",
-        )
+    if found < MIN_SEQUENCES:
+        raise _too_short(SOURCE, path, len(ids), MIN_SEQUENCES * options.sequence_length)
     sequences = ids[: found * options.sequence_length].view(found, -1)
     if found <= count:
         return sequences
     return sequences[torch.linspace(0, found - 1, count).round().long()]
 
 
-def source_path(source: str, base: Path, key: str = "calibrate.source") -> Path:
+def source_path(source: str, base: Path, key: str = SOURCE) -> Path:
     """The file a source names, relative to the recipe's folder; an error where there is none."""
-    path = Path(source).expanduser()
-    path = path if path.is_absolute() else base / path
-    if not path.is_file():
-        raise CalibrationError(
-            f"{key}: there is no file {path}",
-            hint="give the path of a text or .jsonl file, relative to the recipe's folder",
-        )
-    return path
-
-
-def encode(tokenizer: PreTrainedTokenizerFast, path: Path) -> Tensor:
-    """Token ids ``[n]`` of a text file, or of a JSONL through the chat template."""
+    hint = "give the path of a text or .jsonl file, relative to the recipe's folder"
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
+        path = Path(source).expanduser()
+        path = path if path.is_absolute() else base / path
+        if path.is_file():
+            return path
+        what = "is not a file" if path.exists() else "there is no such file"
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long, nobody's home
+        what = getattr(error, "strerror", None) or shorten(str(error), 100)
+    raise CalibrationError(f"{key}: {shorten(str(source), 120)}: {what}", hint=hint)
+
+
+def check(path: Path, checkpoint: Checkpoint, tokens: int, key: str = SOURCE) -> str:
+    """The sha256 of a text that can be used and has so many tokens; an error if it has fewer.
+
+    Only as much is tokenized as it takes to know. A JSONL to calibrate on is read row by row; a
+    text to measure on is text as it is.
+    """
+    data = _read_bytes(path, key)
+    content = _decode(data, path, key)
+    pieces = _pieces(checkpoint.tokenizer, content, path, key)
+    found, limit = 0, tokens + _SPARE
+    for piece in pieces:
+        found += _count(checkpoint.tokenizer, piece, limit - found)
+        if found >= limit:
+            break
+    for _ in pieces:  # the other rows are checked as well
+        pass
+    if found < tokens:
+        raise _too_short(key, path, found, tokens)
+    return hashlib.sha256(data).hexdigest()
+
+
+def read(path: Path, key: str = SOURCE, *, sha256: str | None = None) -> str:
+    """The text of a file whose content is the one that was planned with, if that is given."""
+    data = _read_bytes(path, key)
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
         raise CalibrationError(
-            f"calibrate.source: {path.name} is not UTF-8 text (byte {error.start})"
-        ) from None
-    pieces = _chats(tokenizer, text, path.name) if path.suffix == ".jsonl" else [text]
+            f"{key}: {shorten(path.name, 120)} has changed since the build began",
+            hint="run it again, and leave the file alone while it runs",
+        )
+    return _decode(data, path, key)
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, path: Path, *, sha256: str | None = None) -> Tensor:
+    """Token ids ``[n]`` of a text file, or of a JSONL through the chat template."""
+    pieces = _pieces(tokenizer, read(path, sha256=sha256), path, SOURCE)
     ids = [tokenizer.encode(piece, add_special_tokens=False) for piece in pieces]
     return torch.tensor([i for piece in ids for i in piece], dtype=torch.long)
 
 
-def _chats(tokenizer: PreTrainedTokenizerFast, text: str, name: str) -> Iterator[str]:
-    """The rows of a JSONL as text."""
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            yield _row(tokenizer, json.loads(line))
-        except (ValueError, LookupError, TypeError, AttributeError, TemplateError) as error:
-            raise CalibrationError(
-                f"calibrate.source: {name} line {number} is no chat ({error})",
-                hint='a row is {"messages": […]}, {"prompt": …, "response": …} or {"text": …}',
-            ) from None
+def _read_bytes(path: Path, key: str) -> bytes:
+    """All of a file, which is opened once."""
+    name = shorten(path.name, 120)
+    try:
+        if not path.is_file():  # a pipe would wait for its writer
+            raise CalibrationError(f"{key}: {name} is not a file")
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise CalibrationError(f"{key}: {name} cannot be read ({error.strerror})") from None
+    if len(data) > MAX_BYTES:
+        hint = "a few megabytes are enough; take a part of it"
+        raise CalibrationError(f"{key}: {name} has more than {MAX_BYTES >> 20} MB", hint=hint)
+    return data
 
 
-def _row(tokenizer: PreTrainedTokenizerFast, row: dict[str, Any]) -> str:
-    if "text" in row:
-        return str(row["text"])
-    if "messages" in row:
-        messages = row["messages"]
-    else:
-        messages = [
-            {"role": "user", "content": row["prompt"]},
-            {"role": "assistant", "content": row["response"]},
-        ]
-    if not all({"role", "content"} <= message.keys() for message in messages):
-        raise ValueError("a message has a role and a content")
+def _decode(data: bytes, path: Path, key: str) -> str:
+    """Text with line ends as Python reads them."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        name = shorten(path.name, 120)
+        raise CalibrationError(
+            f"{key}: {name} is not UTF-8 text (byte {error.start})",
+            hint="convert it, for example with iconv -f LATIN1 -t UTF-8",
+        ) from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _pieces(tokenizer: PreTrainedTokenizerFast, text: str, path: Path, key: str) -> Iterator[str]:
+    """The texts that are tokenized one by one."""
+    if path.suffix != ".jsonl" or key != SOURCE:
+        yield text
+        return
+    for place, row in read_rows(text, key, path.name):
+        yield _render(tokenizer, row, place)
+
+
+def _render(tokenizer: PreTrainedTokenizerFast, row: Row, place: Place) -> str:
+    """A row as text; a template is a program of the model's maker, and fails in any way."""
+    if row.text is not None:
+        return row.text
     if not tokenizer.chat_template:
-        return "\n\n".join(str(message["content"]) for message in messages)
-    return str(tokenizer.apply_chat_template(messages, tokenize=False))
+        return "\n\n".join(message["content"] for message in row.messages)
+    try:
+        return str(tokenizer.apply_chat_template(list(row.messages), tokenize=False))
+    except _TEMPLATE_FAULTS as error:
+        raise place.error(f"the chat template refuses it: {shorten(str(error), 100)}") from None
+
+
+def _count(tokenizer: PreTrainedTokenizerFast, text: str, enough: int) -> int:
+    """Tokens of a text, of a part of it where that already has `enough`."""
+    size = 16 * enough
+    while size < len(text):
+        count = len(tokenizer.encode(text[:size], add_special_tokens=False))
+        if count >= enough:
+            return count
+        size *= 4
+    return len(tokenizer.encode(text, add_special_tokens=False))
+
+
+def _too_short(key: str, path: Path, found: int, needed: int) -> CalibrationError:
+    smaller = "sequence_length" if key == SOURCE else "context"
+    return CalibrationError(
+        f"{key}: {shorten(path.name, 120)} has {found} tokens, fewer than {needed}",
+        hint=f"give a longer text, or a smaller {key.rpartition('.')[0]}.{smaller}",
+    )

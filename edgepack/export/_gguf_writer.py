@@ -17,6 +17,7 @@ from torch import Tensor
 
 from edgepack.architectures._base import Architecture
 from edgepack.errors import ExportError
+from edgepack.export._parts import check_finite
 from edgepack.formats._base import GgmlFormat
 from edgepack.weights import QuantizedTensor
 
@@ -49,11 +50,14 @@ class Entry:
         """The bytes, with rows in the file's order."""
         value = self.read()
         if self.format is None:
-            assert isinstance(value, Tensor)
+            if not isinstance(value, Tensor):
+                raise ValueError(f"{self.name}: {value.format}, announced float32")
             value = value.float()
+            check_finite(self.name, value)
         elif isinstance(value, QuantizedTensor):
             if value.format != self.format.name:
                 raise ValueError(f"{self.name}: {value.format}, announced {self.format.name}")
+            check_finite(self.name, value)
             value = self.format.pack(value)
         ordered = value if self.rows is None else value[self.rows]
         found: NDArray[Any] = ordered.contiguous().numpy()

@@ -17,6 +17,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from edgepack.export._parts import check_finite
+
 Array = NDArray[Any]
 
 OPSETS = {"": 21, "com.microsoft": 1}
@@ -226,4 +228,5 @@ def _bytes(tensor: Stored) -> NDArray[np.uint8]:
     expected = (tensor.nbytes,) if tensor.int4 else tensor.shape
     if value.dtype != tensor.dtype or value.shape != expected:
         raise ValueError(f"{tensor.name}: {value.dtype} {value.shape}, not as declared")
+    check_finite(tensor.name, value)
     return value.reshape(-1).view(np.uint8)

@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edgepack import plugins
+from edgepack.export._parts import F32
 from edgepack.formats._base import Format
 from edgepack.formats._integer import Integer
 from edgepack.formats._levels import Uniform
@@ -60,6 +62,11 @@ def layout(form: Format) -> Layout | None:
         return None
     below = 2 ** (bits - 1) + form.code_levels.low
     return Layout(bits, form.block_size, zeros=False, mirrored=below == 1) if below < 2 else None
+
+
+def layout_of(name: str) -> Layout | None:
+    """The same by a format's name; None for float32, which is no format."""
+    return None if name == F32 else layout(plugins.find("formats", name))
 
 
 def codes(q: QuantizedTensor, how: Layout) -> Bytes:

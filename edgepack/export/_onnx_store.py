@@ -12,7 +12,7 @@ from torch import Tensor
 from edgepack.checkpoint import Checkpoint
 from edgepack.export import _onnx_pack as pack
 from edgepack.export._onnx_graph import Array, Graph, Stored, kind
-from edgepack.export._parts import Parts
+from edgepack.export._parts import F32, Parts
 from edgepack.export.profiles import GraphOptions
 from edgepack.weights import FactoredWeight, QuantizedTensor, WeightSpec
 
@@ -49,7 +49,8 @@ class Store:
 
         def load() -> Array:
             value = self.norms[name] if name in self.norms else self.checkpoint.tensor(name)
-            found: Array = (value.float() * factor).numpy().astype(self.options.dtype)
+            with np.errstate(over="ignore"):  # an infinity is refused when it is written
+                found: Array = (value.float() * factor).numpy().astype(self.options.dtype)
             return found
 
         return self.graph.store(name, self.options.dtype, self.checkpoint.specs[name].shape, load)
@@ -75,6 +76,10 @@ class Store:
             return found
 
         shape = (columns, rows) if turned else (rows, columns)
+        if part == "Q" and self.parts[spec.name].Q == F32:
+            if self.options.half:
+                raise ValueError(f"{spec.name}: float32 in a graph of float16")
+            return self.graph.store(spec.name, np.float32, shape, load)
         if part == "Q":
             return self.widened(self.graph.store(spec.name, np.float16, shape, load))
         module = spec.name.removesuffix(".weight")

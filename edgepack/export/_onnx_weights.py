@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edgepack import plugins
 from edgepack.export import _onnx_pack as pack
 from edgepack.export._onnx_graph import kind
 from edgepack.export._onnx_store import Store
@@ -38,7 +37,8 @@ class Weights:
     def spec(self, role: str, block: int | None = None) -> WeightSpec:
         """A weight that the model must have."""
         found = self.find(role, block)
-        assert found is not None, role
+        if found is None:
+            raise ValueError(f"a {self.family.name} model without {role}")
         return found
 
     # ------------------------------------------------------------------ products
@@ -58,10 +58,8 @@ class Weights:
         """x (Q + L·R)ᵀ."""
         known = self.parts[names[0]]
         y = self._matmul(x, names, "Q", known.Q, "" if known.rank else out)
-        if not known.rank:
+        if known.L is None or known.R is None:
             return y
-        assert known.L is not None
-        assert known.R is not None
         low = self._matmul(x, names, "R", known.R)  # where there are factors, names is one name
         return self.graph.add("Add", y, self._matmul(low, names, "L", known.L), out=out)
 
@@ -70,7 +68,7 @@ class Weights:
         g = self.graph
         shapes = [self.store.shape(name, part) for name in names]
         rows, columns = sum(shape[0] for shape in shapes), shapes[0][1]
-        how = pack.layout(plugins.find("formats", form))
+        how = pack.layout_of(form)
         if form == "int8":
             return self._integer_matmul(x, names, rows, columns, out)
         if how is None:
@@ -134,10 +132,10 @@ class Weights:
 
     def gather(self, spec: WeightSpec, places: str) -> str:
         """Rows of a table."""
-        g, form = self.graph, plugins.find("formats", self.parts[spec.name].Q)
-        how = pack.layout(form)
+        g, form = self.graph, self.parts[spec.name].Q
+        how = pack.layout_of(form)
         rows, columns = spec.shape
-        if form.name == "int8":
+        if form == "int8":
             weight, scales = self.store.whole_rows([spec.name], rows, columns)
             found = g.add("Transpose", g.add("Gather", weight, places, axis=1), perm=[1, 2, 0])
             sizes = g.add("Gather", self.store.widened(scales), places)

@@ -15,7 +15,8 @@ from edgepack import plugins
 from edgepack.checkpoint import Checkpoint, gguf_rows
 from edgepack.errors import ExportError
 from edgepack.export._gguf_writer import Entry, size_of, write
-from edgepack.export._parts import Parts
+from edgepack.export._parts import F32, Parts, plain_formats
+from edgepack.formats import f16
 from edgepack.formats._base import GgmlFormat
 from edgepack.weights import FactoredWeight, QuantizedTensor, WeightSpec
 
@@ -54,10 +55,10 @@ def write_model(
 ) -> int:
     """Write a model and return its size in bytes.
 
-    `formats` gives the format of every matrix by Hugging Face name; norms and biases are float32,
-    as llama.cpp requires, and `norms` replaces some of the checkpoint's. `load(name)`, called once
-    per matrix in file order, returns its codes or, as a uint8 tensor ``[out, bytes]``, its GGUF
-    bytes; rows are in Hugging Face's order.
+    `formats` gives the format of every matrix by Hugging Face name, or ``f32``; norms and biases
+    are float32, as llama.cpp requires, and `norms` replaces some of the checkpoint's. `load(name)`,
+    called once per matrix in file order, returns its codes (for ``f32`` its values) or, as a uint8
+    tensor ``[out, bytes]``, its GGUF bytes; rows are in Hugging Face's order.
     """
     entries = _model_entries(checkpoint, formats, load, norms)
     return write(path, checkpoint.architecture, _model_metadata(checkpoint, formats), entries)
@@ -86,7 +87,8 @@ def _model_entries(
         name = checkpoint.architecture.gguf_name(spec.role, spec.block)
         rows = gguf_rows(checkpoint.architecture, checkpoint.dimensions, spec.role)
         if len(spec.shape) > 1:
-            form = _format(formats[spec.name], spec.shape, spec.name)
+            wanted = formats[spec.name]
+            form = None if wanted == F32 else _format(wanted, spec.shape, spec.name)
             entries.append(Entry(name, spec.shape, partial(load, spec.name), form, rows))
         else:
             source = norms.__getitem__ if norms and spec.name in norms else checkpoint.tensor
@@ -98,10 +100,18 @@ def _model_entries(
 
 
 def write_plain(path: Path, checkpoint: Checkpoint, form: str = "f16") -> int:
-    """Write the model itself with every matrix rounded to `form` (default: the f16 reference)."""
+    """Write the model itself with every matrix rounded to `form` (default: the f16 reference, where
+    matrices that float16 does not hold are float32)."""
     plugin: GgmlFormat = plugins.find("formats", form)
     formats = {s.name: form for s in checkpoint.specs.values() if len(s.shape) > 1}
-    return write_model(path, checkpoint, formats, lambda n: plugin.quantize(checkpoint.tensor(n)))
+    if form == f16.PLUGIN.name:
+        formats = plain_formats(checkpoint)
+
+    def load(name: str) -> QuantizedTensor | Tensor:
+        W = checkpoint.tensor(name)
+        return W if formats[name] == F32 else plugin.quantize(W)
+
+    return write_model(path, checkpoint, formats, load)
 
 
 def write_factors(
@@ -197,4 +207,4 @@ def _uint32(value: int) -> tuple[Any, Any, Any]:
 def _file_type(formats: Mapping[str, str]) -> int:
     """The kind most matrices have, ALL_F32 if it has no number."""
     most = Counter(formats.values()).most_common(1)[0][0]
-    return FILE_TYPES.get(plugins.find("formats", most).ggml_type, 0)
+    return 0 if most == F32 else FILE_TYPES.get(plugins.find("formats", most).ggml_type, 0)

@@ -20,7 +20,7 @@ from edgepack.export import _onnx_graph
 from edgepack.export import _onnx_pack as pack
 from edgepack.export._onnx_graph import Graph
 from edgepack.export._onnx_store import Load
-from edgepack.export._parts import Parts
+from edgepack.export._parts import F32, Parts, check_finite, plain_formats
 from edgepack.export.card import card
 from edgepack.export.genai import genai_config
 from edgepack.export.onnx_decoder import decoder_graph
@@ -28,7 +28,7 @@ from edgepack.export.profiles import PROFILES, GraphOptions
 from edgepack.formats._base import Format
 from edgepack.progress import Progress, Steps
 from edgepack.recipe import Onnx
-from edgepack.weights import FactoredWeight
+from edgepack.weights import FactoredWeight, QuantizedTensor
 
 FOLDER = "onnx"
 DTYPES = {"model": "fp32", "model_quantized": "q8"}
@@ -39,7 +39,7 @@ FACTORS = "factors"
 """Name of the files with L and R, before the dot."""
 SUFFIX = {2: "_q2", 4: "_q4", 8: "_int8"}
 """Bits that the blocks are computed with → end of the file's name, as Transformers.js has it."""
-WHOLE = {"f16": "", "int8": "_quantized"}
+WHOLE = {"f16": "", F32: "", "int8": "_quantized"}
 """The same for formats without blocks; Transformers.js calls the latter q8."""
 CONTEXT = 8192
 """Positions, unless the recipe or the model says otherwise: a session holds their cosines."""
@@ -104,6 +104,8 @@ def _write_factors(graph: Graph, folder: Path, *, given: bool) -> None:
     """L and R as a file of inputs: an adapter for ONNX Runtime and genai (what fine-tuning starts
     from, and the form of what it leaves), or safetensors, which JavaScript reads in a few lines."""
     loaded = {t.name: np.ascontiguousarray(t.load()) for t in graph.factors.values()}
+    for name, values in loaded.items():
+        check_finite(name, values)
     if given:
         save_file(loaded, folder / f"{FACTORS}.safetensors")
         return
@@ -124,12 +126,16 @@ def write_plain(
     options: GraphOptions,
     stage: str = "measure",
 ) -> Steps[Path]:
-    """The same, to measure: every matrix rounded to nearest in its format (None: all as f16)."""
-    formats = formats or {s.name: "f16" for s in checkpoint.specs.values() if len(s.shape) > 1}
+    """The same, to measure: every matrix rounded to nearest in its format (None: all as f16, but
+    those as f32 that float16 does not hold)."""
+    formats = formats or plain_formats(checkpoint)
 
     def load(name: str) -> FactoredWeight:
+        W = checkpoint.tensor(name)
+        if formats[name] == F32:
+            return FactoredWeight(QuantizedTensor(F32, W, {}))
         plugin: Format = plugins.find("formats", formats[name])
-        return FactoredWeight(plugin.quantize(checkpoint.tensor(name)))
+        return FactoredWeight(plugin.quantize(W))
 
     parts = {name: Parts(form) for name, form in formats.items()}
     return (yield from write_folder(folder, checkpoint, parts, load, options, stage=stage))
@@ -159,7 +165,7 @@ def model_name(checkpoint: Checkpoint, parts: Mapping[str, Parts], options: Grap
     for name, known in parts.items():
         spec = checkpoint.specs[name]
         if spec.block is not None:
-            how = pack.layout(plugins.find("formats", known.Q))
+            how = pack.layout_of(known.Q)
             counts[SUFFIX[how.computed] if how else WHOLE[known.Q]] += spec.numel
     suffix = counts.most_common(1)[0][0]
     return f"model{HALF.get(suffix, suffix) if options.half else suffix}.onnx"

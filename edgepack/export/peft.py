@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from edgepack.errors import ExportError
+from edgepack.export._parts import check_finite
 from edgepack.weights import FactoredWeight
 
 
@@ -41,6 +42,7 @@ def write_adapter(
         for part, label in ((weight.R, "lora_A"), (weight.L, "lora_B")):
             key = f"base_model.model.{module}.{label}.weight"
             tensors[key] = part.dequantize().to(dtype).contiguous()
+            check_finite(key, tensors[key])
     if not ranks:
         raise ExportError("there are no factors to make an adapter of")
     folder.mkdir(parents=True, exist_ok=True)

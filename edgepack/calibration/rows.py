@@ -1,0 +1,125 @@
+"""The rows of a JSONL: a text, or a conversation in one of the forms that data sets have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
+
+from edgepack.errors import CalibrationError
+from edgepack.untrusted import Untrusted, explain, parse_json, shorten, validate
+
+HINT = (
+    'a row is {"text": …}, {"messages": [{"role": …, "content": …}]}, {"prompt": …, "response": …} '
+    'or {"instruction": …, "output": …}'
+)
+PAIRS = (("prompt", "response"), ("prompt", "completion"), ("instruction", "output"))
+"""Keys of a question and of its answer."""
+
+
+class _Part(Untrusted):
+    """A part of a message, as transformers has it for models that also see images."""
+
+    type: Literal["text"] = "text"
+    text: str
+
+
+class _Parts(Untrusted):
+    parts: list[_Part]
+
+
+def _join(value: Any) -> Any:
+    """The text of a content that is a list of parts."""
+    if not isinstance(value, list):
+        return value
+    try:
+        parts = _Parts.model_validate({"parts": value}).parts
+    except ValidationError as error:
+        raise ValueError(explain(error)) from None
+    return "".join(part.text for part in parts)
+
+
+class _Message(Untrusted):
+    """What one side says; other keys (a name, calls of tools) are the template's to know."""
+
+    model_config = ConfigDict(extra="allow")
+
+    role: str
+    content: Annotated[str, BeforeValidator(_join)]
+
+
+class _Text(Untrusted):
+    text: str
+
+
+class _Conversation(Untrusted):
+    messages: list[_Message] = Field(min_length=1)
+
+
+class _Input(Untrusted):
+    input: str | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A document (`text`), or the `messages` of a conversation."""
+
+    text: str | None = None
+    messages: tuple[dict[str, Any], ...] = ()
+
+
+class Place(NamedTuple):
+    """Where a row is, for errors: the recipe's key, the file's name, the line."""
+
+    key: str
+    name: str
+    line: int
+
+    def error(self, message: str, *, hint: str | None = None) -> CalibrationError:
+        """What is wrong with the row; the hint says what a row is."""
+        where = f"{self.key}: {shorten(self.name, 100)} line {self.line}"
+        return CalibrationError(f"{where} is no chat ({message})", hint=hint or HINT)
+
+    def json_error(self, message: str, *, hint: str | None = None) -> CalibrationError:
+        """The same for a line that is no JSON; to fetch the file again would be no help."""
+        return self.error(message)
+
+
+def read_rows(text: str, key: str, name: str) -> Iterator[tuple[Place, Row]]:
+    """Every row with its place; empty lines are none."""
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            place = Place(key, name, number)
+            yield place, _row(parse_json(line, "the row", place.json_error), place)
+
+
+def _row(data: Any, place: Place) -> Row:
+    if not isinstance(data, dict):
+        raise place.error("it is not a mapping")
+    if "text" in data:
+        return Row(text=validate(_Text, data, "the row", place.error).text)
+    if "messages" in data:
+        found = validate(_Conversation, data, "the row", place.error)
+        return Row(messages=tuple(message.model_dump() for message in found.messages))
+    for question, answer in PAIRS:
+        if question in data and answer in data:
+            return _pair(data, question, answer, place)
+    raise place.error("it has none of the keys of a row")
+
+
+def _pair(data: dict[str, Any], question: str, answer: str, place: Place) -> Row:
+    """A question and its answer; Alpaca's rows may have an input to the instruction."""
+    contents = []
+    for role, key in (("user", question), ("assistant", answer)):
+        message = {"role": role, "content": data[key]}
+        read = validate(_Message, message, f"the row's {key}", place.error)
+        contents.append(read.content)
+    if question == "instruction":
+        more = validate(_Input, data, "the row", place.error).input
+        contents[0] += f"\n\n{more}" if more else ""
+    roles = ("user", "assistant")
+    return Row(
+        messages=tuple({"role": r, "content": c} for r, c in zip(roles, contents, strict=True))
+    )
