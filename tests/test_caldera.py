@@ -1,5 +1,6 @@
 """The decomposition of one weight: what wins, by which measure, and what is said of it."""
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -7,8 +8,17 @@ import torch
 from torch import Tensor
 
 from edgepack import plugins
-from edgepack.decompose.caldera import Decomposition, caldera
-from edgepack.weights import Hessian, relative_error
+from edgepack.decompose.caldera import Decomposition, caldera, next_round
+from edgepack.decompose.ldlq import OUT_DAMPING, ldlq, metric
+from edgepack.decompose.low_rank import downdate, low_rank
+from edgepack.linalg import damped
+from edgepack.weights import (
+    FactoredWeight,
+    Hessian,
+    QuantizedTensor,
+    quadratic_cost,
+    relative_error,
+)
 
 DAMPING = (0.01, 0.1)
 
@@ -62,9 +72,128 @@ def test_quantized_factors_keep_most_of_the_gain():
     assert exact.error <= rounded.error < (none.error + exact.error) / 2
 
 
-def test_more_rounds_are_never_worse_on_held_out_tokens():
-    errors = [decomposed("q2_0", 16, iterations=n).error for n in (1, 3)]
-    assert errors[1] <= errors[0]
+def output_side(rows: int, seed: int, samples: int = 2048) -> Tensor:
+    """H_out as calibration keeps it: mean diagonal 1; a few loud rows."""
+    H_out = moments(rows, seed, samples=samples, loud=3)
+    H_out = H_out + torch.diag(torch.arange(rows) % 5 == 0) * H_out.diagonal().mean()
+    return H_out / H_out.diagonal().mean()
+
+
+def two_sided(rows: int = 96, samples: int = 400) -> Hessian:
+    """What the default objective gives for a weight of a block."""
+    H = hessian(moments(128, 0, samples=samples), moments(128, 1, samples=samples))
+    return replace(H, out_train=output_side(rows, 2), out_held_out=output_side(rows, 4))
+
+
+def error(weight: FactoredWeight, H: Hessian) -> float:
+    return relative_error(W_SMALL, weight.dense(), H.held_out, H.out_held_out)
+
+
+W_SMALL = weight()
+RANK, FACTORS, WEAK = 16, "q4_0", 0.02
+
+
+@cache
+def rounds(count: int) -> list[FactoredWeight]:
+    """All that CALDERA may ship after `count` rounds, made one by one."""
+    H, fmt = two_sided(), plugins.find("formats", "q2_0")
+    plain = ldlq(W_SMALL, metric(H.train, fmt.block_size, WEAK, H.out_train), fmt)
+    rest = W_SMALL - plain.dequantize()
+    found = [FactoredWeight(plain, *low_rank(rest, H.train, RANK, FACTORS, H.out_train))]
+    L, R = low_rank(W_SMALL, H.train, RANK, FACTORS, H.out_train)
+    for _ in range(count):
+        Q, L, R = next_round(W_SMALL, H, fmt, L, R, FACTORS, WEAK)
+        found.append(FactoredWeight(Q, L, R))
+    return found
+
+
+def test_the_best_round_on_held_out_tokens_ships_and_is_not_always_the_last():
+    H, fmt = two_sided(), plugins.find("formats", "q2_0")
+    errors = [error(candidate, H) for candidate in rounds(6)]
+    options = {"rank": RANK, "factors": FACTORS, "damping": (WEAK,)}
+    best = []
+    for count in range(1, 7):
+        found = caldera(W_SMALL, H, fmt, iterations=count, **options)
+        seen = errors[: count + 1]
+        assert found.error == pytest.approx(min(seen), rel=1e-9)
+        best.append(seen.index(min(seen)))
+    assert any(index < count for count, index in enumerate(best, 1))
+    assert len(set(best)) > 1
+
+
+def test_a_round_rounds_Q_in_the_metric_that_a_free_L_leaves():
+    """The cost of Q once L is fitted again for this R is tr(H_out E D Eᵀ), D the down-dated H: Q
+    costs less there than one rounded in H itself, or without the output side."""
+    H, fmt = two_sided(), plugins.find("formats", "q2_0")
+    L, R = low_rank(W_SMALL, H.train, 32, "f16", H.out_train)
+    Q, _, _ = next_round(W_SMALL, H, fmt, L, R, "f16", WEAK)
+    free, rest = downdate(H.train, R.dequantize()), W_SMALL - L.dequantize() @ R.dequantize()
+
+    def cost(Q: QuantizedTensor) -> float:
+        return quadratic_cost(rest - Q.dequantize(), free, H.out_train)
+
+    in_H = ldlq(rest, metric(H.train, 64, WEAK, H.out_train), fmt)
+    one_sided = ldlq(rest, metric(free, 64, WEAK), fmt)
+    assert cost(Q) < 0.5 * cost(in_H)
+    assert cost(Q) < 0.4 * cost(one_sided)
+
+
+def test_a_round_ends_with_the_L_and_R_of_what_Q_leaves():
+    """The pair is the optimum for W − Q in H and H_out, not for W, and not that of before."""
+    H, fmt = two_sided(), plugins.find("formats", "q2_0")
+    before = low_rank(W_SMALL, H.train, 32, "f16", H.out_train)
+    Q, L, R = next_round(W_SMALL, H, fmt, *before, "f16", WEAK)
+    rest = W_SMALL - Q.dequantize()
+    C = torch.linalg.cholesky(damped(H.out_train, OUT_DAMPING))
+    values, vectors = torch.linalg.eigh(H.train.double())
+    whole = C.T @ rest.double() @ (vectors * values.clamp_min(0).sqrt())
+    best = float(torch.linalg.svdvals(whole)[32:].square().sum())
+    E = rest - L.dequantize() @ R.dequantize()
+    assert quadratic_cost(E, H.train, C @ C.T) == pytest.approx(best, rel=1e-4)  # f16 factors
+
+
+def test_plain_rounding_with_its_own_factors_ships_where_it_is_closest():
+    """W = a grid + a small matrix of low rank: rounding finds the grid and leaves the low rank for
+    L·R, while the L·R of W itself, taken first, would spoil the grid."""
+    H, fmt = two_sided(), plugins.find("formats", "q4_0")
+    generator = torch.Generator().manual_seed(8)
+    small = torch.randn(96, 4, generator=generator) @ torch.randn(4, 128, generator=generator)
+    W = fmt.quantize(weight()).dequantize() + 3e-4 * small
+    rounded = ldlq(W, metric(H.train, fmt.block_size, WEAK, H.out_train), fmt)
+    options = {"rank": 8, "factors": "f16", "damping": (WEAK,), "iterations": 3}
+    found = caldera(W, H, fmt, **options)
+    assert torch.equal(found.weight.Q.codes, rounded.codes)
+    plain = FactoredWeight(rounded)
+    assert found.error < 0.2 * relative_error(W, plain.dense(), H.held_out, H.out_held_out)
+
+
+@pytest.mark.parametrize("rank", [0, 8])
+def test_errors_are_those_of_both_sides(rank):
+    H, fmt = two_sided(), plugins.find("formats", "q2_0")
+    options = {"rank": rank, "factors": "q8_0", "damping": (WEAK, 0.3), "iterations": 2}
+    found = caldera(W_SMALL, H, fmt, **options)
+    dense = found.weight.dense()
+    plain = fmt.quantize(W_SMALL, H.train.diagonal()).dequantize()
+    sides = H.held_out, H.out_held_out
+    assert found.error == relative_error(W_SMALL, dense, *sides)
+    assert found.error_train == relative_error(W_SMALL, dense, H.train, H.out_train)
+    assert found.error_plain == relative_error(W_SMALL, plain, *sides)
+    unweighted = fmt.quantize(W_SMALL).dequantize()
+    assert found.error_plain != relative_error(W_SMALL, unweighted, *sides)
+    assert found.error != relative_error(W_SMALL, dense, H.held_out)
+
+
+def test_without_factors_every_damping_is_tried_on_both_sides():
+    """What ships is the best of the metrics of H and H_out, on held-out tokens."""
+    H, fmt = two_sided(samples=140), plugins.find("formats", "q4_0")
+    dampings = (1e-4, 0.01, 0.1, 1.0)
+    tried = {
+        d: ldlq(W_SMALL, metric(H.train, fmt.block_size, d, H.out_train), fmt) for d in dampings
+    }
+    errors = {d: error(FactoredWeight(Q), H) for d, Q in tried.items()}
+    found = caldera(W_SMALL, H, fmt, rank=0, factors="f16", damping=dampings, iterations=1)
+    assert found.damping == min(errors, key=lambda d: errors[d]) == 0.1
+    assert torch.equal(found.weight.Q.codes, tried[found.damping].codes)
 
 
 def test_what_is_said_of_it_is_true():
@@ -135,9 +264,13 @@ def test_an_unquantized_format_is_stored_as_it_is():
 
 
 def test_a_weight_already_in_the_format_leaves_nothing_for_factors():
+    """The codes of the source are found again, and the factors say nothing."""
     form = plugins.find("formats", "q4_0")
     source = form.quantize(weight())
     H = hessian(moments(128, 0), moments(128, 1))
     options = {"rank": 8, "factors": "q8_0", "damping": DAMPING, "iterations": 1}
     found = caldera(source.dequantize(), H, form, source=source, **options)
-    assert found.error == 0.0
+    assert (found.error, found.error_train, found.weight.rank) == (0.0, 0.0, 8)
+    assert torch.equal(found.weight.Q.dequantize(), source.dequantize())
+    assert found.weight.L is not None
+    assert torch.equal(found.weight.dense(), source.dequantize())

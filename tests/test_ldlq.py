@@ -10,9 +10,10 @@ from torch import Tensor
 
 from edgepack import plugins
 from edgepack.decompose import ldlq as module
+from edgepack.decompose._rounders import rounder
 from edgepack.decompose.ldlq import ldlq, metric
 from edgepack.formats._scalar import Scalar
-from edgepack.weights import QuantizedTensor
+from edgepack.weights import Grid, QuantizedTensor
 
 FORMATS = ["q4_0", "q4_1", "q2_0", "q8_0", "iq4_nl", "q2_k", "q3_k", "q4_k", "q6_k"]
 FORMATS += ["iq4_xs", "mxfp4", "tq2_0", "q1_0"]
@@ -125,6 +126,54 @@ def test_coordinate_descent_never_costs_more(name):
     for before, after in pairwise(costs):
         assert after <= before * (1 + 1e-6)  # float32 gradients
     assert costs[2] < costs[0] or name == "q8_0"
+
+
+@pytest.mark.parametrize("name", ["q4_0", "q2_k", "iq4_xs"])
+def test_every_round_of_descent_counts(name):
+    """Rounds go on from one another until nothing changes."""
+    _, W, m, _ = case(name)
+    costs = [cost(W - swept(name, passes).dequantize(), m.H) for passes in (0, 1, 2)]
+    assert costs[0] > costs[1] > costs[2]
+
+
+@pytest.mark.parametrize("name", ["q4_0", "q2_0", "q2_k"])
+def test_scales_are_fitted_to_the_cost_that_feedback_leaves(name, monkeypatch):
+    """Importances are 1/U_jj², the Schur complements of the columns, in the order of storage."""
+    fmt, W, m, _ = case(name)
+    seen = []
+    propose = fmt.candidates
+
+    def candidates(x: Tensor, importance: Tensor) -> Grid:
+        seen.append(importance)
+        return propose(x, importance)
+
+    monkeypatch.setattr(fmt, "candidates", candidates, raising=False)
+    ldlq(W, m, fmt, passes=0)
+    H, order = m.H.double(), m.columns
+    for index, importance in enumerate(seen):
+        first = index * fmt.block_size
+        for place, column in enumerate(order[first : first + fmt.block_size].tolist()):
+            later = order[first + place + 1 :]
+            free = torch.linalg.solve(H[later][:, later], H[later, column])
+            price = H[column, column] - H[column, later] @ free
+            found = importance[column % fmt.block_size]
+            assert float(found) == pytest.approx(float(price), rel=1e-3)  # U in float32
+
+
+@pytest.mark.parametrize("name", ["iq2_xs", "iq3_s"])
+def test_a_group_of_columns_is_as_important_as_its_errors_are_after_feedback(name):
+    """The diagonal of what is left of H for the group when all later columns make up for it."""
+    fmt = form(name)
+    H = correlated(fmt.block_size)
+    m = metric(H, fmt.block_size, 0.01, group=fmt.group)
+    found = rounder(fmt).importance(m.U)
+    ordered = m.H.double()[m.columns][:, m.columns]
+    for start in range(0, fmt.block_size, fmt.group):
+        here, later = slice(start, start + fmt.group), slice(start + fmt.group, None)
+        schur = ordered[here, here] - ordered[here, later] @ torch.linalg.solve(
+            ordered[later, later], ordered[later, here]
+        )
+        assert torch.allclose(found[here].double(), schur.diagonal(), rtol=1e-2)
 
 
 @pytest.mark.parametrize("name", ["q4_0", "q4_1", "q2_0", "iq4_nl", "q2_k"])

@@ -91,3 +91,41 @@ def test_an_identity_on_the_output_side_changes_nothing(fixed_scale: OneScale):
     one = ldlq(W, metric(H, 32, 0.01), fixed_scale)
     two = ldlq(W, metric(H, 32, 0.01, torch.eye(70)), fixed_scale)
     assert torch.equal(one.codes, two.codes)
+
+
+def test_the_order_is_by_descending_diagonal_on_both_sides():
+    m = metric(correlated(64, 1), 32, 0.01, correlated(70, 2))
+    assert sorted(m.rows.tolist()) == list(range(70))
+    assert (m.H_out.diagonal().diff() <= 0).all()
+    assert (m.H.diagonal()[m.columns].view(2, 32).diff(dim=1) <= 0).all()
+
+
+def test_the_output_side_is_damped_by_three_tenths_of_its_mean():
+    H_out = correlated(70, 2)
+    m = metric(correlated(64, 1), 32, 0.01, H_out)
+    assert float(m.H_out.diagonal().mean()) == pytest.approx(1.3, rel=1e-6)
+    back = m.rows.argsort()
+    expected = H_out.double() / H_out.double().diagonal().mean() + 0.3 * torch.eye(70).double()
+    assert torch.allclose(m.H_out[back][:, back].double(), expected, atol=1e-5)
+    inverse = m.U_out.double().T @ m.U_out.double()
+    assert torch.allclose(inverse, torch.linalg.inv(m.H_out.double()), atol=1e-4)
+
+
+def test_so_damped_few_gradients_do_not_mislead():
+    """An H_out of 40 gradients for 80 outputs: what is rounded against it with a hundredth of the
+    damping hides errors where other gradients find them."""
+    fmt = plugins.find("formats", "q2_0")
+    W, H = weights(80, 256), correlated(256, 1)
+    mix = torch.randn(80, 80, generator=torch.Generator().manual_seed(2))
+    few, true = (
+        (G.T @ G / len(G))
+        for n in (40, 4000)
+        for G in [torch.randn(n, 80, generator=torch.Generator().manual_seed(n)) @ mix]
+    )
+    costs = {}
+    for damping in (module.OUT_DAMPING, module.OUT_DAMPING / 100):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "OUT_DAMPING", damping)
+            Q = ldlq(W, metric(H, fmt.block_size, 0.01, few), fmt).dequantize()
+        costs[damping] = cost(W - Q, true, H)
+    assert costs[module.OUT_DAMPING] < 0.8 * costs[module.OUT_DAMPING / 100]
