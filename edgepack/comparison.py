@@ -115,7 +115,10 @@ def _text(request: Request) -> Steps[Text]:
         if made.text is not None and not made.text.is_whole():
             raise EdgepackError("it is not in the cache any more")
         kept = made.text.folder if made.text else None
-        found = yield from calibration_text.tokens(made.dense, recipe.calibrate, made.base, kept)
+        sha256 = artifact.manifest["sources"].get(calibration_text.SOURCE)
+        found = yield from calibration_text.tokens(
+            made.dense, recipe.calibrate, made.base, kept, sha256
+        )
     except EdgepackError as error:
         message = f"{request.folder}: has no held-out calibration text ({error})"
         raise EdgepackError(message, hint=NO_TEXT) from None
@@ -124,7 +127,7 @@ def _text(request: Request) -> Steps[Text]:
 
 def _read(path: Path) -> Text:
     try:
-        return Text.read(path, "--text")
+        return Text(path.name, calibration_text.read(path, "--text"))
     except EdgepackError as error:
         raise EdgepackError(error.message, hint=NO_TEXT) from None
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from edgepack.artifact import MANIFEST, Artifact, digest
 from edgepack.cache import Stage
-from edgepack.calibration.text import Tokens, source_path
+from edgepack.calibration.text import Tokens, read, source_path
 from edgepack.checkpoint import Checkpoint
 from edgepack.choices import format_of, stock_formats
 from edgepack.decompose.stage import load_imatrix
@@ -34,7 +34,7 @@ from edgepack.disk import atomic, scratch
 from edgepack.errors import EdgepackError, missing_extra
 from edgepack.evaluate.divergence import CHUNK, chunk, divergence
 from edgepack.export.gguf import write_model, write_plain
-from edgepack.planning import Plan
+from edgepack.planning import MEASURED, Plan
 from edgepack.progress import Progress, Steps
 from edgepack.recipe import Onnx
 from edgepack.runtimes._base import Runtime, Scorer
@@ -110,17 +110,6 @@ class Text:
 
     name: str
     content: str | Tensor
-
-    @staticmethod
-    def read(path: Path, what: str) -> Text:
-        """The text of a file; `what` names it in errors."""
-        try:
-            return Text(path.name, path.read_text(encoding="utf-8"))
-        except UnicodeDecodeError as error:
-            message = f"{what}: {path.name} is not UTF-8 text (byte {error.start})"
-        except OSError as error:
-            message = f"{what}: {path}: cannot be read ({error.strerror})"
-        raise EdgepackError(message, hint="give a text file in UTF-8")
 
     @property
     def digest(self) -> str:
@@ -296,8 +285,8 @@ def text_of(made: Plan, tokens: Tokens | None) -> Text:
     """What the recipe says to measure on."""
     options = made.recipe.export.measure
     if options.text is not None:
-        path = source_path(options.text, made.base, "export.measure.text")
-        return Text.read(path, "export.measure.text")
+        path = source_path(options.text, made.base, MEASURED)
+        return Text(path.name, read(path, MEASURED, sha256=made.texts.get(MEASURED)))
     if tokens is None:
         raise EdgepackError("nothing was calibrated, so that no text is held out")
     return Text(HELD_OUT, tokens.held_out)

@@ -18,7 +18,7 @@ from edgepack import rft, targets
 from edgepack.artifact import MANIFEST, Artifact, digest
 from edgepack.calibration import sweep
 from edgepack.calibration import text as calibration_text
-from edgepack.calibration.text import Tokens
+from edgepack.calibration.text import SOURCE, Tokens
 from edgepack.checkpoint.finite import check_values
 from edgepack.checkpoint.save import save
 from edgepack.decompose.candidates import measure_candidates
@@ -101,8 +101,8 @@ def write_text(made: Plan) -> Steps[Tokens | None]:
     if stage is not None and not stage.is_whole():
         with stage.writing() as folder:
             yield from calibration_text.tokens(decoder, options, made.base, folder)
-    kept = stage.folder if stage else None
-    return (yield from calibration_text.tokens(decoder, options, made.base, kept))
+    kept, sha256 = (stage.folder if stage else None), made.texts.get(SOURCE)
+    return (yield from calibration_text.tokens(decoder, options, made.base, kept, sha256))
 
 
 def slice_model(made: Plan, tokens: Tokens | None) -> Steps[None]:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from edgepack.budget import Allocation, files_size, search, spend
 from edgepack.cache import Stage
-from edgepack.calibration.text import counts, source_path
+from edgepack.calibration.text import MIN_SEQUENCES, SOURCE, counts, source_path
+from edgepack.calibration.text import check as check_text
 from edgepack.checkpoint import Checkpoint, open_checkpoint
 from edgepack.checkpoint.save import dtype_of
 from edgepack.choices import Fallback, choose, factor_bytes, format_of
@@ -21,7 +22,7 @@ from edgepack.errors import RecipeError, missing_extra
 from edgepack.export._onnx_pack import layout
 from edgepack.export.profiles import PROFILES
 from edgepack.recipe import Recipe
-from edgepack.shape import READS, rewritten, sliced, text_key, text_stage
+from edgepack.shape import READS, rewritten, sliced, text_stage
 from edgepack.slicing.sliced import Sliced
 from edgepack.weights import WeightSpec
 
@@ -29,6 +30,7 @@ TARGETS = ("gguf", "onnx", "checkpoint")
 NOT_BUILT = ("merge",)
 """Sections of the recipe whose stages do not exist yet."""
 
+MEASURED = "export.measure.text"
 BLOCKS, VECTORS = "blocks", "norms and biases"
 PARTS = {
     "token_embd": "embeddings",
@@ -54,6 +56,8 @@ class Plan:
     recipe: Recipe
     target: str
     base: Path
+    texts: Mapping[str, str]
+    """Key of the recipe that names a text → sha256 of what the plan found in it."""
     checkpoint: Checkpoint
     choices: Mapping[str, Choice]
     fallbacks: tuple[Fallback, ...]
@@ -171,15 +175,17 @@ def plan(recipe: Recipe, target: str, base: Path) -> Plan:
         )
     warnings += dense.warnings()
     warnings += dense.gguf_warnings() if target == "gguf" else ()
+    texts = _texts(recipe, dense, base)
     text = text_stage(recipe, dense, warnings)
+    text_key = text.key if text else texts.get(SOURCE, "")
     narrow = None
     if recipe.slice is not None:
-        narrow = sliced(recipe, dense, text_key(recipe, base, text), warnings)
+        narrow = sliced(recipe, dense, text_key, warnings)
     checkpoint = rewritten(narrow or dense, recipe.compress, warnings)
     calibrate = allocate = allocation = None
     fallbacks: tuple[Fallback, ...] = ()
     if recipe.compress is not None and recipe.compress.is_budget:
-        calibrate = _calibration(recipe, checkpoint, base, text, warnings)
+        calibrate = _calibration(recipe, checkpoint, text_key, warnings)
         tried = _tried(recipe, checkpoint, target)
         allocate = Stage("allocate", ALLOCATES, asdict(tried), (calibrate.key,))
         files = partial(files_size, target, recipe, checkpoint)
@@ -189,10 +195,7 @@ def plan(recipe: Recipe, target: str, base: Path) -> Plan:
         choices, fallbacks = choose(checkpoint, recipe.compress, target)
         needs_text = any(format_of(c.format).block_size > 1 or c.rank for c in choices.values())
         if needs_text:
-            calibrate = _calibration(recipe, checkpoint, base, text, warnings)
-    measured = recipe.export.measure.text
-    if measured is not None and recipe.export.measure.tokens:
-        source_path(measured, base, "export.measure.text")
+            calibrate = _calibration(recipe, checkpoint, text_key, warnings)
     if target == "onnx":
         warnings += [*_short_context(recipe, checkpoint), *_slow_formats(recipe, choices)]
     decompose = Stage(
@@ -210,6 +213,7 @@ def plan(recipe: Recipe, target: str, base: Path) -> Plan:
         recipe,
         target,
         base,
+        texts,
         checkpoint,
         choices,
         fallbacks,
@@ -241,6 +245,19 @@ def _with_context(recipe: Recipe, dense: Checkpoint) -> Recipe:
         update={"measure": options.model_copy(update={"context": most})}
     )
     return recipe.model_copy(update={"export": export})
+
+
+def _texts(recipe: Recipe, dense: Checkpoint, base: Path) -> dict[str, str]:
+    """The sha256 of every text that is named, each held against what it is for."""
+    found = {}
+    calibrate, measure = recipe.calibrate, recipe.export.measure
+    if calibrate.source != "self" and (recipe.compress or recipe.slice):
+        needed = MIN_SEQUENCES * calibrate.sequence_length
+        found[SOURCE] = check_text(source_path(calibrate.source, base), dense, needed)
+    if measure.text is not None and measure.tokens:
+        path = source_path(measure.text, base, MEASURED)
+        found[MEASURED] = check_text(path, dense, measure.context, MEASURED)
+    return found
 
 
 def _short_context(recipe: Recipe, checkpoint: Checkpoint) -> list[str]:
@@ -291,11 +308,11 @@ def _tried(recipe: Recipe, checkpoint: Checkpoint, target: str) -> Search:
 
 
 def _calibration(
-    recipe: Recipe, checkpoint: Checkpoint, base: Path, text: Stage | None, warnings: list[str]
+    recipe: Recipe, checkpoint: Checkpoint, text_key: str, warnings: list[str]
 ) -> Stage:
     """The calibrate stage; its text is an input like the model."""
     options = recipe.calibrate
-    inputs = (checkpoint.key, text_key(recipe, base, text))
+    inputs = (checkpoint.key, text_key)
     train, _ = counts(options, checkpoint.original.dimensions)
     widest = max(checkpoint.dimensions.hidden_size, checkpoint.dimensions.intermediate_size)
     per_column = train * options.sequence_length / widest

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from edgepack.artifact import Artifact
-from edgepack.checkpoint.digests import sha256
+from edgepack.calibration.text import SOURCE
 from edgepack.disk import atomic, root
 from edgepack.errors import EdgepackError
-from edgepack.planning import Plan
+from edgepack.planning import MEASURED, Plan
 from edgepack.recipe import Recipe, load, parse
 
-MODEL, CALIBRATION, MEASURED = "model", "calibrate.source", "export.measure.text"
-"""The keys of a recipe that may name a path."""
+MODEL = "model"
 RECIPE = "recipe.yaml"
 OTHER = "--reference FILE.gguf names another reference"
 
@@ -26,11 +25,10 @@ def sources(made: Plan) -> dict[str, Path]:
     """Key of the recipe → the file or folder on this machine that it names."""
     recipe, base = made.recipe, made.base
     named = {
-        CALIBRATION: recipe.calibrate.source if recipe.calibrate.source != "self" else None,
+        SOURCE: recipe.calibrate.source if recipe.calibrate.source != "self" else None,
         MEASURED: recipe.export.measure.text,
     }
-    texts = {key: base / Path(name).expanduser() for key, name in named.items() if name}
-    found = {key: path for key, path in texts.items() if path.is_file()}
+    found = {key: base / Path(name).expanduser() for key, name in named.items() if name}
     model = base / Path(str(recipe.model)).expanduser()
     local = made.dense.checkpoint.source["kind"] != "hub" and model.exists()
     return {MODEL: model, **found} if local else found
@@ -39,9 +37,8 @@ def sources(made: Plan) -> dict[str, Path]:
 def digests(made: Plan) -> dict[str, str]:
     """Key of the recipe → digest of what it names on this machine."""
     original = made.dense.checkpoint
-    return {
-        key: original.key if key == MODEL else sha256(path) for key, path in sources(made).items()
-    }
+    known = {MODEL: original.key, **made.texts}
+    return {key: known[key] for key in sources(made) if key in known}
 
 
 def remember(made: Plan) -> None:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from edgepack.cache import Stage
-from edgepack.calibration.text import source_path
 from edgepack.checkpoint import Checkpoint
-from edgepack.checkpoint.digests import sha256
 from edgepack.decoder import Decoder, fits_in_memory
 from edgepack.errors import RecipeError, while_doing
 from edgepack.hadamard import paley_order
@@ -45,11 +41,6 @@ def text_stage(recipe: Recipe, dense: Checkpoint, warnings: list[str]) -> Stage 
         )
     options = {key: getattr(recipe.calibrate, key) for key in OF_TEXT}
     return Stage("text", WRITES_TEXT, options, (dense.key,))
-
-
-def text_key(recipe: Recipe, base: Path, text: Stage | None) -> str:
-    """What the calibration's text is, as an input of stages."""
-    return text.key if text else sha256(source_path(recipe.calibrate.source, base))
 
 
 def sliced(recipe: Recipe, dense: Checkpoint, text: str, warnings: list[str]) -> Sliced | None:

@@ -208,7 +208,7 @@ WRONG = {
     "width": ({"compress": {"format": "q4_k"}}, "64 columns", "q4_0", 2),
     "section": ({"merge": {}}, "merge: this stage is not built yet", "remove the section", 2),
     "model": ({"model": "not-here/at.gguf"}, "no such file", "a model is a folder", 1),
-    "text": ({"calibrate": {"source": "no.txt"}}, "there is no file", "give the path", 1),
+    "text": ({"calibrate": {"source": "no.txt"}}, "there is no such file", "give the path", 1),
     "glob": ({"compress": {"overrides": {"*.nothing": {"rank": 2}}}}, "matches no weight", "", 2),
     "rank": ({"compress": {"rank": 64}}, "rank 64 is not below", "usual", 2),
 }

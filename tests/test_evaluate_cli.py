@@ -126,7 +126,7 @@ WRONG = {
     "against": (["rank0", "--against", "no.gguf"], "no.gguf: no such", ".gguf file", 1),
     "reference": (["rank0", "--reference", "no.gguf"], "no.gguf: no such", ".gguf file", 1),
     "nothing to do": (["rank0/base.gguf"], "nothing to measure", "--text FILE", 2),
-    "no text": (["rank0", "--text", "no.txt"], "no.txt: cannot be read", "--tokens 0", 1),
+    "no text": (["rank0", "--text", "no.txt"], "no.txt is not a file", "--tokens 0", 1),
     "no data": (["rank0", "--tasks", "copa"], "needs --data FOLDER", "copa_dev.jsonl", 2),
     "task": (["rank0", "--tasks", "coppa", "--data", "."], "no 'coppa'", "mean copa?", 2),
     "task file": (["rank0", "--tasks", "boolq", "--data", "."], "boolq: there is no file", "", 1),
