@@ -44,12 +44,13 @@ class Place:
 
 
 def weight_files(folder: Path, files: SourceFiles, place: str) -> list[Path]:
-    """The files that transformers would load: ``model.safetensors`` before any index."""
+    """The files that transformers would load: ``model.safetensors`` before any index. An index that
+    makes no sense is refused all the same: somebody has been at the folder."""
+    index = _read_index(folder, files, place) if (folder / INDEX).is_file() else None
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
-    if not (folder / INDEX).is_file():
+    if index is None:
         raise _no_weights(folder, place)
-    index = _read_index(folder, files, place)
     paths = [folder / name for name in sorted(set(index.weight_map.values()))]
     for path in paths:
         if not path.is_file():
@@ -140,7 +141,7 @@ def _place(path: Path, entry: Mapping[str, list[int]], begin: int) -> Place:
 
 def _read_index(folder: Path, files: SourceFiles, place: str) -> Index:
     content = files.read_json(folder / INDEX)
-    hint = "take the index published with the model"
+    hint = "take the index published with the model, or remove it beside model.safetensors"
     return validate(Index, content, f"{place}: {INDEX}", CheckpointError, hint=hint)
 
 
