@@ -109,15 +109,15 @@ def test_characters_split_over_tokens_arrive_whole():
 
 def test_corrupt_files_are_one_line_with_the_cause(path, tmp_path):
     data = path.read_bytes()
-    for content, cause in ((data[:30_000_000], "not within the file bounds"), (b"x" * 64, "magic")):
+    for content, cause in ((data[:30_000_000], "ends before"), (b"x" * 64, "not a GGUF file")):
         bad = tmp_path / "bad.gguf"
         bad.write_bytes(content)
         with pytest.raises(EdgepackError, match=cause) as error:
             LlamaCpp(bad)
         assert "\n" not in str(error.value)
-    with pytest.raises(EdgepackError, match="No such file"):
+    with pytest.raises(EdgepackError, match="cannot be read|no such file"):
         LlamaCpp(tmp_path / "absent.gguf")
-    with pytest.raises(EdgepackError, match=r"general\.type to be 'adapter'"):
+    with pytest.raises(EdgepackError, match=r"is no factor|general\.type should be"):
         LlamaCpp(path, adapter=path)
 
 

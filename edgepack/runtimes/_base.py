@@ -8,10 +8,12 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from edgepack.errors import EdgepackError
 from edgepack.runtimes.forks import Fork
+from edgepack.untrusted import shorten
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Sampling:
     ignore_eos: bool = False
 
 
+MAX_CONTEXT = 2**31 - 1
 LIKELIEST = Sampling()
 PENALTY_WINDOW = 64
 """Tokens back that a repeat penalty looks."""
@@ -81,6 +84,17 @@ def check_length(tokens: Sequence[int], context: int) -> None:
         raise EdgepackError(
             f"{len(tokens)} tokens do not fit into the context of {context}",
             hint="choose a larger context" if tokens else None,
+        )
+
+
+def check_memory(context: int, bytes_per_token: int) -> None:
+    """Refuse a context whose keys and values alone do not fit in memory."""
+    needed, free = context * bytes_per_token, psutil.virtual_memory().available
+    if context > MAX_CONTEXT or needed > free:
+        why = f"{needed / 1e9:.1f} GB for keys and values, {free / 1e9:.1f} GB are free"
+        raise EdgepackError(
+            f"a context of {shorten(str(context), 30)} tokens is too large here ({why})",
+            hint="choose a smaller context",
         )
 
 

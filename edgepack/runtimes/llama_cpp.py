@@ -20,9 +20,18 @@ import psutil
 from numpy.typing import NDArray
 
 from edgepack.errors import EdgepackError, missing_extra
-from edgepack.runtimes._base import LIKELIEST, PENALTY_WINDOW, Closing, Sampling, check_length
+from edgepack.runtimes._base import (
+    LIKELIEST,
+    PENALTY_WINDOW,
+    Closing,
+    Sampling,
+    check_length,
+    check_memory,
+)
 from edgepack.runtimes.chat import render
 from edgepack.runtimes.forks import Fork, Step, check_fits, layout
+from edgepack.runtimes.gguf_check import cache_bytes, check_adapter, check_model, spoken
+from edgepack.untrusted import shorten
 
 _ERROR_LEVEL = 4  # enum ggml_log_level
 _MICRO_BATCH = 512  # llama.cpp's default, here so that a long context does not raise it
@@ -80,6 +89,11 @@ class LlamaCpp(Closing):
         self._lib = bindings()
         self._model = self._ctx = None
         self.context, self.sequences = context, sequences
+        header = check_model(model)
+        if adapter is not None:
+            check_adapter(adapter, header)
+        check_memory(context, cache_bytes(header))
+        self._spoken = spoken(header)
         try:
             self._model = self._load(model)
             self._ctx = self._open(context, threads or psutil.cpu_count(logical=False) or 1)
@@ -98,7 +112,7 @@ class LlamaCpp(Closing):
         params = self._lib.llama_model_default_params()
         params.use_extra_bufts = extra_buffers_are_safe()
         return _checked(
-            f"cannot load {path}",
+            f"cannot load {shorten(str(path), 120)}",
             lambda: self._lib.llama_model_load_from_file(os.fsencode(path), params),
         )
 
@@ -117,13 +131,13 @@ class LlamaCpp(Closing):
     def _attach(self, path: Path) -> None:
         # freed with the model
         lora = _checked(
-            f"cannot use the adapter {path}",
+            f"cannot use the adapter {shorten(str(path), 120)}",
             lambda: self._lib.llama_adapter_lora_init(self._model, os.fsencode(path)),
         )
         adapters = (self._lib.llama_adapter_lora_p_ctypes * 1)(lora)
         scales = (ctypes.c_float * 1)(1.0)
         _checked(
-            f"cannot use the adapter {path}",
+            f"cannot use the adapter {shorten(str(path), 120)}",
             lambda: self._lib.llama_set_adapters_lora(self._ctx, adapters, 1, scales) == 0,
         )
 
@@ -212,7 +226,8 @@ class LlamaCpp(Closing):
 
     def tokenize(self, text: str, *, bos: bool = True, special: bool = False) -> list[int]:
         """See `Runtime.tokenize`."""
-        data = text.encode()
+        data = text.encode("utf-8", "replace")
+        self._spoken.check(text)
         room = len(data) + 2  # a token has at least a byte; BOS and EOS have none
         out = (self._lib.llama_token * room)()
         found = self._lib.llama_tokenize(self._vocab, data, len(data), out, room, bos, special)
@@ -262,5 +277,5 @@ def _checked(failure: str, call: Callable[[], Any]) -> Any:
     if result := call():
         return result
     # the first line is the cause, those after it say where it was noticed
-    reason = _PREFIX.sub("", _errors[0]) if _errors else "no reason given"
+    reason = shorten(_PREFIX.sub("", _errors[0]), 120) if _errors else "no reason given"
     raise EdgepackError(f"{failure}: {reason}")
