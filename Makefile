@@ -1,6 +1,7 @@
 # make quickstart   set up, pack a language model, let it answer
 # make test         set up what is missing, run the tests
 # make check        lint, types, import contract
+# make fuzz         hostile inputs for all that edgepack reads; INPUTS=10000 for more of each
 # make clean        remove everything that make made (the cache of stages stays)
 
 PYTHON ?= python3
@@ -18,7 +19,9 @@ LLAMA_CMAKE_ARGS := -DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=O
 endif
 JOBS := $(shell $(PYTHON) -c 'import os; print(os.cpu_count() or 1)')
 
-.PHONY: quickstart test check clean
+INPUTS := 2000
+
+.PHONY: quickstart test check fuzz clean
 
 quickstart: $(VENV)/.model
 	$(BIN)/edgepack build edgepack/recipes/quickstart.yaml --target gguf --out $(OUT) --force
@@ -36,6 +39,9 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+fuzz: $(VENV)/.dev
+	$(BIN)/python -m tests.fuzz --inputs $(INPUTS)
 
 clean:
 	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache \

@@ -123,7 +123,7 @@ GROUPS: dict[tuple[str, str], Changes] = {
             "down: Tensor = H - 0.5 * RH.T @ torch.linalg.solve(gram, RH)",
         ),
     },
-    ("decompose/ldlq.py", "tests/test_ldlq.py tests/test_two_sided.py tests/test_brute_force.py"): {
+    ("decompose/ldlq.py", "tests/test_brute_force.py tests/test_two_sided.py tests/test_ldlq.py"): {
         "all columns are equally important to the scales": (
             "importance = how.importance(U)[in_storage]",
             "importance = torch.ones(size)",

@@ -34,7 +34,9 @@ def closed_files():
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
-    """Tests neither find nor leave anything in the user's cache."""
+    """Tests neither find nor leave anything in the user's cache: that of stages, and the folder of
+    all caches, where digests of large files are kept."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGEPACK_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("caches")))
         yield

@@ -54,6 +54,11 @@ def test_sizes_are_along_the_shared_side():
     assert size("value", torch.tensor([3.0, 4.0])) == pytest.approx(12.5**0.5)
 
 
+def test_a_scale_of_nothing_is_moved_by_half_of_what_its_row_has():
+    d = torch.tensor([[4.0, 0.0, -2.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    assert size("Q.d", d).tolist() == [[4.0, 0.75, 2.0, 0.75], [0.0, 0.0, 0.0, 0.0]]
+
+
 # ---------------------------------------------------------------------------- the loop
 
 

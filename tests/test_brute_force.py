@@ -94,7 +94,7 @@ def test_the_sweep_and_the_descent_are_near_the_best_codes(unit_scale, output_si
     assert (descended <= swept + 1e-5).all()
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", range(8))
 def test_no_single_code_can_be_changed_for_the_better(unit_scale, seed):
     W, H, H_out = problem(seed)
     Q = ldlq(W, metric(H, BLOCK, 0.01, H_out), unit_scale, passes=20).dequantize()

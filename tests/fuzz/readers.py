@@ -1,0 +1,273 @@
+"""All that edgepack reads, each as a way to spoil it and the command that then meets it."""
+
+from __future__ import annotations
+
+import json
+import random
+import struct
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from tests.fuzz.binary import Gguf, spoil_gguf, spoil_onnx
+from tests.fuzz.harness import Reader, command
+from tests.fuzz.mutators import spoil_bytes, spoil_json, spoil_template, spoil_yaml
+from tests.tiny import CHAT, TEXT, make_model, write_gguf
+
+RECIPE = {
+    "model": "m",
+    "calibrate": {"source": "text.txt", "tokens": 512, "sequence_length": 64},
+    "compress": {
+        "format": "q4_0",
+        "rank": 2,
+        "factors": "f16",
+        "damping": [0.1],
+        "overrides": {"*.q_proj": {"rank": 4}},
+    },
+    "recover": {"steps": 2},
+    "export": {"name": "x", "measure": {"tokens": 0}},
+}
+ROWS = (
+    {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}]},
+    {"prompt": "What is it?", "response": "A fox."},
+    {"text": "The quick brown fox jumps over the lazy dog."},
+)
+
+
+def make_template(folder: Path) -> None:
+    """A whole case of everything: a model as folder ``m``, ``m.gguf`` and two built folders."""
+    import edgepack
+    from edgepack.checkpoint import open_checkpoint
+
+    make_model(folder / "m", hidden=64, layers=1, heads=4, kv_heads=2, intermediate=64, vocab=300)
+    (folder / "m/chat_template.jinja").write_text(CHAT)
+    names = _header((folder / "m/model.safetensors").read_bytes())
+    del names["__metadata__"]
+    index = {"metadata": {}, "weight_map": dict.fromkeys(names, "model.safetensors")}
+    (folder / "index.json").write_text(json.dumps(index))
+    write_gguf(folder / "m.gguf", open_checkpoint(str(folder / "m")), "F32")
+    (folder / "text.txt").write_text("\n".join(TEXT * 20))
+    (folder / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS * 20))
+    quick = {k: v for k, v in RECIPE.items() if k != "recover"}
+    for name, recipe in {
+        "recipe": RECIPE,
+        "quick": quick,
+        "gguf": {**quick, "model": "m.gguf"},
+        "chats": {**quick, "calibrate": {**RECIPE["calibrate"], "source": "chats.jsonl"}},
+    }.items():
+        (folder / f"{name}.yaml").write_text(json.dumps(recipe))
+    for target in ("gguf", "onnx"):
+        edgepack.build(folder / "quick.yaml", target, out=folder / f"out-{target}")
+
+
+def _header(data: bytes) -> dict[str, Any]:
+    (length,) = struct.unpack("<Q", data[:8])
+    found: dict[str, Any] = json.loads(data[8 : 8 + length])
+    return found
+
+
+# ---------------------------------------------------------------------------- reading
+
+
+def plan_and_open(recipe: str, model: str, folder: Path) -> None:
+    """`edgepack plan`, then what `build` reads before its first long stage: tokenizer, metadata,
+    all tensors, a few tokens through the model."""
+    import torch
+
+    from edgepack.checkpoint import open_checkpoint
+    from edgepack.decoder import Decoder
+
+    command("plan", str(folder / recipe))
+    checkpoint = open_checkpoint(model, folder)
+    checkpoint.gguf_metadata()
+    checkpoint.generation_config()
+    for name in checkpoint.specs:
+        checkpoint.tensor(name)
+    with torch.no_grad():
+        Decoder(checkpoint).logits(torch.arange(8)[None])
+
+
+def calibration_text(folder: Path) -> None:
+    """The calibration's text from a JSONL, as `build` reads it after planning."""
+    from edgepack.calibration import text
+    from edgepack.checkpoint import open_checkpoint
+    from edgepack.decoder import Decoder
+    from edgepack.progress import finish
+    from edgepack.recipe import load
+
+    command("plan", str(folder / "chats.yaml"))
+    recipe = load(folder / "chats.yaml")
+    decoder = Decoder(open_checkpoint("m", folder))
+    finish(text.tokens(decoder, recipe.calibrate, folder, None))
+
+
+def template_renders(folder: Path) -> None:
+    """Rows of chats through the template, and the openings of chats that models write."""
+    from edgepack.calibration.self_text import chat_script
+    from edgepack.checkpoint import open_checkpoint
+
+    calibration_text(folder)
+    chat_script(open_checkpoint("m", folder).tokenizer)
+
+
+def chat(name: str, folder: Path) -> None:
+    """One token of an answer, through the runtime."""
+    command("chat", str(folder / name), "--prompt", "Hi", "--max-tokens", "1", "--context", "64")
+
+
+def show_and_chat(folder: Path) -> None:
+    """Both look at the manifest."""
+    command("show", str(folder / "out-gguf"))
+    chat("out-gguf", folder)
+
+
+def show_recipe(folder: Path) -> None:
+    """Read it, and plan it."""
+    command("show", str(folder / "recipe.yaml"))
+    command("plan", str(folder / "recipe.yaml"))
+
+
+def show_and_plan_gguf(folder: Path) -> None:
+    """A model of others, as a source."""
+    command("show", str(folder / "m.gguf"))
+    plan_and_open("gguf.yaml", "m.gguf", folder)
+
+
+def show_and_chat_adapter(folder: Path) -> None:
+    """Factors beside the base."""
+    command("show", str(folder / "out-gguf/factors.gguf"))
+    chat("out-gguf", folder)
+
+
+# ---------------------------------------------------------------------------- spoiling
+
+
+def chance_of(reader: str, number: int) -> random.Random:
+    """The chance of an input: the same for ever."""
+    return random.Random(f"{reader} {number}")
+
+
+Make = Callable[[bytes, random.Random], bytes]
+
+
+def spoil_file(reader: str, files: dict[str, Make], folder: Path, number: int) -> list[str]:
+    """Spoil one of `files`, which are whole in the folder."""
+    chance = chance_of(reader, number)
+    pattern = chance.choice(list(files))
+    name = pattern
+    if "*" in pattern:
+        name = str(next(folder.glob(pattern)).relative_to(folder))
+    source = folder / ("index.json" if name == INDEX else name)
+    (folder / name).write_bytes(files[pattern](source.read_bytes(), chance))
+    return [name]
+
+
+INDEX = "m/model.safetensors.index.json"
+
+
+def json_file(data: bytes, chance: random.Random) -> bytes:
+    """Any JSON file."""
+    return spoil_json(_parsed(data), chance)
+
+
+@cache
+def _parsed(data: bytes) -> Any:
+    return json.loads(data)
+
+
+def yaml_file(data: bytes, chance: random.Random) -> bytes:
+    """A recipe."""
+    return spoil_yaml(_parsed(data), chance)
+
+
+def safetensors_file(data: bytes, chance: random.Random) -> bytes:
+    """Its header as JSON, or bytes of it, or of the tensors."""
+    (length,) = struct.unpack("<Q", data[:8])
+    kind = chance.random()
+    if kind < 0.4:
+        return spoil_bytes(data, chance, 8 + length)
+    if kind < 0.5:
+        return spoil_bytes(data, chance)
+    header = spoil_json(_header(data), chance)
+    return struct.pack("<Q", len(header)) + header + data[8 + length :]
+
+
+def gguf_file(data: bytes, chance: random.Random) -> bytes:
+    """One key or tensor."""
+    return spoil_gguf(_gguf(data), chance)
+
+
+@cache
+def _gguf(data: bytes) -> Gguf:
+    import tempfile
+
+    with tempfile.NamedTemporaryFile(suffix=".gguf") as file:
+        file.write(data)
+        file.flush()
+        return Gguf.read(Path(file.name))
+
+
+def gguf_bytes(data: bytes, chance: random.Random) -> bytes:
+    """Bytes of the header, mostly."""
+    return spoil_bytes(data, chance, chance.choice((64, 2_000, 20_000, None)))
+
+
+def jsonl_file(data: bytes, chance: random.Random) -> bytes:
+    """One row of many."""
+    rows = data.splitlines()
+    at = chance.randrange(len(rows))
+    rows[at] = spoil_json(_parsed(rows[at]), chance)
+    found = b"\n".join(rows)
+    return spoil_bytes(found, chance) if chance.random() < 0.05 else found
+
+
+def template_file(data: bytes, chance: random.Random) -> bytes:
+    """A chat template."""
+    return spoil_template(data.decode(), chance).encode("utf-8", "surrogatepass")
+
+
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+
+FILES: dict[str, tuple[dict[str, Make], Callable[[Path], None]]] = {
+    "config.json": (
+        {"m/config.json": json_file, "m/generation_config.json": json_file},
+        partial(plan_and_open, "quick.yaml", "m"),
+    ),
+    "shard index": ({INDEX: json_file}, partial(plan_and_open, "quick.yaml", "m")),
+    "safetensors": (
+        {"m/model.safetensors": safetensors_file},
+        partial(plan_and_open, "quick.yaml", "m"),
+    ),
+    "tokenizer": (
+        {f"m/{name}": json_file for name in TOKENIZER},
+        partial(plan_and_open, "quick.yaml", "m"),
+    ),
+    "chat template": ({"m/chat_template.jinja": template_file}, template_renders),
+    "GGUF keys": ({"m.gguf": gguf_file}, show_and_plan_gguf),
+    "GGUF bytes": ({"m.gguf": gguf_bytes}, show_and_plan_gguf),
+    "recipe": ({"recipe.yaml": yaml_file}, show_recipe),
+    "JSONL": ({"chats.jsonl": jsonl_file}, calibration_text),
+    "manifest": ({"out-gguf/manifest.json": json_file}, show_and_chat),
+    "base.gguf": (
+        {"out-gguf/base.gguf": gguf_file, "out-gguf/./base.gguf": gguf_bytes},
+        partial(chat, "out-gguf"),
+    ),
+    "adapter": (
+        {"out-gguf/factors.gguf": gguf_file, "out-gguf/./factors.gguf": gguf_bytes},
+        show_and_chat_adapter,
+    ),
+    "ONNX graph": ({"out-onnx/onnx/*.onnx": spoil_onnx}, partial(chat, "out-onnx")),
+    "ONNX folder": (
+        {
+            f"out-onnx/{name}": json_file
+            for name in ("genai_config.json", "config.json", "tokenizer.json", "manifest.json")
+        },
+        partial(chat, "out-onnx"),
+    ),
+}
+
+READERS = {
+    name: Reader(name, partial(spoil_file, name, files), read)
+    for name, (files, read) in FILES.items()
+}
