@@ -11,7 +11,7 @@ from pathlib import Path
 from edgepack.budget import Allocation, files_size, search, spend
 from edgepack.cache import Stage
 from edgepack.calibration.text import counts, source_path
-from edgepack.checkpoint import Checkpoint, open_checkpoint
+from edgepack.checkpoint import Checkpoint, open_checkpoint, vocabulary_check
 from edgepack.checkpoint.save import dtype_of
 from edgepack.choices import Fallback, choose, factor_bytes, format_of
 from edgepack.decoder import Decoder
@@ -164,6 +164,8 @@ def plan(recipe: Recipe, target: str, base: Path) -> Plan:
             f"model: {dense.architecture.name} models cannot be written as GGUF",
             hint="--target checkpoint writes them, sliced",
         )
+    if target == "gguf":
+        warnings += vocabulary_check.check(dense)
     text = text_stage(recipe, dense, warnings)
     narrow = None
     if recipe.slice is not None:

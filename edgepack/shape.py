@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgepack.cache import Stage
+from edgepack.calibration.self_text import template_warnings
 from edgepack.calibration.text import source_path
 from edgepack.checkpoint import Checkpoint
 from edgepack.checkpoint.digests import sha256
@@ -35,6 +36,8 @@ def text_stage(recipe: Recipe, dense: Checkpoint, warnings: list[str]) -> Stage 
             f"calibrate.source: {dense.architecture.name} models do not write their own text here",
             hint="name a text file",
         )
+    if recipe.slice or recipe.compress:
+        warnings += template_warnings(dense.tokenizer)
     if not fits_in_memory(Decoder(dense)):
         warnings.append(
             "calibrate.source: self re-reads this model from disk at every token, because it "

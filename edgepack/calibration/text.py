@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 
 from edgepack.cache import atomic
 from edgepack.calibration import self_text
+from edgepack.checkpoint import templates
 from edgepack.checkpoint._base import Checkpoint, Dimensions
+from edgepack.checkpoint.special import names_of
 from edgepack.decoder import Decoder
-from edgepack.errors import CalibrationError
+from edgepack.errors import CalibrationError, EdgepackError
 from edgepack.progress import Steps
 from edgepack.recipe import Calibrate
 
@@ -130,7 +131,7 @@ def _chats(tokenizer: PreTrainedTokenizerFast, text: str, name: str) -> Iterator
             continue
         try:
             yield _row(tokenizer, json.loads(line))
-        except (ValueError, LookupError, TypeError, AttributeError, TemplateError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, EdgepackError) as error:
             raise CalibrationError(
                 f"calibrate.source: {name} line {number} is no chat ({error})",
                 hint='a row is {"messages": […]}, {"prompt": …, "response": …} or {"text": …}',
@@ -151,4 +152,4 @@ def _row(tokenizer: PreTrainedTokenizerFast, row: dict[str, Any]) -> str:
         raise ValueError("a message has a role and a content")
     if not tokenizer.chat_template:
         return "\n\n".join(str(message["content"]) for message in messages)
-    return str(tokenizer.apply_chat_template(messages, tokenize=False))
+    return templates.render(tokenizer.chat_template, messages, names_of(tokenizer))

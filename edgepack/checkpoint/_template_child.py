@@ -1,4 +1,4 @@
-"""The process that renders chat templates: a script of its own, run by `edgepack.checkpoint.templates`.
+"""The process that renders chat templates: a script of its own, which `templates` runs.
 
 A template comes from whoever made the model. Jinja's sandbox keeps it from files and from Python's
 internals, but limits neither time nor memory, so templates run in this process, which is limited
@@ -46,7 +46,7 @@ class Generation(Extension):
 class Namespace(jinja2.utils.Namespace):
     """Jinja's, without names that begin with an underscore."""
 
-    def __init__(*args: Any, **kwargs: Any) -> None:  # noqa: N805  # `self` may be one of its names
+    def __init__(*args: Any, **kwargs: Any) -> None:  # `self` may be one of its names
         self, *rest = args
         values = dict(*rest, **kwargs)
         for name in values:
@@ -168,9 +168,7 @@ def _limits() -> Callable[[float], None]:
     _limit(resource, "RLIMIT_CORE", 0)
     _limit(resource, "RLIMIT_FSIZE", 0)
     _limit(resource, "RLIMIT_AS", MEMORY)
-    return lambda seconds: _limit(
-        resource, "RLIMIT_CPU", int(time.process_time() + seconds) + 2
-    )
+    return lambda seconds: _limit(resource, "RLIMIT_CPU", int(time.process_time() + seconds) + 2)
 
 
 MEMORY = 1 << 30

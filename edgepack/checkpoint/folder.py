@@ -15,7 +15,7 @@ from torch import Tensor
 
 from edgepack import plugins
 from edgepack.architectures._base import NORMED_WRITERS, Architecture
-from edgepack.checkpoint import _layout, digests, rope, tokenizer, vocabulary
+from edgepack.checkpoint import _layout, digests, rope, special, tokenizer, vocabulary
 from edgepack.checkpoint._base import Checkpoint, Dimensions
 from edgepack.errors import CheckpointError
 from edgepack.weights import QuantizedTensor
@@ -98,7 +98,8 @@ class FolderCheckpoint(Checkpoint):
 
     def generation_config(self) -> Mapping[str, Any]:  # noqa: D102
         name = "generation_config.json"
-        return self._read_json(name) if (self.folder / name).is_file() else {}
+        found = self._read_json(name) if (self.folder / name).is_file() else {}
+        return special.with_ends(found, self._config)
 
     def extra_tensors(self) -> Mapping[str, Tensor]:  # noqa: D102
         scaling, dims = self.dimensions.rope_scaling, self.dimensions
@@ -111,7 +112,13 @@ class FolderCheckpoint(Checkpoint):
         writer.add_type("model")
         self._describe().set_gguf_meta_model(writer)
         self._write_dimensions(writer)
-        vocabulary.write(writer, self.tokenizer, self.dimensions.vocab_size, self._config)
+        vocabulary.write(
+            writer,
+            self.tokenizer,
+            self.dimensions.vocab_size,
+            self._config,
+            self.generation_config(),
+        )
         entries = writer.kv_data[0].items()
         return {key: (entry.value, entry.type, entry.sub_type) for key, entry in entries}
 

@@ -1,7 +1,7 @@
 """llama.cpp's tokenizer, step by step, from the keys of a GGUF file (llama-vocab.cpp).
 
-`tokenizer.from_gguf` gives a fast tokenizer that is nearly the same. This one is slow and exact, for
-short texts: special tokens are found the longest first wherever they are, sentencepiece merges
+`tokenizer.from_gguf` gives a fast tokenizer that is nearly the same. This one is slow and exact,
+for short texts: special tokens are found the longest first wherever they are, sentencepiece merges
 whatever makes a token, by score and then from the left.
 """
 
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from gguf import TokenType
+from tokenizers import Tokenizer
 
 from edgepack.checkpoint.tokenizer import SPACE, byte_level_bpe, kinds, names, token_scores
 from edgepack.errors import CheckpointError
@@ -44,10 +45,11 @@ class LlamaVocab:
         self.add_eos = bool(fields.get(key("add_eos_token"), False))
         self._space = bool(fields.get(key("add_space_prefix"), defaults["space"]))
         if model == "gpt2":
-            self._bpe = byte_level_bpe(self.tokens, fields, place)
+            self._bpe: Tokenizer | None = byte_level_bpe(self.tokens, fields, place)
         else:
             self._bpe = None
-            self._scores = np.float32(token_scores(self.tokens, fields, place)).tolist()
+            scores = token_scores(self.tokens, fields, place)
+            self._scores: list[float] = np.array(scores, np.float32).tolist()
             self._ids = {token: index for index, token in enumerate(self.tokens)}
             self._bytes = [self._byte(byte, place) for byte in range(256)]
 

@@ -141,5 +141,5 @@ ENDS_BY_NAME = frozenset(ENDS.split())
 """Tokens at which llama.cpp ends an answer whatever the file says."""
 CONTROL_LOOKING = ENDS_BY_NAME | frozenset(FILL_IN_THE_MIDDLE.split())
 """Tokens that llama.cpp treats as control tokens whatever type the file gives them."""
-USER_DEFINED_BY_NAME = frozenset("<|channel|> <|message|> <|start|> <|constrain|>".split())
+USER_DEFINED_BY_NAME = frozenset(["<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"])
 """Tokens that llama.cpp treats as text to be found whole, whatever type the file gives them."""

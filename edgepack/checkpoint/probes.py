@@ -18,12 +18,13 @@ EVERYDAY = (
     "0", "12", "123456", "1234567 98", "3.14159 2,718", "in 1969, 384400 km", "a1b22c333",
     "It's we'll they've I'm you'd", "'tis ''quoted'' \"x\"", "I'VE CAN'T WE'LL",
     "\n", "\n\n", "\n\n\nx", " \n \t x", "a\r\nb", "\t\tprint(i)", "x  \n\n  y   z", "tail  ",
-    "    return left + right  # sum\n", "x=y+z; a[b]{c}<d>|e", "--==>>~~$$++``^^||", "a,b.c!d?e:f;g",
-    "snake_case __init__", "https://example.org/a?b=c&d=%20#e", "CamelCase HTTPServer mixedCase",
-    "renewal the therefore others", "....!!!???", "a" * 40, "ab" * 20, " " * 20 + "x", "\n" * 9,
+    "    return left + right  # sum\n", "x=y+z; a[b]{c}<d>|e", "--==>>~~$$++``^^||",
+    "a,b.c!d?e:f;g", "snake_case __init__", "https://example.org/a?b=c&d=%20#e",
+    "CamelCase HTTPServer mixedCase", "renewal the therefore others", "....!!!???",
+    "a" * 40, "ab" * 20, " " * 20 + "x", "\n" * 9,
     "Größe, Straße, señor, où est passée la clé?", "Über Änderungen ÉTÉ", "Сегодня холодный вечер.",
-    "Ελληνικά κείμενα", "今日は天気がいい。", "你好，世界！“引号”…", "오늘 날씨가 좋다.", "שלום עולם",
-    "مرحبا بالعالم", "हिन्दी में", "ไทย", "½ ² ™ … ﹪ ｆｕｌｌ", "🤗 🏳️‍🌈 👍🏽",
+    "Ελληνικά κείμενα", "今日は天気がいい。", "你好，世界！“引号”…", "오늘 날씨가 좋다.",
+    "שלום עולם", "مرحبا بالعالم", "हिन्दी में", "ไทย", "½ ² ™ … ﹪ ｆｕｌｌ", "🤗 🏳️‍🌈 👍🏽",
     "".join(map(chr, range(33, 256))), "<b>bold</b> &amp; {{x}} [INST] <|x|>",
 )  # fmt: skip
 """What anybody writes: a tokenizer that cuts these otherwise is another tokenizer …"""
@@ -77,12 +78,15 @@ def compare(
 ) -> Verdict:
     """Encode all texts both ways, without what is put around a text; differences in texts that are
     `forgiven` count as rare."""
-    wrong, rare = [], []
+    wrong: list[Difference] = []
+    rare: list[Difference] = []
     for text, everyday in texts(tokenizer):
         ours = tokenizer.encode(text, add_special_tokens=False)
         theirs = other(text)
         if ours != theirs:
-            (wrong if everyday and not forgiven(text) else rare).append(Difference(text, ours, theirs))
+            (wrong if everyday and not forgiven(text) else rare).append(
+                Difference(text, ours, theirs)
+            )
     return Verdict(tuple(wrong), tuple(rare))
 
 

@@ -1,4 +1,4 @@
-"""Tokens with a task: those put around every text, those that end an answer, those of a template."""
+"""Tokens with a task: put around every text, ending an answer, named by chat templates."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from edgepack.checkpoint import templates
-from edgepack.checkpoint.templates import TemplateFailed
+from edgepack.checkpoint.templates import TemplateError
 from edgepack.errors import CheckpointError
 from edgepack.untrusted import quote
 
@@ -95,23 +95,23 @@ def names_of(tokenizer: PreTrainedTokenizerFast) -> dict[str, str]:
 def turns(tokenizer: PreTrainedTokenizerFast) -> Turns | None:
     """What the chat template puts around a question and an answer; None without a template.
 
-    `TemplateFailed` where the template does not take them or changes what is said.
+    `TemplateError` where the template does not take them or changes what is said.
     """
     template = tokenizer.chat_template
     known = _turns.get(tokenizer)
     if known is None or known[0] != template:
         try:
             known = template, _render_turns(tokenizer)
-        except TemplateFailed as error:
+        except TemplateError as error:
             known = template, error
         _turns[tokenizer] = known
     found = known[1]
-    if isinstance(found, TemplateFailed):
-        raise TemplateFailed(found.message, hint=found.hint, refused=found.refused)
+    if isinstance(found, TemplateError):
+        raise TemplateError(found.message, hint=found.hint, refused=found.refused)
     return found
 
 
-_turns: WeakKeyDictionary[PreTrainedTokenizerFast, tuple[Any, Turns | TemplateFailed | None]] = (
+_turns: WeakKeyDictionary[PreTrainedTokenizerFast, tuple[Any, Turns | TemplateError | None]] = (
     WeakKeyDictionary()
 )
 """Template and what came of it, so that it is rendered once."""
@@ -125,7 +125,7 @@ def _render_turns(tokenizer: PreTrainedTokenizerFast) -> Turns | None:
     before, question, rest = text.partition(QUESTION)
     between, answer, after = rest.partition(ANSWER)
     if not (question and answer):
-        raise TemplateFailed(
+        raise TemplateError(
             "the chat template changes or leaves out what is said",
             hint="take the chat template published with the model",
         )
@@ -136,7 +136,7 @@ def _closing(tokenizer: PreTrainedTokenizerFast) -> int | None:
     """The special token by which the template closes an answer, if it does so."""
     try:
         found = turns(tokenizer)
-    except TemplateFailed:
+    except TemplateError:
         return None
     if found is None:
         return None

@@ -29,7 +29,7 @@ DEFAULT = "default"
 Message = Mapping[str, Any]
 
 
-class TemplateFailed(EdgepackError):
+class TemplateError(EdgepackError):
     """A chat template cannot be rendered; `refused` says that it raised an exception on purpose."""
 
     def __init__(self, message: str, *, hint: str | None = None, refused: bool = False) -> None:
@@ -44,7 +44,7 @@ def choose(template: Any) -> str | None:
     """
     if isinstance(template, Mapping):
         if len(template) > 1 and DEFAULT not in template:
-            raise TemplateFailed(
+            raise TemplateError(
                 f"the model has {len(template)} chat templates and none of them is the default: "
                 + shorten(", ".join(sorted(map(str, template))), 150),
                 hint="name the one for chats `default` in the model's tokenizer_config.json",
@@ -53,7 +53,7 @@ def choose(template: Any) -> str | None:
     if template is None or template == "":
         return None
     if not isinstance(template, str):
-        raise TemplateFailed(
+        raise TemplateError(
             f"the chat template is no text but {quote(template)}",
             hint="take the tokenizer_config.json published with the model",
         )
@@ -71,7 +71,7 @@ def render(
     the texts of special tokens among them."""
     chosen = choose(template)
     if chosen is None:
-        raise TemplateFailed("the model has no chat template", hint="it is not made for chat")
+        raise TemplateError("the model has no chat template", hint="it is not made for chat")
     request = {
         "template": chosen,
         "messages": [dict(message) for message in messages],
@@ -85,8 +85,8 @@ def render(
     what, refused = shorten(str(answer["error"]).strip().partition("\n")[0]), "refused" in answer
     if refused and answer["refused"]:
         message = f"the chat template refuses the messages: {what}"
-        raise TemplateFailed(message, hint="send what it asks for", refused=True)
-    raise TemplateFailed(
+        raise TemplateError(message, hint="send what it asks for", refused=True)
+    raise TemplateError(
         f"the chat template cannot be rendered: {what}",
         hint="take the chat template published with the model",
     )
@@ -116,7 +116,7 @@ class _Child:
             timer.start()
             try:
                 answer = self._exchange(process, line)
-            except BaseException:  # Ctrl-C: an answer that comes later must not be taken for another
+            except BaseException:  # Ctrl-C: the answer must not be taken for the next one
                 self.close()
                 raise
             finally:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from gguf import GGUFWriter, TokenType
 
 from edgepack.checkpoint import pretokenizers, probes, special
+from edgepack.checkpoint.templates import DEFAULT
 from edgepack.checkpoint.tokenizer import SPACE, TEMPLATE, TEMPLATE_NAMES
 from edgepack.errors import CheckpointError
 from edgepack.untrusted import quote
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 LOOKS_SPECIAL = re.compile(r"<\|.*\|>|<｜.*｜>|<unused.*>|<pad>|<mask>")
 """Added tokens that llama.cpp's conversion makes control tokens though they are not special."""
+SURROGATE = re.compile("[\ud800-\udfff]")
 NO_NAME = re.compile(r"[^A-Za-z0-9]")
 """What the name of a chat template cannot have in GGUF."""
 LLAMA_CPPS_DEFAULT = 11
@@ -47,7 +49,7 @@ def write(
         writer.add_token_scores(_scores(tokenizer, model["merges"], rows))
         writer.add_add_space_prefix(_begins_with_space(backend))
     elif model["type"] == "BPE" and "ByteLevel" in kinds:
-        name = pretokenizer_name(tokenizer)
+        name = pretokenizer_name(tokenizer, backend)
         _write_tokens(writer, "gpt2", name, tokenizer, rows)
         writer.add_token_merges([_merge(merge) for merge in model["merges"]])
         writer.add_add_space_prefix(False)
@@ -61,13 +63,16 @@ def write(
     _write_template(writer, tokenizer, ids)
 
 
-def pretokenizer_name(tokenizer: PreTrainedTokenizerFast) -> str:
-    """``tokenizer.ggml.pre``: by llama.cpp's own test, else by the regular expressions."""
+def pretokenizer_name(
+    tokenizer: PreTrainedTokenizerFast, backend: Mapping[str, Any] | None = None
+) -> str:
+    """``tokenizer.ggml.pre``: by llama.cpp's own test, else by the regular expressions. `backend`
+    is the tokenizer's tokenizer.json, where that is at hand."""
     ids = tokenizer.encode(pretokenizers.CHECK_TEXT)
     digest = hashlib.sha256(str(ids).encode()).hexdigest()
     if digest in pretokenizers.CHECK_HASHES:
         return pretokenizers.CHECK_HASHES[digest]
-    backend = probes.backend_of(tokenizer)
+    backend = probes.backend_of(tokenizer) if backend is None else backend
     found = [_pattern(step) for step in probes.steps(backend.get("pre_tokenizer"))]
     patterns = tuple(pattern for pattern in found if pattern is not None)
     for name, splitting in pretokenizers.SPLITTINGS.items():
@@ -120,12 +125,11 @@ def _write_tokens(
             hint="remove tokens that were added without resizing the embeddings, or take the "
             "tokenizer of the model",
         )
-    added = tokenizer.added_tokens_decoder
+    added, unknown, spm = tokenizer.added_tokens_decoder, tokenizer.unk_token, model == "llama"
     tokens, types = [], []
     for index in range(rows):
         if index in by_id:
-            spm = model == "llama"
-            token, kind = _token(by_id[index], added.get(index), tokenizer.unk_token, spm=spm)
+            token, kind = _token(by_id[index], added.get(index), unknown, spm=spm)
         else:
             token, kind = _filler(index, known), TokenType.UNUSED
         tokens.append(token)
@@ -168,7 +172,7 @@ def _check_names(tokens: Sequence[str], by_id: Mapping[int, str]) -> None:
             problem = "has a NUL in its name"
         elif not name:
             problem = "has no name"
-        elif any("\ud800" <= character <= "\udfff" for character in name):
+        elif not name.isascii() and SURROGATE.search(name):
             problem = "has a name that is no UTF-8"
         if problem is not None:
             raise CheckpointError(
@@ -251,13 +255,13 @@ def _write_template(
 ) -> None:
     """The chat template, or several by name, as GGUFWriter has them but in a fixed order."""
     given = tokenizer.chat_template
-    named = given if isinstance(given, dict) else {special.templates.DEFAULT: given}
+    named = given if isinstance(given, dict) else {DEFAULT: given}
     others: dict[str, str] = {}
     for name, template in named.items():
         if not isinstance(template, str) or not template:
             continue
         stored = _naming(tokenizer, ids, template) + template
-        if name == special.templates.DEFAULT:
+        if name == DEFAULT:
             writer.add_string(TEMPLATE, stored)
         elif others.setdefault(NO_NAME.sub("_", name), stored) is not stored:
             raise CheckpointError(

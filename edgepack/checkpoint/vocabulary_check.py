@@ -1,8 +1,9 @@
-"""Whether a GGUF file's vocabulary cuts text as the source's tokenizer does, before it is written."""
+"""Whether the vocabulary of a GGUF file to come cuts text as the source's tokenizer does."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from edgepack.checkpoint import probes, special
@@ -15,9 +16,9 @@ from edgepack.errors import CheckpointError
 from edgepack.untrusted import quote, shorten
 
 if TYPE_CHECKING:
+    from tokenizers import AddedToken
     from transformers import PreTrainedTokenizerFast
 
-BPE_STEPS = {"ByteLevel", "Split", "Digits"}
 HINT = "--target onnx takes any tokenizer.json as it is"
 
 
@@ -48,33 +49,54 @@ class Reasons:
     """Why a vocabulary cuts text otherwise than the tokenizer: what GGUF has no place for."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        backend = probes.backend_of(tokenizer)
-        self._spm = bool(backend["model"].get("byte_fallback"))
-        self._normalizers = [s for s in probes.steps(backend.get("normalizer")) if self._is_odd(s)]
-        pre = [step["type"] for step in probes.steps(backend.get("pre_tokenizer"))]
-        self._splits = [kind for kind in pre if kind != "Metaspace"] if self._spm else []
-        self._metaspace = "Metaspace" in pre
-        self._added = {token.content: token for token in tokenizer.added_tokens_decoder.values()}
-        vocab, known = tokenizer.get_vocab(), CONTROL_LOOKING | USER_DEFINED_BY_NAME
-        self._by_name = sorted(known & vocab.keys() - self._added.keys())
+        self._tokenizer = tokenizer
 
-    def _is_odd(self, step: Mapping[str, Any]) -> bool:
-        """Whether a normalizer does more than write spaces as sentencepiece does."""
-        return not (self._spm and step["type"] in ("Prepend", "Replace"))
+    @cached_property
+    def _backend(self) -> dict[str, Any]:
+        """Read only where there is a difference: a large tokenizer takes a second."""
+        return probes.backend_of(self._tokenizer)
+
+    @cached_property
+    def _spm(self) -> bool:
+        return bool(self._backend["model"].get("byte_fallback"))
+
+    @cached_property
+    def _splitting(self) -> list[str]:
+        return [step["type"] for step in probes.steps(self._backend.get("pre_tokenizer"))]
+
+    @cached_property
+    def _normalizers(self) -> list[str]:
+        """Those that do more than write spaces as sentencepiece does."""
+        kinds = [step["type"] for step in probes.steps(self._backend.get("normalizer"))]
+        return [k for k in kinds if not (self._spm and k in ("Prepend", "Replace"))]
+
+    @cached_property
+    def _added(self) -> dict[str, AddedToken]:
+        return {token.content: token for token in self._tokenizer.added_tokens_decoder.values()}
+
+    @cached_property
+    def _by_name(self) -> list[str]:
+        """Plain tokens that llama.cpp finds whole in any text because of their names."""
+        known = (CONTROL_LOOKING | USER_DEFINED_BY_NAME) & self._tokenizer.get_vocab().keys()
+        return sorted(known - self._added.keys())
+
+    def _puts_space(self, text: str, inside: list[AddedToken]) -> bool:
+        """Whether sentencepiece puts a space where transformers' Metaspace does not: before what
+        begins with one, and after special tokens."""
+        return "Metaspace" in self._splitting and (text.startswith(" ") or bool(inside))
 
     def forgives(self, text: str) -> bool:
         """Whether llama.cpp is known to cut such a text otherwise, in its own conversions too:
         plain text that is the name of a control token; special tokens that are only found in
-        normalized text, as old conversions of Llama have them; where transformers' Metaspace puts no space
-        before what begins with one, or follows a special token, but sentencepiece does."""
+        normalized text, as old conversions of Llama have them; spaces that Metaspace omits."""
         inside = [token for content, token in self._added.items() if content in text]
         if any(map(probes.flags, inside)):
             return False
-        if any(name in text for name in self._by_name):
-            return True
-        if any(token.special and token.normalized for token in inside) and self._spm:
-            return True
-        return self._metaspace and (text.startswith(" ") or bool(inside))
+        return (
+            any(name in text for name in self._by_name)
+            or (self._spm and any(token.special and token.normalized for token in inside))
+            or self._puts_space(text, inside)
+        )
 
     def of(self, difference: Difference) -> str:
         """The likeliest reason for a difference."""
@@ -86,16 +108,17 @@ class Reasons:
         for name in self._by_name:
             if name in text:
                 return f"{_name(name)} is plain text, and a special token to llama.cpp"
-        if self._metaspace and (text.startswith(" ") or inside):
+        if self._puts_space(text, inside):
             return "llama.cpp puts a space before every text and after special tokens"
         if self._normalizers:
-            kinds = ", ".join(step["type"] for step in self._normalizers)
-            return f"it has a normalizer ({shorten(kinds, 60)}), which GGUF has not"
-        if self._splits:
-            kinds = ", ".join(self._splits)
-            return f"it splits text before merging ({shorten(kinds, 60)}), llama.cpp does not"
+            kinds = shorten(", ".join(self._normalizers), 60)
+            return f"it has a normalizer ({kinds}), which GGUF has not"
+        splits = [kind for kind in self._splitting if kind != "Metaspace"]
+        if self._spm and splits:
+            kinds = shorten(", ".join(splits), 60)
+            return f"it splits text before merging ({kinds}), llama.cpp does not"
         if inside and inside[0].normalized and self._spm:
-            return f"the token {_name(inside[0].content)} is normalized"
+            return f"the token {_name(inside[0].content)} is looked for in normalized text"
         if inside:
             return f"llama.cpp cuts text around the token {_name(inside[0].content)} otherwise"
         if self._spm:
@@ -129,8 +152,8 @@ def _ends(fields: Mapping[str, Any], vocab: LlamaVocab) -> list[str]:
     if more := fields.get(special.MORE_ENDS):
         texts = ", ".join(quote(vocab.tokens[int(index)]) for index in str(more).split())
         warnings.append(
-            f"tokenizer: GGUF has a place for three tokens that end an answer, not for "
-            f"{shorten(texts, 80)}; edgepack chat and the Modelfile know them, other programs do not"
+            f"tokenizer: GGUF has three places for tokens that end an answer, none for "
+            f"{shorten(texts, 80)}; edgepack chat and the Modelfile know them, others do not"
         )
     if special.GGUF_ENDS[0] not in fields and vocab.eos < len(vocab.tokens):
         warnings.append(
