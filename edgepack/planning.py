@@ -12,7 +12,7 @@ from edgepack.budget import Allocation, files_size, search, spend
 from edgepack.cache import Stage
 from edgepack.calibration.text import MIN_SEQUENCES, SOURCE, counts, source_path
 from edgepack.calibration.text import check as check_text
-from edgepack.checkpoint import Checkpoint, open_checkpoint
+from edgepack.checkpoint import Checkpoint, open_checkpoint, vocabulary_check
 from edgepack.checkpoint.save import dtype_of
 from edgepack.choices import Fallback, choose, factor_bytes, format_of
 from edgepack.decoder import Decoder
@@ -174,7 +174,8 @@ def plan(recipe: Recipe, target: str, base: Path) -> Plan:
             hint="--target checkpoint writes them, sliced",
         )
     warnings += dense.warnings()
-    warnings += dense.gguf_warnings() if target == "gguf" else ()
+    if target == "gguf":
+        warnings += (*dense.gguf_warnings(), *vocabulary_check.check(dense))
     texts = _texts(recipe, dense, base)
     text = text_stage(recipe, dense, warnings)
     text_key = text.key if text else texts.get(SOURCE, "")

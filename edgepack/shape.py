@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edgepack.cache import Stage
+from edgepack.calibration.self_text import template_warnings
 from edgepack.checkpoint import Checkpoint
 from edgepack.decoder import Decoder, fits_in_memory
 from edgepack.errors import RecipeError, while_doing
@@ -34,6 +35,8 @@ def text_stage(recipe: Recipe, dense: Checkpoint, warnings: list[str]) -> Stage 
             f"calibrate.source: {dense.architecture.name} models do not write their own text here",
             hint="name a text file",
         )
+    if recipe.slice or recipe.compress:
+        warnings += template_warnings(dense.tokenizer)
     if not fits_in_memory(Decoder(dense)):
         warnings.append(
             "calibrate.source: self re-reads this model from disk at every token, because it "

@@ -12,7 +12,7 @@ from edgepack.choices import parts_of
 from edgepack.decompose.stage import load_weight
 from edgepack.export._parts import Parts
 from edgepack.export.gguf import write_factors, write_model
-from edgepack.export.modelfile import modelfile
+from edgepack.export.modelfile import modelfile, stops
 from edgepack.export.peft import write_adapter
 from edgepack.planning import Plan
 from edgepack.progress import Progress, Steps
@@ -77,7 +77,9 @@ def _write_gguf(
     if ranked:
         write_factors(folder / "factors.gguf", made.checkpoint, ranked, load)
     factors = "factors.gguf" if ranked else None
-    (folder / "Modelfile").write_text(modelfile(factors=factors), encoding="utf-8")
+    (folder / "Modelfile").write_text(
+        modelfile(factors=factors, stops=stops(made.checkpoint)), encoding="utf-8"
+    )
 
 
 def _write_onnx(

@@ -184,7 +184,7 @@ class Conversation:
 
     def _length(self) -> int:
         prompt = self._runtime.chat_prompt([*self._system, *self._turns])
-        return len(self._runtime.tokenize(prompt, special=True))
+        return 1 + len(self._runtime.tokenize(prompt, bos=False, special=True))
 
 
 def questions() -> Iterator[str]:

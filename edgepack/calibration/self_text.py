@@ -18,7 +18,11 @@ import torch
 from torch import Tensor
 
 from edgepack.calibration.sampling import sample
+from edgepack.checkpoint import special
+from edgepack.checkpoint.pieces import Pieces
+from edgepack.checkpoint.templates import TemplateError
 from edgepack.decoder import Block, Decoder, KeyValueCache, fits_in_memory
+from edgepack.errors import CalibrationError
 from edgepack.progress import Progress, Steps
 
 if TYPE_CHECKING:
@@ -45,20 +49,25 @@ class Sequence:
 
 def chat_script(tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
     """What the chat template puts before a question and before an answer, as token ids; for a
-    model without one, nothing before a document."""
-    if not tokenizer.chat_template:
+    model without a usable one, nothing before a document."""
+    try:
+        found = special.turns(tokenizer)
+    except TemplateError:  # `template_warnings` has said so
+        found = None
+    if found is None:
         return [[]]
-    question, answer = "\x01QUESTION\x01", "\x01ANSWER\x01"
-    messages = [
-        {"role": "user", "content": question},
-        {"role": "assistant", "content": answer},
-    ]
-    text = str(tokenizer.apply_chat_template(messages, tokenize=False))
-    before, found, rest = text.partition(question)
-    between, found_too, _ = rest.partition(answer)
-    if not (found and found_too):
-        return [[]]
-    return [tokenizer.encode(part, add_special_tokens=False) for part in (before, between)]
+    parts = (found.before, found.between)
+    return [tokenizer.encode(part, add_special_tokens=False) for part in parts]
+
+
+def template_warnings(tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """That the text will be documents only, where the model has a chat template that cannot be
+    used."""
+    try:
+        special.turns(tokenizer)
+    except TemplateError as error:
+        return [f"calibrate.source: self writes documents only, no chats: {error}"]
+    return []
 
 
 def batches(decoder: Decoder, count: int, length: int) -> list[range]:
@@ -76,7 +85,8 @@ def write(decoder: Decoder, sequences: range, total: int, length: int, seed: int
     """
     tokenizer = decoder.checkpoint.tokenizer
     generator = torch.Generator().manual_seed(seed * 1_000_003 + sequences.start)
-    ends = {i for i in (tokenizer.eos_token_id, tokenizer.pad_token_id) if i is not None}
+    ends = set(special.ends(tokenizer, decoder.checkpoint.generation_config()))
+    ends |= set() if tokenizer.pad_token_id is None else {tokenizer.pad_token_id}
     start_tokens = _document_starts(tokenizer, decoder.dimensions.vocab_size)
     script = chat_script(tokenizer)
     texts = [Sequence(script, turn=0 if i % 2 else -1) for i in sequences]
@@ -129,9 +139,11 @@ def _advance(
 
 
 def _document_starts(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> Tensor:
-    """Tokens a document may begin with: everything that is not special and is not a byte."""
-    special = set(tokenizer.all_special_ids)
-    pieces = tokenizer.convert_ids_to_tokens(list(range(min(vocab_size, len(tokenizer)))))
-    return torch.tensor(
-        [i for i, piece in enumerate(pieces) if i not in special and piece and piece.isascii()]
-    )
+    """Tokens a document may begin with: any that begins text."""
+    openings = Pieces(tokenizer).openings(vocab_size)
+    if not openings:
+        raise CalibrationError(
+            "calibrate.source: self: no token of the vocabulary is text to begin with",
+            hint="name a text file",
+        )
+    return torch.tensor(openings)

@@ -18,6 +18,7 @@ from edgepack.checkpoint import (
     digests,
     rope,
     shards,
+    special,
     tokenizer,
     vocabulary,
 )
@@ -135,9 +136,7 @@ class FolderCheckpoint(Checkpoint):
 
     def generation_config(self) -> Mapping[str, Any]:  # noqa: D102
         path = self.folder / GENERATION
-        if not path.is_file():
-            return {}
-        content: dict[str, Any] = self._files.read_json(path)
+        content: dict[str, Any] = self._files.read_json(path) if path.is_file() else {}
         validate(
             Generation,
             content,
@@ -145,7 +144,8 @@ class FolderCheckpoint(Checkpoint):
             CheckpointError,
             hint=GENERATION_HINT,
         )
-        return {key: value for key, value in content.items() if value is not None}
+        found = {key: value for key, value in content.items() if value is not None}
+        return special.with_ends(found, self._config.model_dump())
 
     def extra_tensors(self) -> Mapping[str, Tensor]:  # noqa: D102
         scaling, dims = self.dimensions.rope_scaling, self.dimensions
@@ -158,8 +158,13 @@ class FolderCheckpoint(Checkpoint):
         writer.add_type("model")
         self._description[0].set_gguf_meta_model(writer)
         self._write_dimensions(writer)
-        config = self._config.model_dump()
-        vocabulary.write(writer, self.tokenizer, self.dimensions.vocab_size, config)
+        vocabulary.write(
+            writer,
+            self.tokenizer,
+            self.dimensions.vocab_size,
+            self._config.model_dump(),
+            self.generation_config(),
+        )
         entries = writer.kv_data[0].items()
         return {key: (entry.value, entry.type, entry.sub_type) for key, entry in entries}
 

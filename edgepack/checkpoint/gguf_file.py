@@ -15,7 +15,7 @@ from torch import Tensor
 
 from edgepack import plugins
 from edgepack.architectures._base import Architecture
-from edgepack.checkpoint import _layout, digests, rope, tokenizer
+from edgepack.checkpoint import _layout, digests, rope, special, tokenizer
 from edgepack.checkpoint._base import Checkpoint, Dimensions
 from edgepack.checkpoint.config import check_heads
 from edgepack.checkpoint.gguf_header import GgufHeader
@@ -112,6 +112,10 @@ class GgufCheckpoint(Checkpoint):
             for key, entry in self._header.metadata.items()
             if key not in DROPPED and not key.startswith(PASSED_OVER) and entry[0] != []
         }
+
+    def generation_config(self) -> Mapping[str, Any]:  # noqa: D102
+        ends = special.gguf_ends(self._fields)
+        return {special.EOS: ends} if len(ends) > 1 else {}
 
     def extra_tensors(self) -> Mapping[str, Tensor]:  # noqa: D102
         present = rope.TENSOR in self._header.tensors

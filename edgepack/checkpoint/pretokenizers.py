@@ -125,15 +125,21 @@ CHECK_HASHES = {
 }
 """… and the sha256 of the token ids, as Python prints the list."""
 
-CONTROL_WORDS = """
+ENDS = """
 <|eot_id|> <|im_end|> <|end|> <end_of_turn> <|endoftext|> <|end_of_text|> <EOT> _<EOT> [EOT]
 <｜end▁of▁sentence｜> <end_of_utterance> <|eom_id|> <|return|> <|call|> <|flush|> <|calls|> </s>
 [EOS] <eos> <turn|> <|tool_response> [e~[
+"""
+FILL_IN_THE_MIDDLE = """
 <|fim_prefix|> <fim-prefix> <fim_prefix> <｜fim▁begin｜> <PRE> ▁<PRE> <|code_prefix|> <|prefix|>
 <|fim_suffix|> <fim-suffix> <fim_suffix> <｜fim▁hole｜> <SUF> ▁<SUF> <|code_suffix|> <|suffix|>
 <|fim_middle|> <fim-middle> <fim_middle> <｜fim▁end｜> <MID> ▁<MID> <|code_middle|> <|middle|>
 <|fim_pad|> <fim-pad> <fim_pad> <PAD> [PAD] <|fim_repo|> <|repo_name|> <fim-repo> <REPO>
 <reponame> <|file_sep|>
 """
-CONTROL_LOOKING = frozenset(CONTROL_WORDS.split())
+ENDS_BY_NAME = frozenset(ENDS.split())
+"""Tokens at which llama.cpp ends an answer whatever the file says."""
+CONTROL_LOOKING = ENDS_BY_NAME | frozenset(FILL_IN_THE_MIDDLE.split())
 """Tokens that llama.cpp treats as control tokens whatever type the file gives them."""
+USER_DEFINED_BY_NAME = frozenset(["<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"])
+"""Tokens that llama.cpp treats as text to be found whole, whatever type the file gives them."""

@@ -1,22 +1,32 @@
-"""Tokenizers: from a Hugging Face folder, and from the metadata of a GGUF file."""
+"""The tokenizer that llama.cpp makes of the metadata of a GGUF file."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gguf import TokenType
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
-from edgepack.checkpoint.pretokenizers import BY_NAME, CONTROL_LOOKING
+from edgepack.checkpoint.pretokenizers import (
+    BY_NAME,
+    CONTROL_LOOKING,
+    USER_DEFINED_BY_NAME,
+    Splitting,
+)
+from edgepack.checkpoint.tokenizer_files import from_folder
 from edgepack.errors import CheckpointError
+from edgepack.untrusted import quote
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+__all__ = ["from_folder", "from_gguf"]
+
 SPACE = "▁"
+TEMPLATE, TEMPLATE_NAMES = "tokenizer.chat_template", "tokenizer.chat_templates"
+TEMPLATE_PREFIX = f"{TEMPLATE}."
 SPECIAL_IDS = {
     "bos_token": "tokenizer.ggml.bos_token_id",
     "eos_token": "tokenizer.ggml.eos_token_id",
@@ -25,32 +35,6 @@ SPECIAL_IDS = {
 }
 SPM_IDS = {"bos_token": 1, "eos_token": 2, "unk_token": 0}
 """llama.cpp's defaults for a sentencepiece vocabulary that does not name its special tokens."""
-
-
-def from_folder(folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of a Hugging Face folder.
-
-    ``tokenizer.json`` is loaded as it stands: AutoTokenizer would rebuild the pre-tokenizer from
-    the class named in the configuration, and so lose SmolLM2's splitting of digits.
-    """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    exact = (folder / "tokenizer.json").is_file()
-    loader: Any = PreTrainedTokenizerFast if exact else AutoTokenizer
-    try:
-        tokenizer = loader.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # transformers raises whatever its converters raise
-        raise CheckpointError(
-            f"{folder.name}: the tokenizer cannot be loaded ({_first_line(error)})",
-            hint="the folder needs a valid tokenizer.json; to convert a tokenizer.model, "
-            "pip install sentencepiece protobuf",
-        ) from error
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise CheckpointError(
-            f"{folder.name}: {type(tokenizer).__name__} is not a fast tokenizer",
-            hint="the folder needs a tokenizer.json",
-        )
-    return tokenizer
 
 
 def from_gguf(fields: Mapping[str, Any], place: str) -> PreTrainedTokenizerFast:
@@ -63,10 +47,14 @@ def from_gguf(fields: Mapping[str, Any], place: str) -> PreTrainedTokenizerFast:
             f"{place}: tokenizer.ggml.model is {model!r}, which edgepack cannot rebuild",
             hint="supported: " + ", ".join(BACKENDS),
         )
-    tokens = _tokens(fields, place)
+    tokens = names(fields, place)
     backend, add_bos = BACKENDS[model](tokens, fields, place)
-    types = fields.get("tokenizer.ggml.token_type") or [TokenType.NORMAL] * len(tokens)
-    special, plain = _added(tokens, types)
+    special, plain = [], []
+    for token, kind in zip(tokens, kinds(tokens, fields), strict=True):
+        if kind in (TokenType.CONTROL, TokenType.UNKNOWN):
+            special.append(AddedToken(token, special=True, normalized=False))
+        elif kind == TokenType.USER_DEFINED:
+            plain.append(AddedToken(token, special=False, normalized=False))
     backend.add_special_tokens(special)
     backend.add_tokens(plain)
     named = _special_tokens(tokens, fields, SPM_IDS if model == "llama" else {})
@@ -77,20 +65,25 @@ def from_gguf(fields: Mapping[str, Any], place: str) -> PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=False,
         add_bos_token=add_bos and "bos_token" in named,
         add_eos_token=bool(fields.get("tokenizer.ggml.add_eos_token")) and "eos_token" in named,
-        chat_template=fields.get("tokenizer.chat_template"),
+        chat_template=_templates(fields),
         **named,
     )
     return tokenizer
 
 
-def _tokens(fields: Mapping[str, Any], place: str) -> list[str]:
+def names(fields: Mapping[str, Any], place: str) -> list[str]:
     """The token list; llama.cpp renames empty tokens and cannot load duplicates."""
     tokens = [
         token or f"[EMPTY_{index}]"
         for index, token in enumerate(fields.get("tokenizer.ggml.tokens", ()))
     ]
-    if not tokens or len(set(tokens)) < len(tokens):
-        problem = "has tokens more than once" if tokens else "is missing"
+    problem = "" if tokens else "is missing"
+    if len(set(tokens)) < len(tokens):
+        first: dict[str, int] = {}
+        pairs = ((first.setdefault(token, i), i) for i, token in enumerate(tokens))
+        one, other = next(pair for pair in pairs if pair[0] != pair[1])
+        problem = f"has {quote(tokens[one])} more than once (ids {one} and {other})"
+    if problem:
         raise CheckpointError(
             f"{place}: the list tokenizer.ggml.tokens {problem}",
             hint="llama.cpp cannot load such a file either; convert the model again",
@@ -98,37 +91,49 @@ def _tokens(fields: Mapping[str, Any], place: str) -> list[str]:
     return tokens
 
 
-def _added(
-    tokens: Sequence[str], types: Sequence[int]
-) -> tuple[list[AddedToken], list[AddedToken]]:
-    """The tokens looked for before any splitting: special ones, and plain text among them."""
-    special, plain = [], []
-    for token, kind in zip(tokens, types, strict=False):
-        if kind in (TokenType.CONTROL, TokenType.UNKNOWN) or token in CONTROL_LOOKING:
-            special.append(AddedToken(token, special=True, normalized=False))
-        elif kind == TokenType.USER_DEFINED:
-            plain.append(AddedToken(token, special=False, normalized=False))
-    return special, plain
+def kinds(tokens: Sequence[str], fields: Mapping[str, Any]) -> list[TokenType]:
+    """What llama.cpp takes every token for: it knows some by name, whatever the file says."""
+    given = fields.get("tokenizer.ggml.token_type") or [TokenType.NORMAL] * len(tokens)
+    if len(given) < len(tokens):
+        raise CheckpointError(
+            f"tokenizer.ggml.token_type has {len(given)} entries for {len(tokens)} tokens",
+            hint="llama.cpp cannot load such a file either; convert the model again",
+        )
+    found = []
+    for token, kind in zip(tokens, given, strict=False):
+        if token in CONTROL_LOOKING and kind != TokenType.UNKNOWN:
+            kind = TokenType.CONTROL
+        elif token in USER_DEFINED_BY_NAME:
+            kind = TokenType.USER_DEFINED
+        found.append(kind)
+    return found
+
+
+def _templates(fields: Mapping[str, Any]) -> str | dict[str, str] | None:
+    """The chat template, or all of them by name where there are several."""
+    default = fields.get(TEMPLATE)
+    named = {
+        key.removeprefix(TEMPLATE_PREFIX): value
+        for key, value in fields.items()
+        if key.startswith(TEMPLATE_PREFIX) and isinstance(value, str)
+    }
+    if not named:
+        return default
+    return named if default is None else {"default": default, **named}
 
 
 def _special_tokens(
     tokens: Sequence[str], fields: Mapping[str, Any], defaults: Mapping[str, int]
 ) -> dict[str, str]:
+    """Texts of the special tokens; an id that is out of range counts as none, as in llama.cpp."""
     ids = {name: fields.get(key, defaults.get(name)) for name, key in SPECIAL_IDS.items()}
-    return {name: tokens[i] for name, i in ids.items() if i is not None and i < len(tokens)}
+    return {name: tokens[i] for name, i in ids.items() if i is not None and 0 <= i < len(tokens)}
 
 
-def _byte_level(
-    tokens: Sequence[str], fields: Mapping[str, Any], place: str
-) -> tuple[Tokenizer, bool]:
-    """GPT-2's kind: bytes as printable characters, split by regular expressions, then merged."""
-    name = fields.get("tokenizer.ggml.pre") or "default"
-    if name not in BY_NAME:
-        raise CheckpointError(
-            f"{place}: the pre-tokenizer {name!r} is not known to edgepack",
-            hint="known: " + ", ".join(sorted(BY_NAME)),
-        )
-    splitting = BY_NAME[name]
+def byte_level_bpe(tokens: Sequence[str], fields: Mapping[str, Any], place: str) -> Tokenizer:
+    """GPT-2's kind without its added tokens: bytes as printable characters, split by regular
+    expressions, then merged."""
+    splitting = _splitting(fields, place)
     vocab = {token: index for index, token in enumerate(tokens)}
     # The separator is the first space after the first character: a merge may begin with one.
     pairs = [
@@ -144,21 +149,32 @@ def _byte_level(
         ]
     )
     backend.decoder = decoders.ByteLevel()
-    return backend, splitting.add_bos
+    return backend
+
+
+def _splitting(fields: Mapping[str, Any], place: str) -> Splitting:
+    name = fields.get("tokenizer.ggml.pre") or "default"
+    if name not in BY_NAME:
+        raise CheckpointError(
+            f"{place}: the pre-tokenizer {name!r} is not known to edgepack",
+            hint="known: " + ", ".join(sorted(BY_NAME)),
+        )
+    return BY_NAME[name]
+
+
+def _byte_level(
+    tokens: Sequence[str], fields: Mapping[str, Any], place: str
+) -> tuple[Tokenizer, bool]:
+    return byte_level_bpe(tokens, fields, place), _splitting(fields, place).add_bos
 
 
 def _sentencepiece(
     tokens: Sequence[str], fields: Mapping[str, Any], place: str
 ) -> tuple[Tokenizer, bool]:
     """Sentencepiece's BPE: scores say what to merge first, unknown characters become bytes."""
-    scores = fields.get("tokenizer.ggml.scores")
-    if not scores or len(scores) < len(tokens):
-        raise CheckpointError(
-            f"{place}: a sentencepiece vocabulary without a score for every token",
-            hint="convert the model again with llama.cpp's convert_hf_to_gguf.py",
-        )
+    scores = token_scores(tokens, fields, place)
     vocab = {token: index for index, token in enumerate(tokens)}
-    unknown = tokens[fields.get(SPECIAL_IDS["unk_token"], SPM_IDS["unk_token"])]
+    unknown = _special_tokens(tokens, fields, SPM_IDS).get("unk_token")
     merges = merges_of_scores(vocab, scores)
     backend = Tokenizer(BPE(vocab, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
     prefix = fields.get("tokenizer.ggml.add_space_prefix", True)
@@ -176,6 +192,17 @@ def _sentencepiece(
     return backend, True
 
 
+def token_scores(tokens: Sequence[str], fields: Mapping[str, Any], place: str) -> Sequence[float]:
+    """The score of every token of a sentencepiece vocabulary."""
+    scores: Sequence[float] = fields.get("tokenizer.ggml.scores") or ()
+    if len(scores) < len(tokens):
+        raise CheckpointError(
+            f"{place}: a sentencepiece vocabulary without a score for every token",
+            hint="convert the model again with llama.cpp's convert_hf_to_gguf.py",
+        )
+    return scores
+
+
 def merges_of_scores(vocab: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
     """Every way of making a token from two tokens, in the order in which scores prefer them."""
     ways = [
@@ -185,10 +212,6 @@ def merges_of_scores(vocab: Mapping[str, int], scores: Sequence[float]) -> list[
         if token[:cut] in vocab and token[cut:] in vocab
     ]
     return [(left, right) for *_, left, right in sorted(ways)]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 BACKENDS = {"gpt2": _byte_level, "llama": _sentencepiece}

@@ -5,58 +5,75 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gguf import GGUFWriter, TokenType
 
-from edgepack.checkpoint import pretokenizers
-from edgepack.checkpoint.tokenizer import SPACE
+from edgepack.checkpoint import pretokenizers, probes, special
+from edgepack.checkpoint.templates import DEFAULT
+from edgepack.checkpoint.tokenizer import SPACE, TEMPLATE, TEMPLATE_NAMES
 from edgepack.errors import CheckpointError
+from edgepack.untrusted import quote
 
 if TYPE_CHECKING:
+    from tokenizers import AddedToken
     from transformers import PreTrainedTokenizerFast
 
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 LOOKS_SPECIAL = re.compile(r"<\|.*\|>|<｜.*｜>|<unused.*>|<pad>|<mask>")
 """Added tokens that llama.cpp's conversion makes control tokens though they are not special."""
+SURROGATE = re.compile("[\ud800-\udfff]")
+NO_NAME = re.compile(r"[^A-Za-z0-9]")
+"""What the name of a chat template cannot have in GGUF."""
+LLAMA_CPPS_DEFAULT = 11
+"""BOS and EOS of a byte-level vocabulary that names none."""
 UNMERGED = -1e6
 """Score of sentencepiece tokens that no merge makes: after everything else."""
 
 
 def write(
-    writer: GGUFWriter, tokenizer: PreTrainedTokenizerFast, rows: int, config: Mapping[str, Any]
+    writer: GGUFWriter,
+    tokenizer: PreTrainedTokenizerFast,
+    rows: int,
+    config: Mapping[str, Any],
+    generation: Mapping[str, Any] | None = None,
 ) -> None:
-    """Add the tokenizer's keys to `writer`; `rows` is the length of the embedding matrix."""
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    model, steps = backend["model"], _steps(backend)
+    """Add the tokenizer's keys to `writer`; `rows` is the length of the embedding matrix, `config`
+    and `generation` are config.json and generation_config.json."""
+    backend = probes.backend_of(tokenizer)
+    model, steps = backend["model"], probes.steps(backend.get("pre_tokenizer"))
     kinds = {step["type"] for step in steps}
     if model["type"] == "BPE" and model.get("byte_fallback"):
         _write_tokens(writer, "llama", "default", tokenizer, rows)
         writer.add_token_scores(_scores(tokenizer, model["merges"], rows))
-        first = tokenizer.tokenize("a")[:1]
-        writer.add_add_space_prefix(bool(first) and first[0].startswith(SPACE))
+        writer.add_add_space_prefix(_begins_with_space(backend))
     elif model["type"] == "BPE" and "ByteLevel" in kinds:
-        name = pretokenizer_name(tokenizer)
+        name = pretokenizer_name(tokenizer, backend)
         _write_tokens(writer, "gpt2", name, tokenizer, rows)
         writer.add_token_merges([_merge(merge) for merge in model["merges"]])
         writer.add_add_space_prefix(False)
     else:
         raise CheckpointError(
             f"a {model['type']} tokenizer cannot be stored in GGUF by edgepack",
-            hint="supported: byte-level BPE, and sentencepiece BPE with byte fallback",
+            hint="supported: byte-level BPE, and sentencepiece BPE with byte fallback; "
+            "--target onnx takes any tokenizer.json",
         )
-    _write_special(writer, tokenizer, config)
+    ids = _write_special(writer, tokenizer, config, generation or {})
+    _write_template(writer, tokenizer, ids)
 
 
-def pretokenizer_name(tokenizer: PreTrainedTokenizerFast) -> str:
-    """``tokenizer.ggml.pre``: by llama.cpp's own test, else by the regular expressions."""
+def pretokenizer_name(
+    tokenizer: PreTrainedTokenizerFast, backend: Mapping[str, Any] | None = None
+) -> str:
+    """``tokenizer.ggml.pre``: by llama.cpp's own test, else by the regular expressions. `backend`
+    is the tokenizer's tokenizer.json, where that is at hand."""
     ids = tokenizer.encode(pretokenizers.CHECK_TEXT)
     digest = hashlib.sha256(str(ids).encode()).hexdigest()
     if digest in pretokenizers.CHECK_HASHES:
         return pretokenizers.CHECK_HASHES[digest]
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    found = [_pattern(step) for step in _steps(backend)]
+    backend = probes.backend_of(tokenizer) if backend is None else backend
+    found = [_pattern(step) for step in probes.steps(backend.get("pre_tokenizer"))]
     patterns = tuple(pattern for pattern in found if pattern is not None)
     for name, splitting in pretokenizers.SPLITTINGS.items():
         if splitting.recognises(patterns, bool(backend["model"].get("ignore_merges"))):
@@ -68,11 +85,14 @@ def pretokenizer_name(tokenizer: PreTrainedTokenizerFast) -> str:
     )
 
 
-def _steps(backend: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The pre-tokenizers of a tokenizer.json, a sequence flattened."""
-    step = backend.get("pre_tokenizer") or {"type": "Sequence", "pretokenizers": []}
-    steps: list[dict[str, Any]] = step["pretokenizers"] if step["type"] == "Sequence" else [step]
-    return steps
+def _begins_with_space(backend: Mapping[str, Any]) -> bool:
+    """Whether sentencepiece's mark for a space is put before every text."""
+    return any(
+        step == {"type": "Prepend", "prepend": SPACE}
+        or (step["type"] == "Metaspace" and step.get("prepend_scheme") != "never")
+        for part in ("normalizer", "pre_tokenizer")
+        for step in probes.steps(backend.get(part))
+    )
 
 
 def _pattern(step: Mapping[str, Any]) -> str | None:
@@ -96,19 +116,25 @@ def _pattern(step: Mapping[str, Any]) -> str | None:
 def _write_tokens(
     writer: GGUFWriter, model: str, pre: str, tokenizer: PreTrainedTokenizerFast, rows: int
 ) -> None:
-    by_id = {index: token for token, index in tokenizer.get_vocab().items()}
+    known = tokenizer.get_vocab()
+    by_id = {index: token for token, index in known.items()}
     if by_id and max(by_id) >= rows:
         raise CheckpointError(
-            f"the tokenizer knows {max(by_id) + 1} tokens, the embedding has {rows} rows",
-            hint="tokenizer files and weights are not of the same model",
+            f"the tokenizer knows {max(by_id) + 1} tokens, the embedding has {rows} rows "
+            f"(token {max(by_id)} is {quote(by_id[max(by_id)])})",
+            hint="remove tokens that were added without resizing the embeddings, or take the "
+            "tokenizer of the model",
         )
+    added, unknown, spm = tokenizer.added_tokens_decoder, tokenizer.unk_token, model == "llama"
     tokens, types = [], []
     for index in range(rows):
-        token, kind = f"[PAD{index}]", TokenType.UNUSED
         if index in by_id:
-            token, kind = _token(by_id[index], index, tokenizer, spm=model == "llama")
+            token, kind = _token(by_id[index], added.get(index), unknown, spm=spm)
+        else:
+            token, kind = _filler(index, known), TokenType.UNUSED
         tokens.append(token)
         types.append(int(kind))
+    _check_names(tokens, by_id)
     writer.add_tokenizer_model(model)
     writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
@@ -116,16 +142,43 @@ def _write_tokens(
 
 
 def _token(
-    token: str, index: int, tokenizer: PreTrainedTokenizerFast, *, spm: bool
+    token: str, added: AddedToken | None, unknown: str | None, *, spm: bool
 ) -> tuple[str, TokenType]:
-    added = tokenizer.added_tokens_decoder.get(index)
-    if spm and token == tokenizer.unk_token:
+    if spm and token == unknown:
         return token, TokenType.UNKNOWN
     if added is None:
         return token, TokenType.BYTE if spm and BYTE.fullmatch(token) else TokenType.NORMAL
     if added.special or LOOKS_SPECIAL.fullmatch(token):
         return token, TokenType.CONTROL
-    return token.replace(SPACE, " "), TokenType.USER_DEFINED
+    return token.replace(SPACE, " ") if spm else token, TokenType.USER_DEFINED
+
+
+def _filler(index: int, known: Mapping[str, int]) -> str:
+    """A name for a row without a token, which no token has."""
+    name = f"[PAD{index}]"
+    while name in known:
+        name = f"[{name}]"
+    return name
+
+
+def _check_names(tokens: Sequence[str], by_id: Mapping[int, str]) -> None:
+    """llama.cpp ends the process over names that are not unique, and cuts them off at a NUL."""
+    first: dict[str, int] = {}
+    for index, name in enumerate(tokens):
+        problem = None
+        if (other := first.setdefault(name, index)) != index:
+            problem = f"and token {other} {quote(by_id.get(other))} would both be {quote(name)}"
+        elif "\0" in name:
+            problem = "has a NUL in its name"
+        elif not name:
+            problem = "has no name"
+        elif not name.isascii() and SURROGATE.search(name):
+            problem = "has a name that is no UTF-8"
+        if problem is not None:
+            raise CheckpointError(
+                f"token {index} {quote(by_id.get(index))} {problem} in GGUF",
+                hint="remove or rename the token in tokenizer.json",
+            )
 
 
 def _merge(merge: Any) -> str:
@@ -149,19 +202,85 @@ def _scores(tokenizer: PreTrainedTokenizerFast, merges: list[Any], rows: int) ->
 
 
 def _write_special(
-    writer: GGUFWriter, tokenizer: PreTrainedTokenizerFast, config: Mapping[str, Any]
-) -> None:
-    """Ids of the special tokens, which of them are added by themselves, the chat template."""
+    writer: GGUFWriter,
+    tokenizer: PreTrainedTokenizerFast,
+    config: Mapping[str, Any],
+    generation: Mapping[str, Any],
+) -> dict[str, int]:
+    """Ids of the special tokens, and which of them are put around every text; returns the ids.
+
+    llama.cpp puts its BOS and EOS around a text, so what the tokenizer puts there is stored under
+    these names, as llama.cpp's conversion does it.
+    """
+    ids = {}
     for name in ("bos", "eos", "unk", "sep", "pad", "mask"):
         index = getattr(tokenizer, f"{name}_token_id")
         index = config.get(f"{name}_token_id") if index is None else index
         if isinstance(index, int) and index >= 0:
-            getattr(writer, f"add_{name}_token_id")(index)
-    bare, full = (tokenizer.encode("a", add_special_tokens=special) for special in (False, True))
-    writer.add_add_bos_token(full != bare and full[0] == tokenizer.bos_token_id)
-    writer.add_add_eos_token(full != bare and full[-1] == tokenizer.eos_token_id)
-    template = tokenizer.chat_template
-    if isinstance(template, dict):
-        writer.add_chat_template([{"name": k, "template": v} for k, v in template.items()])
-    elif template:
-        writer.add_chat_template(template)
+            ids[name] = index
+    before, after = special.wrapping(tokenizer)
+    if len(before) > 1 or len(after) > 1:
+        raise CheckpointError(
+            f"the tokenizer puts {before} before and {after} after every text, "
+            "GGUF has a place for one token each",
+            hint="change the post_processor in tokenizer.json",
+        )
+    ends = special.ends(tokenizer, generation, config)
+    ids |= {"bos": before[0]} if before else {}
+    ids |= {"eos": after[0]} if after else {}
+    ids |= {"eos": ends[0]} if "eos" not in ids and ends else {}
+    others = _unnamed_first([end for end in ends if end != ids.get("eos")], tokenizer)
+    ids |= dict(zip(("eot", "eom"), others, strict=False))
+    for name, index in ids.items():
+        getattr(writer, f"add_{name}_token_id")(index)
+    homeless = [end for end in others[2:] if not _ends_by_name(tokenizer, end)]
+    if homeless:
+        writer.add_string(special.MORE_ENDS, " ".join(map(str, homeless)))
+    writer.add_add_bos_token(bool(before))
+    writer.add_add_eos_token(bool(after))
+    return ids
+
+
+def _ends_by_name(tokenizer: PreTrainedTokenizerFast, index: int) -> bool:
+    return tokenizer.convert_ids_to_tokens(index) in pretokenizers.ENDS_BY_NAME
+
+
+def _unnamed_first(ends: Sequence[int], tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """Those first that llama.cpp does not know by name: places are few."""
+    return sorted(ends, key=lambda end: _ends_by_name(tokenizer, end))
+
+
+def _write_template(
+    writer: GGUFWriter, tokenizer: PreTrainedTokenizerFast, ids: Mapping[str, int]
+) -> None:
+    """The chat template, or several by name, as GGUFWriter has them but in a fixed order."""
+    given = tokenizer.chat_template
+    named = given if isinstance(given, dict) else {DEFAULT: given}
+    others: dict[str, str] = {}
+    for name, template in named.items():
+        if not isinstance(template, str) or not template:
+            continue
+        stored = _naming(tokenizer, ids, template) + template
+        if name == DEFAULT:
+            writer.add_string(TEMPLATE, stored)
+        elif others.setdefault(NO_NAME.sub("_", name), stored) is not stored:
+            raise CheckpointError(
+                f"the chat template {quote(name)} has the name of another one in GGUF",
+                hint="names are told apart by letters and digits only",
+            )
+    for name, stored in sorted(others.items()):
+        writer.add_string(f"{TEMPLATE}.{name}", stored)
+    if others:
+        writer.add_array(TEMPLATE_NAMES, sorted(others))
+
+
+def _naming(tokenizer: PreTrainedTokenizerFast, ids: Mapping[str, int], template: str) -> str:
+    """A line that sets ``bos_token`` or ``eos_token`` where the template reads it and the ids of
+    the file would give it another text than the source."""
+    lines = []
+    for name in ("bos", "eos"):
+        text = getattr(tokenizer, f"{name}_token") or ""
+        index = ids.get(name, LLAMA_CPPS_DEFAULT)
+        if f"{name}_token" in template and tokenizer.convert_tokens_to_ids(text) != index:
+            lines.append(f"{{%- set {name}_token = {json.dumps(str(text))} %}}\n")
+    return "".join(lines)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from edgepack.cache import load_tensors, save_tensors
 from edgepack.errors import EdgepackError
 from edgepack.progress import Progress, Steps
-from edgepack.runtimes._base import Scorer
+from edgepack.runtimes._base import Scorer, opened
 
 _ROWS = 32  # positions per float64 block: 40 MB at a vocabulary of 150 000
 
@@ -135,7 +135,7 @@ def chunk(runtime: Scorer, text: str, context: int, limit: int | None = None) ->
     As llama-perplexity cuts it: the whole text tokenized at once, then the first token of every
     chunk *replaced* by BOS, if the model starts with one.
     """
-    tokens = np.array(runtime.tokenize(text), np.int64)
+    tokens = np.array(opened(runtime, text), np.int64)
     chunks = tokens[: len(tokens) // context * context].reshape(-1, context)[:limit]
     if not len(chunks):
         raise EdgepackError(

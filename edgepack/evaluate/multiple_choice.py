@@ -19,7 +19,7 @@ from edgepack.errors import while_doing
 from edgepack.evaluate.divergence import log_probabilities, standard_error
 from edgepack.evaluate.tasks import TASKS, Item
 from edgepack.progress import Progress, Steps
-from edgepack.runtimes._base import Scorer
+from edgepack.runtimes._base import Scorer, opened
 from edgepack.runtimes.forks import Fork, check_fits, pack
 
 CONTEXT = 2048
@@ -136,6 +136,6 @@ def encode(
     """Tokens of a context and of what follows it, split as the harness splits them: spaces at the
     context's end count as the continuation's, whose tokens are those that the whole text has beyond
     the context's own. BOS comes first where the model file says that texts start with it."""
-    whole = runtime.tokenize(context + continuation)
-    stem = runtime.tokenize(context.rstrip())
+    whole = opened(runtime, context + continuation)
+    stem = opened(runtime, context.rstrip())
     return tuple(stem), tuple(whole[len(stem) :])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from edgepack.progress import Progress, Steps
-from edgepack.runtimes._base import Runtime, Sampling
+from edgepack.runtimes._base import Runtime, Sampling, opened
 
 PROMPT, ANSWER, ROUNDS = 128, 32, 3
 TEXT = "The quick brown fox jumps over the lazy dog. "
@@ -40,7 +40,7 @@ def speeds(
 
 
 def _once(runtime: Runtime) -> Speed:
-    tokens = runtime.tokenize(TEXT * PROMPT)[:PROMPT]
+    tokens = opened(runtime, TEXT * PROMPT)[:PROMPT]
     runtime.logits(tokens[:2])  # pages come in, threads wake up
     start = time.perf_counter()
     answer = runtime.generate(tokens, ANSWER, Sampling(ignore_eos=True))

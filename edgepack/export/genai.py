@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgepack.checkpoint import Checkpoint
+from edgepack.checkpoint import Checkpoint, special
 
 TYPES = ("llama", "mistral", "phi", "qwen2", "qwen3")
 """Families that it knows; the name only picks how a decoder is driven, so any will do."""
@@ -18,9 +18,9 @@ def genai_config(
     """The configuration of a graph that lies in a folder of the output folder; `inputs` are what
     it takes besides keys and values."""
     d, tokenizer, name = checkpoint.dimensions, checkpoint.tokenizer, checkpoint.architecture.name
-    ends = checkpoint.generation_config().get("eos_token_id", tokenizer.eos_token_id)
-    first = ends[0] if isinstance(ends, list) else ends
+    ends = list(special.ends(tokenizer, checkpoint.generation_config()))
     pad = tokenizer.pad_token_id
+    first = ends[0] if ends else pad
     past = {f"past_{kind}_names": f"past_key_values.%d.{kind}" for kind in ("key", "value")}
     present = {f"present_{kind}_names": f"present.%d.{kind}" for kind in ("key", "value")}
     decoder = {
@@ -38,7 +38,7 @@ def genai_config(
         "model": {
             "type": name if name in TYPES else "llama",
             "bos_token_id": tokenizer.bos_token_id if tokenizer.bos_token_id is not None else first,
-            "eos_token_id": ends,
+            "eos_token_id": ends if len(ends) > 1 else first,
             "pad_token_id": first if pad is None else pad,
             "context_length": context,
             "vocab_size": d.vocab_size,

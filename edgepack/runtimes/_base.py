@@ -138,3 +138,10 @@ class Runtime(Scorer, Protocol):
     def chat_prompt(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """The messages in the model's own chat template, up to where its answer begins."""
         ...
+
+
+def opened(runtime: Scorer, text: str, *, special: bool = False) -> list[int]:
+    """Tokens of a text that something follows: the model's first token before it, and nothing after
+    it, also where the tokenizer ends every text with EOS."""
+    ids = runtime.tokenize(text, bos=False, special=special)
+    return ids if runtime.bos is None else [runtime.bos, *ids]

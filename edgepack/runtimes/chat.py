@@ -6,7 +6,7 @@ import codecs
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from edgepack.errors import EdgepackError
+from edgepack.checkpoint import templates
 from edgepack.runtimes._base import LIKELIEST, Runtime, Sampling
 
 
@@ -17,28 +17,31 @@ def chat(
     sampling: Sampling = LIKELIEST,
 ) -> Iterator[str]:
     """The model's answer to messages ``{"role": …, "content": …}``, in whole characters."""
-    prompt = runtime.tokenize(runtime.chat_prompt(messages), special=True)
-    if prompt[:2] == [runtime.bos, runtime.bos]:  # some templates write it themselves
-        prompt = prompt[1:]
-    answer = runtime.generate(prompt, max_tokens, sampling)
+    answer = runtime.generate(prompt(runtime, messages), max_tokens, sampling)
     return text(runtime.piece(token) for token in answer)
 
 
-def render(template: Any, messages: Sequence[Mapping[str, Any]], special: Mapping[str, str]) -> str:
-    """Messages in a chat template (Jinja, as transformers renders it), up to where the answer
-    begins; `special` are tokens that it names."""
-    from jinja2 import TemplateError
-    from transformers.utils import chat_template_utils
+def prompt(runtime: Runtime, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Token ids up to where the answer begins.
 
-    if not template:
-        raise EdgepackError("the model has no chat template", hint="it is not made for chat")
-    draw: Any = chat_template_utils.render_jinja_template  # its annotations are wrong
-    how = {"chat_template": template, "add_generation_prompt": True, **special}
-    try:
-        (prompt,), _ = draw([list(messages)], **how)
-    except TemplateError as error:  # templates refuse what they were not trained on
-        raise EdgepackError(f"the chat template refuses the messages: {error}") from error
-    return str(prompt)
+    They begin with one BOS where the tokenizer adds one, whether the template writes it as well or
+    not, and never end with an EOS that only the tokenizer adds.
+    """
+    ids = runtime.tokenize(runtime.chat_prompt(messages), bos=False, special=True)
+    bos = runtime.bos
+    if bos is None:
+        return ids
+    if bos not in ids:
+        return [bos, *ids]
+    while ids[:2] == [bos, bos]:
+        del ids[0]
+    return ids
+
+
+def render(template: Any, messages: Sequence[Mapping[str, Any]], special: Mapping[str, str]) -> str:
+    """Messages in a chat template, up to where the answer begins; `special` are tokens that it
+    names."""
+    return templates.render(template, messages, special, add_generation_prompt=True)
 
 
 def text(pieces: Iterable[bytes]) -> Iterator[str]:

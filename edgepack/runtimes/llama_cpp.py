@@ -19,6 +19,8 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
+from edgepack.checkpoint.special import MORE_ENDS, gguf_ends
+from edgepack.checkpoint.tokenizer import TEMPLATE, TEMPLATE_PREFIX
 from edgepack.errors import EdgepackError, missing_extra
 from edgepack.runtimes._base import (
     LIKELIEST,
@@ -107,6 +109,7 @@ class LlamaCpp(Closing):
         self.vocab_size: int = lib.llama_vocab_n_tokens(self._vocab)
         add_bos = lib.llama_vocab_get_add_bos(self._vocab)
         self.bos: int | None = lib.llama_vocab_bos(self._vocab) if add_bos else None
+        self._more_ends = gguf_ends({MORE_ENDS: self._told(MORE_ENDS) or ""})
 
     def _load(self, path: Path) -> Any:
         params = self._lib.llama_model_default_params()
@@ -201,7 +204,7 @@ class LlamaCpp(Closing):
             end = min(len(tokens) + max_tokens, self.context)
             for position in range(len(tokens), end):
                 token: int = self._lib.llama_sampler_sample(sampler, self._ctx, -1)
-                ends = self._lib.llama_vocab_is_eog(self._vocab, token)
+                ends = self._lib.llama_vocab_is_eog(self._vocab, token) or token in self._more_ends
                 if token in stop or (ends and not sampling.ignore_eos):
                     return
                 yield token
@@ -249,13 +252,38 @@ class LlamaCpp(Closing):
 
     def chat_prompt(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """See `Runtime.chat_prompt`."""
-        template = self._lib.llama_model_chat_template(self._model, None)
-        names = {"bos_token": "llama_vocab_bos", "eos_token": "llama_vocab_eos"}
+        names = ("bos", "eos", "pad", "sep")
         special = {
-            name: self._token_text(getattr(self._lib, function)(self._vocab))
-            for name, function in names.items()
+            f"{name}_token": self._token_text(
+                getattr(self._lib, f"llama_vocab_{name}")(self._vocab)
+            )
+            for name in names
         }
-        return render(template.decode() if template else None, messages, special)
+        return render(self._templates(), messages, special)
+
+    def _templates(self) -> str | dict[str, str] | None:
+        """The chat template; where none is the default, all of them by name."""
+        if (default := self._told(TEMPLATE)) is not None:
+            return default
+        keys = (
+            self._string(self._lib.llama_model_meta_key_by_index, index)
+            for index in range(self._lib.llama_model_meta_count(self._model))
+        )
+        named = [key for key in keys if key and key.startswith(TEMPLATE_PREFIX)]
+        return {key.removeprefix(TEMPLATE_PREFIX): self._told(key) or "" for key in named} or None
+
+    def _told(self, key: str) -> str | None:
+        """The text under a key of the file's metadata."""
+        return self._string(self._lib.llama_model_meta_val_str, key.encode())
+
+    def _string(self, function: Callable[..., int], which: Any) -> str | None:
+        """What a function writes into a buffer, whose length it returns; below 0 for nothing."""
+        size = function(self._model, which, None, 0)
+        if size < 0:
+            return None
+        buffer = ctypes.create_string_buffer(size + 1)
+        function(self._model, which, buffer, size + 1)
+        return buffer.value.decode("utf-8", "replace")
 
     def _token_text(self, token: int) -> str:
         """A control token as a template writes it; none for the missing token −1."""

@@ -8,11 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from edgepack.checkpoint.special import wrapping
 from edgepack.decoder import Block, Decoder, fits_in_memory
 from edgepack.runtimes._base import Closing
 from edgepack.runtimes.forks import Fork, check_fits
-
-ADDS_BOS = "tokenizer.ggml.add_bos_token"
 
 
 class TorchDecoder(Closing):
@@ -23,8 +22,8 @@ class TorchDecoder(Closing):
         self.decoder, self.context, self.sequences = decoder, context, sequences
         self.vocab_size = decoder.dimensions.vocab_size
         self._tokenizer = decoder.checkpoint.tokenizer
-        adds_bos = decoder.checkpoint.gguf_metadata().get(ADDS_BOS, (False,))[0]
-        self.bos: int | None = self._tokenizer.bos_token_id if adds_bos else None
+        before, _ = wrapping(self._tokenizer)
+        self.bos: int | None = before[0] if before else None
         blocks = range(decoder.dimensions.num_hidden_layers)
         self._kept = [decoder.block(i) for i in blocks] if fits_in_memory(decoder) else []
         self._embedding, self._head = decoder.embedding(), decoder.head()

@@ -1,0 +1,134 @@
+"""llama.cpp's tokenizer, step by step, from the keys of a GGUF file (llama-vocab.cpp).
+
+`tokenizer.from_gguf` gives a fast tokenizer that is nearly the same. This one is slow and exact,
+for short texts: special tokens are found the longest first wherever they are, sentencepiece merges
+whatever makes a token, by score and then from the left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from heapq import heappop, heappush
+from typing import Any
+
+import numpy as np
+from gguf import TokenType
+from tokenizers import Tokenizer
+
+from edgepack.checkpoint.tokenizer import SPACE, byte_level_bpe, kinds, names, token_scores
+from edgepack.errors import CheckpointError
+
+FOUND_WHOLE = (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED)
+DEFAULTS = {
+    "llama": {"bos": 1, "eos": 2, "add_bos": True, "space": True},
+    "gpt2": {"bos": 11, "eos": 11, "add_bos": False, "space": False},
+}
+"""``tokenizer.ggml.model`` → what holds where the file does not say."""
+
+
+class LlamaVocab:
+    """The vocabulary of a GGUF file; `fields` are its keys."""
+
+    def __init__(self, fields: Mapping[str, Any], place: str) -> None:
+        model = fields.get("tokenizer.ggml.model", "")
+        if model not in DEFAULTS:
+            raise CheckpointError(f"{place}: tokenizer.ggml.model {model!r} is not known here")
+        self.tokens = names(fields, place)
+        types = kinds(self.tokens, fields)
+        whole = [index for index, kind in enumerate(types) if kind in FOUND_WHOLE]
+        self._whole = sorted(whole, key=lambda index: -len(self.tokens[index].encode()))
+        defaults = DEFAULTS[model]
+        key = "tokenizer.ggml.{}".format
+        self.bos: int = fields.get(key("bos_token_id"), defaults["bos"])
+        self.eos: int = fields.get(key("eos_token_id"), defaults["eos"])
+        self.add_bos = bool(fields.get(key("add_bos_token"), defaults["add_bos"]))
+        self.add_eos = bool(fields.get(key("add_eos_token"), False))
+        self._space = bool(fields.get(key("add_space_prefix"), defaults["space"]))
+        if model == "gpt2":
+            self._bpe: Tokenizer | None = byte_level_bpe(self.tokens, fields, place)
+        else:
+            self._bpe = None
+            scores = token_scores(self.tokens, fields, place)
+            self._scores: list[float] = np.array(scores, np.float32).tolist()
+            self._ids = {token: index for index, token in enumerate(self.tokens)}
+            self._bytes = [self._byte(byte, place) for byte in range(256)]
+
+    def _byte(self, byte: int, place: str) -> int:
+        """The token of a byte; llama.cpp ends the process over a text that needs a missing one."""
+        index = self._ids.get(f"<0x{byte:02X}>")
+        if index is None and byte < 128:
+            index = self._ids.get(chr(byte))
+        if index is None:
+            raise CheckpointError(
+                f"{place}: the vocabulary has no token for the byte <0x{byte:02X}>",
+                hint="llama.cpp needs all 256; convert the model again",
+            )
+        return index
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """Token ids; control tokens in the text are found, `special` adds BOS and EOS."""
+        ids = [self.bos] if special and self.add_bos else []
+        after_special = True
+        for part in self._parts(text):
+            if isinstance(part, int):
+                ids.append(part)
+            elif self._bpe is not None:
+                ids += self._bpe.encode(part, add_special_tokens=False).ids
+            else:
+                prefix = " " if self._space and after_special else ""
+                ids += self._merged((prefix + part).replace(" ", SPACE))
+            after_special = isinstance(part, int)
+        return [*ids, self.eos] if special and self.add_eos else ids
+
+    def _parts(self, text: str) -> Sequence[str | int]:
+        """The text cut at tokens that are found whole, those as ids."""
+        parts: list[str | int] = [text] if text else []
+        for index in self._whole:
+            token = self.tokens[index]
+            if token in text:
+                parts = [piece for part in parts for piece in _cut(part, token, index)]
+        return parts
+
+    def _merged(self, text: str) -> Iterator[int]:
+        """Sentencepiece's BPE: the best pair of neighbours is merged until none makes a token."""
+        symbols: list[str] = list(text)
+        before = [i - 1 for i in range(len(symbols))]
+        after = [i + 1 for i in range(len(symbols))]
+        queue: list[tuple[float, int, int, str]] = []
+
+        def push(left: int, right: int) -> None:
+            if left >= 0 and right < len(symbols):
+                pair = symbols[left] + symbols[right]
+                if pair in self._ids:
+                    heappush(queue, (-self._scores[self._ids[pair]], left, right, pair))
+
+        for i in range(1, len(symbols)):
+            push(i - 1, i)
+        while queue:
+            _, left, right, pair = heappop(queue)
+            # A pair is outdated once one of its sides has grown or gone.
+            if not symbols[left] or not symbols[right] or symbols[left] + symbols[right] != pair:
+                continue
+            symbols[left], symbols[right] = pair, ""
+            after[left] = after[right]
+            if after[right] < len(symbols):
+                before[after[right]] = left
+            push(before[left], left)
+            push(left, after[left])
+        for symbol in filter(None, symbols):
+            if symbol in self._ids:
+                yield self._ids[symbol]
+            else:
+                yield from (self._bytes[byte] for byte in symbol.encode())
+
+
+def _cut(part: str | int, token: str, index: int) -> Iterator[str | int]:
+    """A text as the pieces between occurrences of a token, and the token's id for those."""
+    if isinstance(part, int):
+        yield part
+        return
+    for number, piece in enumerate(part.split(token)):
+        if number:
+            yield index
+        if piece:
+            yield piece

@@ -1,0 +1,145 @@
+"""Tokens with a task: put around every text, ending an answer, named by chat templates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+from edgepack.checkpoint import templates
+from edgepack.checkpoint.templates import TemplateError
+from edgepack.errors import CheckpointError
+from edgepack.untrusted import quote
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+QUESTION, ANSWER = "\x01QUESTION\x01", "\x01ANSWER\x01"
+"""Markers in place of what is said; no template has a reason to change them."""
+EOS = "eos_token_id"
+
+GGUF_ENDS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
+"""Ids at which llama.cpp ends an answer, beside the tokens that it knows by name …"""
+MORE_ENDS = "edgepack.eos_token_ids"
+"""… and a key of edgepack's own for those without a place: ids, with spaces between them."""
+
+
+class Turns(NamedTuple):
+    """What a chat template puts around a question and its answer."""
+
+    before: str
+    between: str
+    after: str
+
+
+def wrapping(tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
+    """The ids that the tokenizer puts before and after every text."""
+    bare = tokenizer.encode("a", add_special_tokens=False)
+    full = tokenizer.encode("a", add_special_tokens=True)
+    for start in range(len(full) - len(bare) + 1):
+        if full[start : start + len(bare)] == bare:
+            return full[:start], full[start + len(bare) :]
+    raise CheckpointError(
+        f"the tokenizer's post-processor makes {full[:8]} of {bare[:8]}, the tokens of 'a'",
+        hint="it may only add tokens before and after a text",
+    )
+
+
+def ends(tokenizer: PreTrainedTokenizerFast, *configs: Mapping[str, Any]) -> tuple[int, ...]:
+    """The ids that end an answer: those that `configs` (generation_config.json, config.json) list,
+    the tokenizer's EOS, and the token by which the chat template closes an answer."""
+    found = [token for config in configs for token in listed(config)]
+    if tokenizer.eos_token_id is not None:
+        found.append(tokenizer.eos_token_id)
+    closing = _closing(tokenizer)
+    return tuple(dict.fromkeys([*found, *([] if closing is None else [closing])]))
+
+
+def listed(config: Mapping[str, Any]) -> list[int]:
+    """The ids under ``eos_token_id``: a number, a list of numbers, or nothing."""
+    value = config.get(EOS)
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    for index in ids:
+        if not isinstance(index, int) or isinstance(index, bool):
+            raise CheckpointError(
+                f"{EOS}: should be a number or a list of numbers, not {quote(value)}",
+                hint="correct it in generation_config.json and config.json",
+            )
+    return [index for index in ids if 0 <= index < 1 << 31]  # −1 says that there is none
+
+
+def with_ends(generation: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """generation_config.json with the ids that only config.json lists."""
+    ids = list(dict.fromkeys([*listed(generation), *listed(config)]))
+    if not isinstance(config.get(EOS), list) or ids == listed(generation):
+        return dict(generation)
+    return {**generation, EOS: ids}
+
+
+def gguf_ends(fields: Mapping[str, Any]) -> list[int]:
+    """The ids that end an answer according to the keys of a GGUF file."""
+    ids = [fields[key] for key in GGUF_ENDS if isinstance(fields.get(key), int)]
+    more = str(fields.get(MORE_ENDS, "")).split()
+    return list(dict.fromkeys([*ids, *(int(index) for index in more if index.isdecimal())]))
+
+
+def names_of(tokenizer: PreTrainedTokenizerFast) -> dict[str, str]:
+    """The special tokens' texts as chat templates name them (``bos_token``, …)."""
+    return {
+        name: str(text)
+        for name, text in tokenizer.special_tokens_map.items()
+        if isinstance(text, str)
+    }
+
+
+def turns(tokenizer: PreTrainedTokenizerFast) -> Turns | None:
+    """What the chat template puts around a question and an answer; None without a template.
+
+    `TemplateError` where the template does not take them or changes what is said.
+    """
+    template = tokenizer.chat_template
+    known = _turns.get(tokenizer)
+    if known is None or known[0] != template:
+        try:
+            known = template, _render_turns(tokenizer)
+        except TemplateError as error:
+            known = template, error
+        _turns[tokenizer] = known
+    found = known[1]
+    if isinstance(found, TemplateError):
+        raise TemplateError(found.message, hint=found.hint, refused=found.refused)
+    return found
+
+
+_turns: WeakKeyDictionary[PreTrainedTokenizerFast, tuple[Any, Turns | TemplateError | None]] = (
+    WeakKeyDictionary()
+)
+"""Template and what came of it, so that it is rendered once."""
+
+
+def _render_turns(tokenizer: PreTrainedTokenizerFast) -> Turns | None:
+    if templates.choose(tokenizer.chat_template) is None:
+        return None
+    messages = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
+    text = templates.render(tokenizer.chat_template, messages, names_of(tokenizer))
+    before, question, rest = text.partition(QUESTION)
+    between, answer, after = rest.partition(ANSWER)
+    if not (question and answer):
+        raise TemplateError(
+            "the chat template changes or leaves out what is said",
+            hint="take the chat template published with the model",
+        )
+    return Turns(before, between, after)
+
+
+def _closing(tokenizer: PreTrainedTokenizerFast) -> int | None:
+    """The special token by which the template closes an answer, if it does so."""
+    try:
+        found = turns(tokenizer)
+    except TemplateError:
+        return None
+    if found is None:
+        return None
+    ids = tokenizer.encode(found.after.lstrip(), add_special_tokens=False)[:1]
+    added = tokenizer.added_tokens_decoder
+    return ids[0] if ids and ids[0] in added and added[ids[0]].special else None

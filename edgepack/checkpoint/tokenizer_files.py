@@ -1,0 +1,108 @@
+"""The tokenizer of a Hugging Face folder, whose files others wrote."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgepack.errors import CheckpointError, EdgepackError
+from edgepack.untrusted import quote, read_json, shorten
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+JSON_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "chat_template.json",
+)
+TEMPLATE_NAME = re.compile(r"[\w.-]{1,100}")
+"""Names of chat templates become names of files."""
+MAX_ID = (1 << 31) - 1
+CODE_HINT = "edgepack runs no code that comes with a model; the folder needs a tokenizer.json"
+HINT = (
+    "the folder needs a valid tokenizer.json; to convert a tokenizer.model, "
+    "pip install sentencepiece protobuf"
+)
+
+
+def from_folder(folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a Hugging Face folder.
+
+    ``tokenizer.json`` is loaded as it stands: AutoTokenizer would rebuild the pre-tokenizer from
+    the class named in the configuration, and so lose SmolLM2's splitting of digits.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    _check_json(folder)
+    exact = (folder / "tokenizer.json").is_file()
+    loader: Any = PreTrainedTokenizerFast if exact else AutoTokenizer
+    try:
+        tokenizer = loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if isinstance(tokenizer, PreTrainedTokenizerFast):
+            _try_out(tokenizer)
+    except EdgepackError as error:
+        raise CheckpointError(f"{folder.name}: {error}", hint=error.hint) from error
+    except BaseException as error:  # transformers raises whatever its converters raise
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise  # Ctrl-C; a panic in tokenizers is no Exception either
+        reason = _first_line(error)
+        raise CheckpointError(
+            f"{folder.name}: the tokenizer cannot be loaded ({reason})",
+            hint=CODE_HINT if "trust_remote_code" in str(error) else HINT,
+        ) from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise CheckpointError(
+            f"{folder.name}: {type(tokenizer).__name__} is not a fast tokenizer",
+            hint="the folder needs a tokenizer.json",
+        )
+    return tokenizer
+
+
+def _check_json(folder: Path) -> None:
+    """That every JSON file is an object of sensible size."""
+    for name in JSON_FILES:
+        path = folder / name
+        if not path.exists():
+            continue
+        place = f"{folder.name}/{name}"
+        try:
+            content = read_json(path, CheckpointError, place=place)
+        except OSError as error:
+            raise CheckpointError(
+                f"{place}: cannot be read ({error.strerror})", hint="fetch it again"
+            ) from error
+        if not isinstance(content, dict):
+            raise CheckpointError(
+                f"{place}: should be a JSON object, not {quote(content)}",
+                hint="take the file published with the model",
+            )
+
+
+def _try_out(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Use what the rest of edgepack uses, so that what is broken fails here."""
+    ids = tokenizer.get_vocab().values()
+    if not ids or min(ids) < 0 or max(ids) > MAX_ID:
+        raise CheckpointError("the tokenizer has no tokens, or ids that are no 31-bit numbers")
+    for name in ("bos", "eos", "unk", "sep", "pad", "mask"):
+        index = getattr(tokenizer, f"{name}_token_id")
+        if index is not None and not isinstance(index, int):
+            raise CheckpointError(f"{name}_token is no token but {quote(index)}")
+    tokenizer.encode("a b\n")
+    tokenizer.backend_tokenizer.to_str()
+    _ = tokenizer.added_tokens_decoder, tokenizer.all_special_ids
+    templates = tokenizer.chat_template
+    for name in templates if isinstance(templates, dict) else ():
+        if not isinstance(name, str) or not TEMPLATE_NAME.fullmatch(name):
+            raise CheckpointError(
+                f"a chat template is called {quote(name)}",
+                hint="names are letters, digits, dots, hyphens and underscores",
+            )
+
+
+def _first_line(error: BaseException) -> str:
+    return shorten((str(error).strip() or type(error).__name__).splitlines()[0], 150)

@@ -1,0 +1,175 @@
+"""Whether the vocabulary of a GGUF file to come cuts text as the source's tokenizer does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from edgepack.checkpoint import probes, special
+from edgepack.checkpoint._base import Checkpoint
+from edgepack.checkpoint.llama_vocab import LlamaVocab
+from edgepack.checkpoint.pretokenizers import CONTROL_LOOKING, USER_DEFINED_BY_NAME
+from edgepack.checkpoint.probes import Difference
+from edgepack.checkpoint.tokenizer import TEMPLATE
+from edgepack.errors import CheckpointError
+from edgepack.untrusted import quote, shorten
+
+if TYPE_CHECKING:
+    from tokenizers import AddedToken
+    from transformers import PreTrainedTokenizerFast
+
+HINT = "--target onnx takes any tokenizer.json as it is"
+
+
+def check(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """What of the tokenizer a GGUF file changes, as warnings; `CheckpointError` where everyday text
+    would get other tokens, or where llama.cpp cannot load the file."""
+    fields = {key: entry[0] for key, entry in checkpoint.gguf_metadata().items()}
+    return compare(fields, checkpoint.tokenizer)
+
+
+def compare(fields: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast) -> tuple[str, ...]:
+    """`check`, from the keys of the file."""
+    vocab = LlamaVocab(fields, "the vocabulary")
+    reasons = Reasons(tokenizer)
+    verdict = probes.compare(tokenizer, vocab.encode, reasons.forgives)
+    if verdict.wrong:
+        first = min(verdict.wrong, key=lambda difference: len(difference.text))
+        raise CheckpointError(
+            f"GGUF cannot hold this tokenizer: {reasons.of(first)}; {first}", hint=HINT
+        )
+    _check_wrapping(vocab, tokenizer)
+    why = {reasons.of(difference): difference for difference in reversed(verdict.rare)}
+    warnings = [f"tokenizer: {reason}; {difference}" for reason, difference in why.items()]
+    return (*reversed(warnings), *_ends(fields, vocab), *_templates(fields, tokenizer))
+
+
+class Reasons:
+    """Why a vocabulary cuts text otherwise than the tokenizer: what GGUF has no place for."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self._tokenizer = tokenizer
+
+    @cached_property
+    def _backend(self) -> dict[str, Any]:
+        """Read only where there is a difference: a large tokenizer takes a second."""
+        return probes.backend_of(self._tokenizer)
+
+    @cached_property
+    def _spm(self) -> bool:
+        return bool(self._backend["model"].get("byte_fallback"))
+
+    @cached_property
+    def _splitting(self) -> list[str]:
+        return [step["type"] for step in probes.steps(self._backend.get("pre_tokenizer"))]
+
+    @cached_property
+    def _normalizers(self) -> list[str]:
+        """Those that do more than write spaces as sentencepiece does."""
+        kinds = [step["type"] for step in probes.steps(self._backend.get("normalizer"))]
+        return [k for k in kinds if not (self._spm and k in ("Prepend", "Replace"))]
+
+    @cached_property
+    def _added(self) -> dict[str, AddedToken]:
+        return {token.content: token for token in self._tokenizer.added_tokens_decoder.values()}
+
+    @cached_property
+    def _by_name(self) -> list[str]:
+        """Plain tokens that llama.cpp finds whole in any text because of their names."""
+        known = (CONTROL_LOOKING | USER_DEFINED_BY_NAME) & self._tokenizer.get_vocab().keys()
+        return sorted(known - self._added.keys())
+
+    def _puts_space(self, text: str, inside: list[AddedToken]) -> bool:
+        """Whether sentencepiece puts a space where transformers' Metaspace does not: before what
+        begins with one, and after special tokens."""
+        return "Metaspace" in self._splitting and (text.startswith(" ") or bool(inside))
+
+    def forgives(self, text: str) -> bool:
+        """Whether llama.cpp is known to cut such a text otherwise, in its own conversions too:
+        plain text that is the name of a control token; special tokens that are only found in
+        normalized text, as old conversions of Llama have them; spaces that Metaspace omits."""
+        inside = [token for content, token in self._added.items() if content in text]
+        if any(map(probes.flags, inside)):
+            return False
+        return (
+            any(name in text for name in self._by_name)
+            or (self._spm and any(token.special and token.normalized for token in inside))
+            or self._puts_space(text, inside)
+        )
+
+    def of(self, difference: Difference) -> str:
+        """The likeliest reason for a difference."""
+        text = difference.text
+        inside = [token for content, token in self._added.items() if content in text]
+        for token in inside:
+            if found := probes.flags(token):
+                return f"the token {_name(token.content)} has {found[0]}, which GGUF has not"
+        for name in self._by_name:
+            if name in text:
+                return f"{_name(name)} is plain text, and a special token to llama.cpp"
+        if self._puts_space(text, inside):
+            return "llama.cpp puts a space before every text and after special tokens"
+        if self._normalizers:
+            kinds = shorten(", ".join(self._normalizers), 60)
+            return f"it has a normalizer ({kinds}), which GGUF has not"
+        splits = [kind for kind in self._splitting if kind != "Metaspace"]
+        if self._spm and splits:
+            kinds = shorten(", ".join(splits), 60)
+            return f"it splits text before merging ({kinds}), llama.cpp does not"
+        if inside and inside[0].normalized and self._spm:
+            return f"the token {_name(inside[0].content)} is looked for in normalized text"
+        if inside:
+            return f"llama.cpp cuts text around the token {_name(inside[0].content)} otherwise"
+        if self._spm:
+            return "llama.cpp makes every merge that gives a token, this tokenizer does not"
+        return "llama.cpp's pre-tokenizer of this kind splits text otherwise"
+
+
+def _name(token: str) -> str:
+    return quote(shorten(token, 40))
+
+
+def _check_wrapping(vocab: LlamaVocab, tokenizer: PreTrainedTokenizerFast) -> None:
+    ours, theirs = tokenizer.encode("a"), vocab.encode("a", special=True)
+    if ours != theirs:
+        raise CheckpointError(
+            "GGUF cannot hold this tokenizer: its post-processor puts other tokens around a text; "
+            f"{Difference('a', ours, theirs)}",
+            hint=HINT,
+        )
+
+
+def _ends(fields: Mapping[str, Any], vocab: LlamaVocab) -> list[str]:
+    """What the file does about the ends of texts and answers that people should know."""
+    warnings = []
+    if vocab.add_eos:
+        name = quote(vocab.tokens[vocab.eos])
+        warnings.append(
+            f"tokenizer: it ends every text with {name}; so does llama.cpp, chat prompts too "
+            "(edgepack chat does not)"
+        )
+    if more := fields.get(special.MORE_ENDS):
+        texts = ", ".join(quote(vocab.tokens[int(index)]) for index in str(more).split())
+        warnings.append(
+            f"tokenizer: GGUF has three places for tokens that end an answer, none for "
+            f"{shorten(texts, 80)}; edgepack chat and the Modelfile know them, others do not"
+        )
+    if special.GGUF_ENDS[0] not in fields and vocab.eos < len(vocab.tokens):
+        warnings.append(
+            "tokenizer: it names no token that ends a text; llama.cpp will end answers at its "
+            f"default, token {vocab.eos} ({quote(vocab.tokens[vocab.eos])})"
+        )
+    return warnings
+
+
+def _templates(fields: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """Chat templates that chats cannot be rendered with, or that the file changes."""
+    warnings = []
+    given = tokenizer.chat_template
+    if isinstance(given, str) and fields.get(TEMPLATE) not in (None, given):
+        warnings.append(
+            "tokenizer: a line before the chat template sets its bos_token or eos_token, because "
+            "the file gives them other ids"
+        )
+    return warnings

@@ -1,0 +1,38 @@
+"""The runtime's own word: it cuts text as the source's tokenizer does, or the file is not used."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgepack.checkpoint import probes, special
+from edgepack.checkpoint.probes import Difference
+from edgepack.checkpoint.vocabulary_check import Reasons
+from edgepack.errors import ExportError
+from edgepack.runtimes._base import Scorer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+HINT = "this should have been noticed while planning; please report it, with the tokenizer's files"
+
+
+def agreement(runtime: Scorer, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Compare the ids of tricky texts; `ExportError` where everyday text gets others."""
+    reasons = Reasons(tokenizer)
+
+    def encode(text: str) -> list[int]:
+        return runtime.tokenize(text, bos=False, special=True)
+
+    verdict = probes.compare(tokenizer, encode, reasons.forgives)
+    wrong = list(verdict.wrong)
+    before, after = special.wrapping(tokenizer)
+    bare = tokenizer.encode("a", add_special_tokens=False)
+    found = runtime.tokenize("a", bos=True, special=True)
+    if found not in ([*before, *bare], [*before, *bare, *after]):
+        wrong.append(Difference("a", tokenizer.encode("a"), found))
+    if wrong:
+        first = min(wrong, key=lambda difference: len(difference.text))
+        raise ExportError(
+            f"the runtime reads text otherwise than the model: {reasons.of(first)}; {first}",
+            hint=HINT,
+        )
