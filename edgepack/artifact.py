@@ -83,6 +83,7 @@ class Measured(Untrusted):
     text: str = ""
     tokens: Count = 0
     context: Count = 0
+    reference_kl: float | None = None
     results: dict[str, Result] | None = None
 
     @model_validator(mode="after")

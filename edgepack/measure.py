@@ -31,13 +31,14 @@ from edgepack.checkpoint import Checkpoint
 from edgepack.choices import format_of, stock_formats
 from edgepack.decompose.stage import load_imatrix
 from edgepack.disk import atomic, scratch
-from edgepack.errors import EdgepackError, missing_extra
-from edgepack.evaluate.divergence import CHUNK, chunk, divergence
+from edgepack.errors import EdgepackError, ExportError, missing_extra
+from edgepack.evaluate.divergence import CHUNK, chunk, compare, divergence
 from edgepack.export.gguf import write_model, write_plain
 from edgepack.planning import MEASURED, Plan
 from edgepack.progress import Progress, Steps
 from edgepack.recipe import Onnx
 from edgepack.runtimes._base import Runtime, Scorer
+from edgepack.runtimes.agreement import agreement
 from edgepack.runtimes.ggml import requires_imatrix, stock_quantize
 from edgepack.runtimes.llama_cpp import LlamaCpp
 from edgepack.runtimes.onnx_runtime import OnnxRuntime, data_files, model_file
@@ -126,7 +127,30 @@ class Text:
         return _held_out(self.content, runtime, context, limit)
 
 
+def verify(made: Plan, folder: Path) -> Steps[None]:
+    """The files just written, in their runtime: it loads them, and reads text as the model does.
+    Nothing where the runtime is not installed."""
+    if find_spec(RUNTIMES[made.target].module) is None:
+        return
+    yield Progress("export", 0, 1, "the files in their runtime")
+    with written(made.target, folder).open(VERIFIED_CONTEXT) as runtime:
+        agreement(runtime, made.dense.checkpoint.tokenizer)
+
+
+def written(target: str, folder: Path) -> Model:
+    """Our own model in a folder that has no manifest yet."""
+    if target == "onnx":
+        return Model("edgepack", model_file(folder))
+    factors = folder / "factors.gguf"
+    return Model("edgepack", folder / "base.gguf", factors if factors.exists() else None)
+
+
+VERIFIED_CONTEXT = 64
 RESULT = "measured.json"
+CHECKED = 64
+"""Tokens that the original's predictions are checked on."""
+SAME = 0.01
+"""Mean KL, in nats a token, up to which two programs compute the same; f16's rounding is 1e-4."""
 
 
 def measure(
@@ -192,16 +216,35 @@ def _measure(
         return (yield from _compare(made, text, dense, one, {"edgepack": size}, kept))
     with scratch() as temporary:
         reference = yield from write_original(made.target, made.dense.checkpoint, temporary)
-        with_peers = _has_peers(made)
-        if made.target == "onnx":
-            models = [Model("edgepack", model_file(folder))]
-            models += (yield from _onnx_peers(made, temporary)) if with_peers else []
-        else:
-            factors = folder / "factors.gguf"  # there is no manifest yet
-            adapter = factors if factors.exists() else None
-            models = [Model("edgepack", folder / "base.gguf", adapter)]
-            models += (yield from _stock(made, weights, temporary)) if with_peers else []
-        return (yield from compare_files(made, text, reference, models, kept))
+        kl = yield from _check_reference(made, reference, text)
+        models = [written(made.target, folder)]
+        if _has_peers(made) and made.target == "onnx":
+            models += yield from _onnx_peers(made, temporary)
+        elif _has_peers(made):
+            models += yield from _stock(made, weights, temporary)
+        found = yield from compare_files(made, text, reference, models, kept)
+        return found | {"reference_kl": kl}
+
+
+def _check_reference(made: Plan, reference: Path, text: Text) -> Steps[float]:
+    """The mean KL of the original as written from what our own reading of it predicts. A fault of
+    the conversion would be in the packed files as well, and no KL between the two could see it."""
+    yield Progress("measure", 0, 1, "the original, as it was read and as it was written")
+    context = made.recipe.export.measure.context
+    with Model("", reference).open(context) as runtime:
+        tokens = text.chunks(runtime, context, context)[0]
+        window = made.dense.dimensions.sliding_window
+        tokens = tokens[: min(CHECKED, window or CHECKED)]
+        own = made.dense.logits(torch.from_numpy(tokens[:-1]).unsqueeze(0))[0]
+        written = runtime.logits(tokens[:-1].tolist())
+    kl = float(compare(own.numpy(), written, tokens[1:]).kl.mean())
+    if not kl < SAME:
+        raise ExportError(
+            f"the file for {made.target} does not compute what the model does: mean KL {kl:.3g} "
+            f"over {len(tokens) - 1} tokens, already as f16",
+            hint="please report it, with the model's config.json; nothing was written",
+        )
+    return kl
 
 
 def write_original(

@@ -24,7 +24,7 @@ from edgepack.checkpoint.save import save
 from edgepack.decompose.candidates import measure_candidates
 from edgepack.decompose.stage import Settings, decompose, load_weight
 from edgepack.disk import atomic, clean
-from edgepack.measure import measure
+from edgepack.measure import measure, verify
 from edgepack.output import writing
 from edgepack.planning import Plan, plan
 from edgepack.progress import Progress, Steps
@@ -211,6 +211,7 @@ def _export(
     else:
         about = {name: load_weight(weights, name)[1] for name in made.choices}
         yield from targets.write(made, weights, about, norms, folder)
+        yield from verify(made, folder)
     recipe = yaml.safe_dump(_resolved(made), sort_keys=False, allow_unicode=True)
     (folder / RECIPE).write_text(recipe, encoding="utf-8")
     measured = yield from measure(made, folder, weights, tokens)

@@ -244,10 +244,15 @@ def _measured(manifest: Manifest) -> list[str]:
         "KL is that from the original's predictions in nats per token, ± the standard error.",
         "",
         *markdown(measurements(measured)),
+        *(["", REFERENCE.format(measured["reference_kl"])] if "reference_kl" in measured else []),
         *(["", FLATTERED] if is_flattered(manifest) else []),
     ]
 
 
+REFERENCE = (
+    "The original (f16) in its runtime against edgepack's own reading of the checkpoint: mean KL\n"
+    "{:.1e}."
+)
 FLATTERED = (
     "Mind the origin: the source stores its weights in 4 bits already, so they lie near a 4-bit\n"
     "grid and 4-bit results look better here than they would on the model as it was trained."
