@@ -46,7 +46,7 @@ def from_folder(folder: Path) -> PreTrainedTokenizerFast:
         if isinstance(tokenizer, PreTrainedTokenizerFast):
             _try_out(tokenizer)
     except EdgepackError as error:
-        raise CheckpointError(f"{folder.name}: {error}", hint=error.hint) from error
+        raise CheckpointError(f"{folder.name}: {error}", hint=error.hint or HINT) from error
     except BaseException as error:  # transformers raises whatever its converters raise
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise  # Ctrl-C; a panic in tokenizers is no Exception either
