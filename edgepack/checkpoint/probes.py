@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from edgepack.checkpoint.pretokenizers import CONTROL_LOOKING, USER_DEFINED_BY_NAME
 from edgepack.untrusted import quote, shorten
 
 if TYPE_CHECKING:
@@ -96,12 +97,19 @@ def texts(tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[str, bool]]:
     for token in tried(tokenizer):
         yield from ((form.format(*[token.content] * 2), True) for form in AROUND)
     yield from ((text, False) for text in RARE)
+    yield from ((f"a {name} b", False) for name in known_by_name(tokenizer))
 
 
 def tried(tokenizer: PreTrainedTokenizerFast) -> list[AddedToken]:
     """Added tokens to try: those with flags, then plain ones, then special ones."""
     added = tokenizer.added_tokens_decoder.values()
     return sorted(added, key=lambda t: (not flags(t), t.special))[:MOST_ADDED]
+
+
+def known_by_name(tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """Plain tokens that llama.cpp finds whole in any text because of their names."""
+    known = (CONTROL_LOOKING | USER_DEFINED_BY_NAME) & tokenizer.get_vocab().keys()
+    return sorted(known - {token.content for token in tokenizer.added_tokens_decoder.values()})
 
 
 def flags(token: AddedToken) -> list[str]:

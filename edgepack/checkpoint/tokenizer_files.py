@@ -46,14 +46,15 @@ def from_folder(folder: Path) -> PreTrainedTokenizerFast:
         if isinstance(tokenizer, PreTrainedTokenizerFast):
             _try_out(tokenizer)
     except EdgepackError as error:
-        raise CheckpointError(f"{folder.name}: {error}", hint=error.hint) from error
+        raise CheckpointError(f"{folder.name}: {error}", hint=error.hint or HINT) from error
     except BaseException as error:  # transformers raises whatever its converters raise
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise  # Ctrl-C; a panic in tokenizers is no Exception either
-        reason = _first_line(error)
+        own_code = "trust_remote_code" in str(error)
+        reason = "it needs code that comes with the model" if own_code else _first_line(error)
         raise CheckpointError(
             f"{folder.name}: the tokenizer cannot be loaded ({reason})",
-            hint=CODE_HINT if "trust_remote_code" in str(error) else HINT,
+            hint=CODE_HINT if own_code else HINT,
         ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise CheckpointError(

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from edgepack.checkpoint import probes, special
 from edgepack.checkpoint._base import Checkpoint
 from edgepack.checkpoint.llama_vocab import LlamaVocab
-from edgepack.checkpoint.pretokenizers import CONTROL_LOOKING, USER_DEFINED_BY_NAME
 from edgepack.checkpoint.probes import Difference
 from edgepack.checkpoint.tokenizer import TEMPLATE
 from edgepack.errors import CheckpointError
@@ -39,6 +38,12 @@ def compare(fields: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast) -> tu
         raise CheckpointError(
             f"GGUF cannot hold this tokenizer: {reasons.of(first)}; {first}", hint=HINT
         )
+    for token in probes.tried(tokenizer)[:1]:
+        if flags := probes.flags(token):
+            raise CheckpointError(
+                f"GGUF cannot hold this tokenizer: the token {_name(token.content)} has {flags[0]}",
+                hint=HINT,
+            )
     _check_wrapping(vocab, tokenizer)
     why = {reasons.of(difference): difference for difference in reversed(verdict.rare)}
     warnings = [f"tokenizer: {reason}; {difference}" for reason, difference in why.items()]
@@ -76,9 +81,7 @@ class Reasons:
 
     @cached_property
     def _by_name(self) -> list[str]:
-        """Plain tokens that llama.cpp finds whole in any text because of their names."""
-        known = (CONTROL_LOOKING | USER_DEFINED_BY_NAME) & self._tokenizer.get_vocab().keys()
-        return sorted(known - self._added.keys())
+        return probes.known_by_name(self._tokenizer)
 
     def _puts_space(self, text: str, inside: list[AddedToken]) -> bool:
         """Whether sentencepiece puts a space where transformers' Metaspace does not: before what
