@@ -16,6 +16,7 @@ from torch import Tensor
 
 from edgepack import rft, targets
 from edgepack.artifact import MANIFEST, Artifact, digest
+from edgepack.cache import Stage
 from edgepack.calibration import sweep
 from edgepack.calibration import text as calibration_text
 from edgepack.calibration.text import SOURCE, Tokens
@@ -124,7 +125,13 @@ def finetune(made: Plan, tokens: Tokens | None) -> Steps[None]:
     assert options.recover is not None
     with stage.writing() as folder:
         before = checkpoint.taken_from(made.slice)
-        yield from rft.finetune(before, made.dense, tokens, options.recover, folder)
+        how = _arithmetic(stage)
+        yield from rft.finetune(before, made.dense, tokens, options.recover, folder, how)
+
+
+def _arithmetic(stage: Stage) -> dict[str, str]:
+    """What the plan chose for a stage that trains."""
+    return {key: str(stage.options[key]) for key in ("device", "dtype")}
 
 
 def calibrate(made: Plan, tokens: Tokens | None) -> Steps[None]:
@@ -188,7 +195,9 @@ def _recover(made: Plan, weights: Path, tokens: Tokens | None) -> Steps[Path]:
         )
         with stage.writing() as folder:
             student, teacher = made.decoder, made.dense
-            yield from recovery.recover(student, teacher, weights, tokens, settings, folder)
+            yield from recovery.recover(
+                student, teacher, weights, tokens, settings, folder, _arithmetic(stage)
+            )
     return stage.folder
 
 
@@ -215,12 +224,24 @@ def _export(
     recipe = yaml.safe_dump(_resolved(made), sort_keys=False, allow_unicode=True)
     (folder / RECIPE).write_text(recipe, encoding="utf-8")
     measured = yield from measure(made, folder, weights, tokens)
+    made = replace(made, warnings=(*made.warnings, *_losses(about)))
     manifest = _manifest(made, about, measured) | {"recovered": recovered}
     (folder / "report.md").write_text(render(manifest), encoding="utf-8")
     files = (p for p in sorted(folder.rglob("*")) if p.is_file())
     manifest["files"] = {p.relative_to(folder).as_posix(): digest(p) for p in files}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     return manifest
+
+
+def _losses(about: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What float16 scales could not hold, by weight."""
+    kinds = {"clipped": "too large for float16 scales", "lost": "too small, and became 0"}
+    return [
+        f"{name}: {a[kind]} values {what}"
+        for name, a in about.items()
+        for kind, what in kinds.items()
+        if a.get(kind)
+    ]
 
 
 def _resolved(made: Plan) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from edgepack.errors import RecipeError, missing_extra
 from edgepack.export._onnx_pack import layout
 from edgepack.export.profiles import PROFILES
 from edgepack.recipe import Recipe
+from edgepack.recover.stage import choose_arithmetic
 from edgepack.shape import READS, rewritten, sliced, text_stage
 from edgepack.slicing.sliced import Sliced
 from edgepack.weights import WeightSpec
@@ -293,7 +294,8 @@ def _recovery(recipe: Recipe, calibrate: Stage | None, decompose: Stage) -> Stag
             hint="add a section `compress`, or remove `recover`",
         )
     inputs = (decompose.key, calibrate.key)
-    return Stage("recover", RECOVERS, recipe.recover.model_dump(), inputs)
+    options = recipe.recover.model_dump() | choose_arithmetic()
+    return Stage("recover", RECOVERS, options, inputs)
 
 
 def _tried(recipe: Recipe, checkpoint: Checkpoint, target: str) -> Search:

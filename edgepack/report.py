@@ -181,9 +181,10 @@ def _recovery(recovered: Mapping[str, Any]) -> str:
     """What distillation gained."""
     if not recovered["best_step"]:
         return f"nothing gained in {recovered['steps']} steps, all is as it was"
+    how = f", {recovered['dtype']} on {recovered['device']}" if "dtype" in recovered else ""
     return (
         f"held-out KL {recovered['start']:.4f} → {recovered['best']:.4f} "
-        f"after {recovered['best_step']} of {recovered['steps']} steps"
+        f"after {recovered['best_step']} of {recovered['steps']} steps{how}"
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -37,16 +38,24 @@ REPORT = "rft.json"
 
 
 def finetune(
-    sliced: Sliced, original: Decoder, tokens: Tokens, options: Rft, folder: Path
+    sliced: Sliced,
+    original: Decoder,
+    tokens: Tokens,
+    options: Rft,
+    folder: Path,
+    arithmetic: Mapping[str, str],
 ) -> Steps[None]:
     """Write the fine-tuned `sliced` into `folder`, a Hugging Face folder; what came of it into
-    `REPORT` there. One block is in memory at a time, and the factors with their moments."""
+    `REPORT` there. `arithmetic` is what `recover.stage.choose_arithmetic` said. One block is in
+    memory at a time, and the factors with their moments."""
     start, end = folder / "start", folder / "trained"
     if not is_saved(folder):
         yield from _split(sliced, options.rank, start)
         end.mkdir(exist_ok=True)
         student, settings = Decoder(sliced), _settings(options)
-        report = yield from recovery.recover(student, original, start, tokens, settings, end)
+        report = yield from recovery.recover(
+            student, original, start, tokens, settings, end, arithmetic
+        )
         with atomic(folder / REPORT) as temporary:
             temporary.write_text(json.dumps(asdict(report)), encoding="utf-8")
         norms = recovery.read_norms(end)

@@ -11,6 +11,7 @@ from edgepack.hadamard import paley_order
 from edgepack.invariances.padding import Padded, pad
 from edgepack.invariances.rotation import Rotated
 from edgepack.recipe import Compress, Recipe, Slice
+from edgepack.recover.stage import choose_arithmetic
 from edgepack.slicing.centered import centered
 from edgepack.slicing.sliced import Sliced
 from edgepack.slicing.widths import kept_widths
@@ -75,7 +76,8 @@ def sliced(recipe: Recipe, dense: Checkpoint, text: str, warnings: list[str]) ->
     _refuse_growth(made, options, warnings)
     if options.recover is None:
         return made
-    rft = Stage("rft", FINETUNES, options.recover.model_dump(), (stage.key, dense.key, text))
+    how = options.recover.model_dump() | choose_arithmetic()
+    rft = Stage("rft", FINETUNES, how, (stage.key, dense.key, text))
     return made.taken_from(rft)
 
 
