@@ -125,7 +125,7 @@ class Manifest(Untrusted):
     warnings: list[str]
     weights: dict[str, Weight]
     measured: Measured
-    slice: dict[str, tuple[Count, Count]] | None = None
+    slice: dict[str, Annotated[list[Count], Field(min_length=2, max_length=2)]] | None = None
     allocation: dict[str, Any] | None = None
     requires: str | None = None
     sources: dict[SourceKey, str] = Field(default_factory=dict)

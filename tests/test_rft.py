@@ -36,7 +36,7 @@ def test_it_is_closer_to_the_model_before_slicing(tmp_path, method):
     path = finetuned(tmp_path, method=method)
     after = kl(path, tmp_path / "after")
     plan = edgepack.plan(path, "checkpoint")
-    assert [stage.name for stage in plan.stages] == ["slice", "rft"]
+    assert [stage.name for stage in plan.stages] == ["check", "slice", "rft"]
     assert not list(plan.rft.folder.glob("start"))
     report = json.loads((tmp_path / "after/manifest.json").read_text())["rft"]
     assert report["best"] < 0.9 * report["start"]
@@ -61,7 +61,7 @@ def test_what_is_compressed_is_the_finetuned_model(tmp_path):
     given["export"]["measure"]["tokens"] = 0
     path.write_text(json.dumps(given))
     manifest = edgepack.build(path, out=tmp_path / "out").manifest
-    assert list(manifest["stages"]) == ["slice", "rft", "calibrate", "decompose"]
+    assert list(manifest["stages"]) == ["check", "slice", "rft", "calibrate", "decompose"]
     plan = edgepack.plan(path)
     name = "model.layers.0.mlp.up_proj.weight"
     stored = open_checkpoint(str(tmp_path / "out/base.gguf")).tensor(name)

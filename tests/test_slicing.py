@@ -210,7 +210,7 @@ def test_slicing_composes_with_compression(tmp_path):
     assert {w["formats"]["Q"] for n, w in manifest["weights"].items() if ".layers." in n} == {
         "q4_k"
     }
-    assert list(manifest["stages"]) == ["slice", "calibrate", "decompose"]
+    assert list(manifest["stages"]) == ["check", "slice", "calibrate", "decompose"]
     assert manifest["slice"]["head"] == (vocab * 288, vocab * 256)
     assert 4.5 <= manifest["bits_per_weight"]["blocks"] < 4.6
     assert "stock q4_k + imatrix of the slice" in manifest["measured"]["results"]
