@@ -112,6 +112,8 @@ TWICE = [f"t{i}" for i in range(N - 1)] + ["t0"]
         ("tokenizer.ggml.merges", array([1, 2], UINT32), "tokenizer.ggml.merges"),
         ("tokenizer.ggml.pre", array(["smollm"], STRING), "tokenizer.ggml.pre"),
         ("tokenizer.ggml.model", array(["gpt2"], STRING), "tokenizer.ggml.model"),
+        ("tokenizer.ggml.model", text("x" * 3000), "tokenizer.ggml.model"),
+        ("tokenizer.ggml.pre", text("x" * 3000), "tokenizer.ggml.pre"),
         ("tokenizer.ggml.token_type", array([1] * 5, T.INT32), "token_type has 5 entries"),
         ("tokenizer.ggml.token_type", array([99] * N, T.INT32), "tokenizer.ggml.token_type"),
         ("tokenizer.ggml.scores", array(["x"] * N, STRING), "tokenizer.ggml.scores"),

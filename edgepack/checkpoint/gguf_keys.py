@@ -103,8 +103,8 @@ class Tokenizer(Untrusted):
 
     model_config = ConfigDict(extra="allow")
 
-    model: str = Field("", alias="tokenizer.ggml.model")
-    pre: str | None = Field(None, alias="tokenizer.ggml.pre")
+    model: str = Field("", alias="tokenizer.ggml.model", max_length=64)
+    pre: str | None = Field(None, alias="tokenizer.ggml.pre", max_length=64)
     tokens: Strings | None = Field(None, alias="tokenizer.ggml.tokens")
     scores: list[float] | None = Field(None, alias="tokenizer.ggml.scores")
     token_type: list[Annotated[int, Field(ge=0, le=max(TokenType))]] | None = Field(
