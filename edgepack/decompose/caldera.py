@@ -18,7 +18,7 @@ from edgepack.decompose.ldlq import ldlq, metric
 from edgepack.decompose.low_rank import downdate, low_rank
 from edgepack.formats._affine import Affine
 from edgepack.formats._base import Format
-from edgepack.formats._limits import LARGEST, check_finite, losses
+from edgepack.formats._limits import check_finite, losses
 from edgepack.weights import FactoredWeight, Hessian, QuantizedTensor, relative_error
 
 
@@ -57,7 +57,7 @@ def caldera(
     check_problem(W, H)
     if source is not None and source.format == fmt.name and rank == 0:
         return Decomposition(FactoredWeight(source), 0.0, 0.0, 0.0, None, "source")
-    original, W = W, W.clamp(-LARGEST, LARGEST)
+    original, W = W, W.clamp(-fmt.largest, fmt.largest)
     found = _closest(W, H, fmt, rank, factors, damping, iterations)
     counted = losses(original, found.weight.dense(), found.weight.Q)
     return replace(found, clipped=counted.clipped, lost=counted.lost)

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from edgepack.formats._limits import check_finite
+from edgepack.formats._limits import LARGEST, check_finite
 from edgepack.weights import Grid, QuantizedTensor
 
 
@@ -25,6 +25,8 @@ class Format(ABC):
     """Columns per block; a row's length must be a multiple of it."""
     group: int = 1
     """Columns encoded together (vector codebooks: 8 or 4)."""
+    largest: float = LARGEST
+    """Weights beyond it are clipped."""
 
     @property
     @abstractmethod

@@ -12,9 +12,9 @@ from edgepack.errors import DecompositionError
 from edgepack.weights import QuantizedTensor
 
 FP16_MAX, FP16_NORMAL = 65504.0, 2.0**-14
-LARGEST = 1e15
-"""Larger weights are clipped before anything is fitted: sums of their squares overflow float32, and
-no block type with float16 scales holds them."""
+LARGEST = 3e8
+"""No block type with float16 scales holds larger weights (q6_k: 65504·127·31), so that they are
+clipped before anything is fitted: of their squares float32 would see no difference, or infinity."""
 _ROWS = 4096  # at once
 
 
@@ -43,7 +43,8 @@ def losses(W: Tensor, dense: Tensor, q: QuantizedTensor) -> Losses:
     """What `dense`, which `q` is or is a part of, has lost of W ``[out, in]``. Where values are
     float16 themselves, a row counts as a block."""
     halves = [v for v in (q.codes, *q.grid.values()) if v.dtype == torch.float16]
-    clipped = int((W.abs() > LARGEST).sum())
+    limit = q.plugin.largest
+    clipped = int((W.abs() > limit).sum())
     if not halves:
         return Losses(clipped)
     blocks = q.grid["d"].shape[1] if q.grid else 1
@@ -55,13 +56,13 @@ def losses(W: Tensor, dense: Tensor, q: QuantizedTensor) -> Losses:
         scale = scale.amax((0, -1)) if q.grid else w.abs().amax(-1)
         largest = dense[rows].abs().double().view_as(w)
         full = largest >= FP16_MAX if not q.grid else (scale >= FP16_MAX).unsqueeze(-1)
-        clipped += int((full & (miss.abs() > 1e-3 * w.abs()) & _outwards(w, largest)).sum())
+        clipped += int((full & (miss.abs() > 1e-3 * w.abs()) & _outwards(w, largest, limit)).sum())
         size = w.square().sum(-1)
         gone = (scale < FP16_NORMAL) & (size > 0) & (miss.square().sum(-1) >= size / 2)
         lost += int(((w != 0) & gone.unsqueeze(-1)).sum())
     return Losses(clipped, lost)
 
 
-def _outwards(w: Tensor, stored: Tensor) -> Tensor:
-    """Where values beyond float16 have come out smaller than they were."""
-    return (w.abs() > FP16_MAX) & (w.abs() <= LARGEST) & (stored < w.abs())
+def _outwards(w: Tensor, stored: Tensor, limit: float) -> Tensor:
+    """Where values beyond float16, and up to `limit`, have come out smaller than they were."""
+    return (w.abs() > FP16_MAX) & (w.abs() <= limit) & (stored < w.abs())

@@ -8,6 +8,7 @@ from torch import Tensor
 from edgepack.formats._affine import NO_OFFSET, Affine, Blocks, by_column
 from edgepack.formats._bits import Layout
 from edgepack.formats._levels import Levels, Uniform
+from edgepack.formats._limits import FP16_MAX
 from edgepack.formats._search import best_first, one_scale, reciprocal, scale_min
 from edgepack.weights import Grid
 
@@ -70,6 +71,7 @@ class OneScale(BlockScalar):
     ) -> None:
         super().__init__(name, ggml_type, levels, layout, size)
         self.probes = probes
+        self.largest = FP16_MAX * float(levels.values.abs().max())
 
     def _propose(self, x: Tensor, w: Tensor) -> Grid:
         _, d = one_scale(x, w, self.code_levels, self.probes, self.keep)
@@ -88,6 +90,7 @@ class ScaleMin(BlockScalar):
     def __init__(self, name: str, ggml_type: int, top: int, layout: Layout, size: int) -> None:
         super().__init__(name, ggml_type, Uniform(0, top), layout, size)
         self.top = top
+        self.largest = FP16_MAX * (top + 1)
         self.probes = range_probes(top)
         self.bare_probes = level_probes(self.levels, torch.tensor([1.1]), group=4)
 

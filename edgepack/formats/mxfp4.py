@@ -50,6 +50,8 @@ def _byte(scale: Tensor) -> Tensor:
 class PowerScale(BlockScalar):
     """x ≈ 2^e·level: every e that puts the largest |x| on a level or not far beyond the last."""
 
+    largest = 1e15  # beyond it, sums of squares overflow float32
+
     steps = torch.tensor([3, 4, 2, 1, 0])
     """log2 of the largest |x| over d, rounded down: the last level is 12, and the first four are
     there for blocks that lie on a grid and use its inner levels only."""
