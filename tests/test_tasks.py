@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgepack.errors import EdgepackError, RecipeError
+from edgepack.evaluate import tasks
 from edgepack.evaluate.tasks import TASKS, Item, load
 
 REAL = Path(__file__).parents[2] / "shared/data/zeroshot"
@@ -125,6 +126,34 @@ BROKEN = {
     "gold": ("copa_dev.jsonl", '{"query": "a", "choices": ["b", "c"], "gold": 2}', "answer 2 of 2"),
     "no text": ("copa_dev.jsonl", '{"query": "a", "choices": ["b", ""], "gold": 0}', "is empty"),
     "no text at all": ("copa_dev.jsonl", '{"query": 1, "choices": ["b"], "gold": 0}', "item 1"),
+    "null for a choice": (
+        "copa_dev.jsonl",
+        '{"query": "a", "choices": ["b", null], "gold": 0}',
+        "item 1 .*None is no text",
+    ),
+    "letters for choices": (
+        "boolq_dev.first1000.jsonl",
+        '{"query": "a", "choices": "ny", "gold": 0}',
+        "item 1 .*the choices are 'ny'",
+    ),
+    "true for an answer": (
+        "boolq_dev.first1000.jsonl",
+        '{"query": "a", "choices": ["n", "y"], "gold": true}',
+        "item 1 .*True is no index",
+    ),
+    "null for a stem": (
+        "arc_easy_test.jsonl",
+        '{"question": {"stem": null, "choices": [{"text": "a"}]}, "answerKey": "A"}',
+        "item 1 .*None is no text",
+    ),
+    "no answer": (
+        "arc_easy_test.jsonl",
+        '{"question": {"stem": "a", "choices": [{"text": "a"}]}, "answerKey": ""}',
+        "item 1 ",
+    ),
+    "a row that is a list": ("boolq_dev.first1000.jsonl", "[1]", "item 1 "),
+    "half an emoji": ("boolq_dev.first1000.jsonl", '{"query": "\\ud83d"}', "line 1"),
+    "deep": ("boolq_dev.first1000.jsonl", "\n" + "[" * 5000, "line 2: is nested too deeply"),
     "a label too few": ("piqa/valid-labels.lst", "0\n", "3 rows, 1 labels"),
     "not bzip2": ("hellaswag_val_full.txt.bz2", "x", "cannot be read"),
     "no gap": ("winogrande-debiased-eval.csv", "0,no gap,a,b,1\n", "item 1 cannot be read"),
@@ -134,11 +163,19 @@ BROKEN = {
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_file_is_named_with_its_fault(name, data):
     file, content, message = BROKEN[name]
-    (data / file).write_text(content)
+    (data / file).write_text(content, encoding="utf-8")
     task = next(task for task, about in TASKS.items() if file[:4] == about.file[:4])
     with pytest.raises(EdgepackError, match=message) as error:
         load(task, data)
     assert str(data) in str(error.value)
+    assert len(error.value.message) < 300
+
+
+def test_what_unpacks_to_too_much_is_refused(data, monkeypatch):
+    monkeypatch.setattr(tasks, "MAX_TEXT", 1000)
+    (data / "hellaswag_val_full.txt.bz2").write_bytes(bz2.compress(b"x" * 2000))
+    with pytest.raises(EdgepackError, match="more than 0 MB of text"):
+        load("hellaswag", data)
 
 
 def test_a_cut_hellaswag_is_an_error(data):

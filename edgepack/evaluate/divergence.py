@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from edgepack.cache import load_tensors, save_tensors
 from edgepack.errors import EdgepackError
 from edgepack.progress import Progress, Steps
-from edgepack.runtimes._base import Scorer, opened
+from edgepack.runtimes._base import Scorer, check_numbers, opened
 
 _ROWS = 32  # positions per float64 block: 40 MB at a vocabulary of 150 000
 
@@ -112,6 +112,8 @@ def compare(
 
     float64 from the softmax on: a KL of 1e-6 is a difference of logarithms near 10.
     """
+    check_numbers(reference)
+    check_numbers(candidate)
     columns: list[list[torch.Tensor]] = [[], [], [], []]
     for start in range(0, len(targets), _ROWS):
         rows = slice(start, start + _ROWS)
@@ -223,6 +225,7 @@ def log_probabilities(
     logits: NDArray[np.float32], tokens: Sequence[int] | NDArray[np.integer]
 ) -> NDArray[np.float64]:
     """log p, in nats, of each token ``[n]`` under its row of logits ``[n, vocab]``."""
+    check_numbers(logits)
     parts = []
     for start in range(0, len(tokens), _ROWS):
         rows = torch.from_numpy(logits[start : start + _ROWS]).double()

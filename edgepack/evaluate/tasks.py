@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import bz2
 import csv
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,10 @@ from typing import Any
 
 from edgepack import plugins
 from edgepack.errors import EdgepackError, RecipeError
+from edgepack.untrusted import parse_json, quote, shorten
+
+MAX_TEXT = 256 << 20
+"""Most characters that are unpacked."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +40,20 @@ class Item:
 
     def __post_init__(self) -> None:
         texts = (*self.contexts, *self.choices)
-        if not all(isinstance(text, str) and text.strip() for text in texts):
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("a context or a choice is no text")
+        if not all(text.strip() for text in texts):
             raise ValueError("a context or a choice is empty")
+        if type(self.gold) is not int:
+            raise ValueError(f"the answer {quote(self.gold)} is no index")
         if not 0 <= self.gold < len(self.choices) == len(self.contexts):
             raise ValueError(f"answer {self.gold} of {len(self.choices)} choices")
 
     @staticmethod
     def of(context: str, choices: Sequence[str], gold: int) -> Item:
         """All choices after one context."""
+        if not isinstance(choices, list | tuple):  # letters of a text would do
+            raise ValueError(f"the choices are {quote(choices)}")
         return Item((context,) * len(choices), tuple(choices), gold)
 
 
@@ -85,8 +94,10 @@ def load(name: str, folder: Path, limit: int | None = None) -> list[Item]:
             f"{name}: there is no file {error.filename}",
             hint="--data is the folder with " + ", ".join(t.file for t in TASKS.values()),
         ) from None
-    except (OSError, ValueError, EOFError, csv.Error) as error:
-        raise EdgepackError(f"{name}: {path} cannot be read ({error})") from None
+    except (OSError, ValueError, EOFError, csv.Error, RecursionError) as error:
+        reason = shorten(getattr(error, "strerror", None) or str(error), 120)
+        where = shorten(str(path), 120)
+        raise EdgepackError(f"{name}: {where} cannot be read ({reason})") from None
     if not rows:
         raise EdgepackError(f"{name}: {path} is empty", hint="is the download complete?")
     count = min(limit or len(rows), len(rows))
@@ -97,16 +108,24 @@ def _read(task: Task, path: Path, rows: Sequence[Any], index: int) -> Item:
     try:
         return task.item(rows[index])
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        reason = shorten(f"no {error}" if isinstance(error, KeyError) else str(error), 100)
         raise EdgepackError(
-            f"{path}: item {index + 1} cannot be read ({reason})",
+            f"{shorten(str(path), 120)}: item {index + 1} cannot be read ({reason})",
             hint="the file has another form than this task's",
         ) from None
 
 
+class _RowError(EdgepackError, ValueError):
+    """A line that is no JSON; `load` says of which file."""
+
+
 def _jsonl(path: Path) -> list[Any]:
     with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file if line.strip()]
+        return [
+            parse_json(line, f"line {number}", _RowError)
+            for number, line in enumerate(file, 1)
+            if line.strip()
+        ]
 
 
 def _labelled(path: Path) -> list[Any]:
@@ -126,7 +145,10 @@ def _csv(path: Path) -> list[Any]:
 def _sixes(path: Path) -> list[Any]:
     """Six lines an item, compressed with bzip2."""
     with bz2.open(path, "rt", encoding="utf-8", newline="\n") as file:
-        lines = file.read().split("\n")
+        text = file.read(MAX_TEXT + 1)  # a small file can unpack to anything
+    if len(text) > MAX_TEXT:
+        raise ValueError(f"more than {MAX_TEXT >> 20} MB of text")
+    lines = text.split("\n")
     if lines[-1] == "":
         lines.pop()
     if len(lines) % 6:
@@ -134,10 +156,17 @@ def _sixes(path: Path) -> list[Any]:
     return [lines[i : i + 6] for i in range(0, len(lines), 6)]
 
 
+def _text(value: Any) -> str:
+    """A text to make a longer one of; None would become "None" there."""
+    if not isinstance(value, str):
+        raise ValueError(f"{quote(value)} is no text")
+    return value
+
+
 def _piqa(row: Any) -> Item:
     """``goal``, ``sol1``, ``sol2``, and the index of the right one."""
     about, label = row
-    context = f"Question: {about['goal']}\nAnswer:"
+    context = f"Question: {_text(about['goal'])}\nAnswer:"
     return Item.of(context, (about["sol1"], about["sol2"]), int(label))
 
 
@@ -146,7 +175,9 @@ def _arc_easy(row: Any) -> Item:
     still say A–D."""
     question = row["question"]
     choices = [choice["text"] for choice in question["choices"]]
-    context = f"Question: {question['stem']}\nAnswer:"
+    if len(row["answerKey"]) != 1:
+        raise ValueError(f"answer {quote(row['answerKey'])}")
+    context = f"Question: {_text(question['stem'])}\nAnswer:"
     return Item.of(context, choices, "ABCDE".index(row["answerKey"]))
 
 
@@ -188,7 +219,9 @@ def _copa(row: Any) -> Item:
     "because" and "therefore" goes, as the harness has none. What the harness does have is a second
     space before the choice."""
     context = re.sub(r",(?= (because|therefore)$)", "", row["query"])
-    return Item.of(context, [f" {choice}" for choice in row["choices"]], row["gold"])
+    if not isinstance(row["choices"], list):
+        raise ValueError(f"the choices are {quote(row['choices'])}")
+    return Item.of(context, [f" {_text(choice)}" for choice in row["choices"]], row["gold"])
 
 
 TASKS = {

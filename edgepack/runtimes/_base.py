@@ -98,6 +98,15 @@ def check_memory(context: int, bytes_per_token: int) -> None:
         )
 
 
+def check_numbers(logits: NDArray[np.floating]) -> None:
+    """Refuse predictions of which one is no number; an infinity can be meant."""
+    if np.isnan(logits).any():
+        raise EdgepackError(
+            "the model predicts NaN",
+            hint="its weights, or the factors beside them, are damaged",
+        )
+
+
 class Closing:
     """What is closed when its `with` block ends."""
 

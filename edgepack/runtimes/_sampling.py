@@ -7,7 +7,7 @@ from collections.abc import Collection
 import numpy as np
 from numpy.typing import NDArray
 
-from edgepack.runtimes._base import Sampling
+from edgepack.runtimes._base import Sampling, check_numbers
 
 
 class Sampler:
@@ -19,6 +19,7 @@ class Sampler:
     def __call__(self, logits: NDArray[np.float32], said: Collection[int]) -> int:
         """The next token, from logits ``[vocab]`` and what was `said` lately."""
         how, logits = self.how, logits.astype(np.float64)
+        check_numbers(logits)
         if said and how.repeat_penalty != 1.0:
             seen = np.array(sorted(set(said)))
             values = logits[seen]

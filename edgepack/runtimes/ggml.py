@@ -74,5 +74,6 @@ def stock_quantize(
     written = lib.ggml_quantize_chunk(
         ggml_type, W.ctypes.data, out.ctypes.data, 0, rows, columns, importance
     )
-    assert written == out.nbytes
+    if written != out.nbytes:
+        raise EdgepackError(f"{kind}: ggml wrote {written} bytes instead of {out.nbytes}")
     return out

@@ -29,6 +29,7 @@ from edgepack.runtimes._base import (
     Sampling,
     check_length,
     check_memory,
+    check_numbers,
 )
 from edgepack.runtimes.chat import render
 from edgepack.runtimes.forks import Fork, Step, check_fits, layout
@@ -203,6 +204,7 @@ class LlamaCpp(Closing):
             self._start(tokens, len(tokens) - 1)
             end = min(len(tokens) + max_tokens, self.context)
             for position in range(len(tokens), end):
+                check_numbers(self._wanted(1))
                 token: int = self._lib.llama_sampler_sample(sampler, self._ctx, -1)
                 ends = self._lib.llama_vocab_is_eog(self._vocab, token) or token in self._more_ends
                 if token in stop or (ends and not sampling.ignore_eos):

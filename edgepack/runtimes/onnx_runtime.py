@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +14,29 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from edgepack.errors import EdgepackError, missing_extra
-from edgepack.runtimes._base import LIKELIEST, PENALTY_WINDOW, Closing, Sampling, check_length
+from edgepack.runtimes import onnx_check
+from edgepack.runtimes._base import (
+    LIKELIEST,
+    PENALTY_WINDOW,
+    Closing,
+    Sampling,
+    check_length,
+    check_memory,
+)
 from edgepack.runtimes._sampling import Sampler
 from edgepack.runtimes.forks import Fork, check_fits
 from edgepack.runtimes.hf_tokenizer import HfTokenizer
+from edgepack.runtimes.onnx_check import (
+    AGAIN,
+    GENAI,
+    check_decoder,
+    model_file,
+    read_numbers,
+    reason,
+)
+from edgepack.untrusted import quote, shorten
 
-GENAI = "genai_config.json"
+__all__ = ["GENAI", "OnnxRuntime", "bindings", "data_files", "model_file"]
 _QUIET = 3  # errors only; it warns of every initializer that is an input too
 _FED = ("input_ids", "attention_mask", "position_ids", "num_logits_to_keep")
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -36,28 +51,10 @@ def bindings() -> Any:
     return onnxruntime
 
 
-def model_file(folder: Path) -> Path:
-    """The graph in a folder: the one that genai_config.json names, else the only one there is."""
-    config = folder / GENAI
-    if config.is_file():
-        told = json.loads(config.read_text(encoding="utf-8"))
-        return folder / str(told["model"]["decoder"]["filename"])
-    found = sorted([*folder.glob("*.onnx"), *folder.glob("onnx/*.onnx")])
-    if len(found) == 1:
-        return found[0]
-    problem = "has no .onnx file" if not found else f"has {len(found)} .onnx files"
-    raise EdgepackError(f"{folder}: {problem}", hint="name the file itself")
-
-
 def data_files(model: Path) -> list[Path]:
     """The files with a graph's tensors, beside it, and with factors that it takes as inputs."""
-    import onnx
-
-    graph = onnx.load(model, load_external_data=False).graph
-    places = (entry for tensor in graph.initializer for entry in tensor.external_data)
-    found = {model.parent / e.value for e in places if e.key == "location"}
     given = _given_factors(model)
-    return sorted(found | ({given} if given else set()))
+    return sorted({*onnx_check.data_files(model), *([given] if given else [])})
 
 
 def _given_factors(model: Path) -> Path | None:
@@ -83,28 +80,31 @@ class OnnxRuntime(Closing):
     ) -> None:
         self.context, self.sequences = context, sequences
         self._ort = bindings()
+        self._place = shorten(str(model), 120)
+        data_files(model)  # none of them outside its folder
         self._session: Any = self._load(model, threads or psutil.cpu_count(logical=False) or 1)
         self._options = self._attached(adapter) if adapter else None
         self._inputs = {node.name: node for node in self._session.get_inputs()}
-        self._outputs = [node.name for node in self._session.get_outputs()]
+        outputs = {node.name: node for node in self._session.get_outputs()}
+        check_decoder(self._place, self._inputs, outputs)
         self._past = [name for name in self._inputs if name.startswith("past_key_values.")]
-        self._present = [name.replace("past_key_values", "present") for name in self._past]
-        if missing := {"input_ids", "attention_mask"} - set(self._inputs):
-            names = " and ".join(sorted(missing))
-            raise EdgepackError(f"{model}: is no decoder, it does not take {names}")
+        self._present = [name.replace("past_key_values", "present", 1) for name in self._past]
         self._given = {} if adapter else self._factors(model)
         self._folder = next(
             (f for f in model.resolve().parents[:2] if (f / "tokenizer.json").is_file()), None
         )
         if self._folder is None:
             raise EdgepackError(
-                f"{model}: there is no tokenizer.json beside it", hint="copy the model's there"
+                f"{self._place}: there is no tokenizer.json beside it",
+                hint="copy the model's there",
             )
-        self.context = min(context, self._positions())
+        self._numbers = read_numbers(self._folder)
+        self.context = min(context, self._numbers.positions)
         self._tokenizer = HfTokenizer(self._folder)
         self.bos = self._tokenizer.bos
-        logits = next(n for n in self._session.get_outputs() if n.name == "logits").shape[-1]
-        self.vocab_size = logits if isinstance(logits, int) else int(self._config["vocab_size"])
+        last = outputs["logits"].shape[-1]
+        self.vocab_size: int = self._size(last, self._numbers.vocab_size, "vocab_size")
+        check_memory(self.context, 4 * self.vocab_size)
 
     def _load(self, path: Path, threads: int) -> Any:
         options = self._ort.SessionOptions()
@@ -113,9 +113,8 @@ class OnnxRuntime(Closing):
         try:
             return self._ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its classes have no common base of their own
-            reason = str(error).strip().splitlines()[0].rpartition("failed:")[2].strip()
             raise EdgepackError(
-                f"cannot load {path}: {reason}",
+                f"cannot load {self._place}: {reason(error)}",
                 hint="its files must be whole and lie together; build or copy the folder again",
             ) from error
 
@@ -125,9 +124,9 @@ class OnnxRuntime(Closing):
         try:
             self._adapter.Load(str(adapter))
         except Exception as error:
-            reason = str(error).strip().splitlines()[0]
             raise EdgepackError(
-                f"cannot use the adapter {adapter}: {reason}", hint="it is no .onnx_adapter file"
+                f"cannot use the adapter {shorten(str(adapter), 120)}: {reason(error)}",
+                hint="it is no .onnx_adapter file",
             ) from error
         options.add_active_adapter(self._adapter)
         return options
@@ -137,49 +136,31 @@ class OnnxRuntime(Closing):
         path = _given_factors(model)
         try:
             found = load_file(path) if path else {}
-        except SafetensorError as error:
-            raise EdgepackError(
-                f"cannot read {path}: {error}", hint="build or copy the folder again"
-            ) from error
+        except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:
+            where = shorten(str(path), 120)  # types that numpy lacks are a LookupError
+            raise EdgepackError(f"cannot read {where}: {reason(error)}", hint=AGAIN) from error
         values = {name: value for name, value in found.items() if name in self._inputs}
         missing = set(self._inputs) - set(values) - set(self._past) - set(_FED)
         if missing:
             raise EdgepackError(
-                f"{model}: takes {min(missing)}, which nothing here gives",
+                f"{self._place}: takes {quote(min(missing))}, which nothing here gives",
                 hint="factors.safetensors belongs into its folder",
             )
         return {name: self._value(value) for name, value in values.items()}
 
-    @cached_property
-    def _config(self) -> Mapping[str, Any]:
-        """Numbers that the graph itself may keep to names: config.json's, else genai's."""
-        assert self._folder is not None
-        path = self._folder / "config.json"
-        if path.is_file():
-            found = json.loads(path.read_text(encoding="utf-8"))
-        else:
-            genai = json.loads((self._folder / GENAI).read_text(encoding="utf-8"))["model"]
-            found = {**genai, **genai["decoder"], "head_dim": genai["decoder"]["head_size"]}
-        return dict(found)
-
-    def _positions(self) -> int:
-        """Positions that the graph knows."""
-        assert self._folder is not None
-        path = self._folder / GENAI
-        if not path.is_file():
-            return int(self._config["max_position_embeddings"])
-        return int(json.loads(path.read_text(encoding="utf-8"))["model"]["context_length"])
-
     def _empty(self, name: str, rows: int) -> Any:
         """No keys or values yet, ``[rows, kv_heads, 0, head_dim]``."""
-        node = self._inputs[name]
-        heads, width = node.shape[1], node.shape[3]
-        if not isinstance(heads, int):
-            heads = self._config["num_key_value_heads"]
-        if not isinstance(width, int):
-            d = self._config
-            width = d.get("head_dim") or d["hidden_size"] // d["num_attention_heads"]
+        node, known = self._inputs[name], self._numbers
+        heads = self._size(node.shape[1], known.key_value_heads, "num_key_value_heads")
+        width = self._size(node.shape[3], known.head_dim, "head_dim")
         return self._value(np.zeros((rows, heads, 0, width), _TYPES[node.type]))
+
+    def _size(self, own: int | str | None, known: int | None, key: str) -> int:
+        """A dimension of the graph, which its settings say where it is only named."""
+        found = own if isinstance(own, int) else known
+        if found is None:
+            raise EdgepackError(f"{self._place}: neither it nor config.json says {key}")
+        return found
 
     def _value(self, array: NDArray[Any]) -> Any:
         return self._ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
@@ -204,16 +185,25 @@ class OnnxRuntime(Closing):
         wanted = ["logits", *(self._present if keep else [])]
         try:
             logits, *present = self._session.run_with_ort_values(wanted, values, self._options)
-        except Exception as error:
-            if self._options is None and not self._given:
-                raise
-            reason = str(error).strip().splitlines()[0]
+            found: NDArray[np.float32] = logits.numpy().astype(np.float32, copy=False)
+        except Exception as error:  # its classes have no common base of their own
+            raise self._failed(error) from error
+        if found.shape != (rows, time, self.vocab_size):
             raise EdgepackError(
-                f"what is given for L and R does not fit the graph: {reason}",
-                hint="it belongs to the folder that it was made with",
-            ) from error
-        found: NDArray[np.float32] = logits.numpy().astype(np.float32, copy=False)
+                f"{self._place}: gives logits {list(found.shape)} of {time} tokens, "
+                f"not of a vocabulary of {self.vocab_size}",
+                hint=AGAIN,
+            )
         return found, present
+
+    def _failed(self, error: Exception) -> EdgepackError:
+        """The error for a run that ONNX Runtime gave up."""
+        if self._options is None and not self._given:
+            return EdgepackError(f"{self._place}: cannot be run: {reason(error)}", hint=AGAIN)
+        return EdgepackError(
+            f"what is given for L and R does not fit the graph: {reason(error)}",
+            hint="it belongs to the folder that it was made with",
+        )
 
     def logits(self, tokens: Sequence[int], first: int = 0) -> NDArray[np.float32]:
         """See `Scorer.logits`."""
