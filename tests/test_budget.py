@@ -52,7 +52,7 @@ def costs_of(checkpoint: Checkpoint) -> dict[str, Costs]:
 def measured(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
     """A finished allocate stage."""
     monkeypatch.setenv("EDGEPACK_CACHE", str(tmp_path / "cache"))
-    stage = Stage("allocate", 1, {}, ())
+    stage = Stage("allocate", (), {}, ())
     with stage.writing() as folder:
         for name, costs in costs_of(checkpoint).items():
             (folder / f"{name}.json").write_text(json.dumps(costs))
@@ -136,7 +136,7 @@ def test_an_overrides_rank_stands_whatever_it_costs(checkpoint: Checkpoint, meas
 
 
 def test_without_measurements_bits_alone_are_the_guess(checkpoint: Checkpoint):
-    unmeasured = Stage("allocate", 1, {"not": "there"}, ())
+    unmeasured = Stage("allocate", (), {"not": "there"}, ())
     allocation, _ = bought(checkpoint, unmeasured, bits_per_weight=5.0)
     assert allocation.expected_kl is None
     assert torch.tensor([c.rank for c in allocation.choices.values()]).sum() == 0

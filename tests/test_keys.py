@@ -24,6 +24,8 @@ SLICED = {
 }
 RECIPES = {"plain": BASE, "sized": SIZED, "self": SELF, "sliced": SLICED}
 
+OF_THE_MODEL = {"check"}
+"""Stages that look at the model alone."""
 AFTER_CALIBRATE = {"calibrate", "decompose", "recover"}
 AFTER_SLICE = {"slice", "rft", *AFTER_CALIBRATE}
 EVERYTHING = {"text", *AFTER_CALIBRATE}
@@ -117,7 +119,7 @@ def test_another_text_is_in_every_key_whatever_its_name(place, name):
     kept = (place / "text.txt").read_text()
     try:
         (place / "text.txt").write_text(kept.replace("fox", "cat"))
-        assert moved(before, keys(place, RECIPES[name])) == set(before)
+        assert moved(before, keys(place, RECIPES[name])) == set(before) - OF_THE_MODEL
     finally:
         (place / "text.txt").write_text(kept)
     shutil.copy(place / "text.txt", place / "copy.txt")
