@@ -204,6 +204,7 @@ def test_openings_in_other_scripts():
 BROKEN = {
     "tokenizer.json": ["[]", "{}", '"x"', "{", "nul", '{"model": {"type": "BPE", "vocab": 3}}'],
     "tokenizer_config.json": [
+        '{"add_eos_token": "yes"}',
         "[]",
         "7",
         '{"added_tokens_decoder": 3}',
@@ -251,3 +252,19 @@ def test_a_model_s_own_code_is_neither_run_nor_asked_about(tmp_path, monkeypatch
         from_folder(tmp_path / "m")
     assert "tokenizer.json" in caught.value.hint
     assert not ran.exists()
+
+
+def test_a_post_processor_that_names_what_it_does_not_define_is_refused(tmp_path, capfd):
+    """tokenizers panics over it, with a message of its own on stderr."""
+    tokenizer = make_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {SPECIAL[2]}", pair="$A $B", special_tokens=[(SPECIAL[2], END)]
+    )
+    tokenizer.save_pretrained(tmp_path / "m")
+    path = tmp_path / "m/tokenizer.json"
+    content = json.loads(path.read_text())
+    content["post_processor"]["special_tokens"] = {}
+    path.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="does not define it"):
+        from_folder(tmp_path / "m")
+    assert "panicked" not in capfd.readouterr().err

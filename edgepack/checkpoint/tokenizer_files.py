@@ -23,6 +23,7 @@ JSON_FILES = (
 TEMPLATE_NAME = re.compile(r"[\w.-]{1,100}")
 """Names of chat templates become names of files."""
 MAX_ID = (1 << 31) - 1
+MAX_DEPTH = 20
 CODE_HINT = "edgepack runs no code that comes with a model; the folder needs a tokenizer.json"
 HINT = (
     "the folder needs a valid tokenizer.json; to convert a tokenizer.model, "
@@ -82,6 +83,30 @@ def _check_json(folder: Path) -> None:
                 f"{place}: should be a JSON object, not {quote(content)}",
                 hint="take the file published with the model",
             )
+        if name == "tokenizer.json":
+            _check_post_processor(content.get("post_processor"), place)
+
+
+def _check_post_processor(step: Any, place: str, depth: int = 0) -> None:
+    """That a template only names tokens that it defines: tokenizers panics, aloud, over others."""
+    if not isinstance(step, dict) or depth > MAX_DEPTH:
+        return
+    inner = step.get("processors")
+    for each in inner if isinstance(inner, list) else ():
+        _check_post_processor(each, place, depth + 1)
+    known = step.get("special_tokens")
+    known = known if isinstance(known, dict) else {}
+    for form in ("single", "pair"):
+        pieces = step.get(form)
+        for piece in pieces if isinstance(pieces, list) else ():
+            token = piece.get("SpecialToken") if isinstance(piece, dict) else None
+            name = token.get("id") if isinstance(token, dict) else None
+            if isinstance(name, str) and name not in known:
+                raise CheckpointError(
+                    f"{place}: the post_processor names {quote(shorten(name, 60))} and does not "
+                    "define it",
+                    hint=HINT,
+                )
 
 
 def _try_out(tokenizer: PreTrainedTokenizerFast) -> None:
