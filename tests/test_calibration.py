@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from dying import dies_before, files
-from tiny import CHAT, TEXT, make_model
+from tiny import CHAT, LAYER_NORM, TEXT, make_model
 from torch import Tensor
 
 from edgepack.architectures._base import LINEAR_ROLES
@@ -20,7 +20,7 @@ from edgepack.calibration.sampling import sample
 from edgepack.calibration.sweep import Activations
 from edgepack.calibration.text import Tokens
 from edgepack.checkpoint import open_checkpoint
-from edgepack.decoder import Decoder, rms_norm
+from edgepack.decoder import Decoder
 from edgepack.errors import CalibrationError
 from edgepack.progress import finish
 from edgepack.recipe import Calibrate
@@ -55,7 +55,7 @@ def load(folder: Path, decoder: Decoder) -> dict[tuple[str, str], Hessian]:
     """(file, role) → Hessian of everything a guided calibration leaves."""
     blocks = [str(i) for i in range(decoder.dimensions.num_hidden_layers)]
     pairs = [(name, name) for name in (HEAD, EMBEDDING) if (folder / name).exists()]
-    pairs += [(block, role) for block in blocks for role in LINEAR_ROLES]
+    pairs += [(block, role) for block in blocks for role in decoder.block(0).linears]
     return {(file, role): load_hessian(folder / file, role) for file, role in pairs}
 
 
@@ -82,7 +82,7 @@ def whole_model(
         return x if labels is not None else x + (x.bfloat16().float() - x).detach()
 
     seen: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}
-    embedded = decoder.embedding()[tokens.all].requires_grad_()
+    embedded = decoder.embed(tokens.all).detach().requires_grad_()
     x = stored(embedded)
     for i in range(decoder.dimensions.num_hidden_layers):
         block = decoder.block(i)
@@ -95,8 +95,8 @@ def whole_model(
 
         x = stored(block(x, linear=linear))
     head = decoder.head()
-    normed = rms_norm(x, head.norm, head.eps)
-    logits = normed @ head.output.T
+    normed = head.normed(x)
+    logits = head.logits(normed)
     logits.retain_grad()
     seen[HEAD, HEAD] = normed, logits
     drawn = sampled_labels(decoder, logits.detach(), tokens, seed) if labels is None else labels
@@ -163,7 +163,7 @@ def assert_close(found: Hessian, expected: Hessian, tolerance: float, key: objec
         assert (a - b).norm() <= tolerance * b.norm(), (key, part)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *LAYER_NORM])
 def test_guided_hessians_are_those_of_autograd_on_the_whole_model(tmp_path, family, monkeypatch):
     small_batches(monkeypatch)
     make_model(tmp_path / "model", family, layers=3, tied=family == "llama")

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from edgepack.checkpoint import Checkpoint
@@ -90,11 +89,13 @@ class Store:
         return self.widened(self.graph.factor(stored, named, given=given))
 
     def whole_rows(self, names: Sequence[str], rows: int, columns: int) -> tuple[str, str]:
-        """Weights of format int8 as int8 ``[in, out]``, and their scales as fp16 ``[out]``."""
+        """Codes of format int8 ``[in, out]``, 128 standing for 0, and their scales as fp16
+        ``[out]``. As uint8: on CPUs with AVX2 and without VNNI, products of uint8 and int8 go
+        through sums of two in 16 bits, which overflow."""
         read, g = partial(self._tensor, names, "Q"), self.graph
 
         def codes() -> Array:
-            found: Array = (read().codes ^ 128).view(torch.int8).T.numpy()  # less 128
+            found: Array = read().codes.T.numpy()
             return found
 
         def scales() -> Array:
@@ -102,7 +103,7 @@ class Store:
             return found
 
         name = _label(names, "Q")
-        weight = g.store(f"{name}.codes", np.int8, (columns, rows), codes)
+        weight = g.store(f"{name}.codes", np.uint8, (columns, rows), codes)
         return weight, g.store(f"{name}.scales", np.float16, (rows,), scales)
 
     def blocks(

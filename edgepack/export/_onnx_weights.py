@@ -108,7 +108,8 @@ class Weights:
         g = self.graph
         small, step = self._rounded(x)
         weight, scales = self.store.whole_rows(names, rows, columns)
-        product = g.add("MatMulInteger", small, weight, g.constant(128, np.uint8))
+        zero = g.constant(128, np.uint8)
+        product = g.add("MatMulInteger", small, weight, zero, zero)
         product = g.add("Mul", g.add("Cast", product, to=kind(np.float32)), step)
         scaled = (product, self.store.float32(scales))
         if not self.options.half:
@@ -140,7 +141,9 @@ class Weights:
             found = g.add("Transpose", g.add("Gather", weight, places, axis=1), perm=[1, 2, 0])
             sizes = g.add("Gather", self.store.widened(scales), places)
             sizes = g.add("Unsqueeze", sizes, g.constant([2], np.int64))
-            return g.add("Mul", g.add("Cast", found, to=kind(self.options.dtype)), sizes)
+            wide = g.add("Cast", found, to=kind(self.options.dtype))
+            zero = g.constant(128, self.options.dtype)
+            return g.add("Mul", g.add("Sub", wide, zero), sizes)
         if how is None:
             return g.add("Gather", self.store.plain(spec, turned=False), places, axis=0)
         codes, *rest = self.store.blocks([spec.name], "Q", how, rows, columns)
