@@ -233,10 +233,13 @@ def test_probabilities_that_are_not_finite_are_no_tokens():
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("model.embed_tokens.weight", "the embeddings: token_embd has 1 values"),
-        ("model.layers.1.mlp.up_proj.weight", "block 1: ffn_up has 1 values"),
-        ("model.norm.weight", "the head: output_norm has 1 values"),
-        ("lm_head.weight", "the head: output has 1 values"),
+        ("model.embed_tokens.weight", "the embeddings: model.embed_tokens.weight has 1 values"),
+        (
+            "model.layers.1.mlp.up_proj.weight",
+            "layers.1.mlp.up_proj.weight has 1 values",
+        ),
+        ("model.norm.weight", "the head: model.norm.weight has 1 values"),
+        ("lm_head.weight", "the head: lm_head.weight has 1 values"),
     ],
 )
 def test_calibration_names_the_weight_that_is_not_finite(tmp_path, name, said):

@@ -7,19 +7,27 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from edgepack.architectures._base import Architecture
 from edgepack.errors import CalibrationError
 
 
-def check_finite(values: Tensor, place: str, weights: Mapping[str, Tensor]) -> None:
-    """Refuse NaN and infinity among the `values` that `place` computed with `weights` (by role).
-    The error names the weight at fault, if one is."""
+def check_finite(
+    values: Tensor,
+    place: str,
+    weights: Mapping[str, Tensor],
+    family: Architecture,
+    block: int | None = None,
+) -> None:
+    """Refuse NaN and infinity among the `values` that `place` computed with `weights` (by role, of
+    a `block` or outside). The error names the weight at fault, if one is."""
     if torch.isfinite(values).all():
         return
     for role, weight in weights.items():
         count = int((~torch.isfinite(weight)).sum())
         if count:
             raise CalibrationError(
-                f"{place}: {role} has {count} values that are not finite (NaN or infinite)",
+                f"{place}: {family.hf_name(role, block)} has {count} values that are not finite "
+                "(NaN or infinite)",
                 hint="the checkpoint is damaged, or its training diverged",
             )
     raise CalibrationError(

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from edgepack.calibration.finite import check_finite
-from edgepack.calibration.moments import EMBEDDING, HEAD, OUT, Moments, save_hessians
+from edgepack.calibration.moments import EMBEDDING, HEAD, OUT, OUTPUT, Moments, save_hessians
 from edgepack.calibration.sampling import sample
 from edgepack.calibration.text import Tokens
 from edgepack.decoder import Block, Decoder, Head
@@ -108,7 +108,8 @@ def embedded(decoder: Decoder, ids: Tensor, batches: Iterable[Batch]) -> Iterato
     """The first block's inputs, batch by batch."""
     for x in decoder.embed_parts(ids[batch.rows] for batch in batches):
         if not torch.isfinite(x).all():
-            check_finite(x, "the embeddings", {EMBEDDING: decoder.embedding()})
+            table = {EMBEDDING: decoder.embedding()}
+            check_finite(x, "the embeddings", table, decoder.checkpoint.architecture)
         yield x
 
 
@@ -133,11 +134,11 @@ def guided(
         for i in range(blocks):
             yield Progress("calibrate", i, total, f"forward through block {i}")
             if not inputs[i + 1].exists:
-                inputs[i + 1].write(_forward(decoder.block(i), i, inputs[i], batches))
+                inputs[i + 1].write(_forward(decoder, i, inputs[i], batches))
         yield Progress("calibrate", blocks, total, "sampling labels")
         generator = torch.Generator().manual_seed(seed)
         moments = Moments(output_side=output_side)
-        parts = _label_gradients(decoder.head(), inputs[blocks], batches, moments, generator)
+        parts = _label_gradients(decoder, inputs[blocks], batches, moments, generator)
         _write_after(gradients[blocks], parts, partial(_save, folder / HEAD, moments))
         reached = blocks
 
@@ -189,23 +190,35 @@ def _write_after(target: Activations, parts: Iterable[Tensor], before: Callable[
     target.write(then())
 
 
-def _forward(block: Block, index: int, x: Activations, batches: list[Batch]) -> Iterator[Tensor]:
+def _forward(
+    decoder: Decoder, index: int, x: Activations, batches: list[Batch]
+) -> Iterator[Tensor]:
+    block, family = decoder.block(index), decoder.checkpoint.architecture
     for batch in batches:
         with torch.no_grad():
             y = block(x.read(batch.rows))
-        check_finite(y, f"block {index}", block.weights)
+        check_finite(y, f"block {index}", block.weights, family, index)
         yield y
 
 
 def _label_gradients(
-    head: Head, x: Activations, batches: list[Batch], moments: Moments, generator: torch.Generator
+    decoder: Decoder,
+    x: Activations,
+    batches: list[Batch],
+    moments: Moments,
+    generator: torch.Generator,
 ) -> Iterator[Tensor]:
     """Gradients of −log p(label) at the last block's output, labels sampled from the model."""
+    head = decoder.head()
+    matrix = EMBEDDING if decoder.dimensions.tie_word_embeddings else OUTPUT
+    weights = {**head.vectors, matrix: head.output}
+    family = decoder.checkpoint.architecture
+    check = partial(check_finite, place="the head", weights=weights, family=family)
     for batch in batches:
         hidden = x.read(batch.rows)
         flat = hidden.flatten(0, 1)
         parts = [
-            _label_gradient(head, part, moments, batch.held_out, generator)
+            _label_gradient(head, check, part, moments, batch.held_out, generator)
             for part in torch.split(flat, LABELS_AT_ONCE)
         ]
         moments.count(len(flat), batch.held_out)
@@ -213,14 +226,19 @@ def _label_gradients(
 
 
 def _label_gradient(
-    head: Head, x: Tensor, moments: Moments, held_out: bool, generator: torch.Generator
+    head: Head,
+    check: Callable[[Tensor], None],
+    x: Tensor,
+    moments: Moments,
+    held_out: bool,
+    generator: torch.Generator,
 ) -> Tensor:
     x = x.requires_grad_()
     with torch.enable_grad():
         normed = head.normed(x)
     with torch.no_grad():
         logits = head.logits(normed)
-        check_finite(logits, "the head", {**head.vectors, "output": head.output})
+        check(logits)
         g = logits.softmax(-1)
         labels = sample(g, generator)[:, None]
         g.scatter_add_(1, labels, torch.full(labels.shape, -1.0))
