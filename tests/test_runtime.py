@@ -115,7 +115,7 @@ def test_corrupt_files_are_one_line_with_the_cause(path, tmp_path):
         with pytest.raises(EdgepackError, match=cause) as error:
             LlamaCpp(bad)
         assert "\n" not in str(error.value)
-    with pytest.raises(EdgepackError, match="cannot be read|no such file"):
+    with pytest.raises(EdgepackError, match=r"cannot be read|no such file"):
         LlamaCpp(tmp_path / "absent.gguf")
     with pytest.raises(EdgepackError, match=r"is no factor|general\.type should be"):
         LlamaCpp(path, adapter=path)
