@@ -258,13 +258,13 @@ def test_an_adapter_of_another_base_is_one_clear_error(tmp_path):
     for place, config in (("a", {}), ("b", {"head_dim": 32}), ("c", {"family": "qwen2"})):
         _, checkpoint = make(tmp_path / place / "hf", **config)
         files[place] = write_both(tmp_path / place, checkpoint, factored(checkpoint))
-    for other, cause in (("b", "wrong base model"), ("c", "arch mismatch")):
+    for other, cause in (("b", "of another model"), ("c", "arch mismatch")):
         with pytest.raises(EdgepackError, match=cause) as error:
             in_llama_cpp(files["a"][0], files[other][1])
         assert "\n" not in str(error.value)
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(files["a"][1].read_bytes()[:-2000])
-    with pytest.raises(EdgepackError, match="corrupt"):
+    with pytest.raises(EdgepackError, match="ends before"):
         in_llama_cpp(files["a"][0], cut)
 
 

@@ -55,7 +55,9 @@ MODEL_KEYS = {
     "attention.group_norm_epsilon": _EPSILON,
     "rope.freq_base": _FINITE,
     "rope.scaling.factor": _FINITE,
-    "rope.scaling.type": Key(_one(Type.STRING), lambda v: v in ROPE_SCALING, "one it knows"),
+    "rope.scaling.type": Key(
+        _one(Type.STRING), lambda v: v in ROPE_SCALING, f"one of {ROPE_SCALING}"
+    ),
 }
 """Key after the architecture's name → what it must be."""
 ADAPTER_KEYS = {
@@ -102,7 +104,7 @@ def check_adapter(path: Path, model: GgufHeader) -> None:
             raise _bad(path, f"{where} have no weight in the model")
         shape = (*A[:-2], B[-2], A[-1])
         if name != "token_embd.weight" and _matrix(base) != shape:  # stored transposed
-            raise _bad(path, f"{where} are for a weight of the shape {list(shape)}")
+            raise _bad(path, f"{where} are for a weight {list(shape)}, of another model")
 
 
 def _matrix(stored: Stored) -> tuple[int, ...]:

@@ -34,7 +34,7 @@ from edgepack.runtimes.onnx_check import (
     read_numbers,
     reason,
 )
-from edgepack.untrusted import quote, shorten
+from edgepack.untrusted import shorten
 
 __all__ = ["GENAI", "OnnxRuntime", "bindings", "data_files", "model_file"]
 _QUIET = 3  # errors only; it warns of every initializer that is an input too
@@ -143,7 +143,7 @@ class OnnxRuntime(Closing):
         missing = set(self._inputs) - set(values) - set(self._past) - set(_FED)
         if missing:
             raise EdgepackError(
-                f"{self._place}: takes {quote(min(missing))}, which nothing here gives",
+                f"{self._place}: takes {shorten(min(missing), 80)}, which nothing here gives",
                 hint="factors.safetensors belongs into its folder",
             )
         return {name: self._value(value) for name, value in values.items()}
