@@ -123,7 +123,13 @@ GROUPS: dict[tuple[str, str], Changes] = {
             "down = H - 0.5 * RH.T @ solve_up_to_rounding(",
         ),
     },
-    ("decompose/ldlq.py", "tests/test_brute_force.py tests/test_two_sided.py tests/test_ldlq.py"): {
+    (
+        "decompose/ldlq.py",
+        "tests/test_ldlq.py::test_columns_are_taken_by_blocks_in_descending_weight "
+        "tests/test_ldlq.py::test_scales_are_fitted_to_the_cost_that_feedback_leaves "
+        "tests/test_ldlq.py::test_every_round_of_descent_counts "
+        "tests/test_two_sided.py tests/test_brute_force.py",
+    ): {
         "all columns are equally important to the scales": (
             "importance = how.importance(U)[in_storage]",
             "importance = torch.ones(size)",
@@ -180,7 +186,11 @@ GROUPS: dict[tuple[str, str], Changes] = {
             "return _ldlq(W[m.rows], m, fmt, passes)",
         ),
     },
-    ("decompose/_rounders.py", "tests/test_ldlq.py tests/test_codebook.py"): {
+    (
+        "decompose/_rounders.py",
+        "tests/test_ldlq.py::test_scales_are_fitted_to_the_cost_that_feedback_leaves "
+        "tests/test_ldlq.py::test_a_group_of_columns_is_as_important_as_its_errors_are_after_feedback",
+    ): {
         "importances are 1/U instead of 1/U²": (
             "return U.diagonal() ** -2",
             "return U.diagonal() ** -1",

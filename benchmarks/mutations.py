@@ -26,7 +26,7 @@ from benchmarks.mutants import GROUPS
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 600  # for the tests of one mutation
-COPIED = ("edgepack", "tests", "recipes", "pyproject.toml", "README.md")
+COPIED = ("edgepack", "tests", "pyproject.toml")
 LIBRARIES = ("torch", "transformers", "numba", "gguf", "pytest", "typer.testing")
 NOTICED, SILENT = 1, 0
 """Exit codes of pytest: a test failed, none did."""

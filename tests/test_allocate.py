@@ -101,30 +101,31 @@ def test_any_options_are_near_the_optimum_never_over_the_budget_and_nothing_more
     assert cost == pytest.approx(best(options, every[-1]))
 
 
-def test_what_is_left_buys_the_largest_improvement_that_fits():
-    """Neither point is on a hull: 10 bytes to spend, 6 for the better of the two."""
-    options = {
-        "a": [Option("s", 0, 10, 1.0), Option("m", 0, 16, 0.9), Option("l", 0, 100, 0.0)],
-        "b": [Option("s", 0, 10, 1.0), Option("m", 0, 15, 0.95), Option("l", 0, 100, 0.0)],
-    }
-    chosen = allocate(options, 30)
-    assert (chosen["a"].format, chosen["b"].format) == ("m", "s")
-    assert {name: o.format for name, o in allocate(options, 31).items()} == {"a": "m", "b": "m"}
+def formats(options: dict[str, list[Option]], budget: int) -> dict[str, str]:
+    return {name: option.format for name, option in allocate(options, budget).items()}
 
 
-def test_steps_go_by_gain_per_byte_and_small_ones_go_on_where_large_ones_do_not_fit():
+def test_what_is_left_buys_the_largest_improvement_that_fits_until_nothing_does():
+    """The middle options lie above their hulls, so that only left-over bytes buy them."""
     options = {
-        "dear": [Option("s", 0, 10, 1.0), Option("l", 0, 110, 0.0)],  # 0.01 a byte
-        "cheap": [Option("s", 0, 10, 0.5), Option("l", 0, 20, 0.1)],  # 0.04 a byte
-        "last": [Option("s", 0, 10, 0.2), Option("l", 0, 30, 0.1)],  # 0.005 a byte
+        "a": [Option("s", 0, 10, 1.0), Option("m", 0, 16, 0.95), Option("l", 0, 100, 0.0)],
+        "b": [Option("s", 0, 10, 1.0), Option("m", 0, 15, 0.97), Option("l", 0, 100, 0.0)],
     }
-    assert {n: o.format for n, o in allocate(options, 60).items()} == {
-        "dear": "s",
-        "cheap": "l",
-        "last": "l",
+    assert all(len(hull(found)) == 2 for found in options.values())
+    assert formats(options, 30) == {"a": "m", "b": "s"}  # 10 to spend
+    assert formats(options, 31) == {"a": "m", "b": "m"}  # 11
+
+
+def test_a_step_that_does_not_fit_does_not_end_the_steps():
+    """They go on by gain per byte; left to the largest improvement, `c` would take it all."""
+    options = {
+        "dear": [Option("s", 0, 10, 5.0), Option("l", 0, 110, 0.0)],  # 0.05 a byte, never fits
+        "a": [Option("s", 0, 10, 0.2), Option("l", 0, 20, 0.0)],  # 0.02
+        "b": [Option("s", 0, 10, 0.21), Option("l", 0, 30, 0.0)],  # 0.0105
+        "c": [Option("s", 0, 10, 0.3), Option("l", 0, 40, 0.0)],  # 0.01
     }
-    assert allocate(options, 130)["dear"].format == "s"
-    assert allocate(options, 140)["dear"].format == "l"
+    assert formats(options, 70) == {"dear": "s", "a": "l", "b": "l", "c": "s"}
+    assert formats(options, 140) == {"dear": "l", "a": "s", "b": "s", "c": "s"}
 
 
 def test_many_small_weights_leave_next_to_nothing():
