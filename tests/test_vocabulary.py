@@ -313,6 +313,19 @@ def test_a_tokenizer_that_names_no_end_is_told_what_llama_cpp_does():
     assert "token 11" in warning
 
 
+def test_ids_without_a_row_are_left_out(tmp_path):
+    tokenizer = make_tokenizer()
+    tokenizer.eos_token = tokenizer.pad_token = tokenizer.chat_template = None
+    writer = gguf.GGUFWriter(None, "llama")
+    config = {"eos_token_id": [10**6, 2], "pad_token_id": 1 << 40, "sep_token_id": -1}
+    vocabulary.write(writer, tokenizer, len(tokenizer), config)
+    fields = {key: entry.value for key, entry in writer.kv_data[0].items()}
+    assert special.gguf_ends(fields) == [2]
+    assert not any("padding" in key or "sep" in key for key in fields)
+    assert compare(fields, tokenizer) == ()
+    assert LlamaVocab(fields | {"tokenizer.ggml.eos_token_id": 10**6}, "x").eos == 11
+
+
 def recipe(**sections):
     return Recipe.model_validate({"model": "m", **sections})
 

@@ -39,8 +39,8 @@ class LlamaVocab:
         self._whole = sorted(whole, key=lambda index: -len(self.tokens[index].encode()))
         defaults = DEFAULTS[model]
         key = "tokenizer.ggml.{}".format
-        self.bos: int = fields.get(key("bos_token_id"), defaults["bos"])
-        self.eos: int = fields.get(key("eos_token_id"), defaults["eos"])
+        self.bos = self._id(fields.get(key("bos_token_id")), defaults["bos"])
+        self.eos = self._id(fields.get(key("eos_token_id")), defaults["eos"])
         self.add_bos = bool(fields.get(key("add_bos_token"), defaults["add_bos"]))
         self.add_eos = bool(fields.get(key("add_eos_token"), False))
         self._space = bool(fields.get(key("add_space_prefix"), defaults["space"]))
@@ -52,6 +52,10 @@ class LlamaVocab:
             self._scores: list[float] = np.array(scores, np.float32).tolist()
             self._ids = {token: index for index, token in enumerate(self.tokens)}
             self._bytes = [self._byte(byte, place) for byte in range(256)]
+
+    def _id(self, given: int | None, default: int) -> int:
+        """A special token's id; the default where the file has none or one without a token."""
+        return given if given is not None and 0 <= given < len(self.tokens) else default
 
     def _byte(self, byte: int, place: str) -> int:
         """The token of a byte; llama.cpp ends the process over a text that needs a missing one."""

@@ -59,7 +59,7 @@ def write(
             hint="supported: byte-level BPE, and sentencepiece BPE with byte fallback; "
             "--target onnx takes any tokenizer.json",
         )
-    ids = _write_special(writer, tokenizer, config, generation or {})
+    ids = _write_special(writer, tokenizer, rows, config, generation or {})
     _write_template(writer, tokenizer, ids)
 
 
@@ -204,6 +204,7 @@ def _scores(tokenizer: PreTrainedTokenizerFast, merges: list[Any], rows: int) ->
 def _write_special(
     writer: GGUFWriter,
     tokenizer: PreTrainedTokenizerFast,
+    rows: int,
     config: Mapping[str, Any],
     generation: Mapping[str, Any],
 ) -> dict[str, int]:
@@ -216,7 +217,7 @@ def _write_special(
     for name in ("bos", "eos", "unk", "sep", "pad", "mask"):
         index = getattr(tokenizer, f"{name}_token_id")
         index = config.get(f"{name}_token_id") if index is None else index
-        if isinstance(index, int) and index >= 0:
+        if isinstance(index, int) and 0 <= index < rows:
             ids[name] = index
     before, after = special.wrapping(tokenizer)
     if len(before) > 1 or len(after) > 1:
@@ -225,7 +226,7 @@ def _write_special(
             "GGUF has a place for one token each",
             hint="change the post_processor in tokenizer.json",
         )
-    ends = special.ends(tokenizer, generation, config)
+    ends = [end for end in special.ends(tokenizer, generation, config) if end < rows]
     ids |= {"bos": before[0]} if before else {}
     ids |= {"eos": after[0]} if after else {}
     ids |= {"eos": ends[0]} if "eos" not in ids and ends else {}

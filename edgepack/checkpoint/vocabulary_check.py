@@ -146,14 +146,15 @@ def _check_wrapping(vocab: LlamaVocab, tokenizer: PreTrainedTokenizerFast) -> No
 def _ends(fields: Mapping[str, Any], vocab: LlamaVocab) -> list[str]:
     """What the file does about the ends of texts and answers that people should know."""
     warnings = []
-    if vocab.add_eos:
+    if vocab.add_eos and vocab.eos < len(vocab.tokens):
         name = quote(vocab.tokens[vocab.eos])
         warnings.append(
             f"tokenizer: it ends every text with {name}; so does llama.cpp, chat prompts too "
             "(edgepack chat does not)"
         )
     if more := fields.get(special.MORE_ENDS):
-        texts = ", ".join(quote(vocab.tokens[int(index)]) for index in str(more).split())
+        known = [int(index) for index in str(more).split() if index.isdecimal()]
+        texts = ", ".join(quote(vocab.tokens[i]) for i in known if i < len(vocab.tokens))
         warnings.append(
             f"tokenizer: GGUF has three places for tokens that end an answer, none for "
             f"{shorten(texts, 80)}; edgepack chat and the Modelfile know them, others do not"
