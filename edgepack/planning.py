@@ -175,6 +175,7 @@ def plan(recipe: Recipe, target: str, base: Path) -> Plan:
             hint="--target checkpoint writes them, sliced",
         )
     warnings += dense.warnings()
+    _ = dense.tokenizer, dense.generation_config()  # what is wrong with them is found here
     if target == "gguf":
         warnings += (*dense.gguf_warnings(), *vocabulary_check.check(dense))
     texts = _texts(recipe, dense, base)

@@ -176,7 +176,8 @@ def test_guided_hessians_are_those_of_autograd_on_the_whole_model(tmp_path, fami
     assert found.keys() == rounded.keys()
     for key, hessian in found.items():
         assert_close(hessian, rounded[key], 1e-4, key)  # the same numbers, summed otherwise
-        assert_close(hessian, exact[key], 2e-2, key)  # bfloat16 has 8 bits, and a weight squares
+        # bfloat16 has 8 bits, and a weight squares; a ReLU also switches at other places
+        assert_close(hessian, exact[key], 4e-2 if family == "opt" else 2e-2, key)
     train, held_out = (getattr(rounded[HEAD, HEAD], part) for part in ("train", "held_out"))
     assert (train - held_out).norm() > 0.05 * train.norm()  # telling them apart means something
 

@@ -154,6 +154,11 @@ class FolderCheckpoint(Checkpoint):
         return {rope.TENSOR: rope.llama3_divisors(dims.rope_theta, dims.head_dim, scaling)}
 
     def gguf_metadata(self) -> Mapping[str, tuple[Any, Any, Any]]:  # noqa: D102
+        return self._gguf_metadata
+
+    @cached_property
+    def _gguf_metadata(self) -> Mapping[str, tuple[Any, Any, Any]]:
+        """A large vocabulary takes seconds."""
         writer = gguf.GGUFWriter(None, self.architecture.gguf)
         writer.add_type("model")
         self._description[0].set_gguf_meta_model(writer)
