@@ -36,7 +36,7 @@ from edgepack.checkpoint import open_checkpoint
 from edgepack.checkpoint.save import save
 from edgepack.evaluate.speed import speeds
 from edgepack.export.profiles import PROFILES
-from edgepack.measure import Model, write_original
+from edgepack.models import Model, write_original
 from edgepack.progress import finish
 from edgepack.recipe import parse
 

@@ -27,7 +27,7 @@ from edgepack.checkpoint import Checkpoint, open_checkpoint
 from edgepack.checkpoint.save import save
 from edgepack.evaluate.speed import speeds
 from edgepack.export.gguf import write_plain
-from edgepack.measure import Model
+from edgepack.models import Model
 from edgepack.planning import plan
 from edgepack.progress import finish
 from edgepack.recipe import parse

@@ -22,7 +22,7 @@ from edgepack.artifact import Artifact
 from edgepack.evaluate.multiple_choice import CONTEXT, SEQUENCES, Mean, answer
 from edgepack.evaluate.tasks import load_all
 from edgepack.export.gguf import write_plain
-from edgepack.measure import Model
+from edgepack.models import Model
 from edgepack.planning import plan
 from edgepack.progress import finish
 from edgepack.recipe import load

@@ -17,7 +17,7 @@ from edgepack.errors import CheckpointError, EdgepackError, RecipeError
 from edgepack.evaluate.divergence import Divergence, Perplexity, divergence, perplexity
 from edgepack.evaluate.multiple_choice import CONTEXT, SEQUENCES, answer
 from edgepack.evaluate.tasks import load_all
-from edgepack.measure import HELD_OUT, Model, Text, write_original
+from edgepack.models import HELD_OUT, Model, Text, write_original
 from edgepack.planning import plan
 from edgepack.progress import Steps
 from edgepack.provenance import changed, gone, located

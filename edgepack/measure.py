@@ -8,123 +8,32 @@ rounding in the very types of ours.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from edgepack.artifact import MANIFEST, Artifact, digest
+from edgepack.artifact import digest
 from edgepack.cache import Stage
 from edgepack.calibration.text import Tokens, read, source_path
-from edgepack.checkpoint import Checkpoint
-from edgepack.choices import format_of, stock_formats
 from edgepack.decompose.stage import load_imatrix
 from edgepack.disk import atomic, scratch
-from edgepack.errors import EdgepackError, ExportError, missing_extra
-from edgepack.evaluate.divergence import CHUNK, chunk, compare, divergence
-from edgepack.export.gguf import write_model, write_plain
+from edgepack.errors import EdgepackError, ExportError
+from edgepack.evaluate.divergence import CHUNK, compare, divergence
+from edgepack.models import HELD_OUT, RUNTIMES, Library, Model, Text, write_original, written
+from edgepack.peers import peers, write_plain_onnx, write_stock
 from edgepack.planning import MEASURED, Plan
 from edgepack.progress import Progress, Steps
-from edgepack.recipe import Onnx
-from edgepack.runtimes._base import Runtime, Scorer
+from edgepack.runtimes._base import Scorer
 from edgepack.runtimes.agreement import agreement
-from edgepack.runtimes.ggml import requires_imatrix, stock_quantize
-from edgepack.runtimes.llama_cpp import LlamaCpp
-from edgepack.runtimes.onnx_runtime import OnnxRuntime, data_files, model_file
 from edgepack.runtimes.torch_decoder import TorchDecoder
 from edgepack.untrusted import read_json
-
-
-class Library(NamedTuple):
-    """What runs the files of a target: a module, the package that has it, our extra for that."""
-
-    module: str
-    package: str
-    extra: str
-
-    def check(self) -> None:
-        """Refuse to go on without it."""
-        if find_spec(self.module) is None:
-            raise missing_extra(self.package, self.extra)
-
-
-RUNTIMES = {
-    "gguf": Library("llama_cpp", "llama-cpp-python", "llama"),
-    "onnx": Library("onnxruntime", "onnxruntime", "onnx"),
-    "checkpoint": Library("torch", "torch", ""),
-}
-HELD_OUT = "held-out calibration text"
-
-
-@dataclass(frozen=True)
-class Model:
-    """Something that can be run: a .gguf file, perhaps with an adapter, or an .onnx file."""
-
-    name: str
-    base: Path
-    adapter: Path | None = None
-
-    @staticmethod
-    def at(path: Path) -> Model:
-        """An output folder, a GGUF or ONNX file, or a folder with a graph of another's making."""
-        if path.is_dir() and not (path / MANIFEST).is_file() and any(path.rglob("*.onnx")):
-            return Model(str(path), model_file(path))
-        if path.is_dir():
-            artifact = Artifact.open(path)
-            return Model(str(path), artifact.base, artifact.factors)
-        if not path.is_file():
-            raise EdgepackError(
-                f"{path}: no such file or folder",
-                hint="give an output folder, an .onnx or a .gguf file",
-            )
-        return Model(str(path), path)
-
-    @property
-    def bytes(self) -> int:
-        """Size of its files."""
-        files = [path for path in (self.base, self.adapter) if path]
-        if self.base.suffix == ".onnx":
-            files += data_files(self.base)
-        return sum(path.stat().st_size for path in files)
-
-    def open(self, context: int, sequences: int = 1) -> Runtime:
-        """Load it."""
-        if self.base.suffix == ".onnx":
-            return OnnxRuntime(self.base, self.adapter, context=context, sequences=sequences)
-        return LlamaCpp(self.base, self.adapter, context=context, sequences=sequences)
-
-
-@dataclass(frozen=True)
-class Text:
-    """What to predict: a text, or tokens ``[n, length]`` that are held out from calibration."""
-
-    name: str
-    content: str | Tensor
-
-    @property
-    def digest(self) -> str:
-        """sha256 of the text or of the tokens."""
-        content = self.content
-        data = content.encode() if isinstance(content, str) else content.numpy().tobytes()
-        return hashlib.sha256(data).hexdigest()
-
-    def chunks(self, runtime: Scorer, context: int, tokens: int) -> NDArray[np.int64]:
-        """About so many `tokens` of it, ``[n, context]``."""
-        limit = -(-tokens // context)
-        if isinstance(self.content, str):
-            return chunk(runtime, self.content, context, limit)
-        return _held_out(self.content, runtime, context, limit)
 
 
 def verify(made: Plan, folder: Path) -> Steps[None]:
@@ -135,14 +44,6 @@ def verify(made: Plan, folder: Path) -> Steps[None]:
     yield Progress("export", 0, 1, "the files in their runtime")
     with written(made.target, folder).open(VERIFIED_CONTEXT) as runtime:
         agreement(runtime, made.dense.checkpoint.tokenizer)
-
-
-def written(target: str, folder: Path) -> Model:
-    """Our own model in a folder that has no manifest yet."""
-    if target == "onnx":
-        return Model("edgepack", model_file(folder))
-    factors = folder / "factors.gguf"
-    return Model("edgepack", folder / "base.gguf", factors if factors.exists() else None)
 
 
 VERIFIED_CONTEXT = 64
@@ -247,20 +148,6 @@ def _check_reference(made: Plan, reference: Path, text: Text) -> Steps[float]:
     return kl
 
 
-def write_original(
-    target: str, original: Checkpoint, folder: Path, stage: str = "measure"
-) -> Steps[Path]:
-    """A model with its matrices as f16, for the runtime of a target; the file to open."""
-    yield Progress(stage, 0, 1, "writing the original as f16")
-    if target == "onnx":
-        from edgepack.export import onnx
-
-        options = onnx.graph_options(original, Onnx())
-        return (yield from onnx.write_plain(folder, original, None, options, stage))
-    write_plain(folder / "original.gguf", original)
-    return folder / "original.gguf"
-
-
 def _stock(made: Plan, weights: Path, folder: Path) -> Steps[list[Model]]:
     models = []
     for number, (name, formats) in enumerate(peers(made).items()):
@@ -275,17 +162,6 @@ def _onnx_peers(made: Plan, folder: Path) -> Steps[list[Model]]:
     formats = {name: choice.format for name, choice in made.choices.items()}
     path = yield from write_plain_onnx(made, formats, folder / "plain", "measure")
     return [Model("plain rounding, same types", path)]
-
-
-def write_plain_onnx(
-    made: Plan, formats: Mapping[str, str], folder: Path, stage: str
-) -> Steps[Path]:
-    """The model as a graph in those types, rounded to nearest, in a new folder; the graph."""
-    from edgepack.export import onnx
-
-    folder.mkdir()
-    options = onnx.graph_options(made.checkpoint, made.recipe.export.onnx)
-    return (yield from onnx.write_plain(folder, made.checkpoint, formats, options, stage))
 
 
 def compare_files(
@@ -333,63 +209,3 @@ def text_of(made: Plan, tokens: Tokens | None) -> Text:
     if tokens is None:
         raise EdgepackError("nothing was calibrated, so that no text is held out")
     return Text(HELD_OUT, tokens.held_out)
-
-
-def _held_out(tokens: Tensor, runtime: Scorer, context: int, limit: int) -> NDArray[np.int64]:
-    """The held-out calibration tokens, cut as `chunk` cuts a text."""
-    flat = tokens.flatten().numpy()
-    context = min(context, len(flat))
-    chunks = flat[: len(flat) // context * context].reshape(-1, context)[:limit].copy()
-    if runtime.bos is not None:
-        chunks[:, 0] = runtime.bos
-    return chunks
-
-
-def peers(made: Plan) -> dict[str, dict[str, str]]:
-    """Label → format of every matrix, for each stock file to compare with. Outside the blocks
-    stock gets our formats; inside, only types that fit the model's widths."""
-    specs = [made.checkpoint.specs[name] for name in made.choices]
-    same = {name: choice.format for name, choice in made.choices.items()}
-    uniform = {
-        name: {s.name: same[s.name] if s.block is None else name for s in specs}
-        for name in stock_formats()
-        if name != "f16"
-        and all(format_of(name).fits(s.shape[1]) for s in specs if s.block is not None)
-    }
-    sizes = {
-        name: sum(format_of(formats[s.name]).nbytes(s.shape) for s in specs)
-        for name, formats in uniform.items()
-    }
-    ours = sum(made.bytes_by_part().values())
-    nearest = min((abs(size - ours) for size in sizes.values()), default=0)
-    found = {name: uniform[name] for name, size in sizes.items() if abs(size - ours) == nearest}
-    if same not in found.values():
-        found |= {name: formats for name, formats in uniform.items() if formats == same}
-    of = " of the slice" if made.slice else ""
-    labelled = {f"stock {name} + imatrix{of}": formats for name, formats in found.items()}
-    if same not in found.values():
-        labelled[f"stock, same types + imatrix{of}"] = same
-    return labelled
-
-
-def write_stock(
-    made: Plan, imatrix: Callable[[str], Tensor], formats: Mapping[str, str], path: Path
-) -> int:
-    """The model as llama-quantize makes it in those types: with the `imatrix` of each weight in the
-    blocks, without one for embeddings and head."""
-
-    def load(name: str) -> Tensor:
-        return _stock_bytes(made, name, formats[name], imatrix(name))
-
-    return write_model(path, made.checkpoint, formats, load)
-
-
-def _stock_bytes(made: Plan, name: str, form: str, imatrix: Tensor) -> Tensor:
-    """One matrix as llama-quantize stores it. Outside the blocks it uses no imatrix; for types that
-    demand one, all columns are given the same weight there."""
-    spec = made.checkpoint.specs[name]
-    importance: NDArray[np.float32] | None = imatrix.float().numpy()
-    if spec.block is None:
-        importance = np.ones(spec.shape[1], np.float32) if requires_imatrix(form) else None
-    W = made.checkpoint.tensor(name).numpy()
-    return torch.from_numpy(stock_quantize(form, W, importance))

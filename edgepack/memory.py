@@ -14,7 +14,7 @@ from edgepack.calibration.text import counts
 from edgepack.checkpoint.save import SHARD
 from edgepack.decoder import fits_in_memory
 from edgepack.decompose._side_by_side import AT_ONCE
-from edgepack.measure import RUNTIMES
+from edgepack.models import RUNTIMES
 from edgepack.planning import Plan
 from edgepack.recover.stage import IN_MEMORY
 from edgepack.weights import WeightSpec

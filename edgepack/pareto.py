@@ -20,7 +20,8 @@ from edgepack.disk import scratch
 from edgepack.evaluate.multiple_choice import CONTEXT, SEQUENCES, Answers, Mean, Open, answer
 from edgepack.evaluate.speed import Speed, speeds
 from edgepack.evaluate.tasks import Item
-from edgepack.measure import RUNTIMES, Model, Text, compare_files, text_of, write_original
+from edgepack.measure import compare_files, text_of
+from edgepack.models import RUNTIMES, Model, Text, write_original
 from edgepack.peers import MAKERS, peer_types, write_peers
 from edgepack.pipeline import build, calibrate, write_text
 from edgepack.planning import Plan, plan

@@ -3,18 +3,23 @@ for ONNX plain rounding on every grid."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from edgepack.budget import LADDER
 from edgepack.calibration.moments import weight_hessian
 from edgepack.choices import UNQUANTIZED, format_of, stock_formats
-from edgepack.measure import Model, write_plain_onnx, write_stock
+from edgepack.export.gguf import write_model
+from edgepack.models import Model
 from edgepack.planning import Plan
 from edgepack.progress import Progress, Steps
+from edgepack.runtimes.ggml import requires_imatrix, stock_quantize
 
 STOCK, PLAIN = "stock + imatrix", "plain rounding"
 MAKERS = {"gguf": STOCK, "onnx": PLAIN}
@@ -98,3 +103,64 @@ def _imatrix(made: Plan, name: str) -> Tensor:
     assert made.calibrate is not None
     tied = made.checkpoint.dimensions.tie_word_embeddings
     return weight_hessian(made.calibrate.folder, made.checkpoint.specs[name], tied=tied).imatrix
+
+
+def peers(made: Plan) -> dict[str, dict[str, str]]:
+    """Label → format of every matrix, for each stock file to compare with. Outside the blocks
+    stock gets our formats; inside, only types that fit the model's widths."""
+    specs = [made.checkpoint.specs[name] for name in made.choices]
+    same = {name: choice.format for name, choice in made.choices.items()}
+    uniform = {
+        name: {s.name: same[s.name] if s.block is None else name for s in specs}
+        for name in stock_formats()
+        if name != "f16"
+        and all(format_of(name).fits(s.shape[1]) for s in specs if s.block is not None)
+    }
+    sizes = {
+        name: sum(format_of(formats[s.name]).nbytes(s.shape) for s in specs)
+        for name, formats in uniform.items()
+    }
+    ours = sum(made.bytes_by_part().values())
+    nearest = min((abs(size - ours) for size in sizes.values()), default=0)
+    found = {name: uniform[name] for name, size in sizes.items() if abs(size - ours) == nearest}
+    if same not in found.values():
+        found |= {name: formats for name, formats in uniform.items() if formats == same}
+    of = " of the slice" if made.slice else ""
+    labelled = {f"stock {name} + imatrix{of}": formats for name, formats in found.items()}
+    if same not in found.values():
+        labelled[f"stock, same types + imatrix{of}"] = same
+    return labelled
+
+
+def write_plain_onnx(
+    made: Plan, formats: Mapping[str, str], folder: Path, stage: str
+) -> Steps[Path]:
+    """The model as a graph in those types, rounded to nearest, in a new folder; the graph."""
+    from edgepack.export import onnx
+
+    folder.mkdir()
+    options = onnx.graph_options(made.checkpoint, made.recipe.export.onnx)
+    return (yield from onnx.write_plain(folder, made.checkpoint, formats, options, stage))
+
+
+def write_stock(
+    made: Plan, imatrix: Callable[[str], Tensor], formats: Mapping[str, str], path: Path
+) -> int:
+    """The model as llama-quantize makes it in those types: with the `imatrix` of each weight in the
+    blocks, without one for embeddings and head."""
+
+    def load(name: str) -> Tensor:
+        return _stock_bytes(made, name, formats[name], imatrix(name))
+
+    return write_model(path, made.checkpoint, formats, load)
+
+
+def _stock_bytes(made: Plan, name: str, form: str, imatrix: Tensor) -> Tensor:
+    """One matrix as llama-quantize stores it. Outside the blocks it uses no imatrix; for types that
+    demand one, all columns are given the same weight there."""
+    spec = made.checkpoint.specs[name]
+    importance: NDArray[np.float32] | None = imatrix.float().numpy()
+    if spec.block is None:
+        importance = np.ones(spec.shape[1], np.float32) if requires_imatrix(form) else None
+    W = made.checkpoint.tensor(name).numpy()
+    return torch.from_numpy(stock_quantize(form, W, importance))

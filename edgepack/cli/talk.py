@@ -37,7 +37,7 @@ def chat(
     """Talk to a packed model through its runtime: llama.cpp or ONNX Runtime."""
     from edgepack.artifact import Artifact
     from edgepack.errors import EdgepackError
-    from edgepack.measure import Model
+    from edgepack.models import Model
     from edgepack.runtimes._base import Sampling
     from edgepack.terminal import Conversation, questions
 
