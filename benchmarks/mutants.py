@@ -589,12 +589,12 @@ GROUPS: dict[tuple[str, str], Changes] = {
             '"choices": list(choices),',
         ),
         "calibrate without its text": (
-            "inputs = (checkpoint.key, text_key(recipe, base, text))",
-            "text_key(recipe, base, text)\n    inputs = (checkpoint.key,)",
+            "inputs = (checkpoint.key, text_key)",
+            "inputs = (checkpoint.key,)",
         ),
         "calibrate without its model": (
-            "inputs = (checkpoint.key, text_key(recipe, base, text))",
-            "inputs = (text_key(recipe, base, text),)",
+            "inputs = (checkpoint.key, text_key)",
+            "inputs = (text_key,)",
         ),
         "calibrate without its options": (
             'return Stage("calibrate", CALIBRATES, described, inputs)',
@@ -605,8 +605,8 @@ GROUPS: dict[tuple[str, str], Changes] = {
             "inputs = (calibrate.key,)",
         ),
         "recover without its options": (
-            'return Stage("recover", RECOVERS, recipe.recover.model_dump(), inputs)',
-            'return Stage("recover", RECOVERS, {}, inputs)',
+            "options = recipe.recover.model_dump() | choose_arithmetic()",
+            "options = choose_arithmetic()",
         ),
         "allocate without what it tries": (
             'allocate = Stage("allocate", ALLOCATES, asdict(tried), (calibrate.key,))',

@@ -45,6 +45,13 @@ def test_the_first_inputs_are_read_or_refused(name: str, template: Path, tmp_pat
     assert found.failures == []
 
 
+@pytest.mark.parametrize("name", READERS)
+def test_what_is_not_spoiled_is_read(name: str, template: Path, tmp_path: Path):
+    """…so that an input is refused for what was spoiled in it."""
+    whole = Reader(name, nothing, READERS[name].read)
+    assert dict(run(whole, range(1), template, tmp_path).counts) == {"ok": 1}
+
+
 # ---------------------------------------------------------------------------- the harness
 
 

@@ -99,6 +99,16 @@ def test_errors_are_weighted_when_scales_are_fitted():
         assert abs(float(found[0, 0])) == pytest.approx(d, rel=2e-3)
 
 
+def test_a_grid_whose_lowest_code_is_never_used_is_found_exactly():
+    """The offset of the codes that are used is no fp16 number; moved by some steps it is."""
+    fmt, generator = plugins.find("formats", "q4_1"), torch.Generator().manual_seed(4)
+    d = half(torch.rand(40, 1, generator=generator) * 0.05 + 0.01)
+    m = half(-torch.rand(40, 1, generator=generator))
+    x = d * torch.randint(3, 14, (40, 32), generator=generator) + m
+    error, _, _ = scale_min(x, torch.ones(1, 32), 15, fmt.probes, 6)
+    assert (error[:, 0] <= 1e-12 * x.square().sum(1)).all()
+
+
 # ---------------------------------------------------------------------------- the helpers
 
 

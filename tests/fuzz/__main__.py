@@ -72,9 +72,10 @@ def load_libraries() -> None:
 def table(found: dict[str, Found]) -> list[str]:
     """Markdown: outcomes that never came are left out, but for the two good ones."""
     seen = [o for o in OUTCOMES if o in GOOD or any(f.counts[o] for f in found.values())]
-    rows = [f"| reader | inputs | {' | '.join(seen)} |", "|---|" + "---:|" * (len(seen) + 1)]
+    head = ["reader", "inputs", *seen, "different errors"]
+    rows = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
     for name, one in found.items():
-        counts = [one.counts[outcome] for outcome in seen]
+        counts = [*(one.counts[outcome] for outcome in seen), len(one.words)]
         rows.append(f"| {name} | {one.counts.total()} | {' | '.join(map(str, counts))} |")
     return rows
 

@@ -16,6 +16,7 @@ from tests.fuzz.mutators import NASTY, OUTSIDE, spoil_bytes
 
 V = GGUFValueType
 ALIGNMENT = 32
+NOT_UTF8 = "@not UTF-8@"
 
 
 @dataclass
@@ -94,7 +95,7 @@ def _spoil_entry(entries: list[list[Any]], chance: random.Random) -> None:
 def _value(kind: GGUFValueType, chance: random.Random) -> Any:
     if kind == V.STRING:
         texts = [x for x in NASTY if isinstance(x, str)]
-        return chance.choice([*texts, "llama", "gpt2", "\xff"])
+        return chance.choice([*texts, "llama", "gpt2", NOT_UTF8])
     return _number(kind, chance)
 
 
@@ -133,7 +134,7 @@ def _spoil_tensor(tensors: list[list[Any]], chance: random.Random) -> dict[int, 
 
 
 def _text(value: str) -> bytes:
-    data = value.encode("utf-8", "surrogatepass") if value != "\xff" else b"\xff\xfe"
+    data = b"\xff\xfe" if value == NOT_UTF8 else value.encode("utf-8", "surrogatepass")
     return struct.pack("<Q", len(data)) + data
 
 

@@ -11,6 +11,7 @@ import faulthandler
 import io
 import multiprocessing
 import os
+import re
 import resource
 import shutil
 import sys
@@ -45,14 +46,18 @@ class Reader:
 
 @dataclass
 class Found:
-    """What came of the inputs of one reader; `failures` are (number, outcome, detail)."""
+    """What came of the inputs of one reader; `failures` are (number, outcome, detail), `words` the
+    different errors that others were refused with. Few of those: the reader does not get far."""
 
     counts: Counter[str] = field(default_factory=Counter)
     failures: list[tuple[int, str, str]] = field(default_factory=list)
+    words: Counter[str] = field(default_factory=Counter)
 
     def add(self, number: int, outcome: str, detail: str) -> None:
         """Count one."""
         self.counts[outcome] += 1
+        if outcome == "refused":
+            self.words[re.sub(r"\S*/|\W?'.*|\d+", "", detail)[:60]] += 1
         if outcome not in GOOD:
             self.failures.append((number, outcome, detail))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import struct
@@ -160,7 +161,26 @@ def spoil_file(reader: str, files: dict[str, Make], folder: Path, number: int) -
         name = str(next(folder.glob(pattern)).relative_to(folder))
     source = folder / ("index.json" if name == INDEX else name)
     (folder / name).write_bytes(files[pattern](source.read_bytes(), chance))
-    return [name]
+    out = Path(name).parts[0]
+    manifest = f"{out}/{MANIFEST}"
+    if not out.startswith("out-") or name == manifest or chance.random() < 0.03:
+        return [name]
+    _sign(folder / manifest, str((folder / name).relative_to(folder / out)), folder / name)
+    return [name, manifest]
+
+
+MANIFEST = "manifest.json"
+
+
+def _sign(manifest: Path, name: str, file: Path) -> None:
+    """Let the manifest say what the spoiled file is: who means harm does so as well, and a digest
+    that is wrong would be all that a reader looks at."""
+    content = json.loads(manifest.read_bytes())
+    data = file.read_bytes()
+    known = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    if name in content["files"]:
+        content["files"][name] = known
+    manifest.write_text(json.dumps(content))
 
 
 INDEX = "m/model.safetensors.index.json"
