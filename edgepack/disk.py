@@ -12,6 +12,8 @@ from pathlib import Path
 import platformdirs
 from filelock import FileLock, Timeout
 
+from edgepack.errors import EdgepackError
+
 
 def root() -> Path:
     """Where stages and notes are kept: ``$EDGEPACK_CACHE``, else the user's cache folder."""
@@ -93,7 +95,18 @@ def scratch() -> Iterator[Path]:
 
 
 def clean() -> None:
-    """Remove the scratch folders and locks of processes that were killed."""
+    """Make sure that the cache can be written; remove the scratch folders and locks of processes
+    that were killed."""
+    try:
+        root().mkdir(parents=True, exist_ok=True)
+        probe = root() / f".{secrets.token_hex(8)}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise EdgepackError(
+            f"{root()}: the cache cannot be written ({error.strerror})",
+            hint="EDGEPACK_CACHE names another folder",
+        ) from None
     for path in sorted((root() / "locks").glob("*.lock")):
         with ExitStack() as stack:
             if stack.enter_context(locked(path)) and path.stem.startswith("scratch-"):

@@ -67,7 +67,7 @@ def writing(path: Path, *, force: bool, sources: Iterable[Path], recipe: Path) -
     with ExitStack() as stack:
         with _explained(path):
             if path.is_symlink() and not path.exists():
-                raise ExportError(f"{path}: is a link to nowhere", hint=ELSEWHERE)
+                raise ExportError(f"{shown(path)}: is a link to nowhere", hint=ELSEWHERE)
             path = path.resolve()
             real = tuple(source.resolve() for source in sources)
             output = Output(path, force, real, recipe.resolve(), _working_path(path))
@@ -93,13 +93,13 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except (OSError, ValueError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        message = f"{shorten(str(path), 100)}: cannot be written ({reason})"
+        message = f"{shown(path)}: cannot be written ({reason})"
         raise ExportError(message, hint=ELSEWHERE) from None
 
 
 def _busy(path: Path) -> ExportError:
     return ExportError(
-        f"{path}: another edgepack is writing it", hint=f"wait for it to end, or {ELSEWHERE}"
+        f"{shown(path)}: another edgepack is writing it", hint=f"wait for it to end, or {ELSEWHERE}"
     )
 
 
@@ -107,7 +107,7 @@ def _make_working_folder(output: Output) -> None:
     """Show that the place can be written, before anything else is."""
     parent = output.path.parent
     if any(place.is_file() for place in (parent, *parent.parents)):
-        raise ExportError(f"{output.path}: lies below a file", hint=ELSEWHERE)
+        raise ExportError(f"{shown(output.path)}: lies below a file", hint=ELSEWHERE)
     parent.mkdir(parents=True, exist_ok=True)
     _check_place(output)
     output.work.mkdir()
@@ -117,37 +117,37 @@ def _check_place(output: Output) -> None:
     """Refuse the places that no output may have, whatever is there."""
     path, cache = output.path, root().resolve()
     if path == cache or path.is_relative_to(cache) or cache.is_relative_to(path):
-        raise ExportError(f"{path}: is or holds the cache, or lies in it", hint=ELSEWHERE)
+        raise ExportError(f"{shown(path)}: is or holds the cache, or lies in it", hint=ELSEWHERE)
     for source in (*output.sources, output.recipe):
         if source.is_relative_to(path):
             raise ExportError(
-                f"{path}: is or holds {source.name}, which the build reads", hint=ELSEWHERE
+                f"{shown(path)}: is or holds {source.name}, which the build reads", hint=ELSEWHERE
             )
 
 
 def _check_replaceable(output: Output) -> None:
     """Refuse to replace a folder that is not, file for file, what a build wrote there."""
-    path = output.path
+    path, name = output.path, shown(output.path)
     if not output.force:
-        raise ExportError(f"{path}: already exists", hint=f"--force replaces it, {ELSEWHERE}")
+        raise ExportError(f"{name}: already exists", hint=f"--force replaces it, {ELSEWHERE}")
     if any(path.is_relative_to(source) for source in output.sources):
-        raise ExportError(f"{path}: lies in what the build reads", hint=ELSEWHERE)
+        raise ExportError(f"{name}: lies in what the build reads", hint=ELSEWHERE)
     if not path.is_dir() or path.is_mount():
         what = "a disk" if path.is_dir() else "a file"
-        raise ExportError(f"{path}: is {what}, --force does not replace it", hint=ELSEWHERE)
+        raise ExportError(f"{name}: is {what}, --force does not replace it", hint=ELSEWHERE)
     if not any(path.iterdir()):
         return
     try:
         foreign = Artifact.read(path).foreign_files()
     except EdgepackError as error:
         raise ExportError(
-            f"{path}: is not an output folder as edgepack wrote it, --force does not replace it",
+            f"{name}: is not an output folder as edgepack wrote it, --force does not replace it",
             hint=ELSEWHERE,
         ) from error
     if foreign:
         more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
         raise ExportError(
-            f"{path}: has files that edgepack did not write: {foreign[0]}{more}",
+            f"{name}: has files that edgepack did not write: {foreign[0]}{more}",
             hint=f"move them away, or {ELSEWHERE}",
         )
 
@@ -173,6 +173,11 @@ def _recover(path: Path) -> None:
                 (work / NEW).rename(path)
             _remove_listed(work / OLD)
             _discard(work)
+
+
+def shown(path: Path) -> str:
+    """A path in an error: short, and on one line."""
+    return shorten(str(path), 150)
 
 
 def _escaped(text: str) -> str:

@@ -16,6 +16,7 @@ from edgepack.errors import EdgepackError
 from edgepack.recipe import load
 from edgepack.report import aligned, bought, commands, measurements, size, sliced
 from edgepack.targets import requires
+from edgepack.untrusted import shorten
 
 if TYPE_CHECKING:
     from edgepack.checkpoint.gguf_header import GgufHeader
@@ -66,7 +67,7 @@ def _gguf(path: Path) -> Facts:
     from edgepack.checkpoint.gguf_header import GgufHeader
 
     header = GgufHeader(path)
-    metadata = {key: _value(entry[0]) for key, entry in header.metadata.items()}
+    metadata = {shorten(key): _value(entry[0]) for key, entry in header.metadata.items()}
     facts = {
         "file": str(path),
         "bytes": path.stat().st_size,
@@ -83,7 +84,7 @@ def _value(value: Any) -> Any:
     """A metadata value that can be shown: long lists and texts by their length."""
     if isinstance(value, list) and len(str(value)) > _LONG:
         return f"[{len(value)} values]"
-    if isinstance(value, str) and (len(value) > _LONG or "\n" in value):
+    if isinstance(value, str) and (len(value) > _LONG or not value.isprintable()):
         return f"[{len(value)} characters]"
     return value
 

@@ -271,7 +271,7 @@ def test_unknown_target_and_missing_things():
     assert "looks like a model" in fails("show", "llama")[1]
     assert "manifest.json" in fails("chat", "llama")[0]
     assert run("frobnicate").exit_code == 2
-    assert run("build", "llama.yaml").exit_code == 2  # no --target
+    assert run("build").exit_code == 2  # no recipe
 
 
 def test_damaged_models_and_empty_texts(place, built):
@@ -382,3 +382,13 @@ def test_init_writes_a_recipe_that_is_one_and_overwrites_none(place):
     assert "no recipe 'quickstrt'" in error
     assert "quickstart" in hint
     assert code == 2
+
+
+def test_a_cache_that_cannot_be_written_is_said_before_any_work(place, monkeypatch):
+    (place / "a-file").write_text("x")
+    for where in (place / "a-file", place / "a-file" / "cache", Path("/proc/cache")):
+        monkeypatch.setenv("EDGEPACK_CACHE", str(where))
+        error, hint, code = fails("build", "llama.yaml", "--out", "nowhere")
+        assert "the cache cannot be written" in error
+        assert "EDGEPACK_CACHE" in hint
+        assert code == 1

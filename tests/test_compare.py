@@ -129,3 +129,14 @@ def test_onnx_stands_beside_plain_rounding(recipe: Path, tmp_path: Path):
     assert (tmp_path / "compare.svg").is_file()
     wrong = CliRunner().invoke(app, [*asked[:-1], "checkpoint"])
     assert "'checkpoint' cannot be compared" in wrong.stderr
+
+
+@pytest.mark.parametrize("name", ["compare.json", "compare.md", "compare.png"])
+def test_files_of_somebody_elses_are_not_overwritten(recipe: Path, tmp_path: Path, name: str):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text('[{"mine": 1}]')
+    arguments = ["compare", str(recipe), "--sizes", "100KB", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
+    assert "was not written by edgepack compare" in result.output
+    assert (tmp_path / "out" / name).read_text() == '[{"mine": 1}]'

@@ -257,3 +257,11 @@ def test_between_the_two_renames_nothing_is_lost(place, monkeypatch):
         build(place / "out", "newer")
     assert content(place / "out") == "new"
     assert not hidden(place)
+
+
+def test_names_in_errors_are_short_and_on_one_line(place):
+    build(place / ("a\nb" + "x" * 200), "old")
+    with pytest.raises(ExportError) as refused:
+        build(place / ("a\nb" + "x" * 200), "new")
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 300

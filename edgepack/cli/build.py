@@ -16,7 +16,7 @@ def build(
     recipe: RecipePath,
     target: Annotated[
         str, typer.Option(metavar="NAME", help="What to write: gguf, onnx or checkpoint.")
-    ],
+    ] = "gguf",
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Folder to write; default: NAME-TARGET right here."),

@@ -104,7 +104,7 @@ def compare(
 
     wanted = [_bytes(text.strip()) for text in sizes.split(",") if text.strip()]
     plots.available()
-    out.mkdir(parents=True, exist_ok=True)
+    _claim(out)
     with drawing() as draw:
         points = edgepack.compare(
             recipes,
@@ -118,13 +118,38 @@ def compare(
             progress=draw,
         )
     found = [point.as_dict() for point in points]
-    (out / "compare.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    (out / "compare.md").write_text("\n".join(markdown(table(points))) + "\n", encoding="utf-8")
+    (out / FILES[0]).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (out / FILES[1]).write_text("\n".join(markdown(table(points))) + "\n", encoding="utf-8")
     if as_json:
         print_json(found)
     else:
         typer.echo("\n".join(aligned(table(points))))
-    plots.pareto(points, [out / "compare.svg", out / "compare.png"])
+    plots.pareto(points, [out / name for name in FILES[2:]])
+
+
+FILES = ("compare.json", "compare.md", "compare.svg", "compare.png")
+
+
+def _claim(out: Path) -> None:
+    """Make the folder of a comparison, in which no file of somebody else's has one of our names."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        there = [name for name in FILES if (out / name).exists()]
+        known = None if FILES[0] not in there else json.loads((out / FILES[0]).read_text("utf-8"))
+        ours = isinstance(known, list) and all(
+            isinstance(point, dict) and {"label", "maker", "kl_mean"} <= point.keys()
+            for point in known
+        )
+    except OSError as error:
+        message = f"--out: {out}: cannot be written ({error.strerror})"
+        raise EdgepackError(message, hint="--out DIR writes elsewhere") from None
+    except ValueError:
+        ours = False
+    if there and not ours:
+        raise EdgepackError(
+            f"--out: {out / there[0]} was not written by edgepack compare",
+            hint="--out DIR writes elsewhere",
+        )
 
 
 def _bytes(text: str) -> int:
