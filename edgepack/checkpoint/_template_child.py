@@ -159,8 +159,8 @@ def _limit(resource: Any, kind: str, soft: int) -> None:
 
 
 def _limits() -> Callable[[float], None]:
-    """Limit memory and files; the function that is returned limits the time of one request, in
-    case that nobody is there any more who would kill this process."""
+    """Limit memory and files; the function that is returned limits the time of one request: the
+    system then ends this process."""
     try:
         import resource
     except ImportError:  # Windows
@@ -168,7 +168,7 @@ def _limits() -> Callable[[float], None]:
     _limit(resource, "RLIMIT_CORE", 0)
     _limit(resource, "RLIMIT_FSIZE", 0)
     _limit(resource, "RLIMIT_AS", MEMORY)
-    return lambda seconds: _limit(resource, "RLIMIT_CPU", int(time.process_time() + seconds) + 2)
+    return lambda seconds: _limit(resource, "RLIMIT_CPU", int(time.process_time() + seconds) + 1)
 
 
 MEMORY = 1 << 30
