@@ -21,7 +21,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from tests.fuzz.harness import GOOD, OUTCOMES, Found, run
+from tests.fuzz.harness import GOOD, OUTCOMES, Found, Reader, run
 from tests.fuzz.readers import READERS, make_template
 
 SETTINGS = {
@@ -114,12 +114,24 @@ def main() -> int:
         for name in names:
             place, began = Path(folder) / name.replace(" ", "-"), time.monotonic()
             numbers = range(options.first, options.first + options.inputs)
+            _check_whole(READERS[name], template, place)
             found[name] = run(READERS[name], numbers, template, place, options.jobs)
             print(f"{name}: {time.monotonic() - began:.0f} s", *reasons(found[name]), sep="\n")
             _keep(found[name], place, keep / name.replace(" ", "-"))
             sys.stdout.flush()
     print("", *table(found), sep="\n")
     return int(any(one.failures for one in found.values()))
+
+
+def _check_whole(reader: Reader, template: Path, place: Path) -> None:
+    """What is not spoiled is read, so that inputs are refused for what was spoiled in them."""
+    whole = run(Reader(reader.name, _nothing, reader.read), range(1), template, place)
+    if not whole.counts["ok"]:
+        sys.exit(f"{reader.name}: even the whole case is not read: {whole.failures or whole.words}")
+
+
+def _nothing(folder: Path, number: int) -> list[str]:
+    return []
 
 
 def _keep(found: Found, place: Path, target: Path) -> None:
