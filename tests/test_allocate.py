@@ -251,7 +251,7 @@ def test_the_files_are_no_larger_than_asked_and_hardly_smaller(model: Path, tmp_
         assert bought["expected_kl"] <= bought["expected_kl_rank_0"]
         assert f"Chosen for {target / 1e3:.1f} kB" in (artifact.folder / "report.md").read_text()
         costs.append(bought["expected_kl"])
-        again = edgepack.plan(artifact.folder / "recipe.yaml", target="gguf")
+        again = edgepack.plan(path, target="gguf")
         assert all(stage.is_done for stage in again.stages)
     assert costs[0] > costs[1]
 

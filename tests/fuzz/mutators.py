@@ -70,7 +70,8 @@ def _changed(value: Any, chance: random.Random) -> Any:
     if isinstance(value, bool) or chance.random() < 0.6:
         return copy.deepcopy(chance.choice(NASTY))
     if isinstance(value, int | float):
-        return chance.choice((-value, value + 1, value * 2, 0, value * 1000, value / 3, str(value)))
+        third = value // 3 if isinstance(value, int) else value / 3
+        return chance.choice((-value, value + 1, value * 2, 0, value * 1000, third, str(value)))
     if isinstance(value, str) and value:
         at = chance.randrange(len(value))
         return chance.choice(
