@@ -291,3 +291,7 @@ READERS = {
     name: Reader(name, partial(spoil_file, name, files), read)
     for name, (files, read) in FILES.items()
 }
+
+SLOW = {"chat template": 8, "JSONL": 2}
+"""Readers that start a process for every input (templates run in a child with limits of its own)
+get so many times fewer inputs."""
