@@ -60,6 +60,8 @@ class Weight(Untrusted):
     error_plain: float
     damping: float | None = None
     method: str
+    clipped: Count = 0
+    lost: Count = 0
     dtype: str | None = None
 
 

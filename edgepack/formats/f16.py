@@ -8,6 +8,7 @@ from torch import Tensor
 from edgepack.errors import DecompositionError
 from edgepack.formats._base import GgmlFormat
 from edgepack.formats._ggml import GGMLQuantizationType
+from edgepack.formats._limits import check_finite
 from edgepack.formats._search import FP16_MAX
 from edgepack.weights import Grid, QuantizedTensor
 
@@ -40,6 +41,7 @@ class F16(GgmlFormat):
 
     def quantize(self, W: Tensor, importance: Tensor | None = None) -> QuantizedTensor:
         """See `Format`; values beyond the largest float16 are refused, not clipped."""
+        check_finite("the weight", W)
         largest = float(W.abs().max()) if W.numel() else 0.0
         if not largest <= FP16_MAX:
             raise DecompositionError(
