@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -99,9 +100,8 @@ def clean() -> None:
     that were killed."""
     try:
         root().mkdir(parents=True, exist_ok=True)
-        probe = root() / f".{secrets.token_hex(8)}"
-        probe.touch()
-        probe.unlink()
+        if not os.access(root(), os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise EdgepackError(
             f"{root()}: the cache cannot be written ({error.strerror})",

@@ -332,10 +332,14 @@ SECTION = "this is a section, lines of `key: value`"
 def load(path: str | Path) -> Recipe:
     """Read a recipe; raises `RecipeError` naming the key at fault."""
     place = shorten(str(path), 120)
-    data = plain_yaml.parse(_read(Path(path), place), place)
-    if not isinstance(data, dict):
-        raise RecipeError(f"{place}: a recipe is a mapping", hint="start with `model: …`")
-    return parse(data)
+    try:
+        data = plain_yaml.parse(_read(Path(path), place), place)
+        if not isinstance(data, dict):
+            raise RecipeError(f"{place}: a recipe is a mapping", hint="start with `model: …`")
+        return parse(data)
+    except RecipeError as error:
+        error.hint = error.hint or "`edgepack init` writes a recipe to start from"
+        raise
 
 
 def _read(path: Path, place: str) -> str:

@@ -308,4 +308,7 @@ def _checked(failure: str, call: Callable[[], Any]) -> Any:
         return result
     # the first line is the cause, those after it say where it was noticed
     reason = shorten(_PREFIX.sub("", _errors[0]), 120) if _errors else "no reason given"
-    raise EdgepackError(f"{failure}: {reason}")
+    raise EdgepackError(
+        f"{failure}: {reason}",
+        hint="the file is damaged, or of a kind that this llama.cpp does not run; copy it again",
+    )

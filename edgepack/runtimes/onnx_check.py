@@ -198,7 +198,10 @@ def check_decoder(place: str, inputs: Mapping[str, Any], outputs: Mapping[str, A
             _check_node(place, node, _CACHE)
             present = name.replace("past_key_values", "present", 1)
             if present not in outputs:
-                raise EdgepackError(f"{place}: takes {quote(name)}, but gives no {quote(present)}")
+                raise EdgepackError(
+                    f"{place}: takes {quote(name)}, but gives no {quote(present)}",
+                    hint="it is another kind of model, or one for another runtime",
+                )
 
 
 def _check_node(place: str, node: Any, wanted: _Wanted) -> None:

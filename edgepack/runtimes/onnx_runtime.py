@@ -84,9 +84,13 @@ class OnnxRuntime(Closing):
         data_files(model)  # none of them outside its folder
         self._session: Any = self._load(model, threads or psutil.cpu_count(logical=False) or 1)
         self._options = self._attached(adapter) if adapter else None
-        self._inputs = {node.name: node for node in self._session.get_inputs()}
-        outputs = {node.name: node for node in self._session.get_outputs()}
-        check_decoder(self._place, self._inputs, outputs)
+        try:
+            self._inputs = {node.name: node for node in self._session.get_inputs()}
+            outputs = {node.name: node for node in self._session.get_outputs()}
+            check_decoder(self._place, self._inputs, outputs)
+        except UnicodeDecodeError as error:  # ONNX Runtime hands names on unchecked
+            message = f"{self._place}: names in the graph are no UTF-8"
+            raise EdgepackError(message, hint=AGAIN) from error
         self._past = [name for name in self._inputs if name.startswith("past_key_values.")]
         self._present = [name.replace("past_key_values", "present", 1) for name in self._past]
         self._given = {} if adapter else self._factors(model)
