@@ -18,6 +18,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -74,9 +75,12 @@ def start(recipe: Path, target: str, place: Path) -> int:
         from edgepack.cli._app import heed_signals
 
         heed_signals()
-        app(["build", str(recipe), "--target", target, "--out", str(place / "out")])
+        # --force: it may have been killed when all was done but the clearing up
+        app(["build", str(recipe), "--target", target, "--out", str(place / "out"), "--force"])
     except SystemExit as end:
         code = int(end.code or 0)
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(code)
 
