@@ -129,8 +129,10 @@ def run(name: str, kills: int, draw: random.Random, place: Path) -> dict[str, An
     while found["kills"] < kills:
         killed = place / f"killed-{found['rounds']}"
         killed.mkdir()
+        patience = 0.4  # grows, for a machine that has become slower meanwhile
         while True:
-            moment = draw.uniform(0.02, 0.4) * seconds
+            moment = draw.uniform(0.02, patience) * seconds
+            patience *= 1.04
             code = ended(start(recipe, target, killed), moment, draw.choice(SIGNALS))
             if code is not None:
                 break
