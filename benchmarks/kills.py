@@ -46,7 +46,7 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "shortcuts": (
         "onnx",
         {
-            "slice": {"method": "per_block", "sparsity": 0.25, "allow_growth": True},
+            "slice": {"method": "per_block", "sparsity": 0.5, "allow_growth": True},
             "compress": {"format": "q4_0"},
             "recover": {"steps": 4},
         },
