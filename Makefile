@@ -24,7 +24,7 @@ INPUTS := 2000
 .PHONY: quickstart test check fuzz clean
 
 quickstart: $(VENV)/.model
-	$(BIN)/edgepack build edgepack/recipes/quickstart.yaml --target gguf --out $(OUT) --force
+	$(BIN)/edgepack build edgepack/recipe/examples/quickstart.yaml --target gguf --out $(OUT) --force
 	@echo
 	@sed '/^## Run it/,$$d' $(OUT)/report.md
 	@echo

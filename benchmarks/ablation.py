@@ -19,8 +19,8 @@ from typing import Any
 from benchmarks.same_type import RESULTS, recipe
 from edgepack import pipeline
 from edgepack.calibration import sweep
-from edgepack.progress import finish
-from edgepack.recipe import parse
+from edgepack.core.progress import finish
+from edgepack.recipe.read import parse
 
 ROWS: dict[str, tuple[str, float]] = {
     "layer (plain H, sequential)": ("layer", sweep.MOST),

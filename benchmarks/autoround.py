@@ -23,8 +23,8 @@ import edgepack
 from benchmarks.same_type import MODEL, RESULTS
 from edgepack.checkpoint import open_checkpoint
 from edgepack.checkpoint.save import save
+from edgepack.core.progress import finish
 from edgepack.export.gguf import write_plain
-from edgepack.progress import finish
 
 
 def main() -> None:

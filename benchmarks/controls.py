@@ -24,16 +24,17 @@ import torch
 from torch import Tensor
 
 from benchmarks.same_type import RESULTS, recipe
-from edgepack import pipeline, planning
-from edgepack.architectures._base import LINEAR_ROLES
+from edgepack import pipeline
+from edgepack.architectures.base import LINEAR_ROLES
 from edgepack.calibration.moments import load_hessian
-from edgepack.choices import format_of
+from edgepack.comparison.plots import STOCK, chart
+from edgepack.core.progress import finish
+from edgepack.core.weights import FactoredWeight, Hessian, QuantizedTensor, quadratic_cost
 from edgepack.decompose.ldlq import ldlq, metric
 from edgepack.decompose.low_rank import downdate, low_rank
-from edgepack.plots import STOCK, chart
-from edgepack.progress import finish
-from edgepack.recipe import parse
-from edgepack.weights import FactoredWeight, Hessian, QuantizedTensor, quadratic_cost
+from edgepack.planning import plan as planning
+from edgepack.planning.formats import format_of
+from edgepack.recipe.read import parse
 
 PLAIN = ("q2_0", "mxfp4", "q4_0", "iq4_nl", "q5_0")
 """Types that fit width 576, for rank 0."""

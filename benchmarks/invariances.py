@@ -20,8 +20,8 @@ from typing import Any
 
 from benchmarks.same_type import RESULTS, recipe
 from edgepack import pipeline
-from edgepack.progress import finish
-from edgepack.recipe import parse
+from edgepack.core.progress import finish
+from edgepack.recipe.read import parse
 
 CHANGES: dict[str, dict[str, Any]] = {
     "plain": {},

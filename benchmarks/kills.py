@@ -27,8 +27,6 @@ import yaml
 
 from benchmarks.same_type import RESULTS
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-
 CALIBRATE = {"tokens": 1024, "sequence_length": 64}
 MEASURE = {"measure": {"tokens": 256, "context": 64}}
 RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -151,9 +149,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     import torch
-    from tiny import make_model
 
     import edgepack.pipeline  # noqa: F401  (loaded once, before the forks)
+    from tests.support.tiny import make_model
 
     torch.set_num_threads(1)
     draw = random.Random(options.seed)

@@ -21,18 +21,20 @@ from pathlib import Path
 import torch
 
 from benchmarks.same_type import FFN_DOWN, RESULTS, recipe
-from edgepack import pipeline, planning, plugins
-from edgepack.architectures._base import LINEAR_ROLES
+from edgepack import pipeline
+from edgepack.architectures.base import LINEAR_ROLES
 from edgepack.calibration.moments import load_hessian
-from edgepack.calibration.sweep import Activations, layerwise, micro_batches
-from edgepack.calibration.text import Tokens
-from edgepack.decoder import Decoder
+from edgepack.calibration.sweep import layerwise
+from edgepack.core import plugins
+from edgepack.core.progress import finish
+from edgepack.core.weights import Hessian, relative_error
 from edgepack.decompose.caldera import caldera
-from edgepack.planning import Plan
-from edgepack.progress import finish
-from edgepack.recipe import parse
+from edgepack.model.decoder import Decoder
+from edgepack.model.stream import Activations, Tokens, micro_batches
+from edgepack.planning import plan as planning
+from edgepack.planning.plan import Plan
+from edgepack.recipe.read import parse
 from edgepack.runtimes.ggml import stock_quantize
-from edgepack.weights import Hessian, relative_error
 
 
 def plain(decoder: Decoder, tokens: Tokens, blocks: Sequence[int]) -> Iterator[dict[str, Hessian]]:

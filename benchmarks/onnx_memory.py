@@ -23,7 +23,7 @@ import sys, time
 from edgepack.checkpoint import open_checkpoint
 from edgepack.export import onnx
 from edgepack.export.profiles import GraphOptions
-from edgepack.progress import finish
+from edgepack.core.progress import finish
 checkpoint, start = open_checkpoint(sys.argv[1]), time.monotonic()
 checkpoint.tokenizer
 before = resident()

@@ -34,11 +34,11 @@ from benchmarks.same_type import MODEL, RESULTS
 from edgepack import pipeline
 from edgepack.checkpoint import open_checkpoint
 from edgepack.checkpoint.save import save
-from edgepack.evaluate.speed import speeds
+from edgepack.core.progress import finish
 from edgepack.export.profiles import PROFILES
-from edgepack.models import Model, write_original
-from edgepack.progress import finish
-from edgepack.recipe import parse
+from edgepack.metrics.speed import speeds
+from edgepack.recipe.read import parse
+from edgepack.runtimes.models import Model, write_original
 
 BUILDER: dict[str, list[str]] = {
     "default": [],

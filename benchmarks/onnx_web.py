@@ -19,8 +19,8 @@ from typing import Any
 
 from benchmarks.same_type import MODEL, RESULTS
 from edgepack import pipeline
-from edgepack.progress import finish
-from edgepack.recipe import parse
+from edgepack.core.progress import finish
+from edgepack.recipe.read import parse
 
 SCRIPT = Path(__file__).with_suffix(".mjs")
 KINDS: dict[str, dict[str, Any]] = {

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import edgepack
-from edgepack.memory import peak
+from edgepack.planning.memory import peak
 
 RECIPE = Path(__file__).parent.parent / "edgepack" / "recipes" / "quickstart.yaml"
 

@@ -19,8 +19,8 @@ from typing import Any
 
 from benchmarks.same_type import RESULTS, recipe
 from edgepack import pipeline
-from edgepack.progress import finish
-from edgepack.recipe import load, parse
+from edgepack.core.progress import finish
+from edgepack.recipe.read import load, parse
 
 ORDER = ("q2_0", "q4_0", "60MB", "70MB", "80MB")
 

@@ -26,15 +26,17 @@ from torch import Tensor
 
 from benchmarks.layer_error import plain
 from benchmarks.same_type import RESULTS, recipe
-from edgepack import pipeline, planning, plugins
+from edgepack import pipeline
+from edgepack.core import plugins
+from edgepack.core.linalg import damped, inverse_factor
+from edgepack.core.progress import finish
+from edgepack.core.weights import relative_error
 from edgepack.decompose.ldlq import ldlq, metric
 from edgepack.decompose.low_rank import downdate, exact_low_rank, low_rank
 from edgepack.formats._levels import Table
 from edgepack.formats._scalar import OneScale, level_probes
-from edgepack.linalg import damped, inverse_factor
-from edgepack.progress import finish
-from edgepack.recipe import parse
-from edgepack.weights import relative_error
+from edgepack.planning import plan as planning
+from edgepack.recipe.read import parse
 
 N, BLOCK, GROUP = 1024, 15, 64
 FOUR_LEVELS = OneScale(

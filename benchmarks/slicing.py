@@ -27,13 +27,13 @@ import numpy as np
 from benchmarks.same_type import MODEL, RESULTS
 from edgepack import pipeline
 from edgepack.checkpoint import open_checkpoint
-from edgepack.decoder import Decoder
-from edgepack.evaluate.divergence import chunk, log_probabilities
-from edgepack.evaluate.multiple_choice import SEQUENCES, Mean, answer
-from edgepack.evaluate.tasks import load_all
-from edgepack.planning import plan
-from edgepack.progress import finish
-from edgepack.recipe import parse
+from edgepack.core.progress import finish
+from edgepack.metrics.divergence import chunk, log_probabilities
+from edgepack.metrics.multiple_choice import SEQUENCES, Mean, answer
+from edgepack.metrics.tasks import load_all
+from edgepack.model.decoder import Decoder
+from edgepack.planning.plan import plan
+from edgepack.recipe.read import parse
 from edgepack.runtimes.torch_decoder import TorchDecoder
 
 TASKS = ("piqa", "hellaswag", "winogrande", "arc_easy")

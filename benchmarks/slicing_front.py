@@ -20,9 +20,9 @@ from typing import Any
 
 from benchmarks.same_type import MODEL, RESULTS
 from edgepack import pipeline
-from edgepack.plots import chart
-from edgepack.progress import finish
-from edgepack.recipe import parse
+from edgepack.comparison.plots import chart
+from edgepack.core.progress import finish
+from edgepack.recipe.read import parse
 
 ROWS = "512,512:rft,432:rft"
 Q4_0 = {"format": "q4_0", "embeddings": "q4_0", "head": "q4_0", "damping": [0.03]}

@@ -25,12 +25,12 @@ from benchmarks.slicing import recipe
 from edgepack import pipeline
 from edgepack.checkpoint import Checkpoint, open_checkpoint
 from edgepack.checkpoint.save import save
-from edgepack.evaluate.speed import speeds
+from edgepack.core.progress import finish
 from edgepack.export.gguf import write_plain
-from edgepack.models import Model
-from edgepack.planning import plan
-from edgepack.progress import finish
-from edgepack.recipe import parse
+from edgepack.metrics.speed import speeds
+from edgepack.planning.plan import plan
+from edgepack.recipe.read import parse
+from edgepack.runtimes.models import Model
 
 LENGTH, ROUNDS = 128, 5
 

@@ -17,8 +17,8 @@ from typing import Any
 
 from benchmarks.same_type import RESULTS, recipe
 from edgepack import pipeline
-from edgepack.progress import finish
-from edgepack.recipe import parse
+from edgepack.core.progress import finish
+from edgepack.recipe.read import parse
 
 TEXTS = ("calibration_datav3.txt", "groups_merged.txt")
 

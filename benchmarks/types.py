@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.same_type import RESULTS
-from edgepack import plugins
-from edgepack.choices import stock_formats
+from edgepack.core import plugins
+from edgepack.core.weights import QuantizedTensor, relative_error
 from edgepack.decompose.ldlq import ldlq, metric
 from edgepack.formats._affine import Affine
+from edgepack.planning.formats import stock_formats
 from edgepack.runtimes.ggml import stock_quantize
-from edgepack.weights import QuantizedTensor, relative_error
 
 ROWS, COLUMNS = 256, 1024
 

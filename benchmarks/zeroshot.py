@@ -17,16 +17,18 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.same_type import RESULTS
-from edgepack import pareto, peers, pipeline
-from edgepack.artifact import Artifact
-from edgepack.evaluate.multiple_choice import CONTEXT, SEQUENCES, Mean, answer
-from edgepack.evaluate.tasks import load_all
+from edgepack import pipeline
+from edgepack.comparison import compare as pareto
+from edgepack.core.artifact import Artifact
+from edgepack.core.progress import finish
+from edgepack.core.tables import size
 from edgepack.export.gguf import write_plain
-from edgepack.models import Model
-from edgepack.planning import plan
-from edgepack.progress import finish
-from edgepack.recipe import load
-from edgepack.report import size
+from edgepack.measure import baselines as peers
+from edgepack.metrics.multiple_choice import CONTEXT, SEQUENCES, Mean, answer
+from edgepack.metrics.tasks import load_all
+from edgepack.planning.plan import plan
+from edgepack.recipe.read import load
+from edgepack.runtimes.models import Model
 
 TASKS = ("piqa", "arc_easy", "copa")
 YAML = Path(__file__).with_name("sizes.yaml")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edgepack.recipe import Recipe
+from edgepack.recipe.sections import Recipe
 
 PAGE = Path(__file__).with_name("recipe.md")
 

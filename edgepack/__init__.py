@@ -11,16 +11,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-# The package edgepack.evaluate is imported before the function takes its name here: were it
-# imported for the first time later, it would put itself in the function's place.
-import edgepack.evaluate  # noqa: F401
-
 if TYPE_CHECKING:
-    from edgepack.artifact import Artifact
-    from edgepack.pareto import Point
-    from edgepack.planning import Plan
-    from edgepack.progress import Progress, Steps
-    from edgepack.scoreboard import Scoreboard
+    from edgepack.comparison.compare import Point
+    from edgepack.comparison.scoreboard import Scoreboard
+    from edgepack.core.artifact import Artifact
+    from edgepack.core.progress import Progress, Steps
+    from edgepack.planning.plan import Plan
 
 __all__ = ["build", "compare", "evaluate", "plan"]
 
@@ -30,10 +26,10 @@ T = TypeVar("T")
 def plan(recipe: str | Path, target: str = "gguf") -> Plan:
     """What `build` would do: stages, bytes, bits per weight; reads headers only.
 
-    Raises `edgepack.errors.EdgepackError` for everything in the recipe that cannot be done.
+    Raises `edgepack.core.errors.EdgepackError` for everything in the recipe that cannot be done.
     """
-    from edgepack import planning
-    from edgepack.recipe import load
+    from edgepack.planning import plan as planning
+    from edgepack.recipe.read import load
 
     path = Path(recipe)
     return planning.plan(load(path), target, path.parent)
@@ -53,7 +49,7 @@ def build(
     only with `force`. `progress` hears what is being done. A killed build goes on where it stopped.
     """
     from edgepack import pipeline
-    from edgepack.recipe import load
+    from edgepack.recipe.read import load
 
     path = Path(recipe)
     loaded = load(path)
@@ -80,10 +76,10 @@ def evaluate(
     `path` and `against` are output folders or ``.gguf`` files. KL is that to `reference`, by
     default to the original that the folder `path` was made of; for a bare file there is none then.
     `text` is a file, by default what the folder's build measured on; `tokens` of it are used (0:
-    none), in chunks of `context`. `tasks` (names in `edgepack.evaluate.tasks.TASKS`) are read from
+    none), in chunks of `context`. `tasks` (names in `edgepack.metrics.tasks.TASKS`) are read from
     the folder `data`; `limit` is how many items of each, evenly spread.
     """
-    from edgepack.comparison import Request, compare
+    from edgepack.comparison.evaluate import Request, compare
 
     def optional(place: str | Path | None) -> Path | None:
         return None if place is None else Path(place)
@@ -121,11 +117,11 @@ def compare(
     `limit` are those of `evaluate`. The builds stay in the folder `out`; a killed comparison goes
     on from what is cached. The points come smallest first.
     """
-    from edgepack import pareto
-    from edgepack.errors import RecipeError
-    from edgepack.evaluate.tasks import load_all
-    from edgepack.peers import MAKERS
-    from edgepack.recipe import load
+    from edgepack.comparison import compare as pareto
+    from edgepack.core.errors import RecipeError
+    from edgepack.measure.baselines import MAKERS
+    from edgepack.metrics.tasks import load_all
+    from edgepack.recipe.read import load
 
     paths = [Path(recipe) for recipe in recipes]
     loaded = {path.stem: (load(path), path.parent) for path in paths}

@@ -14,29 +14,32 @@ import torch
 import yaml
 from torch import Tensor
 
-from edgepack import rft, targets
-from edgepack.artifact import MANIFEST, Artifact, digest
-from edgepack.cache import Stage
+from edgepack.allocate.costs import measure_candidates
 from edgepack.calibration import sweep
 from edgepack.calibration import text as calibration_text
-from edgepack.calibration.text import SOURCE, Tokens
 from edgepack.checkpoint.finite import check_values
 from edgepack.checkpoint.save import save
-from edgepack.decompose.candidates import measure_candidates
-from edgepack.decompose.stage import Settings, decompose, load_weight
-from edgepack.disk import atomic, clean
-from edgepack.measure import measure, verify
-from edgepack.output import writing
-from edgepack.planning import Plan, plan
-from edgepack.progress import Progress, Steps
-from edgepack.provenance import RECIPE, digests, published, remember, sources, without_none
-from edgepack.recipe import FIXED, Recipe
+from edgepack.core.artifact import MANIFEST, Artifact, digest
+from edgepack.core.disk import atomic, clean
+from edgepack.core.progress import Progress, Steps
+from edgepack.core.stage import Stage
+from edgepack.core.untrusted import read_json
+from edgepack.core.weight_files import load_weight
+from edgepack.decompose.stage import Settings, decompose
+from edgepack.export import stage as targets
+from edgepack.measure.stage import measure, verify
+from edgepack.model.sliced import Sliced
+from edgepack.model.stream import Tokens
+from edgepack.output.folder import writing
+from edgepack.output.provenance import RECIPE, digests, published, remember, sources, without_none
+from edgepack.planning.plan import Plan, plan
+from edgepack.recipe.sections import FIXED, Recipe
+from edgepack.recipe.texts import SOURCE
+from edgepack.recover import sliced as rft
 from edgepack.recover import stage as recovery
 from edgepack.recover import training
-from edgepack.report import render
+from edgepack.report.page import render
 from edgepack.slicing import stage as slicing
-from edgepack.slicing.sliced import Sliced
-from edgepack.untrusted import read_json
 
 WARNINGS = "warnings.json"
 VERSIONS = ("edgepack", "torch", "gguf", "transformers")

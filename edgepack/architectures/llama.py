@@ -1,6 +1,6 @@
 """The Llama family."""
 
-from edgepack.architectures._base import BLOCK, QKV_BIAS, Architecture
+from edgepack.architectures.base import BLOCK, QKV_BIAS, Architecture
 
 PLUGIN = Architecture(
     name="llama",

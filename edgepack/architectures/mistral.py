@@ -1,6 +1,6 @@
 """The Mistral family."""
 
-from edgepack.architectures._base import BLOCK, Architecture
+from edgepack.architectures.base import BLOCK, Architecture
 
 PLUGIN = Architecture(
     name="mistral",

@@ -1,7 +1,7 @@
 """OPT: LayerNorm, learned positions, a plain MLP, biases everywhere. To be sliced; llama.cpp has no
 such architecture."""
 
-from edgepack.architectures._base import Architecture, with_biases
+from edgepack.architectures.base import Architecture, with_biases
 
 ATTENTION = {
     "attn_q": "q_proj",

@@ -1,7 +1,7 @@
 """Phi-1 to Phi-2: attention and a plain MLP side by side behind one LayerNorm, rotary positions in
 part of a head, biases everywhere. To be sliced."""
 
-from edgepack.architectures._base import Architecture, with_biases
+from edgepack.architectures.base import Architecture, with_biases
 
 MODULES = {
     "attn_norm": "input_layernorm",

@@ -1,6 +1,6 @@
 """The Qwen3 family."""
 
-from edgepack.architectures._base import BLOCK, QK_NORM, QKV_BIAS, Architecture
+from edgepack.architectures.base import BLOCK, QK_NORM, QKV_BIAS, Architecture
 
 PLUGIN = Architecture(
     name="qwen3",

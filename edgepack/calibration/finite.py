@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from edgepack.architectures._base import Architecture
-from edgepack.errors import CalibrationError
+from edgepack.architectures.base import Architecture
+from edgepack.core.errors import CalibrationError
 
 
 def check_finite(

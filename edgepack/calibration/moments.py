@@ -9,11 +9,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from edgepack.architectures._base import LINEAR_ROLES
-from edgepack.cache import save_tensors
-from edgepack.errors import CalibrationError
-from edgepack.linalg import damped, pack_symmetric, unpack_symmetric
-from edgepack.weights import Hessian, WeightSpec
+from edgepack.architectures.base import LINEAR_ROLES
+from edgepack.core.errors import CalibrationError
+from edgepack.core.linalg import damped, pack_symmetric, unpack_symmetric
+from edgepack.core.weight_files import save_tensors
+from edgepack.core.weights import Hessian, WeightSpec
 
 OUT = " out"
 """What the moments of a weight's output gradients are called, after its role."""

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 
-from edgepack.errors import CalibrationError
-from edgepack.untrusted import Untrusted, explain, parse_json, shorten, validate
+from edgepack.core.errors import CalibrationError
+from edgepack.core.untrusted import Untrusted, explain, parse_json, shorten, validate
 
 HINT = (
     'a row is {"text": …}, {"messages": [{"role": …, "content": …}]}, {"prompt": …, "response": …} '

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgepack.errors import CalibrationError
+from edgepack.core.errors import CalibrationError
 
 
 def sample(probabilities: Tensor, generator: torch.Generator) -> Tensor:

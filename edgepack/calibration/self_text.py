@@ -21,9 +21,9 @@ from edgepack.calibration.sampling import sample
 from edgepack.checkpoint import special
 from edgepack.checkpoint.pieces import Pieces
 from edgepack.checkpoint.templates import TemplateError
-from edgepack.decoder import Block, Decoder, KeyValueCache, fits_in_memory
-from edgepack.errors import CalibrationError
-from edgepack.progress import Progress, Steps
+from edgepack.core.errors import CalibrationError
+from edgepack.core.progress import Progress, Steps
+from edgepack.model.decoder import Block, Decoder, KeyValueCache, fits_in_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

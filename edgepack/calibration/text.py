@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,19 +14,20 @@ from torch import Tensor
 from edgepack.calibration import self_text
 from edgepack.calibration.rows import Place, Row, read_rows
 from edgepack.checkpoint import templates
-from edgepack.checkpoint._base import Checkpoint, Dimensions
+from edgepack.checkpoint.base import Checkpoint, Dimensions
 from edgepack.checkpoint.special import names_of
-from edgepack.decoder import Decoder
-from edgepack.disk import atomic
-from edgepack.errors import CalibrationError
-from edgepack.progress import Steps
-from edgepack.recipe import Calibrate
-from edgepack.untrusted import shorten
+from edgepack.core.disk import atomic
+from edgepack.core.errors import CalibrationError
+from edgepack.core.progress import Steps
+from edgepack.core.untrusted import shorten
+from edgepack.model.decoder import Decoder
+from edgepack.model.stream import Tokens
+from edgepack.recipe.sections import Calibrate
+from edgepack.recipe.texts import SOURCE, source_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-SOURCE = "calibrate.source"
 MIN_SEQUENCES = 2  # one to calibrate on, one held out
 MAX_BYTES = 1 << 30
 """Largest text that is read; it is tokenized in memory, which takes some 30 times as much."""
@@ -35,20 +35,6 @@ _SPARE = 16
 """Tokens more than are needed before a part of a text is trusted: its end may be split elsewhere
 than the whole text is."""
 TOKENS_PER_COLUMN = 32  # fewer overfit H (measured: 5 a column double the held-out error)
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """Sequences of token ids: `train` ``[n, length]`` for H, `held_out` ``[m, length]`` to judge
-    it."""
-
-    train: Tensor
-    held_out: Tensor
-
-    @property
-    def all(self) -> Tensor:
-        """Both, the training sequences first."""
-        return torch.cat([self.train, self.held_out])
 
 
 def counts(options: Calibrate, dimensions: Dimensions) -> tuple[int, int]:
@@ -114,20 +100,6 @@ def _from_file(
     if found <= count:
         return sequences
     return sequences[torch.linspace(0, found - 1, count).round().long()]
-
-
-def source_path(source: str, base: Path, key: str = SOURCE) -> Path:
-    """The file a source names, relative to the recipe's folder; an error where there is none."""
-    hint = "give the path of a text or .jsonl file, relative to the recipe's folder"
-    try:
-        path = Path(source).expanduser()
-        path = path if path.is_absolute() else base / path
-        if path.is_file():
-            return path
-        what = "is not a file" if path.exists() else "there is no such file"
-    except (OSError, RuntimeError, ValueError) as error:  # a name too long, nobody's home
-        what = getattr(error, "strerror", None) or shorten(str(error), 100)
-    raise CalibrationError(f"{key}: {shorten(str(source), 120)}: {what}", hint=hint)
 
 
 def check(path: Path, checkpoint: Checkpoint, tokens: int, key: str = SOURCE) -> str:

@@ -6,12 +6,12 @@ import importlib.util
 from pathlib import Path
 
 from edgepack.checkpoint import hub
-from edgepack.checkpoint._base import Checkpoint, Dimensions
 from edgepack.checkpoint._layout import gguf_rows, interleaved_rows
+from edgepack.checkpoint.base import Checkpoint, Dimensions
 from edgepack.checkpoint.folder import FolderCheckpoint
 from edgepack.checkpoint.gguf_file import GgufCheckpoint
-from edgepack.errors import CheckpointError
-from edgepack.untrusted import quote, shorten
+from edgepack.core.errors import CheckpointError
+from edgepack.core.untrusted import quote, shorten
 
 __all__ = ["Checkpoint", "Dimensions", "gguf_rows", "interleaved_rows", "open_checkpoint"]
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from edgepack.architectures._base import Architecture
-from edgepack.checkpoint._base import Dimensions
-from edgepack.errors import CheckpointError
-from edgepack.untrusted import shorten
-from edgepack.weights import WeightSpec
+from edgepack.architectures.base import Architecture
+from edgepack.checkpoint.base import Dimensions
+from edgepack.core.errors import CheckpointError
+from edgepack.core.untrusted import shorten
+from edgepack.core.weights import WeightSpec
 
 SHAPES = {
     "token_embd": ("vocab", "hidden"),

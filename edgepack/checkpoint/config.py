@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, create_model
 
-from edgepack.architectures._base import Architecture
+from edgepack.architectures.base import Architecture
 from edgepack.checkpoint import rope
-from edgepack.checkpoint._base import Dimensions
-from edgepack.errors import CheckpointError
-from edgepack.untrusted import Untrusted, quote, shorten, validate
+from edgepack.checkpoint.base import Dimensions
+from edgepack.core.errors import CheckpointError
+from edgepack.core.untrusted import Untrusted, quote, shorten, validate
 
 HINT = "take the config.json published with the model"
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgepack import plugins
-from edgepack.architectures._base import NORMED_WRITERS, Architecture
-from edgepack.errors import CheckpointError
-from edgepack.untrusted import quote, shorten
+from edgepack.architectures.base import NORMED_WRITERS, Architecture
+from edgepack.core import plugins
+from edgepack.core.errors import CheckpointError
+from edgepack.core.untrusted import quote, shorten
 
 BARE = ("Model", "ForCausalLM")
 """Endings of the classes whose weights are those of a language model."""

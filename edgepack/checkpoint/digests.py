@@ -15,9 +15,9 @@ from typing import BinaryIO
 
 from pydantic import Field
 
-from edgepack.disk import root
-from edgepack.errors import CheckpointError, EdgepackError
-from edgepack.untrusted import MakeError, Untrusted, read_json, shorten, validate
+from edgepack.core.disk import root
+from edgepack.core.errors import CheckpointError, EdgepackError
+from edgepack.core.untrusted import MakeError, Untrusted, read_json, shorten, validate
 
 LARGE = 16 << 20
 """Bytes from which a digest is worth remembering (hashing 16 MB takes about 10 ms)."""

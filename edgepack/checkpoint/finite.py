@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from edgepack.checkpoint._base import Checkpoint
-from edgepack.errors import CheckpointError
-from edgepack.progress import Progress, Steps
-from edgepack.untrusted import shorten
+from edgepack.checkpoint.base import Checkpoint
+from edgepack.core.errors import CheckpointError
+from edgepack.core.progress import Progress, Steps
+from edgepack.core.untrusted import shorten
 
 STAGE = "check"
 HALF_MAX = 65504.0

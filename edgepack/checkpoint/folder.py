@@ -22,12 +22,12 @@ from edgepack.checkpoint import (
     tokenizer,
     vocabulary,
 )
-from edgepack.checkpoint._base import Checkpoint, Dimensions
+from edgepack.checkpoint.base import Checkpoint, Dimensions
 from edgepack.checkpoint.config import Generation, read_dimensions
 from edgepack.checkpoint.source_files import SourceFiles
-from edgepack.errors import CheckpointError
-from edgepack.untrusted import shorten, validate
-from edgepack.weights import QuantizedTensor
+from edgepack.core.errors import CheckpointError
+from edgepack.core.untrusted import shorten, validate
+from edgepack.core.weights import QuantizedTensor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -13,18 +13,18 @@ from gguf import GGUFValueType
 from gguf.quants import dequantize
 from torch import Tensor
 
-from edgepack import plugins
-from edgepack.architectures._base import Architecture
+from edgepack.architectures.base import Architecture
 from edgepack.checkpoint import _layout, digests, rope, special, tokenizer
-from edgepack.checkpoint._base import Checkpoint, Dimensions
+from edgepack.checkpoint.base import Checkpoint, Dimensions
 from edgepack.checkpoint.config import check_heads
 from edgepack.checkpoint.gguf_header import GgufHeader
 from edgepack.checkpoint.gguf_keys import Numbers, read_general, read_numbers, read_tokenizer
 from edgepack.checkpoint.source_files import SourceFiles
-from edgepack.errors import CheckpointError
+from edgepack.core import plugins
+from edgepack.core.errors import CheckpointError
+from edgepack.core.untrusted import quote, shorten
+from edgepack.core.weights import QuantizedTensor
 from edgepack.formats._ggml import GGML_QUANT_SIZES, GGMLQuantizationType
-from edgepack.untrusted import quote, shorten
-from edgepack.weights import QuantizedTensor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -10,8 +10,8 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_v
 
 from edgepack.checkpoint import rope
 from edgepack.checkpoint.config import Blocks, Epsilon, Positions, Width
-from edgepack.errors import CheckpointError
-from edgepack.untrusted import Untrusted, quote, shorten, validate
+from edgepack.core.errors import CheckpointError
+from edgepack.core.untrusted import Untrusted, quote, shorten, validate
 
 MAX_TOKEN = 1024
 """Characters of a token; merges are found by cutting every token everywhere."""

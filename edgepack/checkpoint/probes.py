@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgepack.checkpoint.pretokenizers import CONTROL_LOOKING, USER_DEFINED_BY_NAME
-from edgepack.untrusted import quote, shorten
+from edgepack.core.untrusted import quote, shorten
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken

@@ -10,9 +10,9 @@ import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
-from edgepack.architectures._base import Architecture
-from edgepack.errors import CheckpointError
-from edgepack.untrusted import Untrusted, quote
+from edgepack.architectures.base import Architecture
+from edgepack.core.errors import CheckpointError
+from edgepack.core.untrusted import Untrusted, quote
 
 if TYPE_CHECKING:
     from edgepack.checkpoint.config import Config

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from edgepack import plugins
-from edgepack.architectures._base import Architecture
-from edgepack.checkpoint._base import Checkpoint
-from edgepack.disk import atomic
-from edgepack.progress import Progress, Steps
-from edgepack.weights import WeightSpec
+from edgepack.architectures.base import Architecture
+from edgepack.checkpoint.base import Checkpoint
+from edgepack.core import plugins
+from edgepack.core.disk import atomic
+from edgepack.core.progress import Progress, Steps
+from edgepack.core.weights import WeightSpec
 
 INDEX = "model.safetensors.index.json"
 SHARD = 500_000_000

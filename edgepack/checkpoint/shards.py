@@ -11,11 +11,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from edgepack.architectures._base import Architecture
+from edgepack.architectures.base import Architecture
 from edgepack.checkpoint.config import Index
 from edgepack.checkpoint.source_files import SourceFiles, refuse_pointer
-from edgepack.errors import CheckpointError
-from edgepack.untrusted import shorten, validate
+from edgepack.core.errors import CheckpointError
+from edgepack.core.untrusted import shorten, validate
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from edgepack.checkpoint import digests
 from edgepack.checkpoint.digests import Identity, changed
-from edgepack.errors import CheckpointError
-from edgepack.untrusted import read_json, shorten
+from edgepack.core.errors import CheckpointError
+from edgepack.core.untrusted import read_json, shorten
 
 LFS = b"version https://git-lfs"
 

@@ -17,8 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from edgepack.errors import EdgepackError
-from edgepack.untrusted import quote, shorten
+from edgepack.core.errors import EdgepackError
+from edgepack.core.untrusted import quote, shorten
 
 SECONDS = 5
 """Longest time of a processor that one rendering may take; real templates take a millisecond."""

@@ -7,12 +7,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from edgepack.checkpoint import probes, special
-from edgepack.checkpoint._base import Checkpoint
+from edgepack.checkpoint.base import Checkpoint
 from edgepack.checkpoint.llama_vocab import LlamaVocab
 from edgepack.checkpoint.probes import Difference
 from edgepack.checkpoint.tokenizer import TEMPLATE
-from edgepack.errors import CheckpointError
-from edgepack.untrusted import quote, shorten
+from edgepack.core.errors import CheckpointError
+from edgepack.core.untrusted import quote, shorten
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken

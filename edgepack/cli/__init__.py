@@ -8,7 +8,15 @@ from typing import Annotated
 
 import typer
 
-from edgepack.cli import build, measure, talk  # noqa: F401  (each adds its commands)
+from edgepack.cli import (  # noqa: F401  (each adds its commands)
+    build,
+    chat,
+    compare,
+    evaluate,
+    init,
+    plan,
+    show,
+)
 from edgepack.cli._app import app, heed_signals
 
 __all__ = ["app", "main"]

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from edgepack.errors import EdgepackError
+from edgepack.core.errors import EdgepackError
 
 RESUMED = ("build", "compare")
 
@@ -70,7 +70,7 @@ def explained(ctx: typer.Context) -> Iterator[None]:
         say(f"{what}{again}")
         raise typer.Exit(128 + number) from None
     except Exception as error:
-        from edgepack.machine import from_machine
+        from edgepack.core.os_errors import from_machine
 
         known = error if isinstance(error, EdgepackError) else from_machine(error)
         if known is None:
@@ -89,6 +89,14 @@ def say(line: str) -> None:
 
 def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def task_names(names: str) -> list[str]:
+    """What --tasks names."""
+    from edgepack.metrics.tasks import TASKS
+
+    found = [name.strip() for name in names.split(",") if name.strip()]
+    return list(TASKS) if found == ["all"] else found
 
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.")]

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from edgepack.decompose import _group_kernels, _kernels
-from edgepack.formats._base import Format
 from edgepack.formats._codebook import Codebook
 from edgepack.formats._scalar import Scalar
+from edgepack.formats.base import Format
 
 
 class Rounder(Protocol):

@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from edgepack.core.weights import FactoredWeight, Hessian, QuantizedTensor, relative_error
 from edgepack.decompose.ldlq import ldlq, metric
 from edgepack.decompose.low_rank import downdate, low_rank
 from edgepack.formats._affine import Affine
-from edgepack.formats._base import Format
 from edgepack.formats._limits import check_finite, losses
-from edgepack.weights import FactoredWeight, Hessian, QuantizedTensor, relative_error
+from edgepack.formats.base import Format
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from edgepack.core.linalg import NOISE, damped, inverse_factor_up_to_rounding
+from edgepack.core.weights import Grid, QuantizedTensor
 from edgepack.decompose._rounders import rounder
 from edgepack.formats._affine import Affine
-from edgepack.linalg import NOISE, damped, inverse_factor_up_to_rounding
-from edgepack.weights import Grid, QuantizedTensor
 
 _ROWS = 8192  # rows are independent without H_out: so many at once, whatever the vocabulary
 _TILE = 128  # rows whose scales are chosen before any of them is rounded, with H_out

@@ -13,17 +13,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgepack import plugins
-from edgepack.decompose.ldlq import OUT_DAMPING, ldlq, metric
-from edgepack.formats._affine import Affine
-from edgepack.formats._base import Format
-from edgepack.linalg import (
+from edgepack.core import plugins
+from edgepack.core.linalg import (
     NOISE,
     damped,
     solve_up_to_rounding,
     top_left_singular_vectors,
 )
-from edgepack.weights import QuantizedTensor
+from edgepack.core.weights import QuantizedTensor
+from edgepack.decompose.ldlq import OUT_DAMPING, ldlq, metric
+from edgepack.formats._affine import Affine
+from edgepack.formats.base import Format
 
 _DAMPING = 1e-3  # the factors' own metrics only steer rounding at 4 to 16 bits
 

@@ -8,26 +8,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from torch import Tensor
 
-from edgepack import plugins
-from edgepack.cache import load_tensors, save_tensors
 from edgepack.calibration.moments import EMBEDDING, HEAD, OUTPUT, unknown, weight_hessian
-from edgepack.calibration.sweep import (
-    embedded,
-    head_moments,
-    layerwise,
-    micro_batches,
-    states,
-)
-from edgepack.calibration.text import Tokens
-from edgepack.decoder import Decoder
-from edgepack.decompose._side_by_side import side_by_side
+from edgepack.calibration.sweep import embedded, head_moments, layerwise
+from edgepack.core import plugins
+from edgepack.core.errors import while_doing
+from edgepack.core.executor import side_by_side
+from edgepack.core.progress import Progress, Steps
+from edgepack.core.weight_files import IMATRIX, load_weight, save_tensors, weight_path
+from edgepack.core.weights import Hessian, WeightSpec
 from edgepack.decompose.caldera import Decomposition, caldera
-from edgepack.errors import while_doing
-from edgepack.progress import Progress, Steps
-from edgepack.weights import FactoredWeight, Hessian, WeightSpec
+from edgepack.model.decoder import Decoder
+from edgepack.model.stream import Tokens, micro_batches, states
 
 
 @dataclass(frozen=True)
@@ -41,9 +34,6 @@ class Choice:
     factors: str = "f16"
 
 
-IMATRIX = "imatrix"
-"""The tensor in a weight's file that belongs to neither Q, L nor R."""
-
 Lookup = Callable[[WeightSpec], Hessian] | None
 """A weight's Hessian; None where there are no statistics."""
 
@@ -54,24 +44,6 @@ class Settings:
 
     damping: tuple[float, ...]
     iterations: int
-
-
-def weight_path(folder: Path, name: str) -> Path:
-    """The file of a weight in a stage's folder."""
-    return folder / f"{name}.safetensors"
-
-
-def load_weight(folder: Path, name: str) -> tuple[FactoredWeight, dict[str, Any]]:
-    """A decomposed weight and what is known of it (errors, damping, method)."""
-    tensors, about = load_tensors(weight_path(folder, name))
-    return FactoredWeight.from_tensors(tensors, about["formats"]), about
-
-
-def load_imatrix(folder: Path, name: str) -> Tensor:
-    """Mean squared inputs ``[in]`` of a decomposed weight, for stock's quantizer."""
-    with safe_open(weight_path(folder, name), framework="pt") as file:
-        found: Tensor = file.get_tensor(IMATRIX)
-        return found
 
 
 def decompose(

@@ -15,11 +15,11 @@ from gguf import GGUFWriter
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgepack.architectures._base import Architecture
-from edgepack.errors import ExportError
-from edgepack.export._parts import check_finite
-from edgepack.formats._base import GgmlFormat
-from edgepack.weights import QuantizedTensor
+from edgepack.architectures.base import Architecture
+from edgepack.core.errors import ExportError
+from edgepack.core.weights import QuantizedTensor
+from edgepack.export.parts import check_finite
+from edgepack.formats.base import GgmlFormat
 
 _F32 = 0  # GGML_TYPE_F32
 

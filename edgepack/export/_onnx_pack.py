@@ -14,13 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgepack import plugins
-from edgepack.export._parts import F32
-from edgepack.formats._base import Format
+from edgepack.core import plugins
+from edgepack.core.weights import QuantizedTensor
+from edgepack.export.parts import F32
 from edgepack.formats._integer import Integer
 from edgepack.formats._levels import Uniform
 from edgepack.formats._scalar import OneScale
-from edgepack.weights import QuantizedTensor
+from edgepack.formats.base import Format
 
 Bytes = NDArray[np.uint8]
 

@@ -9,11 +9,11 @@ import numpy as np
 from torch import Tensor
 
 from edgepack.checkpoint import Checkpoint
+from edgepack.core.weights import FactoredWeight, QuantizedTensor, WeightSpec
 from edgepack.export import _onnx_pack as pack
 from edgepack.export._onnx_graph import Array, Graph, Stored, kind
-from edgepack.export._parts import F32, Parts
+from edgepack.export.parts import F32, Parts
 from edgepack.export.profiles import GraphOptions
-from edgepack.weights import FactoredWeight, QuantizedTensor, WeightSpec
 
 Load = Callable[[str], FactoredWeight]
 LORA = {"R": "lora_A", "L": "lora_B"}

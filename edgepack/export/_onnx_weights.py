@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from edgepack.core.weights import WeightSpec
 from edgepack.export import _onnx_pack as pack
 from edgepack.export._onnx_graph import kind
 from edgepack.export._onnx_store import Store
-from edgepack.weights import WeightSpec
 
 ACCURACY = 4
 """MatMulNBits multiplies int8 activations; other levels have no fast kernels for 2 and 8 bits."""

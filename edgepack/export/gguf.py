@@ -11,14 +11,14 @@ from typing import Any
 from gguf import GGUFValueType
 from torch import Tensor
 
-from edgepack import plugins
 from edgepack.checkpoint import Checkpoint, gguf_rows
-from edgepack.errors import ExportError
+from edgepack.core import plugins
+from edgepack.core.errors import ExportError
+from edgepack.core.weights import FactoredWeight, QuantizedTensor, WeightSpec
 from edgepack.export._gguf_writer import Entry, size_of, write
-from edgepack.export._parts import F32, Parts, plain_formats
+from edgepack.export.parts import F32, Parts, plain_formats
 from edgepack.formats import f16
-from edgepack.formats._base import GgmlFormat
-from edgepack.weights import FactoredWeight, QuantizedTensor, WeightSpec
+from edgepack.formats.base import GgmlFormat
 
 FILE_TYPES = {
     0: 0,  # F32

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgepack.checkpoint import Checkpoint, special
-from edgepack.untrusted import shorten
+from edgepack.core.untrusted import shorten
 
 LONGEST_STOP = 100
 """Characters; a special token is a few."""

@@ -12,23 +12,23 @@ import numpy as np
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from edgepack import plugins
 from edgepack.checkpoint import Checkpoint
 from edgepack.checkpoint.save import config
-from edgepack.disk import atomic
+from edgepack.core import plugins
+from edgepack.core.disk import atomic
+from edgepack.core.progress import Progress, Steps
+from edgepack.core.weights import FactoredWeight, QuantizedTensor
 from edgepack.export import _onnx_graph
 from edgepack.export import _onnx_pack as pack
 from edgepack.export._onnx_graph import Graph
 from edgepack.export._onnx_store import Load
-from edgepack.export._parts import F32, Parts, check_finite, plain_formats
 from edgepack.export.card import card
 from edgepack.export.genai import genai_config
 from edgepack.export.onnx_decoder import decoder_graph
+from edgepack.export.parts import F32, Parts, check_finite, plain_formats
 from edgepack.export.profiles import PROFILES, GraphOptions
-from edgepack.formats._base import Format
-from edgepack.progress import Progress, Steps
-from edgepack.recipe import Onnx
-from edgepack.weights import FactoredWeight, QuantizedTensor
+from edgepack.formats.base import Format
+from edgepack.recipe.sections import Onnx
 
 FOLDER = "onnx"
 DTYPES = {"model": "fp32", "model_quantized": "q8"}

@@ -1,4 +1,4 @@
-"""A decoder as an ONNX graph: the forward pass of `edgepack.decoder`, in ONNX Runtime's operators.
+"""A decoder as an ONNX graph: the forward pass of `model.decoder`, in ONNX Runtime's operators.
 
 Inputs and outputs are named as optimum, onnxruntime-genai and Transformers.js expect them, keys and
 values interleaved, with numbers where those need numbers. Rows may be padded on the left: what
@@ -18,13 +18,13 @@ import numpy as np
 from torch import Tensor
 
 from edgepack.checkpoint import Checkpoint
-from edgepack.decoder import Rotary
+from edgepack.core.weights import WeightSpec
 from edgepack.export._onnx_graph import Graph, kind
 from edgepack.export._onnx_store import Load, Store
 from edgepack.export._onnx_weights import Weights
-from edgepack.export._parts import Parts
+from edgepack.export.parts import Parts
 from edgepack.export.profiles import GraphOptions
-from edgepack.weights import WeightSpec
+from edgepack.model.decoder import Rotary
 
 HIDDEN = {np.float32: -1e9, np.float16: -6e4}
 """Added to the attention logits of what is masked, by the type that a graph computes in."""

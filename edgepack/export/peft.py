@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from edgepack.errors import ExportError
-from edgepack.export._parts import check_finite
-from edgepack.weights import FactoredWeight
+from edgepack.core.errors import ExportError
+from edgepack.core.weights import FactoredWeight
+from edgepack.export.parts import check_finite
 
 
 def write_adapter(

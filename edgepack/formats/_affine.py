@@ -11,11 +11,11 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from edgepack.formats._base import Format, GgmlFormat
+from edgepack.core.weights import Grid, QuantizedTensor
 from edgepack.formats._bits import Layout
 from edgepack.formats._levels import Levels
 from edgepack.formats._search import normalized
-from edgepack.weights import Grid, QuantizedTensor
+from edgepack.formats.base import Format, GgmlFormat
 
 CHUNK = 1 << 17
 """Elements fitted at once: few enough that the search's temporaries stay in the cache."""

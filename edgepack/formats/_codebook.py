@@ -18,12 +18,12 @@ import torch
 from gguf import quants
 from torch import Tensor
 
+from edgepack.core.weights import Grid, QuantizedTensor
 from edgepack.formats import _codebook_kernels as kernels
 from edgepack.formats._affine import NO_OFFSET, Affine, Blocks, sub_scales
 from edgepack.formats._bits import Layout, Stored
 from edgepack.formats._levels import Table
 from edgepack.formats._limits import check_finite
-from edgepack.weights import Grid, QuantizedTensor
 
 SIGNS = 8
 """Columns whose signs share a byte, or seven bits of it."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from edgepack.core.weights import Grid
 from edgepack.formats._affine import by_column
 from edgepack.formats._levels import Uniform
 from edgepack.formats._scalar import Scalar, level_probes
 from edgepack.formats._search import best_first, one_scale
-from edgepack.weights import Grid
 
 ZERO_BITS = {2: 0, 3: 4, 4: 4}
 """Bits of a code → of a zero point. With 2 bits it would always be the middle, and is not stored;

@@ -9,13 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from edgepack.core.weights import Grid
 from edgepack.formats._affine import NO_OFFSET, Blocks, sub_scales
 from edgepack.formats._bits import Layout
 from edgepack.formats._k_search import Problem, State, stacked
 from edgepack.formats._levels import Levels, Uniform
 from edgepack.formats._scalar import Scalar, level_probes, range_probes
 from edgepack.formats._search import normalized, one_scale, scale_min
-from edgepack.weights import Grid
 
 
 class KQuant(Scalar, Blocks):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from edgepack.core.weights import Grid
 from edgepack.formats._affine import NO_OFFSET, Affine, Blocks, by_column
 from edgepack.formats._bits import Layout
 from edgepack.formats._levels import Levels, Uniform
 from edgepack.formats._limits import FP16_MAX
 from edgepack.formats._search import best_first, one_scale, reciprocal, scale_min
-from edgepack.weights import Grid
 
 
 class Scalar(Affine):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgepack.errors import DecompositionError
-from edgepack.formats._base import GgmlFormat
+from edgepack.core.errors import DecompositionError
+from edgepack.core.weights import Grid, QuantizedTensor
 from edgepack.formats._ggml import GGMLQuantizationType
 from edgepack.formats._limits import check_finite
 from edgepack.formats._search import FP16_MAX
-from edgepack.weights import Grid, QuantizedTensor
+from edgepack.formats.base import GgmlFormat
 
 LOSS = 1e-3
 """Relative error, ‖W − f16(W)‖ / ‖W‖, above which float16 does not hold W; rounding alone costs

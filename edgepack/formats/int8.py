@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgepack.formats._base import Format
+from edgepack.core.weights import Grid
 from edgepack.formats._search import half, reciprocal
-from edgepack.weights import Grid
+from edgepack.formats.base import Format
 
 TOP, ZERO = 127, 128
 ROWS = 4096

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from edgepack.core.weights import Grid
 from edgepack.formats._bits import ByValue, Layout, Plane, Values
 from edgepack.formats._ggml import GGMLQuantizationType
 from edgepack.formats._levels import Table
 from edgepack.formats._scalar import BlockScalar
 from edgepack.formats._search import best_first, dot, reciprocal
-from edgepack.weights import Grid
 
 VALUES = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 """What the sixteen codes of a file stand for: sign and magnitude, so that 0 is there twice."""

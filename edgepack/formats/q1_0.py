@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from edgepack.core.weights import Grid
 from edgepack.formats._bits import Half, Layout, Plane
 from edgepack.formats._ggml import GGMLQuantizationType
 from edgepack.formats._levels import Table
 from edgepack.formats._scalar import BlockScalar
 from edgepack.formats._search import dot, half, ratio
-from edgepack.weights import Grid
 
 
 class Signs(BlockScalar):

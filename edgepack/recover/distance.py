@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from edgepack.decoder import Head
+from edgepack.model.decoder import Head
 
 LOGITS_BIAS = "output.bias"
 """The role of the vector that is added to the logits."""

@@ -15,16 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgepack.cache import load_tensors, save_tensors
-from edgepack.calibration.sweep import Activations, Batch, embedded, micro_batches, states
-from edgepack.calibration.text import Tokens
-from edgepack.decoder import Block, Decoder, Head
-from edgepack.hardware import multiplies_bfloat16
-from edgepack.progress import Progress, Steps
+from edgepack.calibration.sweep import embedded
+from edgepack.core.hardware import multiplies_bfloat16
+from edgepack.core.progress import Progress, Steps
+from edgepack.core.weight_files import load_tensors, save_tensors
+from edgepack.core.weights import FactoredWeight
+from edgepack.model.decoder import Block, Decoder, Head
+from edgepack.model.stream import Activations, Batch, Tokens, micro_batches, states
 from edgepack.recover import trainable
 from edgepack.recover.student import VALUE, Masters, Student
 from edgepack.recover.training import Data, Recovered, Run, Settings, report_of
-from edgepack.weights import FactoredWeight
 
 NORMS = "norms.safetensors"
 """Trained norms and biases by Hugging Face name, float32; beside them, the report."""

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from edgepack.decoder import Block, Decoder, Head
+from edgepack.core.weights import FactoredWeight
+from edgepack.model.decoder import Block, Decoder, Head
 from edgepack.recover import trainable
 from edgepack.recover.distance import pull
-from edgepack.weights import FactoredWeight
 
 Masters = dict[str, dict[str, Tensor]]
 """Weight → part → float32 master; a norm or a bias has the one part `VALUE`."""

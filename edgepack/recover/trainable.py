@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from edgepack.weights import FactoredWeight, Grid, QuantizedTensor
+from edgepack.core.weights import FactoredWeight, Grid, QuantizedTensor
 
 KINDS = ("scales", "factors", "norms")
 """What there is to train: fields of grids; L and R; the gains of norms, and biases."""

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgepack.cache import load_tensors, save_tensors
-from edgepack.calibration.sweep import Activations, Batch
-from edgepack.decoder import Head
-from edgepack.errors import EdgepackError
+from edgepack.core.errors import EdgepackError
+from edgepack.core.weight_files import load_tensors, save_tensors
+from edgepack.model.decoder import Head
+from edgepack.model.stream import Activations, Batch
 from edgepack.recover import trainable
 from edgepack.recover.adam import Moments, schedule, size
 from edgepack.recover.distance import divergence

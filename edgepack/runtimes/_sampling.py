@@ -7,7 +7,7 @@ from collections.abc import Collection
 import numpy as np
 from numpy.typing import NDArray
 
-from edgepack.runtimes._base import Sampling, check_numbers
+from edgepack.runtimes.base import Sampling, check_numbers
 
 
 class Sampler:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from edgepack.checkpoint import probes, special
 from edgepack.checkpoint.probes import Difference
 from edgepack.checkpoint.vocabulary_check import Reasons
-from edgepack.errors import ExportError
-from edgepack.runtimes._base import Scorer
+from edgepack.core.errors import ExportError
+from edgepack.runtimes.base import Scorer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

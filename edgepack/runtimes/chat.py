@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from edgepack.checkpoint import templates
-from edgepack.runtimes._base import LIKELIEST, Runtime, Sampling
+from edgepack.runtimes.base import LIKELIEST, Runtime, Sampling
 
 
 def chat(

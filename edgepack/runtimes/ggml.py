@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgepack import plugins
-from edgepack.errors import EdgepackError, missing_extra
+from edgepack.core import plugins
+from edgepack.core.errors import EdgepackError, missing_extra
 
 LIBRARY = {"darwin": "libggml-base.dylib", "win32": "ggml-base.dll"}
 """File in llama-cpp-python's ``lib`` folder by platform; the rest have ``libggml-base.so``."""

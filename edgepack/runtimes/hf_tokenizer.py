@@ -10,9 +10,9 @@ from typing import Any
 from edgepack.checkpoint import special
 from edgepack.checkpoint.pieces import Pieces
 from edgepack.checkpoint.tokenizer import from_folder
-from edgepack.errors import CheckpointError
+from edgepack.core.errors import CheckpointError
+from edgepack.core.untrusted import quote, read_json
 from edgepack.runtimes.chat import render
-from edgepack.untrusted import quote, read_json
 
 
 class HfTokenizer:

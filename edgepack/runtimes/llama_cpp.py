@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from edgepack.checkpoint.special import MORE_ENDS, gguf_ends
 from edgepack.checkpoint.tokenizer import TEMPLATE, TEMPLATE_PREFIX
-from edgepack.errors import EdgepackError, missing_extra
-from edgepack.runtimes._base import (
+from edgepack.core.errors import EdgepackError, missing_extra
+from edgepack.core.untrusted import shorten
+from edgepack.runtimes.base import (
     LIKELIEST,
     PENALTY_WINDOW,
     Closing,
@@ -34,7 +35,6 @@ from edgepack.runtimes._base import (
 from edgepack.runtimes.chat import render
 from edgepack.runtimes.forks import Fork, Step, check_fits, layout
 from edgepack.runtimes.gguf_check import cache_bytes, check_adapter, check_model, spoken
-from edgepack.untrusted import shorten
 
 _ERROR_LEVEL = 4  # enum ggml_log_level
 _MICRO_BATCH = 512  # llama.cpp's default, here so that a long context does not raise it

@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from edgepack.errors import EdgepackError, missing_extra
+from edgepack.core.errors import EdgepackError, missing_extra
+from edgepack.core.untrusted import shorten
 from edgepack.runtimes import onnx_check
-from edgepack.runtimes._base import (
+from edgepack.runtimes._sampling import Sampler
+from edgepack.runtimes.base import (
     LIKELIEST,
     PENALTY_WINDOW,
     Closing,
@@ -23,7 +25,6 @@ from edgepack.runtimes._base import (
     check_length,
     check_memory,
 )
-from edgepack.runtimes._sampling import Sampler
 from edgepack.runtimes.forks import Fork, check_fits
 from edgepack.runtimes.hf_tokenizer import HfTokenizer
 from edgepack.runtimes.onnx_check import (
@@ -34,7 +35,6 @@ from edgepack.runtimes.onnx_check import (
     read_numbers,
     reason,
 )
-from edgepack.untrusted import shorten
 
 __all__ = ["GENAI", "OnnxRuntime", "bindings", "data_files", "model_file"]
 _QUIET = 3  # errors only; it warns of every initializer that is an input too

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgepack.errors import CalibrationError
-from edgepack.hadamard import random_hadamard
-from edgepack.recipe import Orientation
+from edgepack.core.errors import CalibrationError
+from edgepack.core.hadamard import random_hadamard
+from edgepack.recipe.sections import Orientation
 
 
 def principal_directions(C: Tensor) -> Tensor:

@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from edgepack.cache import load_tensors, save_tensors
-from edgepack.calibration.sweep import embedded, micro_batches, states
-from edgepack.calibration.text import Tokens
-from edgepack.decoder import Decoder, rms_norm
-from edgepack.progress import Progress, Steps
-from edgepack.recipe import Covariance
+from edgepack.calibration.sweep import embedded
+from edgepack.core.progress import Progress, Steps
+from edgepack.core.weight_files import load_tensors, save_tensors
+from edgepack.model.decoder import Decoder, rms_norm
+from edgepack.model.stream import Tokens, micro_batches, states
+from edgepack.recipe.sections import Covariance
 
 _ROWS = 2048  # tokens at once in float64
 

@@ -15,18 +15,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from edgepack.cache import load_tensors, save_tensors
-from edgepack.calibration.sweep import Activations, Batch, embedded, micro_batches
-from edgepack.calibration.text import Tokens
+from edgepack.calibration.sweep import embedded
 from edgepack.checkpoint import Checkpoint
-from edgepack.checkpoint._rewritten import untied_name
-from edgepack.decoder import Decoder
-from edgepack.progress import Progress, Steps
-from edgepack.recipe import Slice
+from edgepack.core.progress import Progress, Steps
+from edgepack.core.weight_files import load_tensors, save_tensors
+from edgepack.model.decoder import Decoder
+from edgepack.model.places import places
+from edgepack.model.rewritten import untied_name
+from edgepack.model.stream import Activations, Batch, Tokens, micro_batches
+from edgepack.recipe.sections import Slice
 from edgepack.slicing.basis import oriented, principal_directions
 from edgepack.slicing.covariance import add
 from edgepack.slicing.weights import rotated
-from edgepack.slicing.widths import places
 
 
 def find_bases(

@@ -7,19 +7,19 @@ from pathlib import Path
 
 from torch import Tensor
 
-from edgepack.cache import load_tensors, save_tensors
-from edgepack.calibration.text import Tokens
-from edgepack.checkpoint._rewritten import untied_name
 from edgepack.checkpoint.save import is_saved, save
-from edgepack.decoder import Decoder
-from edgepack.progress import Steps
-from edgepack.recipe import Slice
+from edgepack.core.progress import Steps
+from edgepack.core.weight_files import load_tensors, save_tensors
+from edgepack.model.decoder import Decoder
+from edgepack.model.places import kept_widths
+from edgepack.model.rewritten import untied_name
+from edgepack.model.sliced import Sliced
+from edgepack.model.stream import Tokens
+from edgepack.recipe.sections import Slice
 from edgepack.slicing.basis import oriented, principal_directions
 from edgepack.slicing.covariance import residual_covariance
 from edgepack.slicing.per_block import find_bases, weight
-from edgepack.slicing.sliced import Sliced
 from edgepack.slicing.weights import narrowed
-from edgepack.slicing.widths import kept_widths
 
 BASIS = "basis.safetensors"
 """Q ``[D, d]`` of the one rotation."""

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from edgepack.architectures._base import NORMS, START, WRITE
+from edgepack.architectures.base import NORMS, START, WRITE
 
 _ROWS = 8192  # at once in float64
 

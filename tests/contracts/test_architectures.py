@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from edgepack.checkpoint import open_checkpoint
-from tests.tiny import FAMILIES, make_model, write_gguf
+from tests.support.tiny import FAMILIES, make_model, write_gguf
 
 
 @pytest.fixture(scope="module", params=itertools.product(FAMILIES, [True, False]), ids=str)

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from edgepack import plugins
+from edgepack.core import plugins
+from edgepack.core.weights import QuantizedTensor
 from edgepack.formats._affine import Affine
-from edgepack.formats._base import Format, GgmlFormat
 from edgepack.formats._ggml import GGML_QUANT_SIZES, GGMLQuantizationType, register
 from edgepack.formats._scalar import BlockScalar, Scalar
-from edgepack.weights import QuantizedTensor
-from tests import ggml_oracle
+from edgepack.formats.base import Format, GgmlFormat
+from tests.support import ggml_oracle
 
 FORMATS = {name: plugins.find("formats", name) for name in plugins.names("formats")}
 AFFINES = {name: f for name, f in FORMATS.items() if isinstance(f, Affine)}

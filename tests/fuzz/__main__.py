@@ -60,9 +60,9 @@ def load_libraries() -> None:
     from llama_cpp import llama_cpp  # noqa: F401
 
     import edgepack.cli
-    import edgepack.memory
-    import edgepack.planning
-    import edgepack.show  # noqa: F401
+    import edgepack.planning.memory
+    import edgepack.planning.plan
+    import edgepack.report.show  # noqa: F401
 
     torch.set_num_threads(1)
     psutil.cpu_count = lambda logical=True: 1

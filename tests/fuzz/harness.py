@@ -93,8 +93,8 @@ _CACHE: dict[str, Any] = {}
 
 def judged(read: Callable[[], None]) -> tuple[str, str]:
     """(outcome, detail) of one input."""
-    from edgepack.errors import EdgepackError
-    from edgepack.machine import from_machine
+    from edgepack.core.errors import EdgepackError
+    from edgepack.core.os_errors import from_machine
 
     try:
         read()

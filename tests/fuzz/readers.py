@@ -14,7 +14,7 @@ from typing import Any
 from tests.fuzz.binary import Gguf, spoil_gguf, spoil_onnx
 from tests.fuzz.harness import Reader, command
 from tests.fuzz.mutators import spoil_bytes, spoil_json, spoil_template, spoil_yaml
-from tests.tiny import CHAT, TEXT, make_model, write_gguf
+from tests.support.tiny import CHAT, TEXT, make_model, write_gguf
 
 RECIPE = {
     "model": "m",
@@ -77,7 +77,7 @@ def plan_and_open(recipe: str, model: str, folder: Path) -> None:
     import torch
 
     from edgepack.checkpoint import open_checkpoint
-    from edgepack.decoder import Decoder
+    from edgepack.model.decoder import Decoder
 
     command("plan", str(folder / recipe))
     checkpoint = open_checkpoint(model, folder)
@@ -93,9 +93,9 @@ def calibration_text(folder: Path) -> None:
     """The calibration's text from a JSONL, as `build` reads it after planning."""
     from edgepack.calibration import text
     from edgepack.checkpoint import open_checkpoint
-    from edgepack.decoder import Decoder
-    from edgepack.progress import finish
-    from edgepack.recipe import load
+    from edgepack.core.progress import finish
+    from edgepack.model.decoder import Decoder
+    from edgepack.recipe.read import load
 
     command("plan", str(folder / "chats.yaml"))
     recipe = load(folder / "chats.yaml")

@@ -1,0 +1,154 @@
+"""What every weight would cost in every format and rank: measured, on held-out tokens.
+
+The KL that an error E = W − Q − L·R adds is ½·tr(H_out E H Eᵀ)/out, H and H_out from tokens that
+rounding has not seen. Q is made as it will be made (error feedback at one damping); with ranks, by
+one round of CALDERA: the rounds that follow only lower it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+
+from edgepack.calibration.moments import weight_hessian
+from edgepack.core import plugins
+from edgepack.core.disk import atomic
+from edgepack.core.errors import while_doing
+from edgepack.core.executor import side_by_side
+from edgepack.core.progress import Progress, Steps
+from edgepack.core.weights import (
+    FactoredWeight,
+    Hessian,
+    QuantizedTensor,
+    WeightSpec,
+    quadratic_cost,
+)
+from edgepack.decompose.caldera import check_problem, next_round
+from edgepack.decompose.ldlq import Metric, ldlq, metric
+from edgepack.decompose.low_rank import low_rank
+from edgepack.formats._affine import Affine
+from edgepack.formats._limits import LARGEST
+from edgepack.formats.base import Format
+from edgepack.model.decoder import Decoder
+
+RANKED_BELOW = 3.0
+"""Bits per weight of Q; from there on ranks are not tried: a finer Q is the cheaper correction
+(`benchmarks/controls.py`)."""
+
+ROWS = 8192
+"""Of a larger matrix with independent rows, about so many are tried."""
+
+Costs = dict[str, dict[int, float]]
+"""Format → rank → KL in nats a token."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is tried: formats of each weight, ranks (0 always), the format of L and R, and the
+    damping of H."""
+
+    formats: Mapping[str, Sequence[str]]
+    ranks: Sequence[int]
+    factors: str
+    damping: float
+
+
+def load_costs(folder: Path, name: str) -> Costs:
+    """The measured costs of a weight."""
+    found = json.loads((folder / f"{name}.json").read_text())
+    return {f: {int(rank): cost for rank, cost in by.items()} for f, by in found.items()}
+
+
+def measure_candidates(
+    decoder: Decoder, search: Search, hessians: Path, folder: Path
+) -> Steps[None]:
+    """Write one file of costs per weight into `folder`, leaving out those already there."""
+    specs = [decoder.checkpoint.specs[name] for name in search.formats]
+    total = sum(s.numel * len(search.formats[s.name]) for s in specs)
+    missing = [s for s in specs if not (folder / f"{s.name}.json").exists()]
+    done = total - sum(s.numel * len(search.formats[s.name]) for s in missing)
+    measure = partial(_measure, decoder, search, hessians, folder)
+    for spec in side_by_side(measure, missing):
+        formats = len(search.formats[spec.name])
+        label = f"{spec.name.removesuffix('.weight')} in {formats} formats"
+        yield Progress("allocate", done, total, label)
+        done += spec.numel * formats
+
+
+def _measure(
+    decoder: Decoder, search: Search, hessians: Path, folder: Path, spec: WeightSpec
+) -> None:
+    with while_doing(f"trying formats for {spec.name}"):
+        H = weight_hessian(hessians, spec, tied=decoder.dimensions.tie_word_embeddings)
+        checkpoint = decoder.checkpoint
+        stored = checkpoint.quantized(spec.name)
+        trial = _Trial(checkpoint.tensor(spec.name), H, search)
+        costs = {
+            name: {0: 0.0}
+            if stored is not None and stored.format == name
+            else trial.costs(plugins.find("formats", name), ranked=spec.block is not None)
+            for name in search.formats[spec.name]
+        }
+        with atomic(folder / f"{spec.name}.json") as path:
+            path.write_text(json.dumps(costs, indent=1))
+
+
+class _Trial:
+    """One weight, rounded again and again; metrics are kept for formats that share blocks.
+
+    Of a matrix whose rows are independent (a vocabulary), evenly spread rows stand for all.
+    """
+
+    def __init__(self, W: Tensor, H: Hessian, search: Search) -> None:
+        check_problem(W, H)
+        self.search = search
+        W = W.clamp(-LARGEST, LARGEST)
+        step = -(-len(W) // ROWS) if H.out_train is None or H.out_train.dim() == 1 else 1
+        self.W, self.H = W[::step], _some_rows(H, step)
+        whole, tried = _cost(W, H), _cost(self.W, self.H)
+        share = whole / tried if tried > 0 else float(step)
+        self.kl = share / (2 * len(W))  # nats a token, of a cost of 1
+        self.metrics: dict[tuple[int, int], Metric] = {}
+        self.first: dict[int, tuple[QuantizedTensor, QuantizedTensor]] = {}
+
+    def costs(self, fmt: Format, *, ranked: bool) -> dict[int, float]:
+        """Rank → KL of one format."""
+        found = {0: _cost(self.W - self._rounded(fmt).dequantize(), self.H)}
+        if ranked and isinstance(fmt, Affine) and fmt.bits_per_weight < RANKED_BELOW:
+            ranks = [r for r in self.search.ranks if 0 < r < min(self.W.shape)]
+            found |= {rank: _cost(self._left_over(fmt, rank), self.H) for rank in ranks}
+        return {rank: self.kl * cost for rank, cost in found.items()}
+
+    def _rounded(self, fmt: Format) -> QuantizedTensor:
+        if not isinstance(fmt, Affine):
+            return fmt.quantize(self.W, self.H.train.diagonal())
+        key = fmt.block_size, fmt.group
+        if key not in self.metrics:
+            damping = self.search.damping
+            self.metrics[key] = metric(
+                self.H.train, fmt.block_size, damping, self.H.out_train, fmt.group
+            )
+        return ldlq(self.W, self.metrics[key], fmt)
+
+    def _left_over(self, fmt: Affine, rank: int) -> Tensor:
+        """W − Q − L·R after a round of CALDERA."""
+        W, H, how = self.W, self.H, self.search
+        if rank not in self.first:
+            self.first[rank] = low_rank(W, H.train, rank, how.factors, H.out_train)
+        found = next_round(W, H, fmt, *self.first[rank], how.factors, how.damping)
+        return W - FactoredWeight(*found).dense()
+
+
+def _some_rows(H: Hessian, step: int) -> Hessian:
+    if step == 1 or H.out_train is None or H.out_held_out is None:
+        return H
+    return replace(H, out_train=H.out_train[::step], out_held_out=H.out_held_out[::step])
+
+
+def _cost(E: Tensor, H: Hessian) -> float:
+    return quadratic_cost(E, H.held_out, H.out_held_out)

@@ -1,0 +1,126 @@
+"""What a checkpoint is, wherever its bytes come from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from edgepack.architectures.base import Architecture
+from edgepack.core.weights import QuantizedTensor, WeightSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """The numbers of a decoder, as Hugging Face's config names them."""
+
+    num_hidden_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    max_position_embeddings: int
+    rms_norm_eps: float
+    rope_theta: float
+    rope_scaling: Mapping[str, Any] | None
+    sliding_window: int | None
+    tie_word_embeddings: bool
+    partial_rotary_factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class OwnCode:
+    """A modelling file for transformers (its classes are called `prefix` + the family's), and the
+    entries of config.json that it reads."""
+
+    file: Path
+    prefix: str
+    config: Mapping[str, Any]
+
+
+class Checkpoint(ABC):
+    """Lazy tensors, dimensions and tokenizer of one model.
+
+    Opening reads headers only. Names, shapes and the order of rows are Hugging Face's, whatever
+    the source: q and k of a llama GGUF are put back from llama.cpp's rotary order on reading.
+    """
+
+    architecture: Architecture
+    dimensions: Dimensions
+    specs: Mapping[str, WeightSpec]
+    """Every weight by its Hugging Face name; a tied head has no entry."""
+
+    @property
+    def original(self) -> Checkpoint:
+        """The checkpoint as it was found, where this one is made of it."""
+        return self
+
+    @property
+    def counted(self) -> Checkpoint:
+        """The checkpoint whose weights bits per weight are counted by: zeros around a weight are
+        none (`invariances`)."""
+        return self
+
+    @property
+    @abstractmethod
+    def source(self) -> Mapping[str, Any]:
+        """Where it came from, for the manifest: model, kind, revision or the files' sha256."""
+
+    @property
+    @abstractmethod
+    def key(self) -> str:
+        """Hex digest that changes whenever the bytes of the model or the tokenizer do."""
+
+    @abstractmethod
+    def tensor(self, name: str) -> Tensor:
+        """One weight as float32, lossless for every source type that float32 can hold."""
+
+    def stored(self, name: str) -> tuple[Tensor, str]:
+        """A weight as it is kept, and its type (`WeightSpec.dtype`): a float tensor, or for types
+        in blocks the bytes ``[rows, bytes of a row]``. Rows are in the file's order."""
+        return self.tensor(name), "F32"
+
+    def warnings(self) -> tuple[str, ...]:
+        """What of the source was passed over."""
+        return ()
+
+    def gguf_warnings(self) -> tuple[str, ...]:
+        """What of the model a GGUF has no place for."""
+        return ()
+
+    @abstractmethod
+    def quantized(self, name: str) -> QuantizedTensor | None:
+        """The weight as stored, where it is stored in one of edgepack's formats, else None."""
+
+    @property
+    @abstractmethod
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The tokenizer with its chat template, agreeing with llama.cpp token for token."""
+
+    @abstractmethod
+    def gguf_metadata(self) -> Mapping[str, tuple[Any, Any, Any]]:
+        """Key → (value, GGUFValueType, element type or None): everything a stock GGUF of this
+        model carries (architecture, hyper-parameters, tokenizer, chat template, name, licence),
+        without what depends on the quantization."""
+
+    def generation_config(self) -> Mapping[str, Any]:
+        """How its makers sample from it (generation_config.json), empty where that is not known."""
+        return {}
+
+    def own_code(self) -> OwnCode | None:
+        """What transformers needs to load it, where it is no model of transformers'."""
+        return None
+
+    def extra_tensors(self) -> Mapping[str, Tensor]:
+        """Float32 tensors, by GGUF name, that a GGUF needs beside the weights: the frequency
+        divisors ``rope_freqs.weight`` ``[head_dim / 2]`` of llama3's rotary scaling."""
+        return {}

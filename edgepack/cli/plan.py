@@ -1,0 +1,31 @@
+"""`edgepack plan`: what a build would do, from headers alone."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import edgepack
+from edgepack.cli._app import Json, RecipePath, app, print_json
+
+
+@app.command()
+def plan(
+    recipe: RecipePath,
+    target: Annotated[
+        str, typer.Option(metavar="NAME", help="What would be written: gguf, onnx or checkpoint.")
+    ] = "gguf",
+    as_json: Json = False,
+) -> None:
+    """Say what `build` would do: stages, sizes, memory. Reads headers only."""
+    from edgepack.report.show import plan_facts, plan_text
+
+    made = edgepack.plan(recipe, target)
+    from edgepack.planning.memory import peak
+
+    facts = plan_facts(made, peak(made))
+    if as_json:
+        print_json(facts)
+    else:
+        typer.echo("\n".join(plan_text(facts)))

@@ -1,0 +1,237 @@
+"""What a build leaves behind: a folder, and a manifest that says all about it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from edgepack.core.errors import EdgepackError
+from edgepack.core.untrusted import Untrusted, read_json, validate
+
+MANIFEST = "manifest.json"
+
+
+def _inside(name: str) -> str:
+    """The name of a file in the folder or below it, and nowhere else."""
+    parts = PurePosixPath(name).parts
+    plain = not name.startswith("/") and ".." not in parts and "\\" not in name
+    if not (parts and plain and name.isprintable() and len(name) < 1000) or ":" in parts[0]:
+        raise ValueError("is no name of a file in the folder")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_inside)]
+SourceKey = Literal["model", "calibrate.source", "export.measure.text"]
+Count = Annotated[int, Field(ge=0)]
+
+
+class File(Untrusted):
+    """A file as it was written."""
+
+    sha256: str
+    bytes: Count
+
+
+class Model(Untrusted):
+    """What the folder was made of."""
+
+    model: str
+    files: dict[str, str] = Field(default_factory=dict)
+
+
+class Formats(Untrusted):
+    """Of the parts of W ≈ Q + L·R."""
+
+    Q: str
+    L: str | None = None
+    R: str | None = None
+
+
+class Weight(Untrusted):
+    """What became of one matrix."""
+
+    formats: Formats
+    rank: Count
+    error: float
+    error_plain: float
+    damping: float | None = None
+    method: str
+    clipped: Count = 0
+    lost: Count = 0
+    dtype: str | None = None
+
+
+class Result(Untrusted):
+    """Metrics of one model."""
+
+    bytes: Count
+    perplexity: float
+    reference_perplexity: float
+    kl_mean: float
+    kl_error: float
+    kl_p999: float
+    top1: float
+    top1_error: float
+
+
+class Measured(Untrusted):
+    """What was measured, or why nothing was."""
+
+    skipped: str | None = None
+    text: str = ""
+    tokens: Count = 0
+    context: Count = 0
+    reference_kl: float | None = None
+    results: dict[str, Result] | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if self.skipped is None and not self.results:
+            raise ValueError("has neither results nor the reason why there are none")
+        return self
+
+
+class Bits(Untrusted):
+    """Bits per weight."""
+
+    blocks: float
+    all: float
+
+
+class Fallback(Untrusted):
+    """A format that did not fit, and the one taken instead."""
+
+    name: str
+    asked: str
+    given: str
+    columns: Count
+
+
+class Manifest(Untrusted):
+    """What manifest.json must have for anything to be done with its folder."""
+
+    edgepack: str
+    target: Literal["gguf", "onnx", "checkpoint"]
+    model: Model
+    files: Annotated[dict[FileName, File], Field(max_length=100_000)]
+    recipe: dict[str, Any]
+    versions: dict[str, str]
+    stages: dict[str, str]
+    bytes: dict[str, Count]
+    bits_per_weight: Bits
+    fallbacks: list[Fallback]
+    warnings: list[str]
+    weights: dict[str, Weight]
+    measured: Measured
+    slice: dict[str, Annotated[list[Count], Field(min_length=2, max_length=2)]] | None = None
+    allocation: dict[str, Any] | None = None
+    requires: str | None = None
+    sources: dict[SourceKey, str] = Field(default_factory=dict)
+    rft: dict[str, Any] | None = None
+    recovered: dict[str, Any] | None = None
+
+
+OPTIONAL = {
+    name: field.get_default(call_default_factory=True)
+    for name, field in Manifest.model_fields.items()
+    if not field.is_required()
+}
+"""What the manifests of earlier versions may lack."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An output folder. `manifest` holds inputs, options, versions, files (sha256, bytes),
+    metrics, fallbacks and warnings."""
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    @property
+    def base(self) -> Path:
+        """The file that the runtime opens: base.gguf (Q), or the ONNX graph."""
+        names = [name for name in self.manifest["files"] if name.endswith((".gguf", ".onnx"))]
+        if not names:
+            raise EdgepackError(
+                f"{self.folder}: is no model for a runtime, but a {self.manifest['target']}",
+                hint="name it as `model:` of a recipe and build that with --target gguf",
+            )
+        return self.folder / str(min(names))
+
+    @property
+    def factors(self) -> Path | None:
+        """The GGUF adapter of L and R, None at rank 0."""
+        path = self.folder / "factors.gguf"
+        return path if path.name in self.manifest["files"] else None
+
+    @staticmethod
+    def open(folder: Path) -> Artifact:
+        """Read an output folder's manifest, and hold the files in it against their sha256."""
+        artifact = Artifact.read(folder)
+        changed = artifact.changed_files()
+        if changed:
+            gone = not (folder / changed[0]).exists()
+            what = "is missing" if gone else "is not the file that manifest.json describes (sha256)"
+            raise EdgepackError(
+                f"{folder}: {changed[0]} {what}",
+                hint="copy the folder again, or build it again; a single .gguf or .onnx file can "
+                "be evaluated by its own name",
+            )
+        return artifact
+
+    @staticmethod
+    def read(folder: Path) -> Artifact:
+        """Read an output folder's manifest, whatever has become of its files."""
+        path = folder / MANIFEST
+        try:
+            content = read_json(path, place=str(path))
+        except FileNotFoundError:
+            raise EdgepackError(
+                f"{folder}: is not an output folder of edgepack (no {MANIFEST})",
+                hint="edgepack build RECIPE --target gguf makes one",
+            ) from None
+        except OSError as error:
+            raise EdgepackError(f"{path}: cannot be read ({error.strerror})") from None
+        validate(Manifest, content, str(path), hint="build the folder again")
+        return Artifact(folder, OPTIONAL | content)
+
+    def changed_files(self) -> list[str]:
+        """Files that the manifest lists and that are not there as it describes them."""
+        return [
+            name
+            for name, known in self.manifest["files"].items()
+            if not _is(self.folder / name, known)
+        ]
+
+    def foreign_files(self) -> list[str]:
+        """Files in the folder that the build did not write there, or not as they are."""
+        listed = {*self.manifest["files"], MANIFEST}
+        found = (path for path in sorted(self.folder.rglob("*")) if not _is_folder(path))
+        names = [path.relative_to(self.folder).as_posix() for path in found]
+        changed = [name for name in self.changed_files() if (self.folder / name).exists()]
+        return [name for name in names if name not in listed] + changed
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _is(path: Path, known: dict[str, Any]) -> bool:
+    """Whether a file is the one that its entry in the manifest describes."""
+    try:
+        return path.stat().st_size == known["bytes"] and digest(path) == known
+    except OSError:
+        return False
+
+
+def digest(path: Path) -> dict[str, Any]:
+    """A file's entry in the manifest."""
+    with path.open("rb") as file:
+        return {
+            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+            "bytes": path.stat().st_size,
+        }

@@ -1,0 +1,114 @@
+"""Files and folders on disk: whole or absent, owned by one process at a time, cleaned up after."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import platformdirs
+from filelock import FileLock, Timeout
+
+from edgepack.core.errors import EdgepackError
+
+
+def root() -> Path:
+    """Where stages and notes are kept: ``$EDGEPACK_CACHE``, else the user's cache folder."""
+    given = os.environ.get("EDGEPACK_CACHE")
+    return Path(given) if given else Path(platformdirs.user_cache_dir("edgepack"))
+
+
+@contextmanager
+def atomic(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the body is through. If `durable`,
+    the data is on disk before the name is: after a power failure the file is whole, too."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        yield temporary
+        if durable:
+            sync(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the list of names in a folder, is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:  # some file systems cannot, for folders
+        if not path.is_dir():
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Wait until everything in a folder is on disk."""
+    for path in (*folder.rglob("*"), folder):
+        if not path.is_symlink():
+            sync(path)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Own the name `path` for as long as the body runs; yields False at once if another process
+    does. The lock ends with the process, however that ends, and its file with the lock."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        with suppress(OSError):
+            path.unlink()  # filelock checks that the file it locked still has its name
+        lock.release()
+
+
+def lock_of(name: str) -> Path:
+    """The lock file of something in the cache."""
+    return root() / "locks" / f"{name}.lock"
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder for large files that nobody needs once this process has ended. What processes left
+    there that were killed is removed first."""
+    clean()
+    name = secrets.token_hex(8)
+    folder = root() / "scratch" / name
+    with locked(lock_of(f"scratch-{name}")) as mine:
+        assert mine, "128 random bits came twice"
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def clean() -> None:
+    """Make sure that the cache can be written; remove the scratch folders and locks of processes
+    that were killed."""
+    try:
+        root().mkdir(parents=True, exist_ok=True)
+        if not os.access(root(), os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise EdgepackError(
+            f"{root()}: the cache cannot be written ({error.strerror})",
+            hint="EDGEPACK_CACHE names another folder",
+        ) from None
+    for path in sorted((root() / "locks").glob("*.lock")):
+        with ExitStack() as stack:
+            if stack.enter_context(locked(path)) and path.stem.startswith("scratch-"):
+                folder = root() / "scratch" / path.stem.removeprefix("scratch-")
+                shutil.rmtree(folder, ignore_errors=True)

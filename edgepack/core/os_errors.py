@@ -1,0 +1,66 @@
+"""What the machine refuses (space on disk, memory) as errors that say what to do about it."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from pathlib import Path
+
+from edgepack.core.disk import root
+from edgepack.core.errors import EdgepackError
+from edgepack.core.untrusted import shorten
+
+NO_MEMORY = ("can't allocate memory", "not enough memory")
+"""How torch says that memory is full, in a RuntimeError."""
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+REFUSED = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EIO,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EMFILE,
+    errno.ENFILE,
+}
+"""What is wrong with the machine or with its permissions, and not with the program."""
+NO_SPACE_SAID = ("No space left on device", " requested and ")
+"""How safetensors and numpy say it, without a number."""
+
+
+def from_machine(error: Exception) -> EdgepackError | None:
+    """A full disk or memory as an error with a remedy; None for everything else."""
+    full = isinstance(error, OSError) and error.errno in NO_SPACE
+    if full or any(words in str(error) for words in NO_SPACE_SAID):
+        return EdgepackError(f"the disk is full{_while(error)}", hint=_space(error))
+    if isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY):
+        return EdgepackError(
+            "out of memory",
+            hint="close other programs, or lower calibrate.sequence_length; `edgepack plan` "
+            "says how much is needed; run again to resume",
+        )
+    if isinstance(error, OSError) and error.errno in REFUSED and error.filename is not None:
+        return EdgepackError(
+            f"{shorten(str(error.filename))}: {error.strerror}",
+            hint="check the path and its permissions; run again to resume",
+        )
+    return None
+
+
+def _while(error: Exception) -> str:
+    name = getattr(error, "filename", None)
+    return f" (writing {name})" if name else ""
+
+
+def _space(error: Exception) -> str:
+    """How much is left in the folders edgepack writes to."""
+    name = getattr(error, "filename", None)
+    folders = [Path(name).parent] if name else [root(), Path.cwd()]
+    left = [
+        f"{folder} has {shutil.disk_usage(folder).free / 1e6:.0f} MB free"
+        for folder in folders
+        if folder.is_dir()
+    ]
+    return "; ".join([*left, "make room and run again to resume"])

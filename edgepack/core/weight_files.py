@@ -1,0 +1,62 @@
+"""The files of a stage: tensors with what is known of them, one file for a decomposed weight."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from edgepack.core.disk import atomic
+from edgepack.core.errors import EdgepackError
+from edgepack.core.weights import FactoredWeight
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """Write tensors and a JSON-able description as one safetensors file, atomically."""
+    with atomic(path) as temporary:
+        save_file(dict(tensors), temporary, metadata={"edgepack": json.dumps(about)})
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Inverse of `save_tensors`."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            about: dict[str, Any] = json.loads(file.metadata()["edgepack"])
+            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
+    except (SafetensorError, ValueError, LookupError, TypeError) as error:
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path, error: Exception) -> EdgepackError:
+    """A file of the cache that cannot be read."""
+    return EdgepackError(
+        f"{path.name}: a file of the cache is damaged ({str(error).splitlines()[0]})",
+        hint=f"delete {path.parent} and run again: that stage is then made anew",
+    )
+
+
+IMATRIX = "imatrix"
+"""The tensor in a weight's file that belongs to neither Q, L nor R."""
+
+
+def weight_path(folder: Path, name: str) -> Path:
+    """The file of a weight in a stage's folder."""
+    return folder / f"{name}.safetensors"
+
+
+def load_weight(folder: Path, name: str) -> tuple[FactoredWeight, dict[str, Any]]:
+    """A decomposed weight and what is known of it (errors, damping, method)."""
+    tensors, about = load_tensors(weight_path(folder, name))
+    return FactoredWeight.from_tensors(tensors, about["formats"]), about
+
+
+def load_imatrix(folder: Path, name: str) -> Tensor:
+    """Mean squared inputs ``[in]`` of a decomposed weight, for stock's quantizer."""
+    with safe_open(weight_path(folder, name), framework="pt") as file:
+        found: Tensor = file.get_tensor(IMATRIX)
+        return found

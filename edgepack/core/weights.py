@@ -1,0 +1,183 @@
+"""The values that pass between stages: what a weight is called, and what it becomes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from edgepack.core import plugins
+
+if TYPE_CHECKING:
+    from edgepack.formats.base import Format
+
+
+_ROWS = 8192  # rows at once in float64, so that an embedding needs no copy of itself
+
+
+@dataclass(frozen=True)
+class WeightSpec:
+    """What is known of a weight before any of its bytes are read.
+
+    `name` is the Hugging Face name, `dtype` the storage type at the source (``BF16``, ``Q4_1``),
+    `role` the weight's part in the architecture (``attn_q``, ``ffn_down``, ``token_embd`` …),
+    `block` the transformer block it belongs to, None outside the blocks.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    role: str
+    block: int | None
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+Grid = Mapping[str, Tensor]
+"""The stored fields that give codes their values (``d``, ``m``, ``scales`` …), each
+``[out, blocks, …]``; which fields, and their dtypes, is the format's affair."""
+
+
+@dataclass(frozen=True)
+class QuantizedTensor:
+    """Q: integer codes on a named grid, not the bytes of any runtime.
+
+    `codes` is uint8 ``[out, in]``; for unquantized formats (``f16``) `codes` holds
+    the values themselves. `grid` holds the format's fields per block.
+    """
+
+    format: str
+    codes: Tensor
+    grid: Grid
+
+    @property
+    def plugin(self) -> Format:
+        """The format that understands the codes."""
+        found: Format = plugins.find("formats", self.format)
+        return found
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        return self.codes.shape[0], self.codes.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in a GGUF file, scales included."""
+        return self.plugin.nbytes(self.shape)
+
+    def dequantize(self) -> Tensor:
+        """Q as float32 ``[out, in]``, bit for bit what the runtime makes of the packed bytes."""
+        return self.plugin.decode(self.codes, self.grid)
+
+    def permute_rows(self, order: Tensor) -> QuantizedTensor:
+        """The same tensor with row i taken from row ``order[i]``."""
+        grid = {field: values[order] for field, values in self.grid.items()}
+        return QuantizedTensor(self.format, self.codes[order], grid)
+
+
+@dataclass(frozen=True)
+class FactoredWeight:
+    """W ≈ Q + L·R, with L ``[out, rank]`` and R ``[rank, in]``, both None at rank 0.
+
+    `L` and `R` are quantized tensors too, in the factors' own formats. As an adapter on the base
+    Q they are ``lora_B = L`` and ``lora_A = R`` with scale 1.
+    """
+
+    Q: QuantizedTensor
+    L: QuantizedTensor | None = None
+    R: QuantizedTensor | None = None
+
+    @property
+    def rank(self) -> int:
+        """Columns of L; 0 without factors."""
+        return 0 if self.L is None else self.L.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of Q, L and R together."""
+        return sum(part.nbytes for part in (self.Q, self.L, self.R) if part is not None)
+
+    def dense(self) -> Tensor:
+        """Q + L·R as float32 ``[out, in]``."""
+        if self.L is None or self.R is None:
+            return self.Q.dequantize()
+        return self.Q.dequantize() + self.L.dequantize() @ self.R.dequantize()
+
+    def permute_rows(self, order: Tensor) -> FactoredWeight:
+        """Rows reordered in Q and L alike (R does not see the output)."""
+        return FactoredWeight(
+            self.Q.permute_rows(order),
+            None if self.L is None else self.L.permute_rows(order),
+            self.R,
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The weight as named tensors, for one safetensors file."""
+        out: dict[str, Tensor] = {}
+        for part, value in (("Q", self.Q), ("L", self.L), ("R", self.R)):
+            if value is not None:
+                out[f"{part}.codes"] = value.codes.contiguous()
+                out |= {f"{part}.grid.{k}": v.contiguous() for k, v in value.grid.items()}
+        return out
+
+    def formats(self) -> dict[str, str]:
+        """The format of each part, for the file's header."""
+        parts = {"Q": self.Q, "L": self.L, "R": self.R}
+        return {part: value.format for part, value in parts.items() if value is not None}
+
+    @staticmethod
+    def from_tensors(tensors: Mapping[str, Tensor], formats: Mapping[str, str]) -> FactoredWeight:
+        """Inverse of `tensors` and `formats`."""
+        parts: dict[str, Any] = {}
+        for part, name in formats.items():
+            prefix = f"{part}.grid."
+            grid = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            parts[part] = QuantizedTensor(name, tensors[f"{part}.codes"], grid)
+        return FactoredWeight(**parts)
+
+
+@dataclass(frozen=True)
+class Hessian:
+    """H of one weight from calibration tokens and from tokens held out, both ``[in, in]``, and
+    llama.cpp's imatrix for it, the mean of x² over the calibration tokens ``[in]``.
+
+    The output side H_out has mean diagonal 1: ``[out, out]``, or its diagonal ``[out]`` where that
+    is all there is, or None where all outputs count alike. ½·tr(H_out E H Eᵀ)/out is then what an
+    error E adds to the model's KL, in nats a token.
+    """
+
+    train: Tensor
+    held_out: Tensor
+    imatrix: Tensor
+    out_train: Tensor | None = None
+    out_held_out: Tensor | None = None
+
+
+def relative_error(W: Tensor, W_hat: Tensor, H: Tensor, H_out: Tensor | None = None) -> float:
+    """tr(H_out E H Eᵀ) / tr(H_out W H Wᵀ) for E = W − Ŵ: the layer error ‖EH^½‖²/‖WH^½‖² (CALDERA,
+    eq. 1) in the metric of H ``[in, in]`` and H_out (see `quadratic_cost`)."""
+    return quadratic_cost(W - W_hat, H, H_out) / max(quadratic_cost(W, H, H_out), 1e-300)
+
+
+def quadratic_cost(E: Tensor, H: Tensor, H_out: Tensor | None = None) -> float:
+    """tr(H_out E H Eᵀ) in float64; H_out ``[out, out]``, its diagonal ``[out]``, or None for the
+    identity. It is never negative, but for the rounding of H, which is left out."""
+    H = H.double()
+    if H_out is not None and H_out.dim() == 2:
+        E = E.double()
+        cost = float(torch.einsum("ij,ij->", H_out.double() @ E, E @ H))
+        return max(cost, 0.0)
+    rows = torch.ones(len(E)) if H_out is None else H_out
+    total = torch.zeros((), dtype=H.dtype)
+    for part, weight in zip(torch.split(E, _ROWS), torch.split(rows, _ROWS), strict=True):
+        e = part.double()
+        total += torch.einsum("i,ij,ij->", weight.double(), e @ H, e)
+    return max(float(total), 0.0)

@@ -1,1 +1,0 @@
-"""How good a compressed model is: its distance from the original, its zero-shot accuracy."""

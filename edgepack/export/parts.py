@@ -1,0 +1,51 @@
+"""What exporters know of a weight before they read it, and what they refuse once they have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edgepack.checkpoint import Checkpoint
+from edgepack.core.errors import ExportError
+from edgepack.core.weights import QuantizedTensor
+from edgepack.formats import f16
+
+F32 = "f32"
+"""Stands for float32 where the name of a format does; no recipe can ask for it."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The formats of Q, L and R, and the rank (0: no L and R)."""
+
+    Q: str
+    rank: int = 0
+    L: str | None = None
+    R: str | None = None
+
+
+def plain_formats(checkpoint: Checkpoint) -> dict[str, str]:
+    """f16 for every matrix, f32 for those that float16 does not hold; reads all of them."""
+    names = [spec.name for spec in checkpoint.specs.values() if len(spec.shape) > 1]
+    return {name: "f16" if f16.holds(checkpoint.tensor(name)) else F32 for name in names}
+
+
+def check_finite(name: str, value: Tensor | NDArray[np.generic] | QuantizedTensor) -> None:
+    """Refuse to write a tensor with a NaN or an infinity in it."""
+    if not _is_finite(value):
+        raise ExportError(
+            f"{name}: has values that are not finite numbers",
+            hint="the weights of the model, or of its training, are damaged",
+        )
+
+
+def _is_finite(value: Tensor | NDArray[np.generic] | QuantizedTensor) -> bool:
+    if isinstance(value, Tensor):
+        return bool(torch.isfinite(value).all()) if value.is_floating_point() else True
+    if isinstance(value, QuantizedTensor):
+        return all(_is_finite(field) for field in (value.codes, *value.grid.values()))
+    return not np.issubdtype(value.dtype, np.floating) or bool(np.isfinite(value).all())

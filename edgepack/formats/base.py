@@ -1,0 +1,95 @@
+"""What a format is: fit a grid, encode onto it, decode from it; llama.cpp's also pack to bytes."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from edgepack.core.weights import Grid, QuantizedTensor
+from edgepack.formats._limits import LARGEST, check_finite
+
+
+class Format(ABC):
+    """Codes in blocks of columns that share scales.
+
+    All tensors are float32 unless said otherwise; rows are independent, so every method is
+    vectorised over them. A tensor ``[out, in]`` has ``in / block_size`` blocks a row; grid fields
+    are ``[out, blocks, …]``.
+    """
+
+    name: str
+    block_size: int
+    """Columns per block; a row's length must be a multiple of it."""
+    group: int = 1
+    """Columns encoded together (vector codebooks: 8 or 4)."""
+    largest: float = LARGEST
+    """Weights beyond it are clipped."""
+
+    @property
+    @abstractmethod
+    def bits_per_weight(self) -> float:
+        """Stored bits per element, scales included."""
+
+    def fits(self, columns: int) -> bool:
+        """Whether rows of that length can be stored."""
+        return columns % self.block_size == 0
+
+    @abstractmethod
+    def nbytes(self, shape: tuple[int, ...]) -> int:
+        """Bytes of a tensor of that shape (last dimension = columns)."""
+
+    @abstractmethod
+    def fit(self, x: Tensor, importance: Tensor) -> Grid:
+        """The grid that minimises Σ importance·(x − nearest grid point)² block by block.
+
+        x ``[out, k·block_size]``; importance ``[in]`` or ``[out, in]``, ≥ 0. Returned fields are
+        already rounded to what the file stores (fp16 scales, 4- and 6-bit sub-scales).
+        """
+
+    @abstractmethod
+    def encode(self, x: Tensor, grid: Grid, columns: slice = slice(None)) -> Tensor:
+        """Nearest codes for x ``[out, width of columns]``, the given columns of the tensor that
+        `grid` was fitted for (`group` columns at a time, aligned)."""
+
+    @abstractmethod
+    def decode(self, codes: Tensor, grid: Grid, columns: slice = slice(None)) -> Tensor:
+        """Values of codes ``[out, width of columns]``, in the runtime's own order of float32
+        operations, so that they equal its dequantization bit for bit."""
+
+    def quantize(self, W: Tensor, importance: Tensor | None = None) -> QuantizedTensor:
+        """Plain rounding: fit, then nearest codes; importance 1 where none is given."""
+        check_finite("the weight", W)
+        check_finite("the importance of its columns", importance)
+        if importance is None:
+            importance = torch.ones(W.shape[-1])
+        grid = self.fit(W, importance)
+        return QuantizedTensor(self.name, self.encode(W, grid), grid)
+
+
+class GgmlFormat(Format):
+    """A block type of ggml, as GGUF files hold it."""
+
+    type_size: int
+    """Bytes per block."""
+    ggml_type: int
+    """The type's number in ``enum ggml_type``."""
+
+    @property
+    def bits_per_weight(self) -> float:
+        """See `Format`."""
+        return 8 * self.type_size / self.block_size
+
+    def nbytes(self, shape: tuple[int, ...]) -> int:
+        """See `Format`."""
+        return math.prod(shape) // self.block_size * self.type_size
+
+    @abstractmethod
+    def pack(self, q: QuantizedTensor) -> Tensor:
+        """GGUF bytes, uint8 ``[out, in / block_size · type_size]``."""
+
+    @abstractmethod
+    def parse(self, data: Tensor) -> QuantizedTensor:
+        """Inverse of `pack`: ``pack(parse(data)) == data`` for any stock-quantized bytes."""

@@ -1,1 +1,0 @@
-"""Changes of a checkpoint's weights that leave what it computes alone, and suit Q better."""

@@ -1,0 +1,24 @@
+"""Which models may be rotated and padded."""
+
+from __future__ import annotations
+
+from edgepack.checkpoint import Checkpoint
+from edgepack.core.errors import RecipeError
+
+
+def refuse_other_streams(checkpoint: Checkpoint, key: str) -> None:
+    """Refuse models whose residual stream these changes would not leave alone: LayerNorm subtracts
+    the mean over all coordinates, and a slice per block has another basis at every place. `key`
+    is what the recipe asks for it by."""
+    roles = {spec.role for spec in checkpoint.specs.values()}
+    family = checkpoint.architecture.name
+    if any(role.endswith("_norm.bias") for role in roles):
+        raise RecipeError(
+            f"{key}: {family} models have LayerNorms, which this would change",
+            hint=f"remove {key}",
+        )
+    if any(role.endswith("_shortcut") for role in roles):
+        raise RecipeError(
+            f"{key}: a per_block slice has a basis of its own at every place",
+            hint=f"remove {key}, or use slice.method: global",
+        )

@@ -1,0 +1,96 @@
+"""Zero-pad every width to a multiple, so that formats with blocks of that many columns fit.
+
+Exact: with n coordinates of n′ in use, the mean square that RMSNorm divides by is n/n′ of what it
+was, so ε becomes ε·n/n′ and the gains γ·√(n/n′), 0 for the rest. Heads added to a group of query
+heads, or whole groups, meet columns of 0 in the output projection.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from edgepack.architectures.base import NORMS
+from edgepack.checkpoint import Checkpoint, Dimensions
+from edgepack.checkpoint._layout import SHAPES, sizes
+from edgepack.model._plain import refuse_other_streams
+from edgepack.model.rewritten import Rewritten
+
+
+def pad(checkpoint: Checkpoint, multiple: int) -> Checkpoint:
+    """`checkpoint` with all widths a multiple of `multiple`; itself where they are already."""
+    refuse_other_streams(checkpoint, "compress.pad_width")
+    wider = _wider(checkpoint.dimensions, multiple, square_q=checkpoint.architecture.square_q)
+    return checkpoint if wider == checkpoint.dimensions else Padded(checkpoint, wider, multiple)
+
+
+def _wider(d: Dimensions, multiple: int, *, square_q: bool) -> Dimensions:
+    """The least that fit: hidden and inner width, and heads (groups of them only if need be)."""
+    hidden, inner = (-(-n // multiple) * multiple for n in (d.hidden_size, d.intermediate_size))
+    step = multiple // math.gcd(multiple, d.head_dim)
+    kv, groups = d.num_key_value_heads, d.num_attention_heads // d.num_key_value_heads
+    heads, kv_heads = min(
+        (k * g, k)
+        for k in range(kv, kv + step)
+        for g in range(groups, groups + step)
+        if k * g % step == 0
+    )
+    hidden = heads * d.head_dim if square_q else hidden
+    return replace(
+        d,
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        rms_norm_eps=d.rms_norm_eps * d.hidden_size / hidden,
+    )
+
+
+class Padded(Rewritten):
+    """A checkpoint with zeros around its weights."""
+
+    def __init__(self, original: Checkpoint, wider: Dimensions, multiple: int) -> None:
+        self._words = sizes(original.architecture, wider)
+        specs = {
+            name: replace(spec, shape=tuple(self._words[word] for word in SHAPES[spec.role]))
+            for name, spec in original.specs.items()
+        }
+        super().__init__(original, wider, specs, {"pad_width": multiple})
+
+    def tensor(self, name: str) -> Tensor:  # noqa: D102
+        spec, value = self.specs[name], self.base.tensor(name)
+        if spec.role in NORMS:
+            value = value * math.sqrt(len(value) / spec.shape[0])
+        places = [self._places(word) for word in SHAPES[spec.role]]
+        out = torch.zeros(spec.shape)
+        out[torch.meshgrid(*places, indexing="ij")] = value
+        return out
+
+    def _places(self, word: str) -> Tensor:
+        """Where the original's coordinates of a width are among the padded ones."""
+        old, new = self.base.dimensions, self.dimensions
+        if word != "q":
+            return torch.arange(sizes(self.architecture, old)[word])
+        groups = [d.num_attention_heads // d.num_key_value_heads for d in (old, new)]
+        head = torch.arange(old.num_attention_heads)
+        moved = head // groups[0] * groups[1] + head % groups[0]
+        return (moved[:, None] * old.head_dim + torch.arange(old.head_dim)).flatten()
+
+    def describe(self) -> str:
+        """What grew, in one line."""
+        old, new = self.base.dimensions, self.dimensions
+        grown = [
+            f"{what} {getattr(old, name)} → {getattr(new, name)}"
+            for what, name in (
+                ("hidden width", "hidden_size"),
+                ("inner width", "intermediate_size"),
+                ("heads", "num_attention_heads"),
+                ("heads of keys and values", "num_key_value_heads"),
+            )
+            if getattr(old, name) != getattr(new, name)
+        ]
+        before, after = (sum(s.numel for s in c.specs.values()) for c in (self.base, self))
+        return f"{', '.join(grown)}: {100 * (after / before - 1):.0f} % more weights to store"

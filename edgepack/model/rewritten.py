@@ -1,0 +1,108 @@
+# ruff: noqa: D102  (`Checkpoint` says what these are)
+"""A checkpoint made of another's weights, rewritten one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from gguf import GGUFValueType
+from torch import Tensor
+
+from edgepack.checkpoint.base import Checkpoint, Dimensions
+from edgepack.checkpoint.digests import combine
+from edgepack.core.weights import QuantizedTensor, WeightSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+SIZES = {
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "attention.value_length": "head_dim",
+    "rope.dimension_count": "head_dim",
+}
+"""GGUF's key → our name of a dimension that a rewriting may change or that llama.cpp would
+otherwise derive from one."""
+EPSILON = "attention.layer_norm_rms_epsilon"
+ARCHITECTURE = "general.architecture"
+
+
+class Rewritten(Checkpoint):
+    """`original` with other dimensions and weights; `about` says which change, for the manifest
+    and the cache. Subclasses give `tensor`."""
+
+    def __init__(
+        self,
+        original: Checkpoint,
+        dimensions: Dimensions,
+        specs: Mapping[str, WeightSpec],
+        about: Mapping[str, Any],
+    ) -> None:
+        self.base, self.about = original, dict(about)
+        self.architecture, self.dimensions, self.specs = original.architecture, dimensions, specs
+
+    @property
+    def original(self) -> Checkpoint:
+        return self.base.original
+
+    @property
+    def counted(self) -> Checkpoint:
+        return self.base.counted
+
+    @property
+    def source(self) -> Mapping[str, Any]:
+        return {**self.base.source, **self.about}
+
+    @property
+    def key(self) -> str:
+        return combine({"original": self.base.key} | {k: str(v) for k, v in self.about.items()})
+
+    def quantized(self, name: str) -> QuantizedTensor | None:
+        return None  # the grid of a rewritten weight is not the source's
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        return self.base.tokenizer
+
+    def warnings(self) -> tuple[str, ...]:
+        return self.base.warnings()
+
+    def gguf_warnings(self) -> tuple[str, ...]:
+        return self.base.gguf_warnings()
+
+    def extra_tensors(self) -> Mapping[str, Tensor]:
+        return self.base.extra_tensors()
+
+    def generation_config(self) -> Mapping[str, Any]:
+        return self.base.generation_config()
+
+    def gguf_metadata(self) -> Mapping[str, tuple[Any, Any, Any]]:
+        before, prefix = self.base.architecture.gguf, self.architecture.gguf
+        kept = {
+            prefix + key.removeprefix(before) if key.startswith(f"{before}.") else key: entry
+            for key, entry in self.base.gguf_metadata().items()
+        }
+        own = {f"{prefix}.{key}": getattr(self.dimensions, name) for key, name in SIZES.items()}
+        return {
+            **kept,
+            ARCHITECTURE: (prefix, GGUFValueType.STRING, None),
+            **{key: (value, GGUFValueType.UINT32, None) for key, value in own.items()},
+            f"{prefix}.{EPSILON}": (self.dimensions.rms_norm_eps, GGUFValueType.FLOAT32, None),
+        }
+
+
+def untied(base: Checkpoint) -> list[WeightSpec]:
+    """All weights of a model, a head of its own among them."""
+    head, tied = base.architecture.hf_name("output"), base.architecture.hf_name("token_embd")
+    more = [] if head in base.specs else [replace(base.specs[tied], name=head, role="output")]
+    return [*base.specs.values(), *more]
+
+
+def untied_name(base: Checkpoint, name: str) -> str:
+    """Where the weight `name` of the untied model is in `base`."""
+    return name if name in base.specs else base.architecture.hf_name("token_embd")

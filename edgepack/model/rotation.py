@@ -1,0 +1,83 @@
+"""Fuse orthogonal rotations into the weights, so that no coordinate of an input stands out.
+
+QuaRot's offline rotations (Ashkboos et al., arXiv 2404.00456, section 4): the residual stream
+(every weight that reads it is W·diag(γ)·R, every one that writes it RᵀW, the gains become 1) and,
+head by head, the values before the output projection mixes them. Signs are random, from a fixed
+seed. A tied head cannot take the final norm's gains, so that tied models keep their residual
+stream and have only their values rotated.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from edgepack.architectures.base import NORMS, WRITE
+from edgepack.checkpoint import Checkpoint
+from edgepack.core.errors import while_doing
+from edgepack.core.hadamard import paley_order, random_hadamard
+from edgepack.core.weights import WeightSpec
+from edgepack.model._plain import refuse_other_streams
+from edgepack.model.rewritten import Rewritten
+
+VALUES = {"attn_v": 0, "attn_output": 1}
+"""Which dimension of a weight runs over values, head after head."""
+_ROWS = 8192  # at once in float64
+_SEED = 0
+
+
+class Rotated(Rewritten):
+    """A checkpoint with Hadamard rotations fused in, computed weight by weight in float64."""
+
+    def __init__(self, original: Checkpoint) -> None:
+        refuse_other_streams(original, "compress.rotate")
+        about = {"rotate": "hadamard"}
+        super().__init__(original, original.dimensions, original.specs, about)
+        with while_doing("compress.rotate"):  # widths without a matrix are refused at once
+            paley_order(self.dimensions.head_dim)
+            if self.stream:
+                paley_order(self.dimensions.hidden_size)
+
+    @property
+    def stream(self) -> bool:
+        """Whether the residual stream is rotated."""
+        return not self.dimensions.tie_word_embeddings
+
+    @cached_property
+    def _values(self) -> Tensor:
+        return random_hadamard(self.dimensions.head_dim, _SEED)
+
+    @cached_property
+    def _residual(self) -> Tensor:
+        return random_hadamard(self.dimensions.hidden_size, _SEED)
+
+    def tensor(self, name: str) -> Tensor:  # noqa: D102
+        spec, value = self.specs[name], self.base.tensor(name)
+        stem, _, kind = spec.role.partition(".")
+        if stem in VALUES:
+            value = _by_head(value, self._values, VALUES[stem])
+        if self.stream and kind != "bias":
+            value = self._in_stream(value, spec)
+        return value.float()
+
+    def _in_stream(self, value: Tensor, spec: WeightSpec) -> Tensor:
+        R = self._residual
+        if spec.role in NORMS:
+            return torch.ones_like(value)
+        if spec.role in WRITE:
+            return R.T @ value.double()
+        read_behind = self.architecture.read_behind
+        if spec.role in read_behind:
+            norm = self.architecture.hf_name(read_behind[spec.role], spec.block)
+            R = self.base.tensor(norm).double()[:, None] * R
+        elif spec.role != "token_embd":
+            return value  # norms of heads
+        return torch.cat([(rows.double() @ R).float() for rows in torch.split(value, _ROWS)])
+
+
+def _by_head(value: Tensor, R: Tensor, dim: int) -> Tensor:
+    """Rotate a dimension head by head."""
+    heads = torch.unflatten(value.double().movedim(dim, -1), -1, (-1, len(R)))
+    return torch.movedim((heads @ R).flatten(-2), -1, dim)

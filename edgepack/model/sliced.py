@@ -1,0 +1,137 @@
+"""The narrower checkpoint: what it will be is known before it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from torch import Tensor
+
+from edgepack.architectures.base import Architecture
+from edgepack.checkpoint import Checkpoint, Dimensions
+from edgepack.checkpoint._layout import SHAPES, sizes
+from edgepack.checkpoint.base import OwnCode
+from edgepack.checkpoint.save import shard_of
+from edgepack.core.stage import Stage
+from edgepack.core.weights import WeightSpec
+from edgepack.model.places import places
+from edgepack.model.rewritten import Rewritten, untied
+
+MODELING = Path(__file__).with_name("modeling_sliced.py")
+SHORTCUT_NAMES = {"attn_shortcut": "attn_shortcut_Q", "ffn_shortcut": "mlp_shortcut_Q"}
+"""Role → name inside a block, as SliceGPT's own code has them."""
+SHORTCUT_BEHIND = {"attn_output": "attn_shortcut", "ffn_down": "ffn_shortcut"}
+"""What writes the stream → the shortcut beside it."""
+PARTS = {"token_embd": "embeddings", "output": "head", **dict.fromkeys(SHORTCUT_NAMES, "shortcuts")}
+"""Role → part of the model; all else is the body."""
+
+
+class Sliced(Rewritten):
+    """A model with a narrower residual stream, its weights in the folder of `stage` once that is
+    done. Its head is a matrix of its own, since it takes the final norm's gains."""
+
+    stage: Stage
+    source_stage: Stage
+    code: OwnCode | None = None
+
+    @staticmethod
+    def globally(base: Checkpoint, width: int, stage: Stage, about: Mapping[str, Any]) -> Sliced:
+        """`base` with a hidden size of `width`: a model of its family."""
+        dimensions = replace(base.dimensions, hidden_size=width, tie_word_embeddings=False)
+        specs = {
+            spec.name: _narrow(spec, base.architecture, dimensions, width) for spec in untied(base)
+        }
+        return Sliced._of(base, dimensions, specs, stage, about, _runnable(base.architecture))
+
+    @staticmethod
+    def per_block(
+        base: Checkpoint, widths: tuple[int, ...], stage: Stage, about: Mapping[str, Any]
+    ) -> Sliced:
+        """`base` with `widths[k]` columns at place k, and shortcut matrices between the places; its
+        hidden size stays what norms divide by."""
+        dimensions = replace(base.dimensions, tie_word_embeddings=False)
+        family, blocks = base.architecture, dimensions.num_hidden_layers
+        where_is = places(family)
+        names = {role: SHORTCUT_NAMES[role] for role in where_is.shortcuts}
+        architecture = replace(family, block={**family.block, **names})
+        specs = {}
+        for spec in untied(base):
+            where = where_is.of(spec.role, spec.block, blocks)
+            width = dimensions.hidden_size if where is None else widths[where]
+            specs[spec.name] = _narrow(spec, base.architecture, dimensions, width)
+            role = SHORTCUT_BEHIND.get(spec.role)
+            if role in names and spec.block is not None:
+                name, start = architecture.hf_name(role, spec.block), where_is.count * spec.block
+                shape = tuple(widths[start + offset] for offset in where_is.shortcuts[role])
+                specs[name] = replace(spec, name=name, role=role, shape=shape)
+        made = Sliced._of(base, dimensions, specs, stage, about, architecture)
+        made.code = OwnCode(MODELING, "Sliced", {"sliced_widths": list(widths)})
+        return made
+
+    def own_code(self) -> OwnCode | None:  # noqa: D102
+        return self.code
+
+    @staticmethod
+    def _of(
+        base: Checkpoint,
+        dimensions: Dimensions,
+        specs: Mapping[str, WeightSpec],
+        stage: Stage,
+        about: Mapping[str, Any],
+        architecture: Architecture,
+    ) -> Sliced:
+        made = Sliced(base, dimensions, specs, {"slice": dict(about), "stage": stage.key})
+        made.stage = made.source_stage = stage
+        made.architecture = architecture
+        return made
+
+    def taken_from(self, stage: Stage) -> Sliced:
+        """The same model with the weights that a later stage has."""
+        made = copy(self)
+        made.__dict__.pop("_shards", None)
+        made.source_stage, made.about = stage, {**self.about, "stage": stage.key}
+        return made
+
+    @property
+    def counted(self) -> Checkpoint:  # noqa: D102
+        return self
+
+    @cached_property
+    def _shards(self) -> Mapping[str, str]:
+        return shard_of(self.source_stage.folder)
+
+    def tensor(self, name: str) -> Tensor:  # noqa: D102
+        with safe_open(self.source_stage.folder / self._shards[name], framework="pt") as file:
+            value: Tensor = file.get_tensor(name)
+        return value.float()
+
+    def weights_by_part(self) -> dict[str, tuple[int, int]]:
+        """Number of weights of the original and of this, by part of the model."""
+        found: dict[str, tuple[int, int]] = {}
+        for side, checkpoint in enumerate((self.original, self)):
+            for spec in checkpoint.specs.values():
+                part = PARTS.get(spec.role, "body")
+                counts = list(found.get(part, (0, 0)))
+                counts[side] += spec.numel
+                found[part] = counts[0], counts[1]
+        return found
+
+
+def _narrow(
+    spec: WeightSpec, architecture: Architecture, dimensions: Dimensions, width: int
+) -> WeightSpec:
+    words = sizes(architecture, dimensions) | {"hidden": width}
+    return replace(spec, shape=tuple(words[word] for word in SHAPES[spec.role]))
+
+
+def _runnable(architecture: Architecture) -> Architecture:
+    """As it is, unless llama.cpp takes q to be as wide as the hidden state: then as its llama,
+    which computes the same (biases of q, k and v included) once q and k are in its rotary order."""
+    if not architecture.square_q:
+        return architecture
+    return replace(architecture, gguf="llama", permute_qk=True, square_q=False)

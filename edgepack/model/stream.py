@@ -1,0 +1,97 @@
+"""Hidden states of many tokens, streamed through a model block by block, in files on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from edgepack.core.disk import atomic
+from edgepack.core.errors import CalibrationError
+from edgepack.model.decoder import Decoder
+
+TOKENS_AT_ONCE = 4096  # activations of so many tokens are in memory
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A run of sequences that go through a block together; never both kinds."""
+
+    rows: slice
+    held_out: bool
+
+
+def micro_batches(tokens: Tokens) -> list[Batch]:
+    """All sequences in batches of about `TOKENS_AT_ONCE` tokens."""
+    count, length = tokens.train.shape
+    total, size = count + len(tokens.held_out), max(1, TOKENS_AT_ONCE // length)
+    bounds = [(a, min(a + size, count), False) for a in range(0, count, size)]
+    bounds += [(a, min(a + size, total), True) for a in range(count, total, size)]
+    return [Batch(slice(a, b), held_out) for a, b, held_out in bounds]
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Hidden states ``[sequences, length, hidden]`` in a raw file, read and written in runs.
+
+    Plain reads, not a memory map: the file does not count as the process's memory.
+    """
+
+    path: Path
+    shape: tuple[int, int, int]
+    dtype: torch.dtype = torch.float32
+
+    def read(self, rows: slice) -> Tensor:
+        """Sequences `rows` as float32.
+
+        Into torch's own memory: what products round to depends on how their operands are aligned,
+        and a resumed run must come to the same bytes.
+        """
+        per_row = self.shape[1] * self.shape[2]
+        found = torch.empty(rows.stop - rows.start, *self.shape[1:], dtype=self.dtype)
+        with self.path.open("rb") as file:
+            file.seek(rows.start * per_row * self.dtype.itemsize)
+            read = file.readinto(found.view(torch.uint8).numpy().data)
+        if read != found.nbytes:
+            raise CalibrationError(
+                f"{self.path}: has fewer than the {rows.stop} sequences that were written",
+                hint="a file of the cache is damaged: remove its folder and run again",
+            )
+        return found.float()
+
+    def write(self, parts: Iterable[Tensor]) -> None:
+        """All sequences, in order; the file appears when it is whole."""
+        with atomic(self.path) as temporary, temporary.open("wb") as file:
+            for part in parts:
+                file.write(part.to(self.dtype).contiguous().view(torch.uint8).numpy().data)
+
+    @property
+    def exists(self) -> bool:
+        """Whether it was written to the end."""
+        return self.path.exists()
+
+
+def states(
+    decoder: Decoder, ids: Tensor, folder: Path, name: str, dtype: torch.dtype = torch.float32
+) -> list[Activations]:
+    """Files for the hidden states of token ids ``[sequences, length]`` before every block and, the
+    last, before the head."""
+    shapes = [(*ids.shape, width) for width in decoder.widths]
+    return [Activations(folder / f"{name}-{i}", shape, dtype) for i, shape in enumerate(shapes)]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Sequences of token ids: `train` ``[n, length]`` for H, `held_out` ``[m, length]`` to judge
+    it."""
+
+    train: Tensor
+    held_out: Tensor
+
+    @property
+    def all(self) -> Tensor:
+        """Both, the training sequences first."""
+        return torch.cat([self.train, self.held_out])

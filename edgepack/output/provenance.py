@@ -1,0 +1,118 @@
+"""Where an output came from. Its folder may be given away, so it names models and texts without
+this machine's folders; where they lie is a note in the cache, found by digest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from edgepack.core.artifact import Artifact
+from edgepack.core.disk import atomic, root
+from edgepack.core.errors import EdgepackError
+from edgepack.planning.plan import Plan
+from edgepack.recipe.read import load, parse
+from edgepack.recipe.sections import Recipe
+from edgepack.recipe.texts import MEASURED, SOURCE
+
+MODEL = "model"
+RECIPE = "recipe.yaml"
+OTHER = "--reference FILE.gguf names another reference"
+
+
+def sources(made: Plan) -> dict[str, Path]:
+    """Key of the recipe → the file or folder on this machine that it names."""
+    recipe, base = made.recipe, made.base
+    named = {
+        SOURCE: recipe.calibrate.source if recipe.calibrate.source != "self" else None,
+        MEASURED: recipe.export.measure.text,
+    }
+    found = {key: base / Path(name).expanduser() for key, name in named.items() if name}
+    model = base / Path(str(recipe.model)).expanduser()
+    local = made.dense.checkpoint.source["kind"] != "hub" and model.exists()
+    return {MODEL: model, **found} if local else found
+
+
+def digests(made: Plan) -> dict[str, str]:
+    """Key of the recipe → digest of what it names on this machine."""
+    original = made.dense.checkpoint
+    known = {MODEL: original.key, **made.texts}
+    return {key: known[key] for key in sources(made) if key in known}
+
+
+def remember(made: Plan) -> None:
+    """Note where the sources are. Best effort: without the note, people are asked for a path."""
+    for key, digest in digests(made).items():
+        note = _note(digest)
+        with suppress(OSError):
+            note.parent.mkdir(parents=True, exist_ok=True)
+            with atomic(note) as temporary:
+                path = str(sources(made)[key].resolve())
+                temporary.write_text(json.dumps({"path": path}), encoding="utf-8")
+
+
+def published(made: Plan) -> dict[str, Any]:
+    """The recipe with every default, its paths cut to the names of what they lead to."""
+    recipe = made.recipe.model_dump(mode="json")
+    for key, path in sources(made).items():
+        section, name = _place(recipe, key)
+        section[name] = path.resolve().name
+    return recipe
+
+
+def located(artifact: Artifact) -> Recipe:
+    """The recipe of an output folder, with paths that hold on this machine where those of its
+    sources are known; the rest stays as it is written."""
+    recipe = load(artifact.folder / RECIPE).model_dump(mode="json", exclude_unset=True)
+    for key, digest in artifact.manifest.get("sources", {}).items():
+        path = _find(digest)
+        if path is not None:
+            section, name = _place(recipe, key)
+            section[name] = str(path)
+    return parse(recipe)
+
+
+def without_none(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A dumped recipe as somebody would have written it: without what is not there."""
+    return {
+        key: without_none(value) if isinstance(value, dict) else value
+        for key, value in recipe.items()
+        if value is not None
+    }
+
+
+def _place(recipe: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
+    *sections, name = key.split(".")
+    for section in sections:
+        recipe = recipe.setdefault(section, {})
+    return recipe, name
+
+
+def _note(digest: str) -> Path:
+    return root() / "places" / f"{digest}.json"
+
+
+def _find(digest: str) -> Path | None:
+    """Where something was; None if nobody knows, or nothing is there now. What is there may be
+    another by now: whoever opens it holds it against its digest."""
+    try:
+        path = Path(json.loads(_note(digest).read_text(encoding="utf-8"))["path"])
+        return path if path.exists() else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def changed(recipe: Recipe, artifact: Artifact) -> EdgepackError:
+    """The error for a model that is not what the folder was made of."""
+    return EdgepackError(
+        f"{recipe.model}: is not what {artifact.folder} was made of any more", hint=OTHER
+    )
+
+
+def gone(recipe: Recipe, artifact: Artifact) -> EdgepackError:
+    """The error for a model that cannot be found or read."""
+    return EdgepackError(
+        f"{recipe.model}: what {artifact.folder} was made of is not to be found here", hint=OTHER
+    )

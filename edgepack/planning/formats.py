@@ -1,0 +1,190 @@
+"""The format and rank of every matrix as a recipe names them."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edgepack.checkpoint import Checkpoint
+from edgepack.core import plugins
+from edgepack.core.errors import RecipeError
+from edgepack.core.weights import WeightSpec
+from edgepack.decompose.low_rank import factor_format
+from edgepack.decompose.stage import Choice
+from edgepack.export._onnx_pack import WHOLE_ROWS, layout
+from edgepack.export.parts import Parts
+from edgepack.formats.base import Format, GgmlFormat
+from edgepack.recipe.sections import Compress, WeightOptions
+
+UNQUANTIZED = ("position_embd", "attn_shortcut", "ffn_shortcut")
+"""Matrices that nothing multiplies as W x, which stay f16."""
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """A format that was asked for and does not fit, and the one that stands in for it."""
+
+    name: str
+    asked: str
+    given: str
+    columns: int
+
+
+def stock_formats() -> tuple[str, ...]:
+    """Names of llama.cpp's own types."""
+    return tuple(n for n in plugins.names("formats") if isinstance(format_of(n), GgmlFormat))
+
+
+def stores(target: str, form: Format) -> bool:
+    """Whether the files of a target can hold a format."""
+    if target == "onnx":
+        return form.name in WHOLE_ROWS or layout(form) is not None
+    return isinstance(form, GgmlFormat)
+
+
+def choose(
+    checkpoint: Checkpoint, compress: Compress | None, target: str
+) -> tuple[dict[str, Choice], tuple[Fallback, ...]]:
+    """The format and rank of every matrix, and the substitutions that were asked for."""
+    choices, fallbacks = {}, []
+    for name, spec in checkpoint.specs.items():
+        if len(spec.shape) < 2:
+            continue
+        choice, fallback = _choice(spec, compress, target)
+        choices[name] = choice
+        if fallback:
+            fallbacks.append(fallback)
+    check_overrides(checkpoint, compress)
+    return choices, tuple(fallbacks)
+
+
+def check_overrides(checkpoint: Checkpoint, compress: Compress | None) -> None:
+    """Every glob must match a matrix."""
+    names = [name for name, spec in checkpoint.specs.items() if len(spec.shape) > 1]
+    for pattern in compress.overrides if compress else {}:
+        if not any(matches(pattern, name) for name in names):
+            raise RecipeError(
+                f"compress.overrides: {pattern!r} matches no weight",
+                hint="weights are called " + ", ".join(sorted(names)[-3:]),
+            )
+
+
+def parts_of(choices: Mapping[str, Choice]) -> dict[str, Parts]:
+    """What exporters ask of choices."""
+    return {name: Parts(c.format, c.rank, c.L, c.R) for name, c in choices.items()}
+
+
+def _choice(
+    spec: WeightSpec, compress: Compress | None, target: str
+) -> tuple[Choice, Fallback | None]:
+    if compress is None or spec.role in UNQUANTIZED:
+        return Choice("f16"), None
+    wanted, place = _options(spec, compress)
+    assert wanted.format is not None
+    form: Format = known(wanted.format, place, target)
+    fallback = None
+    if not form.fits(spec.shape[1]):
+        fitting = [f for f in _by_size(target) if f.fits(spec.shape[1])]
+        if compress.fallback == "refuse":
+            names = ", ".join(f.name for f in fitting)
+            raise RecipeError(
+                f"{place}: rows of {spec.name} have {spec.shape[1]} columns, not a multiple of "
+                f"the {form.block_size} of {form.name}",
+                hint=f"formats that fit: {names}; or set compress.fallback: nearest",
+            )
+        nearest = min(fitting, key=lambda f: abs(f.bits_per_weight - form.bits_per_weight))
+        fallback = Fallback(spec.name, form.name, nearest.name, spec.shape[1])
+        form = nearest
+    return ranked(spec, form, wanted, place), fallback
+
+
+def _by_size(target: str) -> list[Format]:
+    """The formats of a target, smallest first."""
+    every = map(format_of, plugins.names("formats"))
+    return sorted((f for f in every if stores(target, f)), key=lambda f: f.bits_per_weight)
+
+
+def _options(spec: WeightSpec, compress: Compress) -> tuple[WeightOptions, str]:
+    """The options of a weight after all overrides, and the recipe's key for its format."""
+    found: dict[str, Any] = {"format": compress.format, "rank": compress.rank}
+    place = "compress.format"
+    if spec.block is None:
+        role = "head" if spec.role == "output" and compress.head else "embeddings"
+        found = {"format": getattr(compress, role), "rank": 0}
+        place = f"compress.{role}"
+    overrides, overridden = options_of(spec, compress)
+    found |= {"factors": compress.factors, **overrides.model_dump(exclude_none=True)}
+    return WeightOptions.model_validate(found), overridden or place
+
+
+def options_of(spec: WeightSpec, compress: Compress) -> tuple[WeightOptions, str]:
+    """What the overrides say of a weight (None where they are silent), and the key of the last."""
+    found: dict[str, Any] = {}
+    place = ""
+    for pattern, options in compress.overrides.items():
+        if matches(pattern, spec.name):
+            found |= options.model_dump(exclude_none=True)
+            place = f"compress.overrides.{pattern}"
+    return WeightOptions.model_validate(found), place
+
+
+def ranked(spec: WeightSpec, form: Format, wanted: WeightOptions, place: str) -> Choice:
+    """Check a rank and settle the formats its factors really get."""
+    rank, factors = wanted.rank or 0, wanted.factors or "f16"
+    if not rank:
+        return Choice(form.name)
+    if spec.role == "token_embd":
+        raise RecipeError(
+            f"{place}: llama.cpp has no place for factors of {spec.name}", hint="give it rank 0"
+        )
+    if form.name == "f16":
+        raise RecipeError(
+            f"{place}: {form.name} leaves nothing for factors of {spec.name} to correct",
+            hint="give it rank 0",
+        )
+    if rank >= min(spec.shape):
+        raise RecipeError(
+            f"{place}: rank {rank} is not below {min(spec.shape)}, the smaller side of {spec.name}",
+            hint="a rank of 8 to 128 is usual",
+        )
+    L, R = factor_format(factors, rank), factor_format(factors, spec.shape[1])
+    return Choice(form.name, rank, L, R, factors)
+
+
+def known(name: str, place: str, target: str) -> Format:
+    """A format of a target, by the name that the recipe gives at `place`."""
+    try:
+        form = format_of(name)
+    except RecipeError as error:
+        raise RecipeError(f"{place}: there is no format {name!r}", hint=error.hint) from None
+    if not stores(target, form):
+        raise RecipeError(
+            f"{place}: {name} is no format of --target {target}",
+            hint="its formats: " + ", ".join(f.name for f in _by_size(target)),
+        )
+    return form
+
+
+def format_of(name: str) -> Format:
+    """The plug-in of a name that is known to exist."""
+    found: Format = plugins.find("formats", name)
+    return found
+
+
+def factor_bytes(spec: WeightSpec, choice: Choice) -> int:
+    """Bytes of L and R."""
+    if not choice.rank or choice.L is None or choice.R is None:
+        return 0
+    rows, columns = spec.shape
+    return format_of(choice.L).nbytes((rows, choice.rank)) + format_of(choice.R).nbytes(
+        (choice.rank, columns)
+    )
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Globs may leave out the ``.weight`` at the end."""
+    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(
+        name.removesuffix(".weight"), pattern
+    )

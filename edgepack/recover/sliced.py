@@ -1,0 +1,129 @@
+"""Recovery fine-tuning of a sliced model, before anything is compressed.
+
+SliceGPT's RFT (arXiv 2401.15024, section 4.1) trains LoRA factors on text; here they are distilled
+from the unsliced model by `recover`, starting as the principal part of every weight (PiSSA, Meng et
+al., arXiv 2404.02948), and merged in the end, so that the model keeps its shape.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edgepack.architectures.base import LINEAR_ROLES
+from edgepack.checkpoint.save import is_saved, save
+from edgepack.core.disk import atomic
+from edgepack.core.errors import DecompositionError
+from edgepack.core.linalg import top_left_singular_vectors
+from edgepack.core.progress import Progress, Steps
+from edgepack.core.weight_files import load_tensors, save_tensors
+from edgepack.core.weights import FactoredWeight, QuantizedTensor
+from edgepack.formats._limits import FP16_MAX, check_finite
+from edgepack.model.decoder import Decoder
+from edgepack.model.sliced import Sliced
+from edgepack.model.stream import Tokens
+from edgepack.planning.formats import format_of
+from edgepack.recipe.sections import Rft
+from edgepack.recover import stage as recovery
+from edgepack.recover.training import Settings, report_of
+
+REPORT = "rft.json"
+
+
+def finetune(
+    sliced: Sliced,
+    original: Decoder,
+    tokens: Tokens,
+    options: Rft,
+    folder: Path,
+    arithmetic: Mapping[str, str],
+) -> Steps[None]:
+    """Write the fine-tuned `sliced` into `folder`, a Hugging Face folder; what came of it into
+    `REPORT` there. `arithmetic` is what `recover.stage.choose_arithmetic` said. One block is in
+    memory at a time, and the factors with their moments."""
+    start, end = folder / "start", folder / "trained"
+    if not is_saved(folder):
+        yield from _split(sliced, options.rank, start)
+        end.mkdir(exist_ok=True)
+        student, settings = Decoder(sliced), _settings(options)
+        report = yield from recovery.recover(
+            student, original, start, tokens, settings, end, arithmetic
+        )
+        with atomic(folder / REPORT) as temporary:
+            temporary.write_text(json.dumps(asdict(report)), encoding="utf-8")
+        norms = recovery.read_norms(end)
+
+        def load(name: str) -> Tensor:
+            return norms[name] if name in norms else _load(end / f"{name}.safetensors").dense()
+
+        yield from save(sliced, load, folder, "rft")
+    for part in (start, end):
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """What a finished folder says of itself; see `recover.stage.about`."""
+    return recovery.about(report_of(json.loads((folder / REPORT).read_text(encoding="utf-8"))))
+
+
+def _settings(options: Rft) -> Settings:
+    return Settings(
+        steps=options.steps,
+        tokens=options.tokens,
+        train=("factors", "norms"),
+        factors=options.learning_rate,
+        norms=options.learning_rate,
+        evaluate_every=options.evaluate_every,
+        patience=options.patience,
+        seed=options.seed,
+    )
+
+
+def _split(sliced: Sliced, rank: int, folder: Path) -> Steps[None]:
+    """Every matrix as `recover` reads it: those of the blocks as Q + L·R, L·R being the closest of
+    that rank; shortcuts, embeddings and head as they are."""
+    folder.mkdir(exist_ok=True)
+    matrices = [spec for spec in sliced.specs.values() if len(spec.shape) == 2]
+    for done, spec in enumerate(matrices):
+        path = folder / f"{spec.name}.safetensors"
+        yield Progress("rft", done, len(matrices), f"factors of {spec.name}")
+        if path.exists():
+            continue
+        W = sliced.tensor(spec.name)
+        weight = FactoredWeight(_half(W), None, None)
+        if spec.role in LINEAR_ROLES:
+            L, R = principal_part(W, min(rank, *spec.shape))
+            weight = FactoredWeight(_half(W - L.dequantize() @ R.dequantize()), L, R)
+        save_tensors(path, weight.tensors(), {"formats": weight.formats()})
+
+
+def principal_part(W: Tensor, rank: int) -> tuple[QuantizedTensor, QuantizedTensor]:
+    """L ``[out, rank]`` and R ``[rank, in]`` as float16, L·R the closest to W ``[out, in]``, both
+    of the same scale: U√S and √S Vᵀ."""
+    U = top_left_singular_vectors(W, torch.eye(W.shape[1]), rank)
+    R = U.T @ W.double()
+    root = R.norm(dim=1).sqrt()
+    return _half((U * root).float()), _half((R / root[:, None]).float())
+
+
+def _half(x: Tensor) -> QuantizedTensor:
+    check_finite("the sliced weight", x)
+    if float(x.abs().max()) > FP16_MAX:
+        raise DecompositionError(
+            "slice.recover: a sliced weight is larger than float16 can hold",
+            hint="remove slice.recover",
+        )
+    quantized: QuantizedTensor = format_of("f16").quantize(x)
+    return quantized
+
+
+def _load(path: Path) -> FactoredWeight:
+    tensors, about = load_tensors(path)
+    return FactoredWeight.from_tensors(tensors, about["formats"])

@@ -1,0 +1,493 @@
+"""Calibration tokens, and H against autograd and hooks on the whole model in memory."""
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from edgepack.architectures.base import LINEAR_ROLES
+from edgepack.calibration import self_text, sweep
+from edgepack.calibration import text as calibration_text
+from edgepack.calibration.moments import EMBEDDING, HEAD, load_hessian
+from edgepack.calibration.sampling import sample
+from edgepack.checkpoint import open_checkpoint
+from edgepack.core.errors import CalibrationError
+from edgepack.core.progress import finish
+from edgepack.core.weights import Hessian
+from edgepack.model import stream
+from edgepack.model.decoder import Decoder
+from edgepack.model.stream import Activations, Tokens
+from edgepack.recipe.sections import Calibrate
+from tests.support.dying import dies_before, files
+from tests.support.tiny import CHAT, LAYER_NORM, TEXT, make_model
+
+LENGTH = 40
+FAMILIES = ["llama", "qwen2", "qwen3"]  # plain, with biases, with norms of q and k
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory) -> Decoder:
+    folder = tmp_path_factory.mktemp("model")
+    make_model(folder, layers=3)
+    return Decoder(open_checkpoint(str(folder)))
+
+
+def random_tokens(decoder: Decoder, train: int = 9, held_out: int = 3) -> Tokens:
+    shape = (train + held_out, LENGTH)
+    generator = torch.Generator().manual_seed(4)
+    ids = torch.randint(decoder.dimensions.vocab_size, shape, generator=generator)
+    return Tokens(ids[:train], ids[train:])
+
+
+def small_batches(monkeypatch) -> None:
+    """Several batches, the last one short, several draws of labels in each, weights clipped."""
+    monkeypatch.setattr(sweep, "MOST", 1.5)
+    monkeypatch.setattr(stream, "TOKENS_AT_ONCE", 4 * LENGTH)
+    monkeypatch.setattr(sweep, "LABELS_AT_ONCE", 70)
+
+
+def load(folder: Path, decoder: Decoder) -> dict[tuple[str, str], Hessian]:
+    """(file, role) → Hessian of everything a guided calibration leaves."""
+    blocks = [str(i) for i in range(decoder.dimensions.num_hidden_layers)]
+    pairs = [(name, name) for name in (HEAD, EMBEDDING) if (folder / name).exists()]
+    pairs += [(block, role) for block in blocks for role in decoder.block(0).linears]
+    return {(file, role): load_hessian(folder / file, role) for file, role in pairs}
+
+
+def sampled_labels(decoder: Decoder, logits: Tensor, tokens: Tokens, seed: int) -> Tensor:
+    """Labels as the sweep draws them: batch by batch, some tokens at a time."""
+    generator = torch.Generator().manual_seed(seed)
+    parts = []
+    for batch in stream.micro_batches(tokens):
+        for part in torch.split(logits[batch.rows].flatten(0, 1), sweep.LABELS_AT_ONCE):
+            parts.append(sample(part.softmax(-1), generator))
+    return torch.cat(parts)
+
+
+def whole_model(
+    decoder: Decoder, tokens: Tokens, seed: int, labels: Tensor | None = None
+) -> tuple[dict[tuple[str, str], Hessian], Tensor]:
+    """(Hessians, labels) with autograd through the whole model.
+
+    Without `labels` the inputs of blocks are rounded to bfloat16 as the sweep stores them
+    (the gradient passes as if they were not), and labels are drawn; with them, nothing is rounded.
+    """
+
+    def stored(x: Tensor) -> Tensor:
+        return x if labels is not None else x + (x.bfloat16().float() - x).detach()
+
+    seen: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}
+    embedded = decoder.embed(tokens.all).detach().requires_grad_()
+    x = stored(embedded)
+    for i in range(decoder.dimensions.num_hidden_layers):
+        block = decoder.block(i)
+
+        def linear(role: str, x: Tensor, i: int = i, apply: Callable = block.linear) -> Tensor:
+            y = apply(role, x)
+            y.retain_grad()
+            seen[str(i), role] = x, y
+            return y
+
+        x = stored(block(x, linear=linear))
+    head = decoder.head()
+    normed = head.normed(x)
+    logits = head.logits(normed)
+    logits.retain_grad()
+    seen[HEAD, HEAD] = normed, logits
+    drawn = sampled_labels(decoder, logits.detach(), tokens, seed) if labels is None else labels
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), drawn, reduction="sum").backward()
+    train = len(tokens.train)
+    found = {(EMBEDDING, EMBEDDING): embedding_hessian(embedded.grad.double(), tokens)}
+    for key, (x, y) in seen.items():
+        inputs, gradients = x.detach().double(), y.grad.double()
+        weight = gradients.square().sum(-1)
+        if key[1] == HEAD:
+            rows = (inputs.square().sum(-1, keepdim=True) * gradients.square())[:train].sum((0, 1))
+            sides = dict.fromkeys(("out_train", "out_held_out"), torch.diag(rows))
+        else:
+            weight, size = clipped(weight, tokens), clipped(inputs.square().sum(-1), tokens)
+            sides = {
+                "out_train": second_moment(gradients[:train], size[:train]),
+                "out_held_out": second_moment(gradients[train:], size[train:]),
+            }
+        found[key] = Hessian(
+            second_moment(inputs[:train], weight[:train]),
+            second_moment(inputs[train:], weight[train:]),
+            inputs[:train].square().mean((0, 1)),
+            **{part: H / H.diagonal().mean() for part, H in sides.items()},
+        )
+    return found, drawn
+
+
+def embedding_hessian(gradient: Tensor, tokens: Tokens) -> Hessian:
+    """Second moments of the gradient at the embeddings' output, rows as often as they occur."""
+    size, train = gradient.square().sum(-1), len(tokens.train)
+    weight = clipped(size, tokens) / size
+    seen = torch.zeros(int(tokens.all.max()) + 1).double()
+    for token in tokens.train.flatten().tolist():
+        seen[token] += 1
+    return Hessian(
+        second_moment(gradient[:train], weight[:train]),
+        second_moment(gradient[train:], weight[train:]),
+        gradient[:train].square().mean((0, 1)),
+        torch.diag(seen + 0.5),
+        torch.diag(seen + 0.5),
+    )
+
+
+def clipped(weight: Tensor, tokens: Tokens) -> Tensor:
+    """Weights ``[sequences, length]``, none above `MOST` times the mean of its batch."""
+    parts = [weight[batch.rows] for batch in stream.micro_batches(tokens)]
+    return torch.cat([part.clamp_max(sweep.MOST * part.mean()) for part in parts])
+
+
+def second_moment(x: Tensor, weight: Tensor | None = None) -> Tensor:
+    x = x.flatten(0, -2).double()
+    scaled = x if weight is None else x * weight.reshape(-1, 1)
+    return x.T @ scaled / len(x)
+
+
+def assert_close(found: Hessian, expected: Hessian, tolerance: float, key: object) -> None:
+    for part in ("train", "held_out", "imatrix", "out_train", "out_held_out"):
+        if getattr(expected, part) is None:
+            assert getattr(found, part) is None
+            continue
+        a, b = (getattr(H, part).double() for H in (found, expected))
+        if a.dim() < b.dim():  # kept as a diagonal; tokens beyond the largest seen
+            a, b = (a / a[0])[: len(b)], b.diagonal() / b[0, 0]
+        assert (a - b).norm() <= tolerance * b.norm(), (key, part)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *LAYER_NORM])
+def test_guided_hessians_are_those_of_autograd_on_the_whole_model(tmp_path, family, monkeypatch):
+    small_batches(monkeypatch)
+    make_model(tmp_path / "model", family, layers=3, tied=family == "llama")
+    decoder = Decoder(open_checkpoint(str(tmp_path / "model")))
+    tokens = random_tokens(decoder)
+    finish(sweep.guided(decoder, tokens, tmp_path, seed=11, output_side=True))
+    found = load(tmp_path, decoder)
+    rounded, labels = whole_model(decoder, tokens, seed=11)
+    exact, _ = whole_model(decoder, tokens, seed=11, labels=labels)
+    assert found.keys() == rounded.keys()
+    for key, hessian in found.items():
+        assert_close(hessian, rounded[key], 1e-4, key)  # the same numbers, summed otherwise
+        # bfloat16 has 8 bits, and a weight squares; a ReLU also switches at other places
+        assert_close(hessian, exact[key], 4e-2 if family == "opt" else 2e-2, key)
+    train, held_out = (getattr(rounded[HEAD, HEAD], part) for part in ("train", "held_out"))
+    assert (train - held_out).norm() > 0.05 * train.norm()  # telling them apart means something
+
+
+def test_what_calibration_keeps_is_symmetric_semidefinite_and_only_that(tmp_path, decoder):
+    finish(sweep.guided(decoder, random_tokens(decoder), tmp_path, seed=0))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["0", "1", "2", HEAD]
+    for hessian in load(tmp_path, decoder).values():
+        assert hessian.out_train is None
+        for H in (hessian.train, hessian.held_out):
+            assert torch.equal(H, H.T)
+            values = torch.linalg.eigvalsh(H.double())
+            assert values.min() > -1e-5 * values.max()  # float32
+        assert (hessian.imatrix >= 0).all()
+
+
+def test_another_seed_draws_other_labels(tmp_path, decoder):
+    found = []
+    for seed in (0, 1):
+        (tmp_path / str(seed)).mkdir()
+        finish(sweep.guided(decoder, random_tokens(decoder), tmp_path / str(seed), seed=seed))
+        found.append((tmp_path / str(seed) / HEAD).read_bytes())
+    assert found[0] != found[1]
+
+
+@torch.no_grad()
+def test_layer_hessians_are_those_of_hooks_on_transformers(tmp_path, monkeypatch):
+    small_batches(monkeypatch)
+    model = make_model(tmp_path / "model", "qwen3").float()
+    decoder = Decoder(open_checkpoint(str(tmp_path / "model")))
+    tokens, index = random_tokens(decoder), 1
+    seen: dict[str, Tensor] = {}
+    layer = model.model.layers[index]
+    names = {
+        role: decoder.checkpoint.architecture.block[role].removesuffix(".weight")
+        for role in LINEAR_ROLES
+    }
+    modules = {role: layer.get_submodule(name) for role, name in names.items()}
+    modules |= {"block": layer.input_layernorm, HEAD: model.lm_head, "last": model.model.norm}
+    for role, module in modules.items():
+        module.register_forward_pre_hook(lambda _, x, role=role: seen.__setitem__(role, x[0]))
+    model(tokens.all)
+    shape = (*tokens.all.shape, decoder.dimensions.hidden_size)
+    states = {}
+    for name in ("block", "last"):
+        states[name] = Activations(tmp_path / name, shape)
+        states[name].write([seen[name]])
+    batches = stream.micro_batches(tokens)
+    found = sweep.layerwise(decoder.block(index), states["block"], batches)
+    found |= sweep.head_moments(decoder.head(), states["last"], batches)
+    assert set(found) == {*LINEAR_ROLES, HEAD}
+    train = len(tokens.train)
+    for role, hessian in found.items():
+        x = seen[role]
+        expected = Hessian(
+            second_moment(x[:train]),
+            second_moment(x[train:]),
+            x[:train].double().square().mean((0, 1)),
+        )
+        assert_close(hessian, expected, 1e-5, role)
+
+
+def test_activations_come_back_in_their_own_precision(tmp_path):
+    values = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(0))
+    for dtype in (torch.float32, torch.bfloat16):
+        file = Activations(tmp_path / str(dtype), (5, 3, 4), dtype)
+        assert not file.exists
+        file.write([values[:2], values[2:]])
+        assert torch.equal(file.read(slice(1, 4)), values[1:4].to(dtype).float())
+        assert file.path.stat().st_size == values.numel() * dtype.itemsize
+
+
+def test_sampling_follows_the_probabilities():
+    p = torch.tensor([0.0, 1.0, 0.0, 3.0, 6.0, 0.0]).expand(20000, -1)
+    drawn = sample(p, torch.Generator().manual_seed(0))
+    shares = torch.bincount(drawn, minlength=6) / len(drawn)
+    assert (shares - p[0] / 10).abs().max() < 0.015  # four standard deviations
+    assert shares[[0, 2, 5]].sum() == 0
+
+
+# ---------------------------------------------------------------------------- resuming
+
+
+def test_a_sweep_stopped_at_any_step_ends_as_if_it_had_not_been(tmp_path, decoder):
+    tokens = random_tokens(decoder)
+    whole, halved = tmp_path / "whole", tmp_path / "halved"
+    whole.mkdir()
+    steps = len(list(sweep.guided(decoder, tokens, whole, seed=2)))
+    assert steps >= 2 * decoder.dimensions.num_hidden_layers
+    for stop in range(1, steps + 1):
+        folder = halved / str(stop)
+        folder.mkdir(parents=True)
+        run = sweep.guided(decoder, tokens, folder, seed=2)
+        for _ in range(stop):
+            next(run)
+        run.close()
+        finish(sweep.guided(decoder, tokens, folder, seed=2))
+        assert files(folder) == files(whole), f"stopped at step {stop}"
+
+
+def test_a_sweep_killed_between_any_two_file_operations_ends_the_same(tmp_path, decoder):
+    def calibrate(folder: Path) -> None:
+        finish(sweep.guided(decoder, random_tokens(decoder), folder, seed=2))
+
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    calibrate(whole)
+    for operations in range(100):
+        folder = tmp_path / str(operations)
+        folder.mkdir()
+        killed = dies_before(operations, partial(calibrate, folder))
+        calibrate(folder)
+        assert files(folder) == files(whole), f"killed before file operation {operations}"
+        if not killed:
+            break
+    assert not killed
+    assert operations > 10
+
+
+def test_a_resumed_sweep_does_not_begin_again(tmp_path, decoder):
+    """Stopped before the last block, the second run has one step left."""
+    tokens = random_tokens(decoder)
+    run = sweep.guided(decoder, tokens, tmp_path, seed=2)
+    for step in run:
+        if step.label == "back to block 0":
+            break
+    run.close()
+    labels = [step.label for step in sweep.guided(decoder, tokens, tmp_path, seed=2)]
+    assert labels == ["back to block 0"]
+
+
+# ---------------------------------------------------------------------------- tokens
+
+
+def read(decoder: Decoder, path: Path, **options) -> Tokens:
+    options = {"source": path.name, "sequence_length": 32, "tokens": 320} | options
+    return finish(calibration_text.tokens(decoder, Calibrate(**options), path.parent, path.parent))
+
+
+def positions(rows: Tensor, sequences: Tensor) -> list[int]:
+    """Where the rows are among the sequences, in ascending order."""
+    return sorted((sequences == row).all(1).nonzero()[0].item() for row in rows)
+
+
+def write_lines(path: Path, *rows: object) -> Path:
+    text = "\n".join(r if isinstance(r, str) else json.dumps(r, ensure_ascii=False) for r in rows)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_long_text_is_sampled_evenly(tmp_path, decoder):
+    path = write_lines(tmp_path / "text.txt", *(f"{n} {TEXT[n % 4]}" for n in range(400)))
+    found = read(decoder, path, held_out=0.2)
+    assert found.train.shape == (10, 32)
+    assert found.held_out.shape == (2, 32)
+    ids = decoder.checkpoint.tokenizer.encode(path.read_text(), add_special_tokens=False)
+    sequences = torch.tensor(ids[: len(ids) // 32 * 32]).view(-1, 32)
+    held_out, at = positions(found.held_out, sequences), positions(found.all, sequences)
+    assert len({*at}) == len(at)  # no sequence twice, so none both trained on and held out
+    assert held_out != at[-2:]  # drawn from everywhere, not cut off at the end
+    assert at[0] == 0
+    assert at[-1] == len(sequences) - 1
+    gaps = torch.tensor(at).diff()
+    assert gaps.max() - gaps.min() <= 1
+    assert gaps.min() > 1
+
+
+def test_a_short_text_is_shared_between_training_and_held_out(tmp_path, decoder):
+    path = write_lines(tmp_path / "text.txt", *TEXT)
+    found = read(decoder, path, tokens=4096, held_out=0.25)
+    ids = decoder.checkpoint.tokenizer.encode("\n".join(TEXT), add_special_tokens=False)
+    sequences = torch.tensor(ids[: len(ids) // 32 * 32]).view(-1, 32)
+    assert positions(found.all, sequences) == list(range(len(sequences)))
+    assert 1 <= len(found.held_out) < len(found.train)
+
+
+def test_too_short_a_text_is_an_error(tmp_path, decoder):
+    path = write_lines(tmp_path / "text.txt", "Only a few words.")
+    with pytest.raises(CalibrationError, match=r"text\.txt has \d+ tokens, fewer than 64"):
+        read(decoder, path)
+    with pytest.raises(CalibrationError, match="there is no such file"):
+        read(decoder, tmp_path / "absent.txt")
+    (tmp_path / "latin.txt").write_bytes("déjà vu".encode("latin-1"))
+    with pytest.raises(CalibrationError, match="not UTF-8"):
+        read(decoder, tmp_path / "latin.txt")
+
+
+def test_rows_of_a_jsonl_go_through_the_chat_template(tmp_path, decoder):
+    tokenizer = decoder.checkpoint.tokenizer
+    messages = [{"role": "user", "content": "Hi\u2028é"}, {"role": "assistant", "content": "Yes"}]
+    path = write_lines(
+        tmp_path / "chats.jsonl",
+        "\ufeff" + json.dumps({"messages": messages}, ensure_ascii=False),
+        "",
+        {"prompt": "Why?", "response": "Because."},
+        {"text": "A document."},
+    )
+    ids = calibration_text.encode(tokenizer, path)
+    assert tokenizer.decode(ids) == (
+        "<|im_start|>user\nHi\u2028é<|im_end|>\n<|im_start|>assistant\nYes<|im_end|>\n"
+        "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\nBecause.<|im_end|>\n"
+        "A document."
+    )
+    special = tokenizer.convert_tokens_to_ids("<|im_start|>")
+    assert (ids == special).sum() == 4  # one token each, not its letters
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "{not json",
+        '{"question": "?"}',
+        '{"prompt": "?"}',
+        "[1, 2]",
+        "17",
+        "null",
+        '{"messages": 3}',
+        '{"messages": []}',
+        '{"messages": ["Hi"]}',
+        '{"messages": [{"role": "user"}]}',
+        '{"messages": [{"role": "tool", "content": "x"}]}',
+    ],
+)
+def test_a_row_that_is_no_chat_is_named_by_its_line(tmp_path, decoder, row, monkeypatch):
+    tokenizer = decoder.checkpoint.tokenizer
+    strict = "{% if messages[0]['role'] != 'user' %}{{ raise_exception('user first') }}{% endif %}"
+    monkeypatch.setattr(tokenizer, "chat_template", strict + CHAT)
+    path = write_lines(tmp_path / "chats.jsonl", {"text": "fine"}, "", row)
+    with pytest.raises(CalibrationError, match=r"chats\.jsonl line 3 is no chat"):
+        calibration_text.encode(tokenizer, path)
+
+
+def test_without_a_chat_template_messages_are_paragraphs(tmp_path, decoder, monkeypatch):
+    tokenizer = decoder.checkpoint.tokenizer
+    monkeypatch.setattr(tokenizer, "chat_template", None)
+    path = write_lines(tmp_path / "chats.jsonl", {"prompt": "Why?", "response": "Because."})
+    assert tokenizer.decode(calibration_text.encode(tokenizer, path)) == "Why?\n\nBecause."
+
+
+def written(decoder: Decoder, folder: Path, seed: int = 0) -> Tokens:
+    folder.mkdir(exist_ok=True)
+    options = Calibrate(tokens=320, sequence_length=32, held_out=0.3, seed=seed)
+    return finish(calibration_text.tokens(decoder, options, folder, folder))
+
+
+@torch.no_grad()
+def test_the_model_writes_the_same_text_for_the_same_seed(tmp_path, decoder):
+    first = written(decoder, tmp_path / "a")
+    assert torch.equal(first.all, written(decoder, tmp_path / "b").all)
+    assert torch.equal(first.all, written(decoder, tmp_path / "a").all)  # read back
+    assert not torch.equal(first.all, written(decoder, tmp_path / "c", seed=1).all)
+    assert first.train.shape == (10, 32)
+    assert first.held_out.shape == (3, 32)
+    assert first.all.max() < decoder.dimensions.vocab_size
+    assert len(torch.unique(first.all, dim=0)) == 13
+
+
+@torch.no_grad()
+def test_batches_do_not_change_how_much_is_written(tmp_path, decoder, monkeypatch):
+    monkeypatch.setattr(self_text, "_CACHE_BYTES", 5 * 2 * 4 * 3 * 2 * 16 * 32)
+    found = written(decoder, tmp_path)
+    assert [p.name for p in sorted(tmp_path.glob("*.npy"))] == [
+        "tokens-00000.npy",
+        "tokens-00005.npy",
+        "tokens-00010.npy",
+    ]
+    assert (found.train.shape, found.held_out.shape) == ((10, 32), (3, 32))
+    assert len(torch.unique(found.all, dim=0)) == 13
+
+
+@torch.no_grad()
+def test_every_second_text_is_a_chat_with_the_template_s_openings(tmp_path, decoder):
+    written(decoder, tmp_path)
+    ids = torch.from_numpy(np.load(tmp_path / "tokens-00000.npy"))
+    tokenizer = decoder.checkpoint.tokenizer
+    question, answer = self_text.chat_script(tokenizer)
+    assert tokenizer.decode(question) == "<|im_start|>user\n"
+    assert tokenizer.decode(answer) == "<|im_end|>\n<|im_start|>assistant\n"
+    for row in ids[1::2]:
+        assert row[: len(question)].tolist() == question
+    starts = set(self_text._document_starts(tokenizer, decoder.dimensions.vocab_size).tolist())
+    assert {int(row[0]) for row in ids[::2]} <= starts
+    assert not starts & set(tokenizer.all_special_ids)
+
+
+def test_a_chat_goes_on_with_the_answer_and_then_with_the_next_question():
+    question, answer, end = [1, 2], [0, 3, 4], 0
+    chat = self_text.Sequence([question, answer], turn=0)
+    written, proposals = [], iter([9, 9, 9, 7, end, 9, 9, 8, end, 9, 9])
+    for position, proposed in enumerate(proposals):
+        (token,) = self_text._advance(
+            [chat], torch.tensor([proposed]), torch.tensor([5]), {end}, first=position == 0
+        ).tolist()
+        written.append(token)
+    assert written == [1, 2, 9, 7, 0, 3, 4, 8, 0, 1, 2]
+
+
+def test_a_document_that_ends_is_followed_by_a_chat():
+    text = self_text.Sequence([[1, 2], [0, 3]], turn=-1)
+    written = []
+    for position, proposed in enumerate([9, 6, 0, 9, 9, 7]):
+        tokens = self_text._advance(
+            [text], torch.tensor([proposed]), torch.tensor([5]), {0}, first=position == 0
+        )
+        written += tokens.tolist()
+    assert written == [5, 6, 0, 1, 2, 7]
+
+
+@torch.no_grad()
+def test_a_model_too_large_for_memory_writes_the_same_text(tmp_path, decoder, monkeypatch):
+    kept = written(decoder, tmp_path / "kept")
+    monkeypatch.setattr(self_text, "fits_in_memory", lambda _: False)
+    assert torch.equal(written(decoder, tmp_path / "streamed").all, kept.all)

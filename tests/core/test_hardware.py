@@ -1,0 +1,59 @@
+"""What a container lets a process have."""
+
+import pytest
+
+from edgepack.checkpoint import open_checkpoint
+from edgepack.core import hardware
+from edgepack.core.hardware import available_memory, control_group_limit
+from edgepack.model import decoder
+from edgepack.model.decoder import Decoder, fits_in_memory
+from tests.support.tiny import make_model
+
+
+def write(folder, path, text):
+    file = folder / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "limit"),
+    [
+        ("0::/\n", {"memory.max": "4000000\n"}, 4000000),
+        ("0::/\n", {"memory.max": "max\n"}, None),
+        ("0::/a/b\n", {"a/memory.max": "500\n", "a/b/memory.max": "max\n"}, 500),
+        ("0::/a/b\n", {"a/memory.max": "500\n", "a/b/memory.max": "70\n"}, 70),
+        ("0::/a\n", {"a/memory.max": "500\n", "a/memory.high": "400\n"}, 400),
+        ("0::/docker/1f\n", {"memory.max": "900\n"}, 900),  # the group is the root of its mount
+        ("0::/../x\n", {"x/memory.max": "900\n"}, 900),
+        ("4:memory:/a\n0::/\n", {"memory/a/memory.limit_in_bytes": "77\n"}, 77),
+        ("4:memory:/a\n", {"memory/memory.limit_in_bytes": "78\n"}, 78),
+        ("4:cpu,memory:/a\n3:pids:/b\n", {"memory/a/memory.limit_in_bytes": "79\n"}, 79),
+        ("0::/a\n", {"unified/a/memory.max": "80\n"}, 80),
+        ("3:pids:/b\n", {"b/memory.max": "1\n"}, None),
+        ("nonsense\n\n", {"memory.max": "1\n"}, None),
+        ("0::/\n", {"memory.max": "-1\n"}, None),
+        ("0::/\n", {}, None),
+    ],
+)
+def test_the_lowest_limit_counts(tmp_path, groups, files, limit):
+    write(tmp_path, "own", groups)
+    for path, text in files.items():
+        write(tmp_path / "mount", path, text)
+    assert control_group_limit(tmp_path / "own", tmp_path / "mount") == limit
+
+
+def test_without_control_groups_there_is_no_limit(tmp_path):
+    assert control_group_limit(tmp_path / "none", tmp_path) is None
+    assert available_memory() > 0
+
+
+def test_a_model_must_fit_into_the_container(tmp_path, monkeypatch):
+    make_model(tmp_path / "model")
+    model = Decoder(open_checkpoint(str(tmp_path / "model")))
+    assert fits_in_memory(model)
+    size = 4 * sum(spec.numel for spec in model.checkpoint.specs.values())
+    for limit, fits in ((4 * size, False), (4 * size + 4, True)):
+        monkeypatch.setattr(hardware, "control_group_limit", lambda limit=limit: limit)
+        assert fits_in_memory(model) is fits
+    assert decoder.available_memory is available_memory

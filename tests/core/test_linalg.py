@@ -1,0 +1,108 @@
+"""Small linear algebra against torch's own decompositions, in float64."""
+
+import pytest
+import torch
+
+from edgepack.core.errors import DecompositionError
+from edgepack.core.linalg import (
+    damped,
+    inverse_factor,
+    pack_symmetric,
+    top_left_singular_vectors,
+    unpack_symmetric,
+)
+
+EXACT = 1e-9  # float64 on well-conditioned matrices of a few dozen columns
+
+
+def gram(n: int, samples: int, seed: int = 0) -> torch.Tensor:
+    """A second-moment matrix of correlated samples; singular where there are fewer than n."""
+    generator = torch.Generator().manual_seed(seed)
+    mix = torch.randn(n, n, generator=generator, dtype=torch.float64)
+    X = torch.randn(samples, n, generator=generator, dtype=torch.float64) @ mix
+    return X.T @ X / samples
+
+
+def square_root(H: torch.Tensor) -> torch.Tensor:
+    values, vectors = torch.linalg.eigh(H)
+    return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+
+
+def test_the_inverse_factor_is_upper_and_its_gram_is_the_inverse():
+    H = damped(gram(48, 500), 0.01)
+    U = inverse_factor(H)
+    assert torch.equal(U, U.triu())
+    assert (U.diagonal() > 0).all()
+    torch.testing.assert_close(U.T @ U, torch.linalg.inv(H), rtol=EXACT, atol=EXACT)
+
+
+def test_the_first_diagonal_entry_is_the_price_of_the_first_column_after_feedback():
+    """1/U_00² is the Schur complement of column 0: the sweep's order, first column first."""
+    H = damped(gram(16, 100), 0.01)
+    schur = H[0, 0] - H[0, 1:] @ torch.linalg.solve(H[1:, 1:], H[1:, 0])
+    assert inverse_factor(H)[0, 0] ** -2 == pytest.approx(float(schur), rel=EXACT)
+
+
+def test_damping_is_relative_to_the_mean_diagonal():
+    H = gram(20, 100)
+    torch.testing.assert_close(damped(7.5 * H, 0.1), damped(H, 0.1), rtol=EXACT, atol=EXACT)
+    assert float(damped(H, 0.1).diagonal().mean()) == pytest.approx(1.1, rel=EXACT)
+    torch.testing.assert_close(damped(0 * H, 0.1), 1.1 * torch.eye(20, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_hessian_that_is_not_finite_is_an_error(bad):
+    H = gram(8, 50)
+    H[3, 3] = bad
+    with pytest.raises(DecompositionError, match="not finite"):
+        damped(H, 0.01)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_hessian_that_is_not_finite_off_the_diagonal_is_an_error(bad):
+    H = gram(8, 50)
+    H[3, 5] = H[5, 3] = bad
+    with pytest.raises(DecompositionError):
+        inverse_factor(damped(H, 0.01))
+
+
+def test_a_hessian_that_is_not_positive_definite_is_an_error():
+    with pytest.raises(DecompositionError, match="positive definite"):
+        inverse_factor(torch.diag(torch.tensor([1.0, -1.0, 1.0], dtype=torch.float64)))
+    with pytest.raises(DecompositionError, match="positive definite"):
+        inverse_factor(torch.zeros(3, 3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("samples", [500, 12], ids=["regular", "singular"])
+@pytest.mark.parametrize(("m", "n"), [(20, 32), (32, 32), (70, 32)])
+def test_top_left_singular_vectors_are_those_of_A_H_half(m, n, samples):
+    A = torch.randn(m, n, generator=torch.Generator().manual_seed(1))
+    H = gram(n, samples)
+    rank = 5
+    L = top_left_singular_vectors(A, H, rank)
+    expected = torch.linalg.svd(A.double() @ square_root(H)).U[:, :rank]
+    eye = torch.eye(rank, dtype=torch.float64)
+    torch.testing.assert_close(L.T @ L, eye, rtol=0, atol=1e-8)
+    # one by one, up to sign; squared singular values: half of float64's digits
+    torch.testing.assert_close((L * expected).sum(0).abs(), eye.diagonal(), rtol=1e-6, atol=0)
+
+
+def test_more_singular_vectors_than_the_rank_of_H_are_still_orthonormal():
+    A = torch.randn(40, 16, generator=torch.Generator().manual_seed(1))
+    L = top_left_singular_vectors(A, gram(16, 3), 6)
+    torch.testing.assert_close(L.T @ L, torch.eye(6, dtype=torch.float64), rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 64])
+def test_packing_a_symmetric_matrix_loses_only_float64(n):
+    H = gram(n, 10).float()
+    packed = pack_symmetric(H.double())
+    assert packed.shape == (n * (n + 1) // 2,)
+    assert packed.dtype == torch.float32
+    H = H.triu() + H.triu(1).T
+    assert torch.equal(unpack_symmetric(packed), H)
+
+
+def test_the_size_of_a_large_packed_matrix_is_recovered():
+    n = 4097  # n(n+1)/2 needs more digits than float32 has
+    assert unpack_symmetric(torch.zeros(n * (n + 1) // 2)).shape == (n, n)

@@ -1,0 +1,64 @@
+"""The section `recover` of a recipe, end to end."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from gguf import GGUFReader
+
+import edgepack
+from edgepack.core.artifact import Artifact
+from edgepack.core.errors import RecipeError
+from edgepack.planning.plan import plan
+from edgepack.recipe.read import parse
+from tests.support.tiny import make_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("recover")
+    make_model(folder / "model", layers=2)
+    (folder / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 400)
+    return folder
+
+
+def built(folder: Path, name: str, **sections: object) -> Artifact:
+    given = {
+        "model": "model",
+        "calibrate": {"source": "text.txt", "tokens": 1024, "sequence_length": 64},
+        "compress": {"format": "q4_0", "damping": [0.1]},
+        "export": {"measure": {"tokens": 0}},
+        **sections,
+    }
+    path = folder / f"{name}.yaml"
+    path.write_text(json.dumps(given))
+    return edgepack.build(path, out=folder / name)
+
+
+def test_scales_and_norms_move_and_nothing_else(folder: Path):
+    before = built(folder, "before")
+    steps = {"steps": 6, "tokens": 256, "evaluate_every": 2}
+    after = built(folder, "after", recover=steps)
+    assert before.manifest["recovered"] is None
+    found = after.manifest["recovered"]
+    assert found["best"] <= found["start"]
+    assert list(after.manifest["stages"]) == ["check", "calibrate", "decompose", "recover"]
+    assert "recover: " in (after.folder / "report.md").read_text()
+
+    files = [artifact.folder / "base.gguf" for artifact in (before, after)]
+    assert len({file.stat().st_size for file in files}) == 1
+    tensors = [{t.name: t for t in GGUFReader(file).tensors} for file in files]
+    moved = {n for n, t in tensors[0].items() if (t.data != tensors[1][n].data).any()}
+    if found["best_step"]:
+        assert any(name.endswith("norm.weight") for name in moved)
+        assert "blk.0.ffn_down.weight" in moved
+    assert "token_embd.weight" not in moved
+    a, b = (t["blk.0.ffn_down.weight"].data.reshape(-1, 18)[:, 2:] for t in tensors)
+    assert (a == b).all()  # the codes
+
+
+def test_nothing_to_recover_is_refused(folder: Path):
+    with pytest.raises(RecipeError, match="nothing is quantized"):
+        plan(parse({"model": "model", "recover": {}}), "gguf", folder)
+    assert torch.is_grad_enabled()

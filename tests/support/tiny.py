@@ -1,0 +1,148 @@
+"""Small random models, made on the spot: real configurations, real files, no downloads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from edgepack.checkpoint import Checkpoint
+from edgepack.core import plugins
+
+FAMILIES = [f for f in plugins.names("architectures") if plugins.find("architectures", f).gguf]
+"""Those that can be packed; the others can be sliced."""
+LAYER_NORM = [f for f in plugins.names("architectures") if f not in FAMILIES]
+
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TEXT = """The quick brown fox jumps over the lazy dog, and then it's time to rest.
+Pack my box with five dozen liquor jugs; we'll see what they're worth.
+In 1969 the moon was 384400 kilometres away, in 2024 a little more: 3.14159.
+def add(left, right): return left + right  # the sum of left and right
+Les élèves français étaient là où naît la rivière. Größe, Straße, señor.
+Быстрая коричневая лиса. 素早い茶色の狐。
+""".splitlines()
+
+
+def make_tokenizer(pre: pre_tokenizers.PreTokenizer | None = None, vocab: int = 512):
+    """A byte-level BPE trained on a few lines, GPT-2's splitting unless told otherwise."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre or pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(TEXT, trainer)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=SPECIAL[0],
+        eos_token=SPECIAL[2],
+        pad_token=SPECIAL[0],
+        chat_template=CHAT,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def make_model(
+    folder: Path,
+    family: str = "llama",
+    *,
+    tied: bool = True,
+    hidden: int = 64,
+    layers: int = 2,
+    heads: int = 4,
+    kv_heads: int = 2,
+    head_dim: int | None = None,
+    intermediate: int = 96,
+    vocab: int = 512,
+    rows: int | None = None,
+    seed: int = 0,
+    shards: int = 1,
+    dtype: torch.dtype = torch.bfloat16,
+    **config,
+):
+    """Save a random model with its tokenizer in `folder`; returns the transformers model.
+
+    `rows` pads the embedding beyond the tokenizer's vocabulary; `config` goes to the family's
+    configuration class as it is (``rope_parameters=…``).
+    """
+    architecture = plugins.find("architectures", family)
+    tokenizer = make_tokenizer(vocab=vocab)
+    if family == "qwen3" or (head_dim is not None and family in FAMILIES):
+        config["head_dim"] = head_dim or hidden // heads
+    if family == "opt":
+        config["word_embed_proj_dim"] = hidden
+    else:
+        config["num_key_value_heads"] = kv_heads
+    config[architecture.renamed.get("intermediate_size", "intermediate_size")] = intermediate
+    model_class = getattr(transformers, architecture.class_name)
+    settings = model_class.config_class(
+        vocab_size=rows or len(tokenizer),
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        tie_word_embeddings=tied,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        **{"max_position_embeddings": 256} | config,
+    )
+    torch.manual_seed(seed)
+    model = model_class(settings).eval()
+    for parameter in model.parameters():  # not model.to: rotary frequencies stay float32
+        parameter.data = parameter.data.to(dtype)
+    _randomise(model)
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    limit = size if shards == 1 else size // shards
+    model.save_pretrained(folder, max_shard_size=int(limit * 1.2) if shards == 1 else limit)
+    tokenizer.save_pretrained(folder)
+    return model
+
+
+@torch.no_grad()
+def _randomise(model: torch.nn.Module) -> None:
+    """Weights wide enough that logits are not flat; norms and biases away from 1 and 0."""
+    for name, value in model.named_parameters():
+        if "norm" in name:
+            value.normal_(1.0, 0.1)
+        elif value.ndim == 1:
+            value.normal_(0.0, 0.1)
+        else:
+            value.normal_(0.0, 1.5 / value.shape[-1] ** 0.5)
+
+
+def write_gguf(path: Path, checkpoint: Checkpoint, kind: str = "F32") -> None:
+    """An unquantized GGUF of a checkpoint as llama.cpp's conversion lays it out.
+
+    q and k rows are put in rotary order with llama.cpp's own formula, not with edgepack's.
+    """
+    dims, architecture = checkpoint.dimensions, checkpoint.architecture
+    heads = {"attn_q": dims.num_attention_heads, "attn_k": dims.num_key_value_heads}
+    writer = gguf.GGUFWriter(path, architecture.gguf)
+    for key, (value, value_type, element) in checkpoint.gguf_metadata().items():
+        if key != "general.architecture":
+            writer.add_key_value(key, value, value_type, element)
+    for name, spec in checkpoint.specs.items():
+        W = checkpoint.tensor(name).numpy()
+        n = heads.get(spec.role.partition(".")[0])
+        if n is not None and architecture.permute_qk:
+            pairs = W.reshape(n, 2, W.shape[0] // n // 2, *W.shape[1:])
+            W = np.ascontiguousarray(pairs.swapaxes(1, 2).reshape(W.shape))
+        stored = gguf.GGMLQuantizationType[kind if W.ndim == 2 else "F32"]
+        data = gguf.quants.quantize(W, stored)
+        writer.add_tensor(architecture.gguf_name(spec.role, spec.block), data, raw_dtype=stored)
+    for name, values in checkpoint.extra_tensors().items():
+        writer.add_tensor(name, values.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
