@@ -25,6 +25,7 @@ from torch import Tensor
 
 from benchmarks.same_type import RESULTS, recipe
 from edgepack import pipeline
+from edgepack import formats
 from edgepack.architectures.base import LINEAR_ROLES
 from edgepack.calibration.moments import load_hessian
 from edgepack.comparison.plots import STOCK, chart
@@ -33,7 +34,6 @@ from edgepack.core.weights import FactoredWeight, Hessian, QuantizedTensor, quad
 from edgepack.decompose.ldlq import ldlq, metric
 from edgepack.decompose.low_rank import downdate, low_rank
 from edgepack.planning import plan as planning
-from edgepack.planning.formats import format_of
 from edgepack.recipe.read import parse
 
 PLAIN = ("q2_0", "mxfp4", "q4_0", "iq4_nl", "q5_0")
@@ -45,7 +45,7 @@ def packed(
     W: Tensor, H: Hessian, *, rank: int, q_first: bool = False, down: bool = True
 ) -> FactoredWeight:
     """`edgepack.decompose.caldera`'s alternation with its steps to choose from."""
-    fmt, side = format_of("q2_0"), H.out_train
+    fmt, side = formats.get("q2_0"), H.out_train
 
     def factors_for(rest: Tensor) -> tuple[QuantizedTensor, QuantizedTensor]:
         return low_rank(rest, H.train, rank, "q8_0", side)
@@ -65,7 +65,7 @@ def packed(
 
 
 def plain(W: Tensor, H: Hessian, name: str) -> FactoredWeight:
-    fmt = format_of(name)
+    fmt = formats.get(name)
     return FactoredWeight(
         ldlq(W, metric(H.train, fmt.block_size, DAMPING, H.out_train, fmt.group), fmt)
     )

@@ -266,8 +266,8 @@ GROUPS: dict[tuple[str, str], Changes] = {
             "wanted_ranks = ranks",
         ),
         "factors take no bytes": (
-            "format_of(name).nbytes(spec.shape) + factor_bytes(spec, choice), cost)",
-            "format_of(name).nbytes(spec.shape), cost)",
+            "formats.get(name).nbytes(spec.shape) + factor_bytes(spec, choice), cost)",
+            "formats.get(name).nbytes(spec.shape), cost)",
         ),
         "bits per weight leave the embeddings out": (
             ".numel for name in specs)",

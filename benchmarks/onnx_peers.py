@@ -161,7 +161,7 @@ def row(what: str, options: argparse.Namespace, folder: Path) -> tuple[Path, dic
         reference.mkdir()
         finish(write_original("onnx", open_checkpoint(MODEL), reference))
     found = edgepack.evaluate(
-        out, reference=Model.at(reference).base, text=text_of(shared), tokens=2048
+        out, reference=Model.from_path(reference).base, text=text_of(shared), tokens=2048
     ).as_dict()["models"][str(out)]
     return out, {**found["text"], "bytes": found["bytes"]}
 
@@ -204,7 +204,9 @@ def main() -> None:
             folders[name], rows[name] = row(name, options, Path(place))
             print([*table({name: rows[name]})][-1], flush=True)
             write(rows)
-        found = finish(speeds({name: Model.at(path).open for name, path in folders.items()}, 5))
+        found = finish(
+            speeds({name: Model.from_path(path).open for name, path in folders.items()}, 5)
+        )
     first = found[names[0]]
     for name, speed in found.items():
         rows[name] |= {"prompt": speed.prompt / first.prompt, "decode": speed.decode / first.decode}

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.same_type import RESULTS
+from edgepack import formats
 from edgepack.core import plugins
 from edgepack.core.weights import QuantizedTensor, relative_error
 from edgepack.decompose.ldlq import ldlq, metric
 from edgepack.formats._affine import Affine
-from edgepack.planning.formats import stock_formats
 from edgepack.runtimes.ggml import stock_quantize
 
 ROWS, COLUMNS = 256, 1024
@@ -63,7 +63,7 @@ def line(name: str, W: Tensor, H: Tensor, H_out: Tensor) -> str:
 
 @torch.no_grad()
 def main() -> None:
-    everything = {name: plugins.find("formats", name) for name in stock_formats()}
+    everything = {name: plugins.find("formats", name) for name in formats.stock()}
     types = {n: f.bits_per_weight for n, f in everything.items() if isinstance(f, Affine)}
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--types", default=",".join(sorted(types, key=types.__getitem__)))

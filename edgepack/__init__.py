@@ -28,11 +28,11 @@ def plan(recipe: str | Path, target: str = "gguf") -> Plan:
 
     Raises `edgepack.core.errors.EdgepackError` for everything in the recipe that cannot be done.
     """
-    from edgepack.planning import plan as planning
+    from edgepack.pipeline import make_plan
     from edgepack.recipe.read import load
 
     path = Path(recipe)
-    return planning.plan(load(path), target, path.parent)
+    return make_plan(load(path), target, path.parent)
 
 
 def build(
@@ -79,7 +79,8 @@ def evaluate(
     none), in chunks of `context`. `tasks` (names in `edgepack.metrics.tasks.TASKS`) are read from
     the folder `data`; `limit` is how many items of each, evenly spread.
     """
-    from edgepack.comparison.evaluate import Request, compare
+    from edgepack.comparison.evaluate import Request
+    from edgepack.comparison.evaluate import evaluate as run
 
     def optional(place: str | Path | None) -> Path | None:
         return None if place is None else Path(place)
@@ -95,7 +96,7 @@ def evaluate(
         data=optional(data),
         limit=limit,
     )
-    return _run(compare(request), progress)
+    return _run(run(request), progress)
 
 
 def compare(
@@ -117,9 +118,8 @@ def compare(
     `limit` are those of `evaluate`. The builds stay in the folder `out`; a killed comparison goes
     on from what is cached. The points come smallest first.
     """
-    from edgepack.comparison import compare as pareto
+    from edgepack.comparison import compare as comparison
     from edgepack.core.errors import RecipeError
-    from edgepack.measure.baselines import MAKERS
     from edgepack.metrics.tasks import load_all
     from edgepack.recipe.read import load
 
@@ -131,12 +131,7 @@ def compare(
         raise RecipeError("--sizes: names no size", hint="write 60MB,70MB")
     items = load_all(tasks, Path(data) if data else None, limit)
     others = [Path(path) for path in against]
-    if target not in MAKERS:
-        raise RecipeError(
-            f"--target: {target!r} cannot be compared",
-            hint="choose one of: " + ", ".join(MAKERS),
-        )
-    return _run(pareto.compare(loaded, sizes, Path(out), others, items, target), progress)
+    return _run(comparison.compare(loaded, sizes, Path(out), others, items, target), progress)
 
 
 def _run(steps: Steps[T], progress: Callable[[Progress], None] | None) -> T:

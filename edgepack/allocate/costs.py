@@ -10,16 +10,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
+from edgepack import formats
 from edgepack.calibration.moments import weight_hessian
-from edgepack.core import plugins
+from edgepack.checkpoint import Checkpoint
 from edgepack.core.disk import atomic
 from edgepack.core.errors import while_doing
-from edgepack.core.executor import side_by_side
+from edgepack.core.executor import Executor
 from edgepack.core.progress import Progress, Steps
 from edgepack.core.weights import (
     FactoredWeight,
@@ -34,7 +34,6 @@ from edgepack.decompose.low_rank import low_rank
 from edgepack.formats._affine import Affine
 from edgepack.formats._limits import LARGEST
 from edgepack.formats.base import Format
-from edgepack.model.decoder import Decoder
 
 RANKED_BELOW = 3.0
 """Bits per weight of Q; from there on ranks are not tried: a finer Q is the cheaper correction
@@ -64,37 +63,60 @@ def load_costs(folder: Path, name: str) -> Costs:
     return {f: {int(rank): cost for rank, cost in by.items()} for f, by in found.items()}
 
 
-def measure_candidates(
-    decoder: Decoder, search: Search, hessians: Path, folder: Path
-) -> Steps[None]:
-    """Write one file of costs per weight into `folder`, leaving out those already there."""
-    specs = [decoder.checkpoint.specs[name] for name in search.formats]
-    total = sum(s.numel * len(search.formats[s.name]) for s in specs)
-    missing = [s for s in specs if not (folder / f"{s.name}.json").exists()]
-    done = total - sum(s.numel * len(search.formats[s.name]) for s in missing)
-    measure = partial(_measure, decoder, search, hessians, folder)
-    for spec in side_by_side(measure, missing):
-        formats = len(search.formats[spec.name])
-        label = f"{spec.name.removesuffix('.weight')} in {formats} formats"
+@dataclass(frozen=True)
+class Item:
+    """One weight to try. `hessians` is the folder of the calibration, `folder` that of costs."""
+
+    model: Checkpoint
+    name: str
+    formats: tuple[str, ...]
+    ranks: tuple[int, ...]
+    factors: str
+    damping: float
+    hessians: Path
+    folder: Path
+
+    @property
+    def spec(self) -> WeightSpec:
+        """What is known of the weight."""
+        return self.model.specs[self.name]
+
+    @property
+    def path(self) -> Path:
+        """The file to write."""
+        return self.folder / f"{self.name}.json"
+
+    @property
+    def work(self) -> int:
+        """How long it takes, in no particular unit."""
+        return self.spec.numel * len(self.formats)
+
+
+def measure_costs(items: Sequence[Item], executor: Executor) -> Steps[None]:
+    """Write one file of costs per weight, leaving out those already there."""
+    total = sum(item.work for item in items)
+    missing = [item for item in items if not item.path.exists()]
+    done = total - sum(item.work for item in missing)
+    for item in executor.map(measure_weight, missing):
+        label = f"{item.name.removesuffix('.weight')} in {len(item.formats)} formats"
         yield Progress("allocate", done, total, label)
-        done += spec.numel * formats
+        done += item.work
 
 
-def _measure(
-    decoder: Decoder, search: Search, hessians: Path, folder: Path, spec: WeightSpec
-) -> None:
-    with while_doing(f"trying formats for {spec.name}"):
-        H = weight_hessian(hessians, spec, tied=decoder.dimensions.tie_word_embeddings)
-        checkpoint = decoder.checkpoint
-        stored = checkpoint.quantized(spec.name)
-        trial = _Trial(checkpoint.tensor(spec.name), H, search)
+def measure_weight(item: Item) -> None:
+    """Write the file of one weight's costs."""
+    with while_doing(f"trying formats for {item.name}"):
+        model, spec = item.model, item.spec
+        H = weight_hessian(item.hessians, spec, tied=model.dimensions.tie_word_embeddings)
+        stored = model.quantized(spec.name)
+        trial = _Trial(model.tensor(spec.name), H, item)
         costs = {
             name: {0: 0.0}
             if stored is not None and stored.format == name
-            else trial.costs(plugins.find("formats", name), ranked=spec.block is not None)
-            for name in search.formats[spec.name]
+            else trial.costs(formats.get(name), ranked=spec.block is not None)
+            for name in item.formats
         }
-        with atomic(folder / f"{spec.name}.json") as path:
+        with atomic(item.path) as path:
             path.write_text(json.dumps(costs, indent=1))
 
 
@@ -104,9 +126,9 @@ class _Trial:
     Of a matrix whose rows are independent (a vocabulary), evenly spread rows stand for all.
     """
 
-    def __init__(self, W: Tensor, H: Hessian, search: Search) -> None:
+    def __init__(self, W: Tensor, H: Hessian, item: Item) -> None:
         check_problem(W, H)
-        self.search = search
+        self.item = item
         W = W.clamp(-LARGEST, LARGEST)
         step = -(-len(W) // ROWS) if H.out_train is None or H.out_train.dim() == 1 else 1
         self.W, self.H = W[::step], _some_rows(H, step)
@@ -120,7 +142,7 @@ class _Trial:
         """Rank → KL of one format."""
         found = {0: _cost(self.W - self._rounded(fmt).dequantize(), self.H)}
         if ranked and isinstance(fmt, Affine) and fmt.bits_per_weight < RANKED_BELOW:
-            ranks = [r for r in self.search.ranks if 0 < r < min(self.W.shape)]
+            ranks = [r for r in self.item.ranks if 0 < r < min(self.W.shape)]
             found |= {rank: _cost(self._left_over(fmt, rank), self.H) for rank in ranks}
         return {rank: self.kl * cost for rank, cost in found.items()}
 
@@ -129,7 +151,7 @@ class _Trial:
             return fmt.quantize(self.W, self.H.train.diagonal())
         key = fmt.block_size, fmt.group
         if key not in self.metrics:
-            damping = self.search.damping
+            damping = self.item.damping
             self.metrics[key] = metric(
                 self.H.train, fmt.block_size, damping, self.H.out_train, fmt.group
             )
@@ -137,7 +159,7 @@ class _Trial:
 
     def _left_over(self, fmt: Affine, rank: int) -> Tensor:
         """W − Q − L·R after a round of CALDERA."""
-        W, H, how = self.W, self.H, self.search
+        W, H, how = self.W, self.H, self.item
         if rank not in self.first:
             self.first[rank] = low_rank(W, H.train, rank, how.factors, H.out_train)
         found = next_round(W, H, fmt, *self.first[rank], how.factors, how.damping)

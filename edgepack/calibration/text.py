@@ -23,7 +23,7 @@ from edgepack.core.untrusted import shorten
 from edgepack.model.decoder import Decoder
 from edgepack.model.stream import Tokens
 from edgepack.recipe.sections import Calibrate
-from edgepack.recipe.texts import SOURCE, source_path
+from edgepack.recipe.texts import SOURCE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -44,25 +44,25 @@ def counts(options: Calibrate, dimensions: Dimensions) -> tuple[int, int]:
     return train, max(1, round(train * options.held_out))
 
 
-def tokens(
-    decoder: Decoder,
-    options: Calibrate,
-    base: Path,
-    folder: Path | None,
-    sha256: str | None = None,
-) -> Steps[Tokens]:
-    """The calibration tokens; `folder` keeps what the model has written so far, file by file.
-
-    A text from elsewhere needs no folder; `sha256` is what the plan found in it, and another
-    content is refused.
-    """
+def write_tokens(decoder: Decoder, options: Calibrate, folder: Path) -> Steps[Tokens]:
+    """Calibration tokens that the model writes itself; `folder` keeps what there is so far, file by
+    file."""
     train, held_out = counts(options, decoder.dimensions)
-    if options.source == "self":
-        if folder is None:
-            raise ValueError("the model's own text needs a folder")
-        ids = yield from _self_written(decoder, options, train + held_out, folder)
-    else:
-        ids = _from_file(decoder.checkpoint, options, base, train + held_out, sha256)
+    ids = yield from _self_written(decoder, options, train + held_out, folder)
+    return _split_by_counts(ids, train, held_out)
+
+
+def read_tokens(
+    checkpoint: Checkpoint, options: Calibrate, path: Path, sha256: str | None = None
+) -> Tokens:
+    """Calibration tokens of a file; `sha256` is what the plan found in it, and another content is
+    refused."""
+    train, held_out = counts(options, checkpoint.dimensions)
+    ids = _from_file(checkpoint, options, path, train + held_out, sha256)
+    return _split_by_counts(ids, train, held_out)
+
+
+def _split_by_counts(ids: Tensor, train: int, held_out: int) -> Tokens:
     return split(ids, max(1, round(held_out / (train + held_out) * len(ids))))
 
 
@@ -88,10 +88,9 @@ def _self_written(decoder: Decoder, options: Calibrate, count: int, folder: Path
 
 
 def _from_file(
-    checkpoint: Checkpoint, options: Calibrate, base: Path, count: int, sha256: str | None
+    checkpoint: Checkpoint, options: Calibrate, path: Path, count: int, sha256: str | None
 ) -> Tensor:
     """Sequences from a file, evenly spread over it where it holds more than enough."""
-    path = source_path(options.source, base)
     ids = encode(checkpoint.tokenizer, path, sha256=sha256)
     found = len(ids) // options.sequence_length
     if found < MIN_SEQUENCES:

@@ -37,17 +37,14 @@ def chat(
     """Talk to a packed model through its runtime: llama.cpp or ONNX Runtime."""
     from edgepack.cli.terminal import Conversation, questions
     from edgepack.core.artifact import Artifact
-    from edgepack.core.errors import EdgepackError
+    from edgepack.planning.target import get
     from edgepack.runtimes.base import Sampling
     from edgepack.runtimes.models import Model
 
     artifact = Artifact.open(folder)
     sampling = Sampling(temperature=temperature, repeat_penalty=1.1, seed=seed)
-    if not factors and artifact.manifest["target"] == "onnx":
-        raise EdgepackError(
-            "--no-factors: the factors of an ONNX model are part of its graph",
-            hint="build the recipe with rank: 0",
-        )
+    if not factors:
+        get(artifact.manifest["target"]).without_factors()
     model = Model(str(folder), artifact.base, artifact.factors if factors else None)
     with model.open(context) as runtime:
         conversation = Conversation(runtime, system, max_tokens)

@@ -21,10 +21,7 @@ def plan(
     """Say what `build` would do: stages, sizes, memory. Reads headers only."""
     from edgepack.report.show import plan_facts, plan_text
 
-    made = edgepack.plan(recipe, target)
-    from edgepack.planning.memory import peak
-
-    facts = plan_facts(made, peak(made))
+    facts = plan_facts(edgepack.plan(recipe, target))
     if as_json:
         print_json(facts)
     else:

@@ -14,21 +14,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from edgepack.calibration.moments import weight_hessian
+from edgepack.calibration.stage import Calibrate
 from edgepack.core.disk import scratch
-from edgepack.core.progress import Steps
+from edgepack.core.errors import RecipeError
+from edgepack.core.progress import Progress, Steps
 from edgepack.core.tables import size
-from edgepack.measure.baselines import MAKERS, peer_types, write_peers
-from edgepack.measure.stage import compare_files, text_of
+from edgepack.measure.stage import Measure, compare_models
 from edgepack.metrics.multiple_choice import CONTEXT, SEQUENCES, Answers, Mean, Open, answer
 from edgepack.metrics.speed import Speed, speeds
 from edgepack.metrics.tasks import Item
-from edgepack.metrics.text import Text
-from edgepack.pipeline import build, calibrate, write_text
-from edgepack.planning.plan import Plan, plan
+from edgepack.pipeline import build, make_plan, run
+from edgepack.planning.plan import Plan
+from edgepack.planning.target import get, names
 from edgepack.recipe.sections import FIXED, Recipe
-from edgepack.runtimes.models import RUNTIMES, Model, write_original
+from edgepack.runtimes.models import Model, Runnable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from edgepack.planning.target import Types
 
 OTHERS = "others"
 AT_ONCE = 4
@@ -37,7 +44,7 @@ AT_ONCE = 4
 
 @dataclass(frozen=True)
 class Point:
-    """One model (factors included): who made it (one of `MAKERS`, `OTHERS`, our recipe's name), its
+    """One model (factors included): who made it (`Target.maker`, `OTHERS`, our recipe's name), its
     bytes, its distance to the original, its tokens per second here, and for ours the KL that was
     expected (nats a token) and, where there are factors, the speed without them; its mean accuracy
     over the tasks, if any."""
@@ -71,9 +78,13 @@ def compare(
     beside them for as long as it takes, and measure all, those `against` it and zero-shot `tasks`
     included. What cannot be is found before any work.
     """
-    RUNTIMES[target].check()
-    peer = MAKERS[target]
-    others = [Model.at(path) for path in against]
+    kind = get(target)
+    if kind.maker is None:
+        comparable = [name for name in names() if get(name).maker]
+        hint = "choose one of: " + ", ".join(comparable)
+        raise RecipeError(f"--target: {target!r} cannot be compared", hint=hint)
+    kind.runtime.check()
+    others = [Model.from_path(path) for path in against]
     wanted = {
         f"{name}-{nbytes / 1e6:g}MB": (at_size(recipe, nbytes), base)
         for name, (recipe, base) in recipes.items()
@@ -81,34 +92,33 @@ def compare(
     }
     makers = {model.name: OTHERS for model in others}
     makers |= {f"edgepack {name}": f"edgepack, {name.rpartition('-')[0]}" for name in wanted}
-    plans = {name: plan(recipe, target, base) for name, (recipe, base) in wanted.items()}
-    made = next(iter(plans.values()))
+    plans = {name: make_plan(recipe, target, base) for name, (recipe, base) in wanted.items()}
+    plan = next(iter(plans.values()))
     models, expected, mixtures = [], {}, {}
     for name, (recipe, base) in wanted.items():
         artifact = yield from build(recipe, target, base=base, out=out / name, force=True)
         models.append(Model(f"edgepack {name}", artifact.base, artifact.factors))
         expected[models[-1].name] = artifact.manifest["allocation"]["expected_kl"]
-        if plans[name].checkpoint.key == made.checkpoint.key:
+        if plans[name].model.key == plan.model.key:
             weights = artifact.manifest["weights"].items()
-            label = f"{peer}, in the types of {name}"
+            label = f"{kind.maker}, in the types of {name}"
             mixtures[label] = {weight: about["formats"]["Q"] for weight, about in weights}
-    tokens = yield from write_text(made)
-    yield from calibrate(made, tokens)
+    yield from run(plan, until=Calibrate.name)
     first, base = next(iter(recipes.values()))
-    made = replace(made, recipe=first)  # with what it says of measuring
-    every = peer_types(made) | mixtures
+    measure = make_plan(first, target, base).find(Measure)  # with what it says of measuring
+    assert measure is not None
+    every = kind.all_baselines(plan.model, plan.formats) | mixtures
     with scratch() as temporary:
-        original = made.checkpoint.original
-        reference = yield from write_original(target, original, temporary, "original")
+        reference = yield from kind.write_original(plan.original, temporary, "original")
         models += others
-        models += yield from write_peers(made, every, temporary)
-        found = yield from _metrics(made, text_of(made, tokens), reference, models)
+        models += yield from _baselines(plan, every, temporary)
+        found = yield from _metrics(measure, reference, models)
         taken = yield from _speeds(models)
         right = yield from _accuracies(models, tasks or {})
     points = [
         Point(
             label=label,
-            maker=makers.get(label, peer),
+            maker=makers.get(label, kind.maker),
             nbytes=int(m["bytes"]),
             **{key: m[key] for key in ("kl_mean", "kl_error", "top1", "perplexity")},
             speed=taken[label],
@@ -121,14 +131,32 @@ def compare(
     return sorted(points, key=lambda point: point.nbytes)
 
 
+def _baselines(plan: Plan, every: Mapping[str, Types], folder: Path) -> Steps[list[Model]]:
+    """Others' files, given as label → types."""
+    calibration = plan.find(Calibrate)
+    assert calibration is not None
+    tied, models = plan.model.dimensions.tie_word_embeddings, []
+
+    def imatrix(name: str) -> Tensor:
+        spec = plan.model.specs[name]
+        return weight_hessian(calibration.folder, spec, tied=tied).imatrix
+
+    for number, (label, types) in enumerate(every.items()):
+        yield Progress("baselines", number, len(every), label)
+        place = folder / f"baseline-{number}"
+        steps = plan.target.write_baseline(plan.model, types, imatrix, place, "baselines")
+        models.append(Model(label, (yield from steps)))
+    return models
+
+
 def _metrics(
-    made: Plan, text: Text, reference: Path, models: Sequence[Model]
+    measure: Measure, reference: Runnable, models: Sequence[Model]
 ) -> Steps[dict[str, dict[str, float]]]:
     found: dict[str, dict[str, float]] = {}
     for start in range(0, len(models), AT_ONCE):
         some = models[start : start + AT_ONCE]
-        measured = yield from compare_files(made, text, reference, some)
-        found |= measured["results"]
+        steps = compare_models(measure.measure, measure.text, reference, some)
+        found |= (yield from steps)["results"]
     return found
 
 
@@ -179,8 +207,8 @@ def table(points: Sequence[Point]) -> list[list[str]]:
     """Rows for people, smallest first; a star marks those that nothing smaller betters."""
     best = frontier(points)
     tasks = ["zero-shot"] if any(point.accuracy for point in points) else []
-    names = ["mean KL", "expected", "same top token", "perplexity", *tasks, "prompt", "decode"]
-    rows = [["", "model", "size", *names]]
+    headers = ["mean KL", "expected", "same top token", "perplexity", *tasks, "prompt", "decode"]
+    rows = [["", "model", "size", *headers]]
     for point in points:
         row = ["*" if point in best else "", point.label, size(point.nbytes)]
         row += [f"{point.kl_mean:.4f} ± {point.kl_error:.4f}"]

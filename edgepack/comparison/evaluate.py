@@ -16,16 +16,17 @@ from edgepack.core.artifact import Artifact
 from edgepack.core.disk import scratch
 from edgepack.core.errors import CheckpointError, EdgepackError, RecipeError
 from edgepack.core.progress import Steps
+from edgepack.core.stage import Stage
 from edgepack.metrics.divergence import Divergence, Perplexity, divergence, perplexity
 from edgepack.metrics.multiple_choice import CONTEXT, SEQUENCES, answer
 from edgepack.metrics.tasks import load_all
 from edgepack.metrics.text import HELD_OUT, Text
 from edgepack.output.provenance import changed, gone, located
-from edgepack.planning.plan import plan
+from edgepack.pipeline import make_plan
+from edgepack.planning.target import get
 from edgepack.recipe.texts import SOURCE
-from edgepack.runtimes.models import Model, write_original
+from edgepack.runtimes.models import Model, Runnable
 
-ORIGINAL = "original (f16)"
 NO_TEXT = "--text FILE measures on another text, --tokens 0 on none"
 
 
@@ -54,17 +55,17 @@ class Request:
         return self.tokens > 0 and (self.text is not None or self.folder is not None)
 
 
-def compare(request: Request) -> Steps[Scoreboard]:
+def evaluate(request: Request) -> Steps[Scoreboard]:
     """Measure. Missing files, unknown tasks and unreadable items are found before any model is
     loaded."""
-    models = {m.name: m for m in map(Model.at, (request.path, *request.against))}
+    models = {m.name: m for m in map(Model.from_path, (request.path, *request.against))}
     if not (request.wants_text or request.tasks):
         raise RecipeError(
             f"{request.path}: nothing to measure",
             hint="--text FILE, or --tasks NAMES with --data FOLDER",
         )
     items = load_all(request.tasks, request.data, request.limit)
-    text = (yield from _text(request)) if request.wants_text else None
+    text = _text(request) if request.wants_text else None
     with ExitStack() as stack:
         reference = yield from _reference(request, stack)
         every = {m.name: m for m in (reference, *models.values()) if m}
@@ -80,11 +81,11 @@ def compare(request: Request) -> Steps[Scoreboard]:
     return Scoreboard(name, sizes, about, predictions, answers)
 
 
-def _reference(request: Request, stack: ExitStack) -> Steps[Model | None]:
+def _reference(request: Request, stack: ExitStack) -> Steps[Runnable | None]:
     """What KL is measured from: `reference`, else the folder's original as f16, which `stack` will
     delete."""
     if request.reference is not None:
-        return Model.at(request.reference)
+        return Model.from_path(request.reference)
     if request.folder is None:
         return None
     artifact = Artifact.open(request.folder)
@@ -97,11 +98,11 @@ def _reference(request: Request, stack: ExitStack) -> Steps[Model | None]:
     if any(now.get(key) != then.get(key) for key in ("files", "revision")):
         raise changed(recipe, artifact)
     folder = stack.enter_context(scratch())
-    path = yield from write_original(artifact.manifest["target"], original, folder, "original")
-    return Model(ORIGINAL, path)
+    target = get(artifact.manifest["target"])
+    return (yield from target.write_original(original, folder, "original"))
 
 
-def _text(request: Request) -> Steps[Text]:
+def _text(request: Request) -> Text:
     """`text`, else what the folder's own build measured on."""
     if request.text is not None:
         return _read(request.text)
@@ -111,20 +112,18 @@ def _text(request: Request) -> Steps[Text]:
     if recipe.export.measure.text is not None:
         return _read(request.folder / recipe.export.measure.text)
     try:
-        made = plan(recipe, artifact.manifest["target"], request.folder)
-        if made.calibrate is None:
+        plan = make_plan(recipe, artifact.manifest["target"], request.folder)
+        if plan.text is None:
             raise EdgepackError("nothing was calibrated")
-        if made.text is not None and not made.text.is_whole():
+        if isinstance(plan.text, Stage) and not plan.text.is_whole():
             raise EdgepackError("it is not in the cache any more")
-        kept = made.text.folder if made.text else None
-        sha256 = artifact.manifest["sources"].get(SOURCE)
-        found = yield from calibration_text.tokens(
-            made.dense, recipe.calibrate, made.base, kept, sha256
-        )
+        if plan.texts.get(SOURCE) != artifact.manifest["sources"].get(SOURCE):
+            raise EdgepackError(f"{SOURCE}: the text has changed since the build")
+        held_out = plan.text.tokens.held_out
     except EdgepackError as error:
         message = f"{request.folder}: has no held-out calibration text ({error})"
         raise EdgepackError(message, hint=NO_TEXT) from None
-    return Text(HELD_OUT, found.held_out)
+    return Text(HELD_OUT, held_out)
 
 
 def _read(path: Path) -> Text:
@@ -135,7 +134,7 @@ def _read(path: Path) -> Text:
 
 
 def _predictions(
-    request: Request, text: Text, reference: Model | None, models: Mapping[str, Model]
+    request: Request, text: Text, reference: Runnable | None, models: Mapping[str, Model]
 ) -> Steps[tuple[dict[str, Any], dict[str, Divergence | Perplexity]]]:
     """What the table says of a text: about the text, and by model."""
     context = request.context

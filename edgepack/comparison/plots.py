@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 from edgepack.comparison.compare import OTHERS, Point, frontier
 from edgepack.core.errors import missing_extra
-from edgepack.measure.baselines import PLAIN, STOCK
+from edgepack.planning.target import get, names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 OURS = ("#1b6ca8", "#d1495b", "#8d5fa8")
-PEERS = {STOCK: "#8a8a8a", PLAIN: "#8a8a8a", OTHERS: "#c58b2a"}
+STOCK_COLOUR, OTHERS_COLOUR = "#8a8a8a", "#c58b2a"
 
 ROOM = (70, 12)
 """Pixels (of a hundred to the inch) that a label takes."""
@@ -53,9 +53,11 @@ def pareto(points: Sequence[Point], paths: Sequence[Path]) -> None:
         "size of all files, MB",
         "mean KL to the original, nats per token",
     )
-    recipes = sorted({point.maker for point in points} - set(PEERS))
+    peers = {maker: STOCK_COLOUR for name in names() if (maker := get(name).maker)}
+    peers[OTHERS] = OTHERS_COLOUR
+    recipes = sorted({point.maker for point in points} - set(peers))
     labels: list[tuple[Point, bool, str]] = []
-    for name, colour in {**PEERS, **dict(zip(recipes, cycle(OURS), strict=False))}.items():
+    for name, colour in {**peers, **dict(zip(recipes, cycle(OURS), strict=False))}.items():
         ours = name in recipes
         drawn = [point for point in points if point.maker == name]
         if not drawn:

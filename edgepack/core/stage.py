@@ -12,16 +12,19 @@ import hashlib
 import json
 import shutil
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import Field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from edgepack.core import fingerprint
 from edgepack.core.disk import atomic, lock_of, locked, root, sync, sync_tree
 from edgepack.core.errors import EdgepackError
+from edgepack.core.executor import Executor
+from edgepack.core.progress import Steps
 from edgepack.core.untrusted import Untrusted, read_json, validate
 
 LIST = "stage.json"
@@ -36,25 +39,68 @@ class Listed(Untrusted):
     files: dict[str, str]
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One stage of one recipe: its folder's place follows from what goes in.
+class Stage(ABC):
+    """One step from a recipe to a folder: what goes in, and how what comes out is made.
 
-    `code` are the modules (or packages) whose code the result depends on, with all they import.
+    Subclasses are frozen dataclasses of the models, texts and earlier stages that they read, and of
+    the options that they heed. They import no other stage's room.
     """
 
-    name: str
-    code: tuple[str, ...]
-    options: Mapping[str, Any]
-    inputs: tuple[str, ...]
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    name: ClassVar[str]
+    """Its folder in the cache, and its name in reports and progress."""
+    code: ClassVar[tuple[str, ...]]
+    """Modules (or packages) whose code the result depends on, with all that they import."""
+
+    @property
+    @abstractmethod
+    def inputs(self) -> tuple[str, ...]:
+        """The keys of what goes in: models, texts, other stages."""
+
+    @abstractmethod
+    def options(self) -> dict[str, Any]:
+        """All else that the result depends on, as JSON."""
+
+    @abstractmethod
+    def run(self, folder: Path, executor: Executor) -> Steps[None]:
+        """Make the result in `folder`, which holds what a killed run finished. Work that consists
+        of many items alike goes to `executor`."""
+
+    def memory(self) -> int:
+        """Expected peak bytes while it runs, beside those of the process."""
+        return 0
+
+    def facts(self) -> dict[str, Any]:
+        """What manifests and plans say of it, as far as it is known, by their key for that."""
+        return {}
+
+    def warnings(self) -> list[str]:
+        """What is to be said of the finished result."""
+        return []
 
     @property
     def key(self) -> str:
         """Hex digest of everything that determines the result."""
         code = fingerprint.digest(*self.code)
-        content = [self.name, code, dict(self.options), list(self.inputs)]
+        content = [self.name, code, self.options(), list(self.inputs)]
         text = json.dumps(content, sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def complete(self, executor: Executor) -> Steps[None]:
+        """Run it, unless its result is there; what a killed run finished is not done again."""
+        if not self.is_whole():
+            with self.writing() as folder:
+                yield from self.run(folder, executor)
+
+    def drop(self) -> None:
+        """Remove the finished result, which stands elsewhere now."""
+        self._remove(self.files())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Its fields: what is computed from them is computed anew elsewhere."""
+        names = self.__dataclass_fields__
+        return {name: getattr(self, name) for name in names}
 
     @property
     def folder(self) -> Path:
@@ -79,9 +125,14 @@ class Stage:
         """
         if not self.is_done:
             return False
-        listed = self._listed()
+        listed = self.files()
         if all(_sha256(self.folder / name) == known for name, known in listed.items()):
             return True
+        self._remove(listed)
+        return False
+
+    def _remove(self, listed: Mapping[str, str]) -> None:
+        """Remove the files of a result; others, which edgepack did not write, it leaves alone."""
         for name in (*listed, LIST):
             (self.folder / name).unlink(missing_ok=True)
         for folder in sorted((p for p in self.folder.rglob("*") if p.is_dir()), reverse=True):
@@ -90,9 +141,9 @@ class Stage:
             self.folder.rmdir()
         except OSError:
             raise self._damaged("is damaged and has files that edgepack did not write") from None
-        return False
 
-    def _listed(self) -> Mapping[str, str]:
+    def files(self) -> Mapping[str, str]:
+        """Name → sha256 of every file of the finished result."""
         path = self.folder / LIST
         try:
             return validate(Listed, read_json(path), path.name).files
@@ -128,7 +179,7 @@ class Stage:
         files = (p for p in sorted(self.partial.rglob("*")) if p.is_file() and p.name != LIST)
         content = {
             "stage": self.name,
-            "options": dict(self.options),
+            "options": self.options(),
             "inputs": list(self.inputs),
             "versions": {
                 "python": sys.version.split()[0],

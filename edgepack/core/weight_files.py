@@ -55,6 +55,17 @@ def load_weight(folder: Path, name: str) -> tuple[FactoredWeight, dict[str, Any]
     return FactoredWeight.from_tensors(tensors, about["formats"]), about
 
 
+def load_about(folder: Path, name: str) -> dict[str, Any]:
+    """What is known of a decomposed weight, without reading it."""
+    path = weight_path(folder, name)
+    try:
+        with safe_open(path, framework="pt") as file:
+            about: dict[str, Any] = json.loads(file.metadata()["edgepack"])
+            return about
+    except (SafetensorError, ValueError, LookupError, TypeError) as error:
+        raise damaged(path, error) from error
+
+
 def load_imatrix(folder: Path, name: str) -> Tensor:
     """Mean squared inputs ``[in]`` of a decomposed weight, for stock's quantizer."""
     with safe_open(weight_path(folder, name), framework="pt") as file:

@@ -5,16 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from edgepack.core import plugins
-
-if TYPE_CHECKING:
-    from edgepack.formats.base import Format
-
 
 _ROWS = 8192  # rows at once in float64, so that an embedding needs no copy of itself
 
@@ -45,6 +41,40 @@ Grid = Mapping[str, Tensor]
 ``[out, blocks, …]``; which fields, and their dtypes, is the format's affair."""
 
 
+class Codec(Protocol):
+    """What a tensor asks of the format that its codes are in (`formats.base.Format`)."""
+
+    block_size: int
+    largest: float
+
+    def nbytes(self, shape: tuple[int, ...]) -> int:
+        """Bytes of a tensor in a GGUF file."""
+        ...
+
+    def encode(self, W: Tensor, grid: Grid) -> Tensor:
+        """The codes nearest to W on a grid."""
+        ...
+
+    def decode(self, codes: Tensor, grid: Grid) -> Tensor:
+        """Codes as float32."""
+        ...
+
+
+@dataclass(frozen=True)
+class WeightFormat:
+    """How one matrix is stored: the formats of Q, L and R, and the rank (0: no L and R)."""
+
+    Q: str
+    rank: int = 0
+    L: str | None = None
+    R: str | None = None
+
+    @property
+    def factors(self) -> str:
+        """The format that L and R were to have; ``f16`` takes its place where blocks do not fit."""
+        return next((name for name in (self.L, self.R) if name not in (None, "f16")), None) or "f16"
+
+
 @dataclass(frozen=True)
 class QuantizedTensor:
     """Q: integer codes on a named grid, not the bytes of any runtime.
@@ -58,9 +88,9 @@ class QuantizedTensor:
     grid: Grid
 
     @property
-    def plugin(self) -> Format:
+    def plugin(self) -> Codec:
         """The format that understands the codes."""
-        found: Format = plugins.find("formats", self.format)
+        found: Codec = plugins.find("formats", self.format)
         return found
 
     @property

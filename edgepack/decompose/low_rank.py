@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgepack.core import plugins
+from edgepack import formats
 from edgepack.core.linalg import (
     NOISE,
     damped,
@@ -23,7 +23,6 @@ from edgepack.core.linalg import (
 from edgepack.core.weights import QuantizedTensor
 from edgepack.decompose.ldlq import OUT_DAMPING, ldlq, metric
 from edgepack.formats._affine import Affine
-from edgepack.formats.base import Format
 
 _DAMPING = 1e-3  # the factors' own metrics only steer rounding at 4 to 16 bits
 
@@ -73,16 +72,10 @@ def _gram(RH: Tensor, R: Tensor) -> Tensor:
 
 def _round(factor: Tensor, H: Tensor, factors: str, H_out: Tensor | None = None) -> QuantizedTensor:
     """A factor ``[rows, columns]`` on the grid of `factors`, or f16 where that does not fit."""
-    fmt: Format = plugins.find("formats", factor_format(factors, factor.shape[1]))
+    fmt = formats.get(formats.factor_format(factors, factor.shape[1]))
     if not isinstance(fmt, Affine):
         return fmt.quantize(factor.float())
     return ldlq(factor.float(), metric(H, fmt.block_size, _DAMPING, H_out, fmt.group), fmt)
-
-
-def factor_format(factors: str, columns: int) -> str:
-    """The format a factor with rows of that length really gets: f16 where blocks do not fit."""
-    fmt: Format = plugins.find("formats", factors)
-    return factors if fmt.fits(columns) else "f16"
 
 
 def downdate(H: Tensor, R: Tensor) -> Tensor:

@@ -1,171 +1,98 @@
-"""The decompose stage: every weight of a model in turn, one file each, the unit of resume."""
+"""The decompose stage: W ≈ Q + L·R of every weight."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from edgepack.calibration.stage import DOUBLE, FLOAT, Calibrate, matrices_by_block
+from edgepack.checkpoint import Checkpoint
+from edgepack.core.executor import AT_ONCE, Executor
+from edgepack.core.progress import Steps
+from edgepack.core.stage import Stage
+from edgepack.core.weight_files import load_about
+from edgepack.core.weights import WeightSpec
+from edgepack.decompose.weights import Item, decompose
+from edgepack.planning.plan import READS, Chosen, Plan
 
-from edgepack.calibration.moments import EMBEDDING, HEAD, OUTPUT, unknown, weight_hessian
-from edgepack.calibration.sweep import embedded, head_moments, layerwise
-from edgepack.core import plugins
-from edgepack.core.errors import while_doing
-from edgepack.core.executor import side_by_side
-from edgepack.core.progress import Progress, Steps
-from edgepack.core.weight_files import IMATRIX, load_weight, save_tensors, weight_path
-from edgepack.core.weights import Hessian, WeightSpec
-from edgepack.decompose.caldera import Decomposition, caldera
-from edgepack.model.decoder import Decoder
-from edgepack.model.stream import Tokens, micro_batches, states
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What one matrix is to become: format of Q, rank, and the formats L and R really get."""
-
-    format: str
-    rank: int = 0
-    L: str | None = None
-    R: str | None = None
-    factors: str = "f16"
-
-
-Lookup = Callable[[WeightSpec], Hessian] | None
-"""A weight's Hessian; None where there are no statistics."""
+LOSSES = {"clipped": "too large for float16 scales", "lost": "too small, and became 0"}
+"""What a decomposed weight says of values that its format could not hold."""
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What all weights share."""
+class Decompose(Stage):
+    """One file per matrix, in the formats `chosen`; its key is that of those very formats, however
+    they came to be chosen."""
 
+    model: Checkpoint
+    calibration: Calibrate | None
+    chosen: Chosen
     damping: tuple[float, ...]
     iterations: int
 
+    name = "decompose"
+    code = ("edgepack.decompose.weights", "edgepack.formats", *READS)
 
-def decompose(
-    decoder: Decoder,
-    choices: Mapping[str, Choice],
-    settings: Settings,
-    hessians: Path | None,
-    tokens: Tokens | None,
-    folder: Path,
-) -> Steps[None]:
-    """Write one file per matrix of `choices` into `folder`, leaving out those already there.
+    @property
+    def inputs(self) -> tuple[str, ...]:  # noqa: D102
+        return (self.calibration.key if self.calibration else self.model.key,)
 
-    `hessians` is the folder of a guided calibration; without one, each block is calibrated on
-    `tokens` as the blocks already packed pass them on (objective ``layer``). With neither, the
-    choices may name unquantized formats only.
-    """
-    run = _Run(decoder, choices, settings, folder)
-    if hessians is not None or tokens is None:
-        yield from run.one_shot(hessians)
-    else:
-        yield from run.sequential(tokens)
+    def options(self) -> dict[str, Any]:  # noqa: D102
+        return {
+            "formats": {name: vars(fmt) for name, fmt in self.chosen.formats.items()},
+            "damping": list(self.damping),
+            "iterations": self.iterations,
+            "objective": self.calibration.objective if self.calibration else None,
+        }
 
+    def run(self, folder: Path, executor: Executor) -> Steps[None]:  # noqa: D102
+        calibration = self.calibration
+        hessians = calibration.hessians if calibration else None
+        items = [
+            Item(self.model, name, fmt, self.damping, self.iterations, hessians, folder)
+            for name, fmt in self.chosen.formats.items()
+        ]
+        sequential = calibration is not None and hessians is None
+        tokens = calibration.text.tokens if calibration and sequential else None
+        yield from decompose(items, tokens, executor)
 
-@dataclass
-class _Run:
-    decoder: Decoder
-    choices: Mapping[str, Choice]
-    settings: Settings
-    folder: Path
+    def warnings(self) -> list[str]:
+        """What float16 scales could not hold, by weight."""
+        return [
+            f"{name}: {about[kind]} values {what}"
+            for name, about in self.about(self.folder).items()
+            for kind, what in LOSSES.items()
+            if about.get(kind)
+        ]
 
-    def __post_init__(self) -> None:
-        self.specs = self.decoder.checkpoint.specs
-        self.total = sum(self.specs[name].numel for name in self.choices)
-        self.done = 0
+    def about(self, folder: Path) -> dict[str, dict[str, Any]]:
+        """What is known of every weight in a folder of this stage, or of one that goes on from it:
+        errors, damping, method."""
+        return {name: load_about(folder, name) for name in self.chosen.formats}
 
-    def one_shot(self, hessians: Path | None) -> Steps[None]:
-        """All weights against the original's statistics."""
-        tied = self.decoder.dimensions.tie_word_embeddings
-        for group in self._groups():
-            lookup = None if hessians is None else partial(weight_hessian, hessians, tied=tied)
-            yield from self._group(group, lookup)
+    def memory(self) -> int:
+        """A few matrices with their copies and candidates, and the factors of their Hessians."""
+        outside = ([spec] for spec in self.model.specs.values() if spec.block is None)
+        groups: Iterable[list[WeightSpec]] = [*matrices_by_block(self.model), *outside]
+        at_once = min(AT_ONCE, os.cpu_count() or 1)
+        return max(sum(sorted(map(self._weight_bytes, group))[-at_once:]) for group in groups)
 
-    def sequential(self, tokens: Tokens) -> Steps[None]:
-        """Block after block, each on what the packed blocks before it pass on."""
-        batches = micro_batches(tokens)
-        packed = Decoder(
-            self.decoder.checkpoint,
-            {name: partial(self._dense, name) for name in self.choices},
-        )
-        outside, *blocks = self._groups()
-        stream = states(self.decoder, tokens.all, self.folder, "x")
-        if not any(state.exists for state in stream):
-            stream[0].write(embedded(self.decoder, tokens.all, batches))
-        for index, group in enumerate(blocks):
-            inputs, output = stream[index], stream[index + 1]
-            if any(not weight_path(self.folder, s.name).exists() for s in group):
-                hessians = layerwise(self.decoder.block(index), inputs, batches)
-                yield from self._group(group, partial(_of_block, hessians))
-            else:
-                yield from self._group(group, None)
-            if inputs.exists and not output.exists:
-                block = packed.block(index)
-                output.write(block(inputs.read(batch.rows)) for batch in batches)
-            inputs.path.unlink(missing_ok=True)
-        moments = head_moments(self.decoder.head(), stream[-1], batches)
-        yield from self._group(outside, lambda spec: self._outside(spec, moments))
-        stream[-1].path.unlink()
-
-    def _outside(self, spec: WeightSpec, moments: Mapping[str, Hessian]) -> Hessian:
-        tied = self.decoder.dimensions.tie_word_embeddings
-        multiplied = (OUTPUT, EMBEDDING) if tied else (OUTPUT,)
-        return moments[HEAD] if spec.role in multiplied else unknown(spec.shape[1])
-
-    def _groups(self) -> list[list[WeightSpec]]:
-        """The matrices outside the blocks, then those of each block."""
-        groups: dict[int, list[WeightSpec]] = {-1: []}
-        for name in self.choices:
-            spec = self.specs[name]
-            groups.setdefault(-1 if spec.block is None else spec.block, []).append(spec)
-        return [groups[block] for block in sorted(groups)]
-
-    def _group(self, group: list[WeightSpec], hessian: Lookup) -> Steps[None]:
-        missing = [s for s in group if not weight_path(self.folder, s.name).exists()]
-        self.done += sum(s.numel for s in group if s not in missing)
-        for spec in side_by_side(partial(self._weight, hessian), missing):
-            yield Progress("decompose", self.done, self.total, self._label(spec))
-            self.done += spec.numel
-
-    def _label(self, spec: WeightSpec) -> str:
-        choice = self.choices[spec.name]
-        return f"{spec.name.removesuffix('.weight')} ({choice.format}, rank {choice.rank})"
-
-    def _weight(self, hessian: Lookup, spec: WeightSpec) -> None:
-        with while_doing(f"decomposing {self._label(spec)}"):
-            self._decompose(spec, self.choices[spec.name], hessian)
-
-    def _decompose(self, spec: WeightSpec, choice: Choice, hessian: Lookup) -> None:
-        checkpoint = self.decoder.checkpoint
-        H = unknown(spec.shape[1]) if hessian is None else hessian(spec)
-        found = caldera(
-            checkpoint.tensor(spec.name),
-            H,
-            plugins.find("formats", choice.format),
-            rank=choice.rank,
-            factors=choice.factors,
-            damping=self.settings.damping,
-            iterations=self.settings.iterations,
-            source=checkpoint.quantized(spec.name),
-        )
-        path = weight_path(self.folder, spec.name)
-        imatrix = {IMATRIX: H.imatrix.float()}
-        save_tensors(path, found.weight.tensors() | imatrix, _about(found))
-
-    def _dense(self, name: str) -> Tensor:
-        return load_weight(self.folder, name)[0].dense()
+    def _weight_bytes(self, spec: WeightSpec) -> int:
+        square = spec.shape[-1] ** 2
+        two_sided = self.calibration is not None and self.calibration.objective == "model"
+        if two_sided and spec.block is not None and len(spec.shape) == 2:
+            square += spec.shape[0] ** 2
+        return 6 * FLOAT * spec.numel + 9 * DOUBLE * square
 
 
-def _of_block(hessians: Mapping[str, Hessian], spec: WeightSpec) -> Hessian:
-    """Shortcuts have none: they are applied outside the block's linear maps, and stay float16."""
-    return hessians.get(spec.role) or unknown(spec.shape[1])
-
-
-def _about(found: Decomposition) -> dict[str, Any]:
-    about = {k: v for k, v in vars(found).items() if k != "weight"}
-    return {**about, "formats": found.weight.formats(), "rank": found.weight.rank}
+def join(plan: Plan) -> Plan:
+    """The plan with every matrix decomposed; a checkpoint is written as it is."""
+    if not plan.target.packs:
+        return plan
+    compress, calibration = plan.recipe.compress, plan.find(Calibrate)
+    damping = tuple(compress.damping) if compress else ()
+    iterations = compress.iterations if compress else 0
+    return plan.adding(Decompose(plan.model, calibration, plan.chosen, damping, iterations))

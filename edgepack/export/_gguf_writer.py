@@ -18,7 +18,7 @@ from torch import Tensor
 from edgepack.architectures.base import Architecture
 from edgepack.core.errors import ExportError
 from edgepack.core.weights import QuantizedTensor
-from edgepack.export.parts import check_finite
+from edgepack.export.values import check_finite
 from edgepack.formats.base import GgmlFormat
 
 _F32 = 0  # GGML_TYPE_F32

@@ -17,7 +17,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from edgepack.export.parts import check_finite
+from edgepack.export.values import check_finite
 
 Array = NDArray[Any]
 

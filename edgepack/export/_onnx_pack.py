@@ -16,7 +16,7 @@ from torch import Tensor
 
 from edgepack.core import plugins
 from edgepack.core.weights import QuantizedTensor
-from edgepack.export.parts import F32
+from edgepack.export.values import F32
 from edgepack.formats._integer import Integer
 from edgepack.formats._levels import Uniform
 from edgepack.formats._scalar import OneScale

@@ -9,11 +9,11 @@ import numpy as np
 from torch import Tensor
 
 from edgepack.checkpoint import Checkpoint
-from edgepack.core.weights import FactoredWeight, QuantizedTensor, WeightSpec
+from edgepack.core.weights import FactoredWeight, QuantizedTensor, WeightFormat, WeightSpec
 from edgepack.export import _onnx_pack as pack
 from edgepack.export._onnx_graph import Array, Graph, Stored, kind
-from edgepack.export.parts import F32, Parts
 from edgepack.export.profiles import GraphOptions
+from edgepack.export.values import F32
 
 Load = Callable[[str], FactoredWeight]
 LORA = {"R": "lora_A", "L": "lora_B"}
@@ -28,7 +28,7 @@ class Store:
         self,
         graph: Graph,
         checkpoint: Checkpoint,
-        parts: Mapping[str, Parts],
+        parts: Mapping[str, WeightFormat],
         load: Load,
         norms: Mapping[str, Tensor],
         options: GraphOptions,

@@ -14,9 +14,9 @@ from torch import Tensor
 from edgepack.checkpoint import Checkpoint, gguf_rows
 from edgepack.core import plugins
 from edgepack.core.errors import ExportError
-from edgepack.core.weights import FactoredWeight, QuantizedTensor, WeightSpec
+from edgepack.core.weights import FactoredWeight, QuantizedTensor, WeightFormat, WeightSpec
 from edgepack.export._gguf_writer import Entry, size_of, write
-from edgepack.export.parts import F32, Parts, plain_formats
+from edgepack.export.values import F32, plain_formats
 from edgepack.formats import f16
 from edgepack.formats.base import GgmlFormat
 
@@ -117,7 +117,7 @@ def write_plain(path: Path, checkpoint: Checkpoint, form: str = "f16") -> int:
 def write_factors(
     path: Path,
     checkpoint: Checkpoint,
-    factors: Mapping[str, Parts],
+    factors: Mapping[str, WeightFormat],
     load: Callable[[str], FactoredWeight],
 ) -> int:
     """Write L and R as a LoRA adapter (lora_b, lora_a) for a base of Q; return its size in bytes.
@@ -131,7 +131,7 @@ def write_factors(
 
 
 def files_size(
-    checkpoint: Checkpoint, formats: Mapping[str, str], factors: Mapping[str, Parts]
+    checkpoint: Checkpoint, formats: Mapping[str, str], factors: Mapping[str, WeightFormat]
 ) -> int:
     """Bytes that `write_model` and `write_factors` (where there are any) will write together."""
 
@@ -149,7 +149,7 @@ def files_size(
 
 def _factor_entries(
     checkpoint: Checkpoint,
-    factors: Mapping[str, Parts],
+    factors: Mapping[str, WeightFormat],
     load: Callable[[str], FactoredWeight],
 ) -> list[Entry]:
     entries: list[Entry] = []

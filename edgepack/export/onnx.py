@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from edgepack.checkpoint.save import config
 from edgepack.core import plugins
 from edgepack.core.disk import atomic
 from edgepack.core.progress import Progress, Steps
-from edgepack.core.weights import FactoredWeight, QuantizedTensor
+from edgepack.core.weights import FactoredWeight, QuantizedTensor, WeightFormat
 from edgepack.export import _onnx_graph
 from edgepack.export import _onnx_pack as pack
 from edgepack.export._onnx_graph import Graph
@@ -25,8 +25,8 @@ from edgepack.export._onnx_store import Load
 from edgepack.export.card import card
 from edgepack.export.genai import genai_config
 from edgepack.export.onnx_decoder import decoder_graph
-from edgepack.export.parts import F32, Parts, check_finite, plain_formats
 from edgepack.export.profiles import PROFILES, GraphOptions
+from edgepack.export.values import F32, check_finite, plain_formats
 from edgepack.formats.base import Format
 from edgepack.recipe.sections import Onnx
 
@@ -58,10 +58,34 @@ def graph_options(checkpoint: Checkpoint, wanted: Onnx) -> GraphOptions:
     return GraphOptions(known, PROFILES[wanted.profile], half, wanted.qdq)
 
 
+def stores(fmt: Format) -> bool:
+    """Whether a graph can hold a format."""
+    return fmt.name in pack.WHOLE_ROWS or pack.layout(fmt) is not None
+
+
+def short_context(checkpoint: Checkpoint, wanted: Onnx) -> list[str]:
+    """That a graph will know fewer positions than its model, where nobody asked for that."""
+    known, most = positions(checkpoint, None), checkpoint.dimensions.max_position_embeddings
+    if wanted.context is not None or known == most:
+        return []
+    return [f"export.onnx.context: the graph will know {known} of the model's {most} positions"]
+
+
+def slow_formats(profile: str, used: Collection[str]) -> list[str]:
+    """Formats that the runtimes of a profile have no fast kernels for."""
+    unfit, found = PROFILES[profile].unfit, []
+    for name in sorted(used):
+        how = pack.layout_of(name)
+        reason = unfit.get(f"{how.bits} bits" if how else name)
+        if reason:
+            found.append(f"export.onnx.profile: {profile}, but `{name}`: {reason}")
+    return found
+
+
 def write_folder(
     folder: Path,
     checkpoint: Checkpoint,
-    parts: Mapping[str, Parts],
+    parts: Mapping[str, WeightFormat],
     load: Load,
     options: GraphOptions,
     norms: Mapping[str, Tensor] | None = None,
@@ -137,11 +161,13 @@ def write_plain(
         plugin: Format = plugins.find("formats", formats[name])
         return FactoredWeight(plugin.quantize(W))
 
-    parts = {name: Parts(form) for name, form in formats.items()}
+    parts = {name: WeightFormat(form) for name, form in formats.items()}
     return (yield from write_folder(folder, checkpoint, parts, load, options, stage=stage))
 
 
-def unread(checkpoint: Checkpoint, parts: Mapping[str, Parts], options: GraphOptions) -> Graph:
+def unread(
+    checkpoint: Checkpoint, parts: Mapping[str, WeightFormat], options: GraphOptions
+) -> Graph:
     """The graph without its values: what there is to say before anything is read."""
 
     def load(name: str) -> FactoredWeight:
@@ -150,7 +176,9 @@ def unread(checkpoint: Checkpoint, parts: Mapping[str, Parts], options: GraphOpt
     return decoder_graph(checkpoint, parts, load, options)
 
 
-def files_size(checkpoint: Checkpoint, parts: Mapping[str, Parts], options: GraphOptions) -> int:
+def files_size(
+    checkpoint: Checkpoint, parts: Mapping[str, WeightFormat], options: GraphOptions
+) -> int:
     """Bytes of the graph and its data, and of factors that are in neither (a little more than their
     file has: every name is written with a shape and two offsets)."""
     graph, name = unread(checkpoint, parts, options), model_name(checkpoint, parts, options)
@@ -159,7 +187,9 @@ def files_size(checkpoint: Checkpoint, parts: Mapping[str, Parts], options: Grap
     return _onnx_graph.size_of(graph, name, options.profile.chunk) + beside
 
 
-def model_name(checkpoint: Checkpoint, parts: Mapping[str, Parts], options: GraphOptions) -> str:
+def model_name(
+    checkpoint: Checkpoint, parts: Mapping[str, WeightFormat], options: GraphOptions
+) -> str:
     """The graph's file, named by the bits that most weights of the blocks are computed with."""
     counts: Counter[str] = Counter()
     for name, known in parts.items():

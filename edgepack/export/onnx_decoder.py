@@ -18,11 +18,10 @@ import numpy as np
 from torch import Tensor
 
 from edgepack.checkpoint import Checkpoint
-from edgepack.core.weights import WeightSpec
+from edgepack.core.weights import WeightFormat, WeightSpec
 from edgepack.export._onnx_graph import Graph, kind
 from edgepack.export._onnx_store import Load, Store
 from edgepack.export._onnx_weights import Weights
-from edgepack.export.parts import Parts
 from edgepack.export.profiles import GraphOptions
 from edgepack.model.decoder import Rotary
 
@@ -37,7 +36,7 @@ ACTIVATIONS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 
 def decoder_graph(
     checkpoint: Checkpoint,
-    parts: Mapping[str, Parts],
+    parts: Mapping[str, WeightFormat],
     load: Load,
     options: GraphOptions,
     norms: Mapping[str, Tensor] | None = None,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from edgepack.core.errors import ExportError
 from edgepack.core.weights import FactoredWeight
-from edgepack.export.parts import check_finite
+from edgepack.export.values import check_finite
 
 
 def write_adapter(

@@ -1,95 +1,96 @@
-"""The files that runtimes read, in the output folder of a target."""
+"""The export stage: the files of a target, looked at by their runtime before they get a name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
+from edgepack.checkpoint import Checkpoint
+from edgepack.core.executor import Executor
 from edgepack.core.progress import Progress, Steps
+from edgepack.core.stage import Stage
 from edgepack.core.weight_files import load_weight
 from edgepack.core.weights import FactoredWeight
-from edgepack.export.gguf import write_factors, write_model
-from edgepack.export.modelfile import modelfile, stops
-from edgepack.export.parts import Parts
+from edgepack.decompose.stage import Decompose
 from edgepack.export.peft import write_adapter
-from edgepack.planning.formats import parts_of
 from edgepack.planning.plan import Plan
+from edgepack.planning.target import Target
+from edgepack.recover.stage import Recover
+from edgepack.runtimes.agreement import agreement
 
-Load = Callable[[str], FactoredWeight]
-
-
-def write(
-    made: Plan,
-    weights: Path,
-    about: Mapping[str, Mapping[str, Any]],
-    norms: Mapping[str, Tensor],
-    folder: Path,
-) -> Steps[None]:
-    """The model in the files of the plan's target. `weights` is the folder of decomposed weights,
-    `about` what they say of themselves, `norms` those trained."""
-
-    def load(name: str) -> FactoredWeight:
-        return load_weight(weights, name)[0]
-
-    parts = {
-        name: Parts(a["formats"]["Q"], a["rank"], a["formats"].get("L"), a["formats"].get("R"))
-        for name, a in about.items()
-    }
-    ranked = {name: known for name, known in parts.items() if known.rank}
-    if made.target == "onnx":
-        yield from _write_onnx(made, parts, load, norms, folder)
-    else:
-        yield Progress("export", 0, 1, "base.gguf")
-        _write_gguf(made, parts, load, norms, folder)
-    if ranked:
-        write_adapter(
-            folder / "adapter", ranked, load, base=str(made.checkpoint.original.source["model"])
-        )
+CONTEXT = 64
+"""Tokens that the files are tried with."""
 
 
-def requires(made: Plan) -> str | None:
-    """What the files need of their runtime, where that is not any version that edgepack runs."""
-    if made.target != "onnx":
-        return None
-    from edgepack.export import onnx
-    from edgepack.export.requirements import needed
+@dataclass(frozen=True)
+class Export(Stage):
+    """The files that a build leaves, without the report. Once they stand in the output folder they
+    are not kept here."""
 
-    options = onnx.graph_options(made.checkpoint, made.recipe.export.onnx)
-    parts = parts_of(made.choices)
-    (major, minor), what = needed(onnx.unread(made.checkpoint, parts, options), half=options.half)
-    return f"ONNX Runtime {major}.{minor} or later (for {what})"
+    model: Checkpoint
+    original: Checkpoint
+    target: Target
+    decomposed: Decompose | None
+    recovered: Recover | None
+
+    name = "export"
+
+    @property
+    def code(self) -> tuple[str, ...]:  # type: ignore[override]  # noqa: D102
+        return ("edgepack.export", f"edgepack.targets.{self.target.name}", "edgepack.formats")
+
+    @property
+    def weights(self) -> Stage | None:
+        """The stage whose weights are written; None: the model's own."""
+        return self.recovered or self.decomposed
+
+    @property
+    def inputs(self) -> tuple[str, ...]:  # noqa: D102
+        return (self.model.key, *((self.weights.key,) if self.weights else ()))
+
+    def options(self) -> dict[str, Any]:  # noqa: D102
+        return {"target": self.target.name, **self.target.options(self.model)}
+
+    def run(self, folder: Path, executor: Executor) -> Steps[None]:  # noqa: D102
+        yield Progress("export", 0, 1, "writing files")
+        if self.target.packs:
+            for path in folder.iterdir():  # of a killed run, perhaps not whole
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        formats = self.decomposed.chosen.formats if self.decomposed else {}
+        norms = self.recovered.norms if self.recovered else {}
+        yield from self.target.write(self.model, formats, self._load, norms, folder)
+        if ranked := [name for name, fmt in formats.items() if fmt.rank]:
+            base = str(self.original.source["model"])
+            write_adapter(folder / "adapter", ranked, self._load, base=base)
+        yield from self._verify(folder)
+
+    def _load(self, name: str) -> FactoredWeight:
+        assert self.weights is not None
+        return load_weight(self.weights.folder, name)[0]
+
+    def _verify(self, folder: Path) -> Steps[None]:
+        """The runtime, where it is installed, loads the files, and reads text as the model does."""
+        if not (self.target.packs and self.target.runtime.is_installed):
+            return
+        yield Progress("export", 0, 1, "the files in their runtime")
+        with self.target.written(folder, self.model).open(CONTEXT) as runtime:
+            agreement(runtime, self.original.tokenizer)
+
+    def facts(self) -> dict[str, Any]:
+        """What became of every weight."""
+        if self.decomposed is None:
+            return {"weights": {}}
+        if not (self.weights and self.weights.is_done):
+            return {}
+        specs = self.model.specs
+        found = self.decomposed.about(self.weights.folder)
+        return {"weights": {n: {**about, "dtype": specs[n].dtype} for n, about in found.items()}}
 
 
-def _write_gguf(
-    made: Plan,
-    parts: Mapping[str, Parts],
-    load: Load,
-    norms: Mapping[str, Tensor],
-    folder: Path,
-) -> None:
-    """base.gguf, the factors as an adapter for it, and a Modelfile."""
-    formats = {name: known.Q for name, known in parts.items()}
-    ranked = {name: known for name, known in parts.items() if known.rank}
-    write_model(folder / "base.gguf", made.checkpoint, formats, lambda name: load(name).Q, norms)
-    if ranked:
-        write_factors(folder / "factors.gguf", made.checkpoint, ranked, load)
-    factors = "factors.gguf" if ranked else None
-    (folder / "Modelfile").write_text(
-        modelfile(factors=factors, stops=stops(made.checkpoint)), encoding="utf-8"
-    )
-
-
-def _write_onnx(
-    made: Plan,
-    parts: Mapping[str, Parts],
-    load: Load,
-    norms: Mapping[str, Tensor],
-    folder: Path,
-) -> Steps[Path]:
-    from edgepack.export import onnx
-
-    options = onnx.graph_options(made.checkpoint, made.recipe.export.onnx)
-    return (yield from onnx.write_folder(folder, made.checkpoint, parts, load, options, norms))
+def join(plan: Plan) -> Plan:
+    """The plan with the files of its target: every plan has them."""
+    decomposed, recovered = plan.find(Decompose), plan.find(Recover)
+    stage = Export(plan.model, plan.original, plan.target, decomposed, recovered)
+    return plan.adding(stage)

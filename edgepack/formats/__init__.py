@@ -1,1 +1,26 @@
-"""Quantization formats, one per file; the file's name is the name in a recipe."""
+"""Quantization formats, one per file; the file's name is the name in a recipe.
+
+A format fits grids, encodes, decodes; llama.cpp's also pack to bytes. Imports nothing but ``core``.
+"""
+
+from __future__ import annotations
+
+from edgepack.core import plugins
+from edgepack.formats.base import Format, GgmlFormat
+
+
+def get(name: str) -> Format:
+    """The format of that name."""
+    found: Format = plugins.find("formats", name)
+    return found
+
+
+def stock() -> tuple[str, ...]:
+    """Names of llama.cpp's own types."""
+    return tuple(name for name in plugins.names("formats") if isinstance(get(name), GgmlFormat))
+
+
+def factor_format(factors: str, columns: int) -> str:
+    """The format that a factor with rows of that length really gets: f16 where blocks do not
+    fit."""
+    return factors if get(factors).fits(columns) else "f16"

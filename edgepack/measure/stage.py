@@ -1,8 +1,7 @@
-"""Perplexity, KL and top-1 of the files just written, through their runtime, beside stock's.
+"""The measure stage: perplexity, KL and top-1 of the files just written, through their runtime.
 
-The reference is the original as float16. The peers of a GGUF are stock quantizations of the same
-model with an imatrix of the same calibration tokens: in the very types of ours, and in the uniform
-type whose file comes nearest in size (all of them where sizes tie). That of an ONNX graph is plain
+The reference is the original as float16. Beside ours stand the target's nearest baselines: for GGUF
+stock quantizations of the same model with an imatrix of the same calibration tokens, for ONNX plain
 rounding in the very types of ours.
 """
 
@@ -11,45 +10,34 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from edgepack.calibration.text import read
-from edgepack.core.artifact import digest
+from edgepack.calibration import text as calibration_text
+from edgepack.calibration.stage import FLOAT
 from edgepack.core.disk import atomic, scratch
-from edgepack.core.errors import EdgepackError, ExportError
+from edgepack.core.errors import ExportError, RecipeError
+from edgepack.core.executor import Executor
 from edgepack.core.progress import Progress, Steps
 from edgepack.core.stage import Stage
 from edgepack.core.untrusted import read_json
 from edgepack.core.weight_files import load_imatrix
-from edgepack.measure.baselines import peers, write_plain_onnx, write_stock
+from edgepack.export.stage import Export
 from edgepack.metrics.divergence import CHUNK, compare, divergence
 from edgepack.metrics.text import HELD_OUT, Text
-from edgepack.model.stream import Tokens
+from edgepack.model.decoder import Decoder, fits_in_memory
+from edgepack.planning.formats import tensor_bytes
 from edgepack.planning.plan import Plan
+from edgepack.planning.plan import Text as CalibrationText
+from edgepack.recipe import sections
 from edgepack.recipe.texts import MEASURED, source_path
-from edgepack.runtimes.agreement import agreement
-from edgepack.runtimes.base import Scorer
-from edgepack.runtimes.models import RUNTIMES, Library, Model, write_original, written
-from edgepack.runtimes.torch_decoder import TorchDecoder
+from edgepack.runtimes.models import Model, Runnable
 
-
-def verify(made: Plan, folder: Path) -> Steps[None]:
-    """The files just written, in their runtime: it loads them, and reads text as the model does.
-    Nothing where the runtime is not installed."""
-    if find_spec(RUNTIMES[made.target].module) is None:
-        return
-    yield Progress("export", 0, 1, "the files in their runtime")
-    with written(made.target, folder).open(VERIFIED_CONTEXT) as runtime:
-        agreement(runtime, made.dense.checkpoint.tokenizer)
-
-
-VERIFIED_CONTEXT = 64
 RESULT = "measured.json"
 CHECKED = 64
 """Tokens that the original's predictions are checked on."""
@@ -57,158 +45,209 @@ SAME = 0.01
 """Mean KL, in nats a token, up to which two programs compute the same; f16's rounding is 1e-4."""
 
 
-def measure(
-    made: Plan, folder: Path, weights: Path | None, tokens: Tokens | None
-) -> Steps[dict[str, Any]]:
-    """What the manifest says under ``measured``: metrics by candidate, or why there are none.
+@dataclass(frozen=True)
+class FileOfText:
+    """A text file to measure on, held against its sha256 when it is read again."""
 
-    `folder` has the files to measure, `weights` is the decompose stage they come from; without one
-    it holds a checkpoint, measured with our own forward pass. A stage: what a killed run measured
-    is kept, chunk by chunk.
+    path: Path
+    sha256: str
+
+    @cached_property
+    def text(self) -> Text:
+        """Its content."""
+        content = calibration_text.read(self.path, MEASURED, sha256=self.sha256)
+        return Text(self.path.name, content)
+
+
+@dataclass(frozen=True)
+class Measure(Stage):
+    """What manifests say under ``measured``: metrics by model, or why there are none (`skipped`).
+
+    Chunk by chunk: what a killed run measured is kept.
     """
-    options = made.recipe.export.measure
-    if not options.tokens:
-        return {"skipped": "export.measure.tokens is 0"}
-    library = RUNTIMES[made.target]
-    if find_spec(library.module) is None:
-        how = f"pip install 'edgepack[{library.extra}]'"
-        return {"skipped": f"{library.package} is not installed ({how})"}
-    if tokens is None and options.text is None:
-        return {"skipped": "nothing was calibrated and export.measure.text is not set"}
-    text = text_of(made, tokens)
-    stage = _stage(made, folder, text, library)
-    if not stage.is_whole():
-        with stage.writing() as kept:
-            found = yield from _measure(made, folder, weights, text, kept)
-            with atomic(kept / RESULT) as temporary:
-                temporary.write_text(json.dumps(found), encoding="utf-8")
-            for path in kept.glob(f"{CHUNK}*"):
-                path.unlink()
-    measured: dict[str, Any] = read_json(stage.folder / RESULT)
-    return measured
+
+    export: Export
+    measure: sections.Measure
+    file: FileOfText | None
+    calibration_text: CalibrationText | None
+    has_baselines: bool
+    skipped: str | None
+
+    name = "measure"
+
+    @property
+    def code(self) -> tuple[str, ...]:  # type: ignore[override]  # noqa: D102
+        return ("edgepack.measure", f"edgepack.targets.{self.export.target.name}")
+
+    @property
+    def inputs(self) -> tuple[str, ...]:  # noqa: D102
+        return (self.export.key, self.export.original.key)
+
+    def options(self) -> dict[str, Any]:  # noqa: D102
+        library, text = self.export.target.runtime, self.calibration_text
+        return {
+            **self.measure.model_dump(exclude={"text"}),
+            "baselines": self.has_baselines,
+            "skipped": self.skipped,
+            "runtime": version(library.package) if library.is_installed else None,
+            "text": self.file.sha256 if self.file else text and text.key,
+        }
+
+    @property
+    def text(self) -> Text:
+        """What the recipe says to measure on."""
+        if self.file is not None:
+            return self.file.text
+        assert self.calibration_text is not None
+        return Text(HELD_OUT, self.calibration_text.tokens.held_out)
+
+    def run(self, folder: Path, executor: Executor) -> Steps[None]:  # noqa: D102
+        found: dict[str, Any] = {"skipped": self.skipped}
+        if self.skipped is None:
+            found = yield from self._measured(folder)
+        with atomic(folder / RESULT) as temporary:
+            temporary.write_text(json.dumps(found), encoding="utf-8")
+        for path in folder.glob(f"{CHUNK}*"):
+            path.unlink()
+
+    def _measured(self, folder: Path) -> Steps[dict[str, Any]]:
+        """Write what to compare with, for as long as it takes, and compare."""
+        export, target = self.export, self.export.target
+        with scratch() as temporary:
+            reference = yield from target.write_original(export.original, temporary, "measure")
+            checked = {}
+            if target.packs:
+                checked = {"reference_kl": (yield from self._check(reference))}
+            models: list[Runnable] = [target.written(export.folder, export.model)]
+            if self.has_baselines:
+                models += yield from self._baselines(temporary)
+            steps = compare_models(self.measure, self.text, reference, models, folder)
+            return (yield from steps) | checked
+
+    def _baselines(self, folder: Path) -> Steps[list[Model]]:
+        export, target = self.export, self.export.target
+        assert export.decomposed is not None
+        assert export.weights is not None
+        models = []
+        chosen = target.nearest_baselines(export.model, export.decomposed.chosen.formats)
+        imatrix = partial(load_imatrix, export.weights.folder)
+        for number, (label, types) in enumerate(chosen.items()):
+            yield Progress("measure", 0, 1, label)
+            place = folder / f"baseline-{number}"
+            steps = target.write_baseline(export.model, types, imatrix, place, "measure")
+            models.append(Model(label, (yield from steps)))
+        return models
+
+    def _check(self, reference: Runnable) -> Steps[float]:
+        """The mean KL of the original as written from what our own reading of it predicts. A fault
+        of the conversion would be in the packed files as well, and no KL between the two could see
+        it."""
+        yield Progress("measure", 0, 1, "the original, as it was read and as it was written")
+        context, decoder = self.measure.context, Decoder(self.export.original)
+        with reference.open(context) as runtime:
+            tokens = self.text.chunks(runtime, context, context)[0]
+            window = decoder.dimensions.sliding_window
+            tokens = tokens[: min(CHECKED, window or CHECKED)]
+            own = decoder.logits(torch.from_numpy(tokens[:-1]).unsqueeze(0))[0]
+            written = runtime.logits(tokens[:-1].tolist())
+        kl = float(compare(own.numpy(), written, tokens[1:]).kl.mean())
+        if not kl < SAME:
+            raise ExportError(
+                f"the file for {self.export.target.name} does not compute what the model does: "
+                f"mean KL {kl:.3g} over {len(tokens) - 1} tokens, already as f16",
+                hint="please report it, with the model's config.json; nothing was written",
+            )
+        return kl
+
+    def facts(self) -> dict[str, Any]:
+        """The metrics."""
+        return {"measured": read_json(self.folder / RESULT)} if self.is_done else {}
+
+    def memory(self) -> int:
+        """The files side by side, with each runtime's logits and scratch space; of a checkpoint
+        both models as float32, or of one that is too large a block with embeddings and head."""
+        export, target = self.export, self.export.target
+        if self.skipped is not None:
+            return 0
+        logits = FLOAT * self.measure.context * export.model.dimensions.vocab_size
+        if target.packs:
+            assert export.decomposed is not None
+            elements = sum(s.numel for s in export.model.specs.values())
+            own = tensor_bytes(export.model, export.decomposed.chosen.formats)
+            return target.memory(elements, own, logits, stock=self.measure.stock)
+        total = 0
+        for model in (export.original, export.model):
+            whole = fits_in_memory(Decoder(model))
+            kept = [s for s in model.specs.values() if whole or s.block in (None, 0)]
+            total += FLOAT * sum(s.numel for s in kept)
+        return total + 5 * logits
 
 
-def _stage(made: Plan, folder: Path, text: Text, library: Library) -> Stage:
-    """The measurement of the files in `folder`: those very files, through that very runtime."""
-    written = (p for p in sorted(folder.rglob("*")) if p.is_file())
-    options = {
-        **made.recipe.export.measure.model_dump(exclude={"text"}),
-        "target": made.target,
-        "runtime": version(library.package),
-        "onnx": made.recipe.export.onnx.model_dump() if made.target == "onnx" else None,
-        "text": text.digest,
-        "files": {p.relative_to(folder).as_posix(): digest(p)["sha256"] for p in written},
-        "peers": peers(made) if _has_peers(made) and made.target == "gguf" else None,
-    }
-    inputs = (made.decompose.key, made.checkpoint.key, made.dense.checkpoint.key)
-    return Stage("measure", ("edgepack.measure.stage", "edgepack.formats"), options, inputs)
-
-
-def _has_peers(made: Plan) -> bool:
-    return made.recipe.export.measure.stock and made.recipe.compress is not None
-
-
-def _measure(
-    made: Plan, folder: Path, weights: Path | None, text: Text, kept: Path
-) -> Steps[dict[str, Any]]:
-    """Write what to compare with, for as long as it takes, and compare."""
-    options = made.recipe.export.measure
-    if weights is None:
-        dense, own = (TorchDecoder(d, options.context) for d in (made.dense, made.decoder))
-        size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-        one = {"edgepack": own}
-        return (yield from _compare(made, text, dense, one, {"edgepack": size}, kept))
-    with scratch() as temporary:
-        reference = yield from write_original(made.target, made.dense.checkpoint, temporary)
-        kl = yield from _check_reference(made, reference, text)
-        models = [written(made.target, folder)]
-        if _has_peers(made) and made.target == "onnx":
-            models += yield from _onnx_peers(made, temporary)
-        elif _has_peers(made):
-            models += yield from _stock(made, weights, temporary)
-        found = yield from compare_files(made, text, reference, models, kept)
-        return found | {"reference_kl": kl}
-
-
-def _check_reference(made: Plan, reference: Path, text: Text) -> Steps[float]:
-    """The mean KL of the original as written from what our own reading of it predicts. A fault of
-    the conversion would be in the packed files as well, and no KL between the two could see it."""
-    yield Progress("measure", 0, 1, "the original, as it was read and as it was written")
-    context = made.recipe.export.measure.context
-    with Model("", reference).open(context) as runtime:
-        tokens = text.chunks(runtime, context, context)[0]
-        window = made.dense.dimensions.sliding_window
-        tokens = tokens[: min(CHECKED, window or CHECKED)]
-        own = made.dense.logits(torch.from_numpy(tokens[:-1]).unsqueeze(0))[0]
-        written = runtime.logits(tokens[:-1].tolist())
-    kl = float(compare(own.numpy(), written, tokens[1:]).kl.mean())
-    if not kl < SAME:
-        raise ExportError(
-            f"the file for {made.target} does not compute what the model does: mean KL {kl:.3g} "
-            f"over {len(tokens) - 1} tokens, already as f16",
-            hint="please report it, with the model's config.json; nothing was written",
-        )
-    return kl
-
-
-def _stock(made: Plan, weights: Path, folder: Path) -> Steps[list[Model]]:
-    models = []
-    for number, (name, formats) in enumerate(peers(made).items()):
-        yield Progress("measure", 0, 1, name)
-        path = folder / f"stock-{number}.gguf"
-        write_stock(made, partial(load_imatrix, weights), formats, path)
-        models.append(Model(name, path))
-    return models
-
-
-def _onnx_peers(made: Plan, folder: Path) -> Steps[list[Model]]:
-    formats = {name: choice.format for name, choice in made.choices.items()}
-    path = yield from write_plain_onnx(made, formats, folder / "plain", "measure")
-    return [Model("plain rounding, same types", path)]
-
-
-def compare_files(
-    made: Plan,
+def compare_models(
+    options: sections.Measure,
     text: Text,
-    reference: Path,
-    models: Sequence[Model],
-    kept: Path | None = None,
+    reference: Runnable,
+    models: Sequence[Runnable],
+    folder: Path | None = None,
 ) -> Steps[dict[str, Any]]:
-    """Metrics of models against the reference, on what the recipe says; see `divergence` for
-    `kept`."""
-    context = made.recipe.export.measure.context
+    """Metrics of models against the reference; `folder` keeps those of every chunk, for a run that
+    is killed (`divergence`)."""
+    context = options.context
     with ExitStack() as stack:
-        original = stack.enter_context(Model("", reference).open(context))
+        original = stack.enter_context(reference.open(context))
         opened = {m.name: stack.enter_context(m.open(context)) for m in models}
-        sizes = {m.name: m.bytes for m in models}
-        return (yield from _compare(made, text, original, opened, sizes, kept))
-
-
-def _compare(
-    made: Plan,
-    text: Text,
-    reference: Scorer,
-    models: Mapping[str, Scorer],
-    sizes: Mapping[str, int],
-    kept: Path | None,
-) -> Steps[dict[str, Any]]:
-    options, context = made.recipe.export.measure, made.recipe.export.measure.context
-    chunks = text.chunks(reference, context, options.tokens)
-    found = yield from divergence(reference, models, chunks, kept)
+        chunks = text.chunks(original, context, options.tokens)
+        found = yield from divergence(original, opened, chunks, folder)
+    sizes: Mapping[str, int] = {m.name: m.bytes for m in models}
     return {
         "text": text.name,
         "tokens": int(chunks.size),
         "context": context,
-        "results": {name: {"bytes": sizes[name], **found[name].as_dict()} for name in models},
+        "results": {name: {"bytes": sizes[name], **found[name].as_dict()} for name in sizes},
     }
 
 
-def text_of(made: Plan, tokens: Tokens | None) -> Text:
-    """What the recipe says to measure on."""
-    options = made.recipe.export.measure
-    if options.text is not None:
-        path = source_path(options.text, made.base, MEASURED)
-        return Text(path.name, read(path, MEASURED, sha256=made.texts.get(MEASURED)))
-    if tokens is None:
-        raise EdgepackError("nothing was calibrated, so that no text is held out")
-    return Text(HELD_OUT, tokens.held_out)
+def join(plan: Plan) -> Plan:
+    """The plan with what is measured of its files, or why nothing is."""
+    plan = _with_context(plan)
+    options, export = plan.recipe.export.measure, plan.find(Export)
+    assert export is not None
+    file = None
+    if options.text is not None and options.tokens:
+        path = source_path(options.text, plan.base, MEASURED)
+        sha256 = calibration_text.check(path, plan.original, options.context, MEASURED)
+        file = FileOfText(path, sha256)
+        plan = replace(plan, texts={**plan.texts, MEASURED: sha256})
+    has_baselines = options.stock and plan.recipe.compress is not None and plan.target.packs
+    return plan.adding(Measure(export, options, file, plan.text, has_baselines, _skipped(plan)))
+
+
+def _skipped(plan: Plan) -> str | None:
+    """Why nothing is measured; None if something is."""
+    options, library = plan.recipe.export.measure, plan.target.runtime
+    if not options.tokens:
+        return "export.measure.tokens is 0"
+    if not library.is_installed:
+        how = f"pip install 'edgepack[{library.extra}]'"
+        return f"{library.package} is not installed ({how})"
+    if plan.text is None and options.text is None:
+        return "nothing was calibrated and export.measure.text is not set"
+    return None
+
+
+def _with_context(plan: Plan) -> Plan:
+    """The recipe with a context to measure in that the model has; one that was asked for and is
+    longer is refused."""
+    recipe, most = plan.recipe, plan.original.dimensions.max_position_embeddings
+    options = recipe.export.measure
+    if options.context <= most:
+        return plan
+    if "context" in options.model_fields_set and options.tokens:
+        raise RecipeError(
+            f"export.measure.context: {options.context} is more than the model's {most} positions",
+            hint=f"write context: {most} or less",
+        )
+    export = recipe.export.model_copy(
+        update={"measure": options.model_copy(update={"context": most})}
+    )
+    return replace(plan, recipe=recipe.model_copy(update={"export": export}))

@@ -22,41 +22,41 @@ RECIPE = "recipe.yaml"
 OTHER = "--reference FILE.gguf names another reference"
 
 
-def sources(made: Plan) -> dict[str, Path]:
+def sources(plan: Plan) -> dict[str, Path]:
     """Key of the recipe → the file or folder on this machine that it names."""
-    recipe, base = made.recipe, made.base
+    recipe, base = plan.recipe, plan.base
     named = {
         SOURCE: recipe.calibrate.source if recipe.calibrate.source != "self" else None,
         MEASURED: recipe.export.measure.text,
     }
     found = {key: base / Path(name).expanduser() for key, name in named.items() if name}
     model = base / Path(str(recipe.model)).expanduser()
-    local = made.dense.checkpoint.source["kind"] != "hub" and model.exists()
+    local = plan.original.source["kind"] != "hub" and model.exists()
     return {MODEL: model, **found} if local else found
 
 
-def digests(made: Plan) -> dict[str, str]:
+def digests(plan: Plan) -> dict[str, str]:
     """Key of the recipe → digest of what it names on this machine."""
-    original = made.dense.checkpoint
-    known = {MODEL: original.key, **made.texts}
-    return {key: known[key] for key in sources(made) if key in known}
+    original = plan.original
+    known = {MODEL: original.key, **plan.texts}
+    return {key: known[key] for key in sources(plan) if key in known}
 
 
-def remember(made: Plan) -> None:
+def remember(plan: Plan) -> None:
     """Note where the sources are. Best effort: without the note, people are asked for a path."""
-    for key, digest in digests(made).items():
+    for key, digest in digests(plan).items():
         note = _note(digest)
         with suppress(OSError):
             note.parent.mkdir(parents=True, exist_ok=True)
             with atomic(note) as temporary:
-                path = str(sources(made)[key].resolve())
+                path = str(sources(plan)[key].resolve())
                 temporary.write_text(json.dumps({"path": path}), encoding="utf-8")
 
 
-def published(made: Plan) -> dict[str, Any]:
+def published(plan: Plan) -> dict[str, Any]:
     """The recipe with every default, its paths cut to the names of what they lead to."""
-    recipe = made.recipe.model_dump(mode="json")
-    for key, path in sources(made).items():
+    recipe = plan.recipe.model_dump(mode="json")
+    for key, path in sources(plan).items():
         section, name = _place(recipe, key)
         section[name] = path.resolve().name
     return recipe

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from edgepack import formats
 from edgepack.checkpoint import Checkpoint
 from edgepack.core import plugins
 from edgepack.core.errors import RecipeError
-from edgepack.core.weights import WeightSpec
-from edgepack.decompose.low_rank import factor_format
-from edgepack.decompose.stage import Choice
-from edgepack.export._onnx_pack import WHOLE_ROWS, layout
-from edgepack.export.parts import Parts
-from edgepack.formats.base import Format, GgmlFormat
+from edgepack.core.weights import WeightFormat, WeightSpec
+from edgepack.formats import factor_format
+from edgepack.formats.base import Format
+from edgepack.planning.target import Target
 from edgepack.recipe.sections import Compress, WeightOptions
 
 UNQUANTIZED = ("position_embd", "attn_shortcut", "ffn_shortcut")
 """Matrices that nothing multiplies as W x, which stay f16."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """Formats that the recipe names."""
+
+    formats: Mapping[str, WeightFormat] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -32,21 +38,9 @@ class Fallback:
     columns: int
 
 
-def stock_formats() -> tuple[str, ...]:
-    """Names of llama.cpp's own types."""
-    return tuple(n for n in plugins.names("formats") if isinstance(format_of(n), GgmlFormat))
-
-
-def stores(target: str, form: Format) -> bool:
-    """Whether the files of a target can hold a format."""
-    if target == "onnx":
-        return form.name in WHOLE_ROWS or layout(form) is not None
-    return isinstance(form, GgmlFormat)
-
-
 def choose(
-    checkpoint: Checkpoint, compress: Compress | None, target: str
-) -> tuple[dict[str, Choice], tuple[Fallback, ...]]:
+    checkpoint: Checkpoint, compress: Compress | None, target: Target
+) -> tuple[dict[str, WeightFormat], tuple[Fallback, ...]]:
     """The format and rank of every matrix, and the substitutions that were asked for."""
     choices, fallbacks = {}, []
     for name, spec in checkpoint.specs.items():
@@ -71,16 +65,11 @@ def check_overrides(checkpoint: Checkpoint, compress: Compress | None) -> None:
             )
 
 
-def parts_of(choices: Mapping[str, Choice]) -> dict[str, Parts]:
-    """What exporters ask of choices."""
-    return {name: Parts(c.format, c.rank, c.L, c.R) for name, c in choices.items()}
-
-
 def _choice(
-    spec: WeightSpec, compress: Compress | None, target: str
-) -> tuple[Choice, Fallback | None]:
+    spec: WeightSpec, compress: Compress | None, target: Target
+) -> tuple[WeightFormat, Fallback | None]:
     if compress is None or spec.role in UNQUANTIZED:
-        return Choice("f16"), None
+        return WeightFormat("f16"), None
     wanted, place = _options(spec, compress)
     assert wanted.format is not None
     form: Format = known(wanted.format, place, target)
@@ -100,10 +89,10 @@ def _choice(
     return ranked(spec, form, wanted, place), fallback
 
 
-def _by_size(target: str) -> list[Format]:
+def _by_size(target: Target) -> list[Format]:
     """The formats of a target, smallest first."""
-    every = map(format_of, plugins.names("formats"))
-    return sorted((f for f in every if stores(target, f)), key=lambda f: f.bits_per_weight)
+    every = map(formats.get, plugins.names("formats"))
+    return sorted((f for f in every if target.stores(f)), key=lambda f: f.bits_per_weight)
 
 
 def _options(spec: WeightSpec, compress: Compress) -> tuple[WeightOptions, str]:
@@ -130,11 +119,11 @@ def options_of(spec: WeightSpec, compress: Compress) -> tuple[WeightOptions, str
     return WeightOptions.model_validate(found), place
 
 
-def ranked(spec: WeightSpec, form: Format, wanted: WeightOptions, place: str) -> Choice:
+def ranked(spec: WeightSpec, form: Format, wanted: WeightOptions, place: str) -> WeightFormat:
     """Check a rank and settle the formats its factors really get."""
     rank, factors = wanted.rank or 0, wanted.factors or "f16"
     if not rank:
-        return Choice(form.name)
+        return WeightFormat(form.name)
     if spec.role == "token_embd":
         raise RecipeError(
             f"{place}: llama.cpp has no place for factors of {spec.name}", hint="give it rank 0"
@@ -150,37 +139,41 @@ def ranked(spec: WeightSpec, form: Format, wanted: WeightOptions, place: str) ->
             hint="a rank of 8 to 128 is usual",
         )
     L, R = factor_format(factors, rank), factor_format(factors, spec.shape[1])
-    return Choice(form.name, rank, L, R, factors)
+    return WeightFormat(form.name, rank, L, R)
 
 
-def known(name: str, place: str, target: str) -> Format:
+def known(name: str, place: str, target: Target) -> Format:
     """A format of a target, by the name that the recipe gives at `place`."""
     try:
-        form = format_of(name)
+        form = formats.get(name)
     except RecipeError as error:
         raise RecipeError(f"{place}: there is no format {name!r}", hint=error.hint) from None
-    if not stores(target, form):
+    if not target.stores(form):
         raise RecipeError(
-            f"{place}: {name} is no format of --target {target}",
+            f"{place}: {name} is no format of --target {target.name}",
             hint="its formats: " + ", ".join(f.name for f in _by_size(target)),
         )
     return form
 
 
-def format_of(name: str) -> Format:
-    """The plug-in of a name that is known to exist."""
-    found: Format = plugins.find("formats", name)
-    return found
-
-
-def factor_bytes(spec: WeightSpec, choice: Choice) -> int:
+def factor_bytes(spec: WeightSpec, fmt: WeightFormat) -> int:
     """Bytes of L and R."""
-    if not choice.rank or choice.L is None or choice.R is None:
+    if not fmt.rank or fmt.L is None or fmt.R is None:
         return 0
     rows, columns = spec.shape
-    return format_of(choice.L).nbytes((rows, choice.rank)) + format_of(choice.R).nbytes(
-        (choice.rank, columns)
+    return formats.get(fmt.L).nbytes((rows, fmt.rank)) + formats.get(fmt.R).nbytes(
+        (fmt.rank, columns)
     )
+
+
+def tensor_bytes(model: Checkpoint, chosen: Mapping[str, WeightFormat]) -> int:
+    """Bytes of all tensors, factors included; what is no matrix is float32."""
+    sizes = 0
+    for spec in model.specs.values():
+        fmt = chosen.get(spec.name)
+        own = formats.get(fmt.Q).nbytes(spec.shape) if fmt else 4 * spec.numel
+        sizes += own + (factor_bytes(spec, fmt) if fmt else 0)
+    return sizes
 
 
 def matches(pattern: str, name: str) -> bool:

@@ -10,28 +10,33 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from edgepack import formats
 from edgepack.architectures.base import LINEAR_ROLES
+from edgepack.checkpoint import Checkpoint
 from edgepack.checkpoint.save import is_saved, save
 from edgepack.core.disk import atomic
 from edgepack.core.errors import DecompositionError
+from edgepack.core.executor import Executor
 from edgepack.core.linalg import top_left_singular_vectors
 from edgepack.core.progress import Progress, Steps
+from edgepack.core.stage import Stage
 from edgepack.core.weight_files import load_tensors, save_tensors
 from edgepack.core.weights import FactoredWeight, QuantizedTensor
 from edgepack.formats._limits import FP16_MAX, check_finite
 from edgepack.model.decoder import Decoder
 from edgepack.model.sliced import Sliced
 from edgepack.model.stream import Tokens
-from edgepack.planning.formats import format_of
+from edgepack.planning.plan import Plan, Text
 from edgepack.recipe.sections import Rft
-from edgepack.recover import stage as recovery
+from edgepack.recover import distil
 from edgepack.recover.training import Settings, report_of
 
 REPORT = "rft.json"
@@ -46,19 +51,19 @@ def finetune(
     arithmetic: Mapping[str, str],
 ) -> Steps[None]:
     """Write the fine-tuned `sliced` into `folder`, a Hugging Face folder; what came of it into
-    `REPORT` there. `arithmetic` is what `recover.stage.choose_arithmetic` said. One block is in
+    `REPORT` there. `arithmetic` is what `recover.distil.choose_arithmetic` said. One block is in
     memory at a time, and the factors with their moments."""
     start, end = folder / "start", folder / "trained"
     if not is_saved(folder):
         yield from _split(sliced, options.rank, start)
         end.mkdir(exist_ok=True)
         student, settings = Decoder(sliced), _settings(options)
-        report = yield from recovery.recover(
+        report = yield from distil.recover(
             student, original, start, tokens, settings, end, arithmetic
         )
         with atomic(folder / REPORT) as temporary:
             temporary.write_text(json.dumps(asdict(report)), encoding="utf-8")
-        norms = recovery.read_norms(end)
+        norms = distil.read_norms(end)
 
         def load(name: str) -> Tensor:
             return norms[name] if name in norms else _load(end / f"{name}.safetensors").dense()
@@ -68,9 +73,62 @@ def finetune(
         shutil.rmtree(part, ignore_errors=True)
 
 
+@dataclass(frozen=True)
+class FineTune(Stage):
+    """The folder of the slice stage, trained: a Hugging Face folder of the same shapes. Results
+    depend on the `arithmetic` of `distil.choose_arithmetic`."""
+
+    sliced: Sliced
+    original: Checkpoint
+    text: Text
+    recover: Rft
+    arithmetic: Mapping[str, str]
+
+    name = "rft"
+    code = ("edgepack.recover.sliced", "edgepack.formats.f16")
+
+    @property
+    def inputs(self) -> tuple[str, ...]:  # noqa: D102
+        return (self.sliced.stage.key, self.original.key, self.text.key)
+
+    def options(self) -> dict[str, Any]:  # noqa: D102
+        return self.recover.model_dump() | dict(self.arithmetic)
+
+    @cached_property
+    def model(self) -> Sliced:
+        """The sliced model with its trained weights."""
+        return self.sliced.taken_from(self)
+
+    def run(self, folder: Path, executor: Executor) -> Steps[None]:  # noqa: D102
+        yield from finetune(
+            self.sliced,
+            Decoder(self.original),
+            self.text.tokens,
+            self.recover,
+            folder,
+            self.arithmetic,
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """Held-out KL at the start and at its best, and all in between."""
+        return {"rft": read_report(self.folder)} if self.is_done else {}
+
+
+def join(plan: Plan) -> Plan:
+    """The plan with the sliced model fine-tuned, where the recipe asks for it."""
+    options, model = plan.recipe.slice, plan.model
+    if options is None or options.recover is None:
+        return plan
+    assert isinstance(model, Sliced)
+    assert plan.text is not None
+    arithmetic = distil.choose_arithmetic()
+    stage = FineTune(model, plan.original, plan.text, options.recover, arithmetic)
+    return replace(plan, model=stage.model).adding(stage)
+
+
 def read_report(folder: Path) -> dict[str, Any]:
-    """What a finished folder says of itself; see `recover.stage.about`."""
-    return recovery.about(report_of(json.loads((folder / REPORT).read_text(encoding="utf-8"))))
+    """What a finished folder says of itself; see `recover.distil.about`."""
+    return distil.about(report_of(json.loads((folder / REPORT).read_text(encoding="utf-8"))))
 
 
 def _settings(options: Rft) -> Settings:
@@ -120,7 +178,7 @@ def _half(x: Tensor) -> QuantizedTensor:
             "slice.recover: a sliced weight is larger than float16 can hold",
             hint="remove slice.recover",
         )
-    quantized: QuantizedTensor = format_of("f16").quantize(x)
+    quantized: QuantizedTensor = formats.get("f16").quantize(x)
     return quantized
 
 

@@ -10,19 +10,13 @@ from statistics import fmean
 from typing import Any
 
 from edgepack.core.tables import markdown, size
+from edgepack.planning.target import get
 
 Manifest = Mapping[str, Any]
 
 IN_BLOCK = re.compile(r"(?:.*\.)?layers\.\d+\.(?P<role>.+?)(?:\.weight)?")
 FOUR_BIT = {"Q4_0", "Q4_1", "Q4_K", "IQ4_NL", "IQ4_XS", "MXFP4", "NVFP4"}
 """Source types of about the precision most users compress to."""
-
-THROUGH = {
-    "gguf": "llama.cpp",
-    "onnx": "ONNX Runtime",
-    "checkpoint": "our own forward pass in float32",
-}
-"""Target → what its files are measured through."""
 
 METHODS = {
     "ldlq": "rounded with error feedback on the calibration's H",
@@ -202,7 +196,7 @@ def _measured(manifest: Manifest) -> list[str]:
     measured = manifest["measured"]
     if "skipped" in measured:
         return [f"Not measured: {measured['skipped']}."]
-    by = THROUGH[manifest["target"]]
+    by = get(manifest["target"]).through
     return [
         f"{measured['tokens']} tokens of {measured['text']} in chunks of {measured['context']}, "
         f"the second half of each scored, through {by}.",
@@ -249,22 +243,14 @@ def _run(manifest: Manifest) -> list[str]:
     if not found:
         return ["This folder is a model for transformers, and `model:` of another recipe."]
     lines = ["In this folder:", "", "```sh", *found, "```"]
-    if manifest["target"] == "onnx":
+    if "README.md" in manifest.get("files", ()):
         return [*lines, "", "README.md says how other programs open it."]
     return lines
 
 
 def commands(manifest: Manifest, folder: PurePath) -> list[str]:
     """Lines that talk to an output folder; none for a checkpoint."""
-    if manifest["target"] == "checkpoint":
-        return []
-    chat = f"edgepack chat {folder}"
-    if manifest["target"] == "onnx":
-        return [chat]
-    ranked = any(about["rank"] for about in manifest["weights"].values())
-    lora = f" --lora {folder / 'factors.gguf'}" if ranked else ""
-    ollama = f"ollama create NAME -f {folder / 'Modelfile'}"
-    return [chat, f"llama-cli -m {folder / 'base.gguf'}{lora}", ollama]
+    return get(manifest["target"]).commands(manifest, folder)
 
 
 def _again(manifest: Manifest) -> list[str]:

@@ -15,7 +15,6 @@ from edgepack.core.artifact import MANIFEST, Artifact
 from edgepack.core.errors import EdgepackError
 from edgepack.core.tables import aligned, size
 from edgepack.core.untrusted import shorten
-from edgepack.export.stage import requires
 from edgepack.recipe.read import load
 from edgepack.report.page import bought, commands, measurements, sliced
 
@@ -202,32 +201,35 @@ def remarks(fallbacks: Sequence[Mapping[str, Any]], warnings: Sequence[str]) -> 
     return ["", *(wrap for line in lines for wrap in textwrap.wrap(line, 79))] if lines else []
 
 
-def plan_facts(made: Plan, memory: int) -> Facts:
+def plan_facts(plan: Plan) -> Facts:
     """A plan for ``--json``; `memory` is its expected peak in bytes."""
-    formats: dict[str, int] = {}
-    for choice in made.choices.values():
-        key = f"{choice.format}, rank {choice.rank}" if choice.rank else choice.format
-        formats[key] = formats.get(key, 0) + 1
+    counts: dict[str, int] = {}
+    for fmt in plan.formats.values():
+        key = f"{fmt.Q}, rank {fmt.rank}" if fmt.rank else fmt.Q
+        counts[key] = counts.get(key, 0) + 1
+    facts: Facts = {"slice": None, "allocation": None}
+    for stage in plan.stages:
+        facts |= stage.facts()
     return {
-        "model": dict(made.checkpoint.source),
-        "architecture": made.checkpoint.architecture.name,
-        "parameters": sum(spec.numel for spec in made.checkpoint.specs.values()),
+        "model": dict(plan.model.source),
+        "architecture": plan.model.architecture.name,
+        "parameters": sum(spec.numel for spec in plan.model.specs.values()),
         "stages": [
             {"stage": s.name, "key": s.key, "cached": s.is_done, "begun": s.partial.is_dir()}
-            for s in made.stages
+            for s in plan.stages
         ],
-        "slice": made.sliced_parts(),
-        "allocation": None if made.allocation is None else made.allocation.as_dict(),
-        "formats": formats,
-        "bytes": made.bytes_by_part(),
+        "slice": facts["slice"],
+        "allocation": facts["allocation"],
+        "formats": counts,
+        "bytes": plan.bytes_by_part(),
         "bits_per_weight": {
-            "blocks": made.bits_per_weight(blocks_only=True),
-            "all": made.bits_per_weight(blocks_only=False),
+            "blocks": plan.bits_per_weight(blocks_only=True),
+            "all": plan.bits_per_weight(blocks_only=False),
         },
-        "memory": memory,
-        "fallbacks": [vars(fallback) for fallback in made.fallbacks],
-        "requires": requires(made),
-        "warnings": list(made.warnings),
+        "memory": plan.memory,
+        "fallbacks": [vars(fallback) for fallback in plan.fallbacks],
+        "requires": plan.target.requires(plan.model, plan.formats),
+        "warnings": plan.warnings,
     }
 
 
@@ -236,7 +238,6 @@ def plan_text(facts: Facts) -> list[str]:
     bits, parts = facts["bits_per_weight"], facts["bytes"]
     formats = ", ".join(f"{name} ({count} matrices)" for name, count in facts["formats"].items())
     states = [[s["stage"], _state(s)] for s in facts["stages"]]
-    states += [["export", "to do"], ["measure", "to do"]]
     sizes = [
         [part, size(count)] for part, count in [*parts.items(), ("total", sum(parts.values()))]
     ]

@@ -17,11 +17,13 @@ from torch import Tensor
 
 from edgepack.calibration.sweep import embedded
 from edgepack.checkpoint import Checkpoint
+from edgepack.checkpoint.save import save
 from edgepack.core.progress import Progress, Steps
 from edgepack.core.weight_files import load_tensors, save_tensors
 from edgepack.model.decoder import Decoder
-from edgepack.model.places import places
+from edgepack.model.places import kept_widths, places
 from edgepack.model.rewritten import untied_name
+from edgepack.model.sliced import Sliced
 from edgepack.model.stream import Activations, Batch, Tokens, micro_batches
 from edgepack.recipe.sections import Slice
 from edgepack.slicing.basis import oriented, principal_directions
@@ -96,3 +98,15 @@ def weight(dense: Checkpoint, folder: Path, name: str, role: str, index: int | N
     norm = family.read_behind.get(role)
     gain = dense.tensor(family.hf_name(norm, index)) if norm else None
     return rotated(dense.tensor(untied_name(dense, name)), role, at(where), gain)
+
+
+def slice_per_block(sliced: Sliced, options: Slice, tokens: Tokens, folder: Path) -> Steps[None]:
+    """Find a basis for every place, and write the weights of `sliced` in them."""
+    dense = sliced.base
+    yield from find_bases(dense, kept_widths(dense, options), options, tokens, folder)
+
+    def load(name: str) -> Tensor:
+        spec = sliced.specs[name]
+        return weight(dense, folder, name, spec.role, spec.block)
+
+    yield from save(sliced, load, folder, "slice")

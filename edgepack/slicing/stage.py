@@ -2,70 +2,133 @@
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor
-
-from edgepack.checkpoint.save import is_saved, save
+from edgepack.calibration.stage import DOUBLE, FLOAT, text_options, with_text
+from edgepack.checkpoint import Checkpoint
+from edgepack.checkpoint.save import SHARD, is_saved
+from edgepack.core.errors import RecipeError, while_doing
+from edgepack.core.executor import Executor
+from edgepack.core.hadamard import paley_order
 from edgepack.core.progress import Steps
-from edgepack.core.weight_files import load_tensors, save_tensors
-from edgepack.model.decoder import Decoder
+from edgepack.core.stage import Stage
+from edgepack.model.centered import centered
 from edgepack.model.places import kept_widths
-from edgepack.model.rewritten import untied_name
 from edgepack.model.sliced import Sliced
-from edgepack.model.stream import Tokens
-from edgepack.recipe.sections import Slice
-from edgepack.slicing.basis import oriented, principal_directions
-from edgepack.slicing.covariance import residual_covariance
-from edgepack.slicing.per_block import find_bases, weight
-from edgepack.slicing.weights import narrowed
+from edgepack.model.stream import TOKENS_AT_ONCE
+from edgepack.planning.plan import READS, Plan, Text
+from edgepack.recipe import sections
+from edgepack.slicing.globally import slice_globally
+from edgepack.slicing.per_block import slice_per_block
 
-BASIS = "basis.safetensors"
-"""Q ``[D, d]`` of the one rotation."""
-
-
-def run(sliced: Sliced, options: Slice, tokens: Tokens, folder: Path) -> Steps[None]:
-    """Write `sliced` into `folder`, a Hugging Face folder."""
-    if not is_saved(folder):
-        stage = _globally if options.method == "global" else _per_block
-        yield from stage(sliced, options, tokens, folder)
-    for pattern in ("x-*", "covariance-*", "basis-*"):  # what only a run that goes on needs
-        for path in folder.glob(pattern):
-            path.unlink()
+ONLY_TO_RESUME = ("x-*", "covariance-*", "basis-*")
+"""Files that no finished folder has."""
+OPTIONS = {"method", "covariance", "orientation", "seed", "slice_head"}
+"""What a slice depends on beside its widths."""
 
 
-def _per_block(sliced: Sliced, options: Slice, tokens: Tokens, folder: Path) -> Steps[None]:
-    dense = sliced.base
-    widths = kept_widths(dense, options)
-    yield from find_bases(dense, widths, options, tokens, folder)
+@dataclass(frozen=True)
+class Slice(Stage):
+    """A Hugging Face folder with the narrower model; `widths` are the columns that are kept at
+    every place of the residual stream, one number for the method ``global``."""
 
-    def load(name: str) -> Tensor:
-        spec = sliced.specs[name]
-        return weight(dense, folder, name, spec.role, spec.block)
+    original: Checkpoint
+    slice: sections.Slice
+    calibrate: sections.Calibrate
+    widths: Sequence[int]
+    text: Text
 
-    yield from save(sliced, load, folder, "slice")
+    name = "slice"
+    code = ("edgepack.slicing.stage", *READS)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:  # noqa: D102
+        return (self.original.key, self.text.key)
+
+    def options(self) -> dict[str, Any]:  # noqa: D102
+        return {
+            **self._about,
+            "widths": list(self.widths),
+            "text": text_options(self.calibrate),
+        }
+
+    @property
+    def _about(self) -> dict[str, Any]:
+        """What reports and `Sliced.source` say."""
+        found = self.slice.model_dump(include=OPTIONS)
+        return {**found, "widths": sorted(set(self.widths[:-1]))}
+
+    @cached_property
+    def model(self) -> Sliced:
+        """What the folder holds once it is there; its names and shapes are known before."""
+        if self.slice.method == "global":
+            return Sliced.globally(self.original, self.widths[0], self, self._about)
+        return Sliced.per_block(centered(self.original), tuple(self.widths), self, self._about)
+
+    def run(self, folder: Path, executor: Executor) -> Steps[None]:  # noqa: D102
+        if not is_saved(folder):
+            method = slice_globally if self.slice.method == "global" else slice_per_block
+            yield from method(self.model, self.slice, self.text.tokens, folder)
+        for pattern in ONLY_TO_RESUME:
+            for path in folder.glob(pattern):
+                path.unlink()
+
+    def facts(self) -> dict[str, Any]:
+        """Number of weights before and after, by part of the model."""
+        return {"slice": self.model.weights_by_part()}
+
+    def memory(self) -> int:
+        """C with its eigenvectors, a block, activations of a batch; then a shard, and the
+        embeddings while they are rotated."""
+        d = self.original.dimensions
+        tokens = max(TOKENS_AT_ONCE, self.calibrate.sequence_length)
+        activations = tokens * (6 * d.hidden_size + 4 * d.intermediate_size)
+        block = sum(s.numel for s in self.original.specs.values() if s.block == 0)
+        sweep = 6 * DOUBLE * d.hidden_size**2 + FLOAT * (2 * block + activations)
+        return max(sweep, SHARD + 3 * FLOAT * d.vocab_size * d.hidden_size)
 
 
-def _globally(sliced: Sliced, options: Slice, tokens: Tokens, folder: Path) -> Steps[None]:
-    dense = sliced.base
-    if not (folder / BASIS).exists():
-        kind = options.covariance or "normalized"
-        C = yield from residual_covariance(Decoder(dense), tokens, folder, kind)
-        directions = principal_directions(C)
-        width = sliced.dimensions.hidden_size
-        Q = oriented(directions, width, options.orientation, options.seed)
-        save_tensors(folder / BASIS, {"Q": Q.contiguous()}, {})
-    Q = load_tensors(folder / BASIS)[0]["Q"]
+def join(plan: Plan) -> Plan:
+    """The plan with the narrower model, where the recipe asks for one."""
+    options, original = plan.recipe.slice, plan.original
+    if options is None:
+        return plan
+    plan = with_text(plan)
+    assert plan.text is not None
+    if options.method == "global" and not original.architecture.gguf:
+        raise RecipeError(
+            f"slice.method: a {original.architecture.name} model has LayerNorms, and would be no "
+            f"{original.architecture.name} model without them",
+            hint="use method: per_block",
+        )
+    widths = kept_widths(original, options)
+    if options.orientation == "hadamard":
+        with while_doing("slice.orientation"):
+            for width in set(widths):
+                paley_order(width)
+    stage = Slice(original, options, plan.recipe.calibrate, widths, plan.text)
+    return replace(plan, model=stage.model).adding(stage, notes=_growth(stage.model, options))
 
-    @cache
-    def gain(name: str) -> Tensor:
-        return dense.tensor(name)
 
-    def load(name: str) -> Tensor:
-        spec, architecture = sliced.specs[name], dense.architecture
-        norm = architecture.read_behind.get(spec.role)
-        gains = gain(architecture.hf_name(norm, spec.block)) if norm else None
-        return narrowed(dense.tensor(untied_name(dense, name)), spec.role, Q, gains)
-
-    yield from save(sliced, load, folder, "slice")
+def _growth(model: Sliced, options: sections.Slice) -> list[str]:
+    """That the model would grow, which is refused unless the recipe allows it."""
+    before, after = (sum(counts) for counts in zip(*model.weights_by_part().values(), strict=True))
+    if after <= before:
+        return []
+    reasons = {
+        "the head can no longer be the embeddings": model.original.dimensions.tie_word_embeddings,
+        "every half of a block has a shortcut matrix": options.method == "per_block",
+    }
+    why = " and ".join(reason for reason, holds in reasons.items() if holds)
+    message = (
+        f"slice: the model would grow to {after / 1e6:.1f} M weights from {before / 1e6:.1f} M, "
+        f"because {why}"
+    )
+    if not options.allow_growth:
+        hint = "keep fewer columns, or set slice.allow_growth: true"
+        raise RecipeError(message, hint=hint)
+    return [message]

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from edgepack import formats
 from edgepack.allocate.budget import files_size, search, spend
 from edgepack.allocate.costs import Costs
 from edgepack.checkpoint import Checkpoint, open_checkpoint
 from edgepack.core.stage import Stage
 from edgepack.decompose.stage import Choice
-from edgepack.planning.formats import factor_bytes, format_of
+from edgepack.planning.formats import factor_bytes
 from edgepack.recipe.read import parse
 from edgepack.recipe.sections import Recipe
 from tests.support.tiny import make_model
@@ -42,7 +43,8 @@ def costs_of(checkpoint: Checkpoint) -> dict[str, Costs]:
         unit = 1 + index % 5
         found[name] = {
             form: {
-                r: unit * 4.0 ** -format_of(form).bits_per_weight * 60.0 ** (-r / 4) for r in ranks
+                r: unit * 4.0 ** -formats.get(form).bits_per_weight * 60.0 ** (-r / 4)
+                for r in ranks
             }
             for form, ranks in {"q2_0": RANKS, "q4_0": [0], "q8_0": [0]}.items()
         }
@@ -71,7 +73,7 @@ def bought(checkpoint: Checkpoint, stage: Stage, **compress: object):
 def nbytes(checkpoint: Checkpoint, name: str, choice: Choice) -> int:
     """Bytes of Q, L and R."""
     spec = checkpoint.specs[name]
-    return format_of(choice.format).nbytes(spec.shape) + factor_bytes(spec, choice)
+    return formats.get(choice.format).nbytes(spec.shape) + factor_bytes(spec, choice)
 
 
 def choices_of(checkpoint: Checkpoint, name: str) -> list[Choice]:
@@ -112,7 +114,7 @@ def test_bits_per_weight_count_every_matrix_and_its_factors(
         allocation, _ = bought(checkpoint, measured, bits_per_weight=bits)
         stored = sum(nbytes(checkpoint, n, choice) for n, choice in allocation.choices.items())
         assert allocation.size == stored <= int(elements * bits / 8)
-        largest = max(format_of("q8_0").nbytes(spec.shape) for spec in specs.values())
+        largest = max(formats.get("q8_0").nbytes(spec.shape) for spec in specs.values())
         assert stored > elements * bits / 8 - largest
     assert allocation.target == int(elements * 8.0 / 8)
 

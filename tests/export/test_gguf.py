@@ -20,7 +20,8 @@ from edgepack.core.progress import finish
 from edgepack.core.weights import FactoredWeight
 from edgepack.export.gguf import write_factors, write_model, write_plain
 from edgepack.export.modelfile import modelfile
-from edgepack.export.parts import Parts
+from edgepack.core.weights import WeightFormat
+
 from edgepack.export.peft import write_adapter
 from tests.support.tiny import make_model
 
@@ -75,7 +76,9 @@ def factored(checkpoint, Q="q8_0", L="f16", R="q8_0", rank=8):
 
 def specs_of(weights):
     return {
-        n: Parts(w.Q.format, w.rank, w.L.format, w.R.format) for n, w in weights.items() if w.rank
+        n: WeightFormat(w.Q.format, w.rank, w.L.format, w.R.format)
+        for n, w in weights.items()
+        if w.rank
     }
 
 
@@ -276,9 +279,9 @@ def test_what_has_no_place_in_the_file_is_refused(tmp_path):
         write_factors(tmp_path / "f.gguf", checkpoint, {name: spec}, weights.__getitem__)
 
     with pytest.raises(ExportError, match="rows of 8 do not fit blocks of q8_0"):
-        write("model.layers.1.mlp.up_proj.weight", Parts("q4_0", 8, "q8_0", "q8_0"))
+        write("model.layers.1.mlp.up_proj.weight", WeightFormat("q4_0", 8, "q8_0", "q8_0"))
     with pytest.raises(ExportError, match="embedding"):
-        write("model.embed_tokens.weight", Parts("q4_0", 8, "f16", "q8_0"))
+        write("model.embed_tokens.weight", WeightFormat("q4_0", 8, "f16", "q8_0"))
     with pytest.raises(ExportError, match="rows of 64 do not fit blocks of q2_k"):
         write_plain(tmp_path / "f.gguf", checkpoint, "q2_k")
     assert not list(tmp_path.glob("f.gguf*"))

@@ -18,7 +18,8 @@ from edgepack.core.progress import finish
 from edgepack.core.weights import FactoredWeight
 from edgepack.export import _onnx_graph, _onnx_pack, _onnx_weights, onnx_decoder
 from edgepack.export.gguf import write_model
-from edgepack.export.parts import Parts
+from edgepack.core.weights import WeightFormat
+
 from edgepack.export.profiles import GraphOptions
 from edgepack.model.decoder import Decoder
 from edgepack.planning.formats import stores
@@ -59,7 +60,7 @@ def rounded(checkpoint, form, rank=0, factors="f16"):
 def write(folder, checkpoint, weights, options=PLAIN):
     folder.mkdir(exist_ok=True)
     parts = {
-        name: Parts(w.Q.format, w.rank, w.L and w.L.format, w.R and w.R.format)
+        name: WeightFormat(w.Q.format, w.rank, w.L and w.L.format, w.R and w.R.format)
         for name, w in weights.items()
     }
     return finish(onnx.write_folder(folder, checkpoint, parts, weights.__getitem__, options))
@@ -348,7 +349,7 @@ def test_data_goes_to_files_of_the_size_asked_for(tmp_path):
     make_model(tmp_path / "model", dtype=torch.float16)
     checkpoint = open_checkpoint(str(tmp_path / "model"))
     weights = rounded(checkpoint, "f16")
-    parts = {name: Parts("f16") for name in weights}
+    parts = {name: WeightFormat("f16") for name in weights}
     graph = onnx_decoder.decoder_graph(checkpoint, parts, weights.__getitem__, GraphOptions(64))
     path = tmp_path / "m.onnx"
     assert list(_onnx_graph.write(graph, path, 50_000)) == list(graph.stored)

@@ -161,12 +161,12 @@ def test_a_recipe_names_the_profile(tmp_path):
 def test_a_budget_counts_factors_that_are_inputs(tmp_path):
     checkpoint = model(tmp_path)
     from edgepack.export import onnx
-    from edgepack.export.parts import Parts
+    from edgepack.core.weights import WeightFormat
 
     weights = rounded(checkpoint, "q4_0", rank=4)
     path = write(tmp_path / "out", checkpoint, weights, options("web"))
     parts = {
-        n: Parts(w.Q.format, w.rank, w.L and w.L.format, w.R and w.R.format)
+        n: WeightFormat(w.Q.format, w.rank, w.L and w.L.format, w.R and w.R.format)
         for n, w in weights.items()
     }
     files = sum(p.stat().st_size for p in [path, *data_files(path)])

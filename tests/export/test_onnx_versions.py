@@ -16,7 +16,8 @@ import torch
 
 from edgepack.checkpoint import open_checkpoint
 from edgepack.core.progress import finish
-from edgepack.export.parts import Parts
+from edgepack.core.weights import WeightFormat
+
 from edgepack.export.profiles import PROFILES, GraphOptions
 from edgepack.export.requirements import NEEDS, needed
 from edgepack.runtimes.onnx_runtime import OnnxRuntime
@@ -56,7 +57,7 @@ def graphs(tmp_path_factory):
                 path = finish(onnx.write_plain(out, checkpoint, names, options))
                 with OnnxRuntime(path, context=64) as runtime:
                     np.save(path.with_suffix(".npy"), runtime.logits(list(range(3, 15)))[None])
-                parts = {name: Parts(form) for name, form in names.items()}
+                parts = {name: WeightFormat(form) for name, form in names.items()}
                 graph = onnx.unread(checkpoint, parts, options)
                 found[path] = needed(graph, half=half)[0]
     return found

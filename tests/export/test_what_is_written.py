@@ -16,7 +16,8 @@ from edgepack.core.errors import DecompositionError, ExportError
 from edgepack.core.progress import finish
 from edgepack.core.weights import FactoredWeight, QuantizedTensor
 from edgepack.export.gguf import write_factors, write_model, write_plain
-from edgepack.export.parts import Parts
+from edgepack.core.weights import WeightFormat
+
 from edgepack.export.peft import write_adapter
 from edgepack.export.profiles import GraphOptions
 from edgepack.formats import f16
@@ -153,7 +154,7 @@ def test_no_factors_with_a_number_that_is_none(bad, tmp_path):
         L = QuantizedTensor("f16", torch.full((len(W), 2), bad).half(), {})
         return FactoredWeight(plugin.quantize(W), L, plugin.quantize(W[:2]))
 
-    parts = {UP: Parts("f16", 2, "f16", "f16")}
+    parts = {UP: WeightFormat("f16", 2, "f16", "f16")}
     with pytest.raises(ExportError, match=r"lora_b.*not finite"):
         write_factors(tmp_path / "f.gguf", checkpoint, parts, load)
     with pytest.raises(ExportError, match=r"lora_B.*not finite"):

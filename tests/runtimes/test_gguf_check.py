@@ -15,7 +15,8 @@ from edgepack.core import plugins
 from edgepack.core.errors import EdgepackError
 from edgepack.core.weights import FactoredWeight
 from edgepack.export.gguf import write_factors, write_plain
-from edgepack.export.parts import Parts
+from edgepack.core.weights import WeightFormat
+
 from edgepack.runtimes import base as _base
 from edgepack.runtimes.gguf_check import Spoken, cache_bytes, check_adapter, check_model, spoken
 from tests.support.tiny import make_model
@@ -40,7 +41,7 @@ def files(tmp_path_factory):
         L, R = torch.randn(len(W), 4) * 0.01, torch.randn(4, W.shape[1])
         return FactoredWeight(plugin.quantize(W), plugin.quantize(L), plugin.quantize(R))
 
-    parts = {UP: Parts("f16", 4, "f16", "f16")}
+    parts = {UP: WeightFormat("f16", 4, "f16", "f16")}
     write_factors(folder / "factors.gguf", checkpoint, parts, load)
     return folder / "base.gguf", folder / "factors.gguf"
 

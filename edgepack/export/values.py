@@ -1,8 +1,6 @@
-"""What exporters know of a weight before they read it, and what they refuse once they have."""
+"""What exporters refuse to write, and in what they write a model that is not packed."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,16 +14,6 @@ from edgepack.formats import f16
 
 F32 = "f32"
 """Stands for float32 where the name of a format does; no recipe can ask for it."""
-
-
-@dataclass(frozen=True)
-class Parts:
-    """The formats of Q, L and R, and the rank (0: no L and R)."""
-
-    Q: str
-    rank: int = 0
-    L: str | None = None
-    R: str | None = None
 
 
 def plain_formats(checkpoint: Checkpoint) -> dict[str, str]:

@@ -1,0 +1,94 @@
+"""The allocate stage: what every format and rank would cost, and so what a size buys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from edgepack.allocate.budget import Allocation, search, spend
+from edgepack.allocate.costs import Item, Search, measure_costs
+from edgepack.calibration.stage import Calibrate
+from edgepack.checkpoint import Checkpoint
+from edgepack.core.errors import RecipeError
+from edgepack.core.executor import Executor
+from edgepack.core.progress import Steps
+from edgepack.core.stage import Stage
+from edgepack.core.weights import WeightFormat
+from edgepack.planning.plan import Plan
+from edgepack.planning.target import Target
+from edgepack.recipe.sections import Compress
+
+
+@dataclass(frozen=True)
+class Allocate(Stage):
+    """One file of costs per weight. What they buy for a size is no stage but computed from them: it
+    takes a second, and the key of what is decomposed is then that of its formats."""
+
+    model: Checkpoint
+    calibration: Calibrate
+    tried: Search
+    compress: Compress
+    target: Target
+
+    name = "allocate"
+    code = ("edgepack.allocate.costs", "edgepack.formats")
+
+    @property
+    def inputs(self) -> tuple[str, ...]:  # noqa: D102
+        return (self.calibration.key,)
+
+    def options(self) -> dict[str, Any]:  # noqa: D102
+        return asdict(self.tried)
+
+    def run(self, folder: Path, executor: Executor) -> Steps[None]:  # noqa: D102
+        tried, hessians = self.tried, self.calibration.folder
+        rest = (tuple(tried.ranks), tried.factors, tried.damping, hessians, folder)
+        items = [Item(self.model, n, tuple(names), *rest) for n, names in tried.formats.items()]
+        yield from measure_costs(items, executor)
+
+    @property
+    def allocation(self) -> Allocation:
+        """What the size buys: a guess from the bits alone until the stage is done."""
+        return self._measured if self.is_done else self._guessed
+
+    @cached_property
+    def _measured(self) -> Allocation:
+        return self._spend(self.folder)
+
+    @cached_property
+    def _guessed(self) -> Allocation:
+        return self._spend(None)
+
+    def _spend(self, measured: Path | None) -> Allocation:
+        files = partial(self.target.files_size, self.model)
+        return spend(self.model, self.compress, self.tried, measured, files)
+
+    @property
+    def formats(self) -> Mapping[str, WeightFormat]:
+        """How every matrix will be stored."""
+        return self.allocation.formats
+
+    def facts(self) -> dict[str, Any]:
+        """What the size buys, and the KL to expect."""
+        return {"allocation": self.allocation.as_dict()}
+
+
+def join(plan: Plan) -> Plan:
+    """The plan with formats and ranks chosen for a size, where the recipe gives one."""
+    compress = plan.recipe.compress
+    if compress is None or not compress.is_budget:
+        return plan
+    if plan.recipe.calibrate.objective != "model":
+        raise RecipeError(
+            f"calibrate.objective: errors of {plan.recipe.calibrate.objective!r} cannot be "
+            "compared between all weights, as a budget needs",
+            hint="use `model` (the default)",
+        )
+    calibration = plan.find(Calibrate)
+    assert calibration is not None
+    tried = search(plan.model, compress, plan.target)
+    stage = Allocate(plan.model, calibration, tried, compress, plan.target)
+    return replace(plan, chosen=stage).adding(stage)

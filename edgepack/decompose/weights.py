@@ -1,0 +1,173 @@
+"""Every weight of a model in turn, one file each: the unit of work, and of resume."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from torch import Tensor
+
+from edgepack import formats
+from edgepack.calibration.moments import EMBEDDING, HEAD, OUTPUT, unknown, weight_hessian
+from edgepack.calibration.sweep import embedded, head_moments, layerwise
+from edgepack.checkpoint import Checkpoint
+from edgepack.core.errors import while_doing
+from edgepack.core.executor import Executor
+from edgepack.core.progress import Progress, Steps
+from edgepack.core.weight_files import IMATRIX, load_weight, save_tensors, weight_path
+from edgepack.core.weights import Hessian, WeightFormat, WeightSpec
+from edgepack.decompose.caldera import Decomposition, caldera
+from edgepack.model.decoder import Decoder
+from edgepack.model.stream import Tokens, micro_batches, states
+
+LAYER = "layer-hessians"
+"""File of the Hessians that one block was calibrated on; no finished folder has it."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One weight to decompose. `hessians` is the folder of a guided calibration or, of the
+    objective ``layer``, the file `LAYER`; None: all columns alike."""
+
+    model: Checkpoint
+    name: str
+    fmt: WeightFormat
+    damping: tuple[float, ...]
+    iterations: int
+    hessians: Path | None
+    folder: Path
+
+    @property
+    def spec(self) -> WeightSpec:
+        """What is known of the weight."""
+        return self.model.specs[self.name]
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"{self.name.removesuffix('.weight')} ({self.fmt.Q}, rank {self.fmt.rank})"
+
+    @property
+    def path(self) -> Path:
+        """The file to write."""
+        return weight_path(self.folder, self.name)
+
+
+def decompose_weight(item: Item) -> None:
+    """Write the file of one weight."""
+    with while_doing(f"decomposing {item.label}"):
+        H = _hessian(item)
+        found = caldera(
+            item.model.tensor(item.name),
+            H,
+            formats.get(item.fmt.Q),
+            rank=item.fmt.rank,
+            factors=item.fmt.factors,
+            damping=item.damping,
+            iterations=item.iterations,
+            source=item.model.quantized(item.name),
+        )
+        imatrix = {IMATRIX: H.imatrix.float()}
+        save_tensors(item.path, found.weight.tensors() | imatrix, _about(found))
+
+
+def _hessian(item: Item) -> Hessian:
+    if item.hessians is None:
+        return unknown(item.spec.shape[1])
+    tied = item.model.dimensions.tie_word_embeddings
+    if item.hessians.name != LAYER:
+        return weight_hessian(item.hessians, item.spec, tied=tied)
+    if item.spec.block is not None:
+        return _load_layer(item.hessians, item.spec.role, item.spec)
+    multiplied = (OUTPUT, EMBEDDING) if tied else (OUTPUT,)
+    return _load_layer(item.hessians, HEAD if item.spec.role in multiplied else "", item.spec)
+
+
+def decompose(items: list[Item], tokens: Tokens | None, executor: Executor) -> Steps[None]:
+    """Write one file per matrix, leaving out those already there.
+
+    With `tokens`, each block is calibrated on them as the blocks already packed pass them on
+    (objective ``layer``), else by what the items name.
+    """
+    run = _Run(items, executor)
+    yield from run.one_shot() if tokens is None else run.sequential(tokens)
+
+
+class _Run:
+    def __init__(self, items: list[Item], executor: Executor) -> None:
+        self.items, self.executor = items, executor
+        self.model, self.folder = items[0].model, items[0].folder
+        self.total = sum(item.spec.numel for item in items)
+        self.done = 0
+
+    def one_shot(self) -> Steps[None]:
+        """All weights against the original's statistics."""
+        for group in self._groups():
+            yield from self._group(group)
+
+    def sequential(self, tokens: Tokens) -> Steps[None]:
+        """Block after block, each on what the packed blocks before it pass on."""
+        batches, decoder, file = micro_batches(tokens), Decoder(self.model), self.folder / LAYER
+        dense = {item.name: partial(_dense, self.folder, item.name) for item in self.items}
+        packed = Decoder(self.model, dense)
+        outside, *blocks = self._groups()
+        stream = states(decoder, tokens.all, self.folder, "x")
+        if not any(state.exists for state in stream):
+            stream[0].write(embedded(decoder, tokens.all, batches))
+        for index, group in enumerate(blocks):
+            inputs, output = stream[index], stream[index + 1]
+            if not all(item.path.exists() for item in group):
+                _save_layer(file, layerwise(decoder.block(index), inputs, batches))
+            yield from self._group([replace(item, hessians=file) for item in group])
+            if inputs.exists and not output.exists:
+                block = packed.block(index)
+                output.write(block(inputs.read(batch.rows)) for batch in batches)
+            inputs.path.unlink(missing_ok=True)
+        _save_layer(file, head_moments(decoder.head(), stream[-1], batches))
+        yield from self._group([replace(item, hessians=file) for item in outside])
+        file.unlink()
+        stream[-1].path.unlink()
+
+    def _groups(self) -> list[list[Item]]:
+        """The matrices outside the blocks, then those of each block."""
+        groups: dict[int, list[Item]] = {-1: []}
+        for item in self.items:
+            block = item.spec.block
+            groups.setdefault(-1 if block is None else block, []).append(item)
+        return [groups[block] for block in sorted(groups)]
+
+    def _group(self, group: list[Item]) -> Steps[None]:
+        missing = [item for item in group if not item.path.exists()]
+        self.done += sum(item.spec.numel for item in group if item not in missing)
+        for item in self.executor.map(decompose_weight, missing):
+            yield Progress("decompose", self.done, self.total, item.label)
+            self.done += item.spec.numel
+
+
+def _dense(folder: Path, name: str) -> Tensor:
+    return load_weight(folder, name)[0].dense()
+
+
+def _save_layer(path: Path, hessians: Mapping[str, Hessian]) -> None:
+    """Keep Hessians as they are, in float64."""
+    sides = ("train", "held_out", "imatrix")
+    tensors = {f"{name}.{s}": getattr(H, s) for name, H in hessians.items() for s in sides}
+    save_tensors(path, tensors, {})
+
+
+def _load_layer(path: Path, name: str, spec: WeightSpec) -> Hessian:
+    """One of them. Some matrices have none (shortcuts and tables, which are not multiplied with)
+    and stay float16."""
+    with safe_open(path, framework="pt") as file:
+        if f"{name}.train" not in set(file.keys()):
+            return unknown(spec.shape[1])
+        return Hessian(*(file.get_tensor(f"{name}.{s}") for s in ("train", "held_out", "imatrix")))
+
+
+def _about(found: Decomposition) -> dict[str, Any]:
+    about = {k: v for k, v in vars(found).items() if k != "weight"}
+    return {**about, "formats": found.weight.formats(), "rank": found.weight.rank}

@@ -1,0 +1,163 @@
+"""What edgepack asks of a target: a kind of files that a runtime reads.
+
+Plug-ins of the kind ``targets``: one file each, whose ``PLUGIN`` is a subclass of `Target`. They
+import what is heavy when they are asked, so that ``edgepack show`` answers at once.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from edgepack.core import plugins
+from edgepack.core.errors import RecipeError, missing_extra
+from edgepack.recipe.sections import Export, Recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from edgepack.checkpoint import Checkpoint
+    from edgepack.core.progress import Steps
+    from edgepack.core.weights import FactoredWeight, WeightFormat
+    from edgepack.formats.base import Format
+    from edgepack.runtimes.models import Runnable
+
+    Formats = Mapping[str, WeightFormat]
+    """Matrix → how it is stored."""
+    Types = Mapping[str, str]
+    """Matrix → format of Q, in a file of another's making."""
+    Load = Callable[[str], FactoredWeight]
+
+
+class Library(NamedTuple):
+    """What runs the files of a target: a module, the package that has it, our extra for that."""
+
+    module: str
+    package: str
+    extra: str
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether it is there."""
+        return find_spec(self.module) is not None
+
+    def check(self) -> None:
+        """Refuse to go on without it."""
+        if not self.is_installed:
+            raise missing_extra(self.package, self.extra)
+
+
+class Target(ABC):
+    """A kind of files, with what a recipe says of them under ``export``."""
+
+    name: ClassVar[str]
+    runtime: ClassVar[Library]
+    through: ClassVar[str]
+    """What its files are measured through, in words."""
+    packs: ClassVar[bool] = True
+    """Whether matrices are stored in formats, not as the floats that they are."""
+    ladder: ClassVar[tuple[str, ...]] = ()
+    """Formats worth trying for a size, the largest first."""
+    maker: ClassVar[str | None] = None
+    """Whose files stand beside ours in a comparison; None where nobody's do."""
+
+    def __init__(self, export: Export) -> None:
+        self.export = export
+
+    def check_recipe(self, recipe: Recipe) -> None:
+        """Raise `RecipeError` for what this target cannot do, before any model is opened."""
+        return
+
+    def check_model(self, original: Checkpoint) -> list[str]:
+        """Raise `RecipeError` for a model that this target cannot hold; warnings."""
+        return []
+
+    def options(self, model: Checkpoint) -> dict[str, Any]:
+        """What its files depend on beside formats and weights, as JSON."""
+        return {"model": str(model.source["model"])}
+
+    @abstractmethod
+    def stores(self, fmt: Format) -> bool:
+        """Whether its files can hold a format."""
+
+    @abstractmethod
+    def files_size(self, model: Checkpoint, formats: Formats) -> int:
+        """Bytes of the files: tensors, factors, metadata."""
+
+    def remarks(self, model: Checkpoint, formats: Formats) -> list[str]:
+        """Warnings about formats, or about what its files will not know of the model."""
+        return []
+
+    def requires(self, model: Checkpoint, formats: Formats) -> str | None:
+        """What the files need of their runtime, where that is not any version edgepack runs."""
+        return None
+
+    @abstractmethod
+    def write(
+        self,
+        model: Checkpoint,
+        formats: Formats,
+        load: Load,
+        norms: Mapping[str, Tensor],
+        folder: Path,
+    ) -> Steps[None]:
+        """Write the files into `folder`, leaving out those already there. `load` gives decomposed
+        weights, `norms` trained norms and biases."""
+
+    @abstractmethod
+    def written(self, folder: Path, model: Checkpoint) -> Runnable:
+        """The files in a folder, to be run."""
+
+    @abstractmethod
+    def write_original(self, original: Checkpoint, folder: Path, stage: str) -> Steps[Runnable]:
+        """The model as it was found, its matrices as f16: what KL is measured from."""
+
+    def nearest_baselines(self, model: Checkpoint, formats: Formats) -> dict[str, Types]:
+        """Label → types of the files to measure beside ours: the nearest in size."""
+        return {}
+
+    def all_baselines(self, model: Checkpoint, formats: Formats) -> dict[str, Types]:
+        """Label → types of all files that others would make of the model."""
+        return {}
+
+    def write_baseline(
+        self,
+        model: Checkpoint,
+        types: Types,
+        imatrix: Callable[[str], Tensor],
+        place: Path,
+        stage: str,
+    ) -> Steps[Path]:
+        """Write a baseline's file beside `place` (a path without suffix); the file to open."""
+        raise NotImplementedError
+        yield
+
+    def memory(self, elements: int, own: int, logits: int, *, stock: bool) -> int:
+        """Expected peak bytes while files are measured: the original of so many `elements`, `own`
+        bytes of files of ours, the bytes of a chunk's `logits`; with `stock`, others' files too."""
+        return 0
+
+    def without_factors(self) -> None:
+        """Raise `EdgepackError` where files cannot be run without L and R."""
+        return
+
+    def commands(self, manifest: Mapping[str, Any], folder: PurePath) -> list[str]:
+        """Lines that talk to an output folder."""
+        return [f"edgepack chat {folder}"]
+
+
+def names() -> tuple[str, ...]:
+    """All targets."""
+    return plugins.names("targets")
+
+
+def get(name: str, export: Export | None = None) -> Target:
+    """The target of that name, for what a recipe says under ``export``."""
+    if name not in names():
+        hint = "choose one of: " + ", ".join(names())
+        raise RecipeError(f"--target: {name!r} is not built", hint=hint)
+    plugin: type[Target] = plugins.find("targets", name)
+    return plugin(export or Export())

@@ -1,0 +1,198 @@
+"""Distillation: the folder of decomposed weights in, one of the same files trained out.
+
+What a killed run finds in it: the embedded tokens and the original's last hidden states, written
+once; ``state``, the run at its last evaluation; and the weights that are written already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edgepack.calibration.sweep import embedded
+from edgepack.core.hardware import multiplies_bfloat16
+from edgepack.core.progress import Progress, Steps
+from edgepack.core.weight_files import load_tensors, save_tensors
+from edgepack.core.weights import FactoredWeight
+from edgepack.model.decoder import Block, Decoder, Head
+from edgepack.model.stream import Activations, Batch, Tokens, micro_batches, states
+from edgepack.recover import trainable
+from edgepack.recover.student import VALUE, Masters, Student
+from edgepack.recover.training import Data, Recovered, Run, Settings, report_of
+
+NORMS = "norms.safetensors"
+"""Trained norms and biases by Hugging Face name, float32; beside them, the report."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+IN_MEMORY = 2 << 30
+"""Bytes of codes that are not read again at every step."""
+
+
+def choose_arithmetic() -> dict[str, str]:
+    """What a training step multiplies on (``device``) and in (``dtype``: bfloat16 where there are
+    instructions for it). Results depend on both, so that they belong to the stage's options."""
+    if torch.cuda.is_available():
+        return {"device": "cuda", "dtype": "bfloat16"}
+    return {"device": "cpu", "dtype": "bfloat16" if multiplies_bfloat16() else "float32"}
+
+
+def recover(
+    decoder: Decoder,
+    original: Decoder,
+    weights: Path,
+    tokens: Tokens,
+    settings: Settings,
+    folder: Path,
+    arithmetic: Mapping[str, str] | None = None,
+) -> Steps[Recovered]:
+    """Train what `settings.train` names of the packed model and write it into `folder`.
+
+    `decoder` is the model that was packed, `original` the one to be close to (a wider one, where
+    the other is a slice of it), `weights` the decompose stage's folder. `folder` gets one file per
+    matrix, of the same layout, formats, codes of Q and size, and `NORMS`. `arithmetic` is what
+    `choose_arithmetic` said when the stage's key was made.
+    """
+    state = folder / "state"
+    if (folder / NORMS).exists() and not state.exists():
+        return read_report(folder)
+    arithmetic = arithmetic or choose_arithmetic()
+    device, dtype = torch.device(arithmetic["device"]), DTYPES[arithmetic["dtype"]]
+    student = _student(decoder, weights, settings, device, dtype)
+    data = _data(decoder, original, tokens, folder)
+
+    def teacher() -> Head:
+        return original.head().to(device)
+
+    report = Recovered(device=arithmetic["device"], dtype=arithmetic["dtype"])
+    run = Run(student, teacher, data, settings, state, report)
+    run.resume()
+    total = student.blocks + settings.steps
+    if run.report.stopped is None:
+        yield from _prepare(student, original, data, tokens, total)
+    yield from _train(run, student.blocks, total)
+    _write(run, weights, folder)
+    for path in (data.embedded.path, data.targets.path, state):  # the state last: it says "written"
+        path.unlink(missing_ok=True)
+    return run.report
+
+
+def read_report(folder: Path) -> Recovered:
+    """What a finished folder says of itself."""
+    return report_of(load_tensors(folder / NORMS)[1])
+
+
+def about(report: Recovered) -> dict[str, Any]:
+    """A report for manifests: held-out KL at the start and at its best, and all in between."""
+    return {key: getattr(report, key) for key in ("start", "best", "best_step")} | asdict(report)
+
+
+def read_norms(folder: Path) -> dict[str, Tensor]:
+    """Norms and biases of a finished folder, float32 by Hugging Face name."""
+    return load_tensors(folder / NORMS)[0]
+
+
+def _student(
+    decoder: Decoder, weights: Path, settings: Settings, device: torch.device, dtype: torch.dtype
+) -> Student:
+    """The packed model with its masters as they start."""
+
+    def read(name: str) -> FactoredWeight:
+        tensors, about = load_tensors(_file(weights, name))
+        return FactoredWeight.from_tensors(tensors, about["formats"])
+
+    load = trainable.Shelf(read, IN_MEMORY)
+    masters: Masters = {}
+    for spec in decoder.checkpoint.specs.values():
+        if len(spec.shape) > 1 and spec.block is not None:
+            masters[spec.name] = trainable.masters(load(spec.name), settings.train)
+        elif len(spec.shape) == 1 and "norms" in settings.train:
+            masters[spec.name] = {VALUE: decoder.checkpoint.tensor(spec.name).clone()}
+    kept = {
+        name: {part: value.to(device) for part, value in parts.items()}
+        for name, parts in masters.items()
+        if parts
+    }
+    return Student(decoder, load, kept, device, dtype)
+
+
+def _data(decoder: Decoder, original: Decoder, tokens: Tokens, folder: Path) -> Data:
+    held_out = [batch for batch in micro_batches(tokens) if batch.held_out]
+    first, last = decoder.widths[0], original.widths[-1]
+    inputs = Activations(folder / "embedded", (*tokens.all.shape, first))
+    targets = Activations(folder / "targets", (*tokens.all.shape, last))
+    return Data(inputs, targets, len(tokens.train), held_out)
+
+
+def _prepare(
+    student: Student, original: Decoder, data: Data, tokens: Tokens, total: int
+) -> Steps[None]:
+    """Write what `data` is about, streaming the original's blocks over all tokens once."""
+    ids, device = tokens.all, student.device
+    batches = micro_batches(tokens)
+    if not data.embedded.exists:
+        data.embedded.write(x.cpu() for x in embedded(student.packed(), ids, batches))
+    stream = [*states(original, ids, data.targets.path.parent, "x")[:-1], data.targets]
+    if not any(state.exists for state in stream):
+        stream[0].write(embedded(original, ids, batches))
+    for i, (inputs, output) in enumerate(pairwise(stream)):
+        yield Progress("recover", i, total, f"the original's block {i}")
+        if inputs.exists and not output.exists:
+            output.write(_through(original.block(i).to(device), inputs, batches, device))
+        inputs.path.unlink(missing_ok=True)
+
+
+def _through(
+    block: Block, inputs: Activations, batches: list[Batch], device: torch.device
+) -> Iterator[Tensor]:
+    for batch in batches:
+        with torch.no_grad():
+            yield block(inputs.read(batch.rows).to(device)).cpu()
+
+
+def _train(run: Run, done: int, total: int) -> Steps[None]:
+    """Steps and evaluations until one of them says it is over."""
+    report = run.report
+    while report.stopped is None:
+        done_now = done + report.steps
+        if run.due:
+            yield Progress("recover", done_now, total, "held-out tokens")
+            run.evaluate()
+            run.save()
+        else:
+            label = f"held-out KL {report.start:.4g} → {report.best:.4g} nats"
+            yield Progress("recover", done_now, total, label)
+            run.step()
+            if report.stopped:
+                run.save()
+
+
+def _write(run: Run, weights: Path, folder: Path) -> None:
+    """The best state, weight by weight; all as it was where nothing was gained."""
+    student, specs = run.student, run.student.decoder.checkpoint.specs
+    student.masters = run.best if run.report.best_step else {}
+    norms = {}
+    for spec in specs.values():
+        if len(spec.shape) == 1:
+            norms[spec.name] = student.vector(spec.name).cpu().contiguous()
+        elif not _file(folder, spec.name).exists():
+            tensors, about = load_tensors(_file(weights, spec.name))
+            if spec.name in student.masters:
+                tensors |= _cpu(student.stored(spec.name).tensors())
+            save_tensors(_file(folder, spec.name), tensors, about)
+    save_tensors(folder / NORMS, norms, asdict(run.report))
+
+
+def _cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value.cpu() for key, value in tensors.items()}
+
+
+def _file(folder: Path, name: str) -> Path:
+    """Where the decompose stage keeps a weight, and this one too."""
+    return folder / f"{name}.safetensors"
