@@ -181,15 +181,16 @@ _INPUTS = {
 _CACHE = _Wanted(FLOATS, 4)
 _LOGITS = _Wanted(FLOATS, 3)
 NEEDED = ("input_ids", "attention_mask")
+EXPORTED = "take a decoder exported for text generation, with logits as its output"
 
 
 def check_decoder(place: str, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
     """Refuse a graph that is no decoder; nodes have a `name`, a `type` and a `shape`."""
     if missing := sorted(set(NEEDED) - set(inputs)):
         names = " and ".join(missing)
-        raise EdgepackError(f"{place}: is no decoder, it does not take {names}")
+        raise EdgepackError(f"{place}: is no decoder, it does not take {names}", hint=EXPORTED)
     if "logits" not in outputs:
-        raise EdgepackError(f"{place}: is no decoder, it does not give logits")
+        raise EdgepackError(f"{place}: is no decoder, it does not give logits", hint=EXPORTED)
     _check_node(place, outputs["logits"], _LOGITS)
     for name, node in inputs.items():
         if name in _INPUTS:

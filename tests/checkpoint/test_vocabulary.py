@@ -21,7 +21,7 @@ from edgepack.checkpoint import (
 from edgepack.checkpoint.llama_vocab import LlamaVocab
 from edgepack.checkpoint.vocabulary_check import compare
 from edgepack.core.errors import CheckpointError, EdgepackError
-from edgepack.planning.plan import plan
+from edgepack.pipeline import make_plan as plan
 from edgepack.recipe.sections import Recipe
 from tests.checkpoint.test_tokenizer import (
     GPT2_STYLE,
@@ -335,7 +335,7 @@ def test_plans_for_gguf_refuse_what_other_targets_take(tmp_path):
     normalizing(N.Lowercase()).save_pretrained(tmp_path / "m")
     with pytest.raises(EdgepackError, match="Lowercase"):
         plan(recipe(), "gguf", tmp_path)
-    assert plan(recipe(), "checkpoint", tmp_path).warnings == ()
+    assert plan(recipe(), "checkpoint", tmp_path).warnings == []
 
 
 def test_plans_tell_what_a_file_changes(tmp_path):

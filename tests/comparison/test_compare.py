@@ -9,9 +9,11 @@ from typer.testing import CliRunner
 import edgepack
 from edgepack.cli import app
 from edgepack.comparison.compare import OTHERS, Point, frontier
-from edgepack.measure.baselines import PLAIN, STOCK, stock_types
 from edgepack.metrics.speed import Speed
+from edgepack.planning.target import get
 from tests.support.tiny import make_model
+
+STOCK, PLAIN = get("gguf").maker, get("onnx").maker
 
 
 def point(nbytes: int, kl: float) -> Point:
@@ -43,7 +45,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_stock_has_all_types_that_fit_and_both_kinds_of_embeddings(recipe: Path):
     made = edgepack.plan(recipe)
-    types = [formats for _, formats in stock_types(made)]
+    types = list(made.target.all_baselines(made.model, made.formats).values())
     blocks = {next(f for n, f in t.items() if ".layers." in n) for t in types}
     assert {"q4_0", "q5_1", "q8_0", "iq4_nl"} <= blocks
     assert not {"f16", "q4_k", "iq2_xs"} & blocks
@@ -57,7 +59,8 @@ def test_stock_takes_a_type_where_it_fits_and_llama_cpps_substitute_elsewhere(tm
     """SmolLM2's own case: rows of 576 and of 1536 columns."""
     make_model(tmp_path / "model", hidden=288, heads=4, head_dim=72, intermediate=512, layers=1)
     (tmp_path / "r.yaml").write_text('{"model": "model", "compress": {"format": "q4_0"}}')
-    found = dict(stock_types(edgepack.plan(tmp_path / "r.yaml")))
+    plan = edgepack.plan(tmp_path / "r.yaml")
+    found = plan.target.all_baselines(plan.model, plan.formats)
     small = found["stock iq3_s or iq4_nl + imatrix, embeddings iq4_nl"]
     down = {name for name, form in small.items() if form == "iq3_s"}
     assert down == {"model.layers.0.mlp.down_proj.weight"}

@@ -16,13 +16,12 @@ import edgepack
 from edgepack.core import plugins
 from edgepack.core.artifact import Artifact
 from edgepack.core.errors import RecipeError
-from edgepack.core.progress import finish
 from edgepack.core.weight_files import load_weight
+from edgepack.decompose.stage import Decompose
 from edgepack.export import _onnx_weights
 from edgepack.model.decoder import Decoder
-from edgepack.pipeline import write_text
 from edgepack.planning.plan import Plan
-from edgepack.recover.stage import read_norms
+from edgepack.recover.stage import Recover
 from tests.cli.test_cli import fails
 from tests.support.tiny import FAMILIES, LAYER_NORM, TEXT, make_model
 
@@ -84,10 +83,11 @@ def build(folder: Path, model: Path, target: str, **sections) -> tuple[Plan, Art
 @torch.no_grad()
 def promised(plan: Plan, ids: Tensor = IDS) -> Tensor:
     """Logits by our own forward pass with the weights of the last stage."""
-    stage = plan.recover or plan.decompose
-    norms = read_norms(stage.folder) if plan.recover else {}
-    dense = {name: lambda n=name: load_weight(stage.folder, n)[0].dense() for name in plan.choices}
-    decoder = Decoder(plan.checkpoint, dense | {n: lambda v=v: v for n, v in norms.items()})
+    recovered = plan.find(Recover)
+    stage = recovered or plan.find(Decompose)
+    norms = recovered.norms if recovered else {}
+    dense = {name: lambda n=name: load_weight(stage.folder, n)[0].dense() for name in plan.formats}
+    decoder = Decoder(plan.model, dense | {n: lambda v=v: v for n, v in norms.items()})
     return decoder.logits(ids)
 
 
@@ -109,7 +109,7 @@ def transformers_logits(model: transformers.PreTrainedModel, ids: Tensor = IDS) 
 
 def held_out(plan: Plan) -> Tensor:
     """The tokens that the report's figures are of."""
-    return finish(write_text(plan)).held_out
+    return plan.text.tokens.held_out
 
 
 def assert_same(found: Tensor, wanted: Tensor, tolerance: float) -> None:

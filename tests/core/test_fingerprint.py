@@ -5,9 +5,13 @@ import textwrap
 
 import pytest
 
+from edgepack.allocate.stage import Allocate
+from edgepack.calibration.stage import Calibrate, WriteText
 from edgepack.core import fingerprint
-from edgepack.planning import plan as planning
-from edgepack.planning import source as shape
+from edgepack.decompose.stage import Decompose
+from edgepack.recover.sliced import FineTune
+from edgepack.recover.stage import Recover
+from edgepack.slicing.stage import Slice
 
 HELPER = '''
 """What the helper does."""
@@ -20,7 +24,6 @@ def double(x):
     return 2 * x
 '''
 STAGE = """
-from edgepack.calibration.helper import double
 
 def stage(x):
     return double(x) + 1
@@ -78,19 +81,18 @@ def test_a_package_stands_for_all_its_modules(code):
 
 
 COMPUTES = {
-    "text": (shape.WRITES_TEXT, ["calibration.self_text", "decoder", "checkpoint.folder"]),
-    "slice": (shape.SLICES, ["slicing.basis", "decoder", "checkpoint.gguf_file"]),
-    "rft": (shape.FINETUNES, ["recover.adam", "recover.student", "slicing.sliced"]),
-    "calibrate": (planning.CALIBRATES, ["calibration.moments", "architectures.llama"]),
-    "allocate": (planning.ALLOCATES, ["decompose.ldlq", "formats._scale_kernels", "formats.q4_0"]),
-    "decompose": (planning.DECOMPOSES, ["decompose.caldera", "formats._codebook_kernels"]),
-    "recover": (planning.RECOVERS, ["recover.training", "formats.q8_0", "decoder"]),
+    WriteText: ["calibration.self_text", "model.decoder", "checkpoint.folder"],
+    Slice: ["slicing.basis", "model.decoder", "checkpoint.gguf_file"],
+    FineTune: ["recover.adam", "recover.student", "model.sliced"],
+    Calibrate: ["calibration.moments", "architectures.llama"],
+    Allocate: ["decompose.ldlq", "formats._scale_kernels", "formats.q4_0"],
+    Decompose: ["decompose.caldera", "formats._codebook_kernels"],
+    Recover: ["recover.training", "formats.q8_0", "model.decoder"],
 }
 
 
-@pytest.mark.parametrize("stage", COMPUTES)
+@pytest.mark.parametrize("stage", COMPUTES, ids=lambda stage: stage.name)
 def test_stages_see_the_code_that_makes_them_and_no_words(stage):
-    modules, wanted = COMPUTES[stage]
-    found = fingerprint.covered(modules)
-    assert {f"edgepack.{name}" for name in wanted} <= found.keys()
+    found = fingerprint.covered(stage.code)
+    assert {f"edgepack.{name}" for name in COMPUTES[stage]} <= found.keys()
     assert not {"edgepack.core.errors", "edgepack.cli", "edgepack.report.page"} & found.keys()

@@ -2,7 +2,8 @@
 
 import json
 import os
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,29 @@ import torch
 from edgepack.core import stage as cache
 from edgepack.core.disk import atomic, scratch
 from edgepack.core.errors import EdgepackError
+from edgepack.core.progress import Progress
 from edgepack.core.stage import Stage
 from edgepack.core.weight_files import load_tensors, save_tensors
 
-STAGE = Stage(
+
+@dataclass(frozen=True)
+class Made(Stage):
+    """A stage of which every ingredient is a field."""
+
+    name: str
+    code: tuple[str, ...]
+    given: Mapping[str, object]
+    inputs: tuple[str, ...] = ()
+
+    def options(self):
+        return dict(self.given)
+
+    def run(self, folder, executor):
+        yield Progress(self.name, 0, 1)
+        (folder / "made").write_text("made")
+
+
+STAGE = Made(
     "calibrate", ("edgepack.core.linalg",), {"seed": 0, "nested": {"rank": 4}}, ("model", "text")
 )
 
@@ -37,9 +57,9 @@ def test_the_key_changes_with_every_ingredient():
     changed = [
         replace(STAGE, name="decompose"),
         replace(STAGE, code=("edgepack.model.decoder",)),
-        replace(STAGE, options={**STAGE.options, "seed": 1}),
-        replace(STAGE, options={**STAGE.options, "more": None}),
-        replace(STAGE, options={**STAGE.options, "nested": {"rank": 5}}),
+        replace(STAGE, given={**STAGE.given, "seed": 1}),
+        replace(STAGE, given={**STAGE.given, "more": None}),
+        replace(STAGE, given={**STAGE.given, "nested": {"rank": 5}}),
         replace(STAGE, inputs=("model", "other text")),
         replace(STAGE, inputs=("text", "model")),
         replace(STAGE, inputs=("model",)),
@@ -48,7 +68,7 @@ def test_the_key_changes_with_every_ingredient():
 
 
 def test_the_key_does_not_depend_on_the_order_of_options():
-    other = replace(STAGE, options=dict(reversed(STAGE.options.items())))
+    other = replace(STAGE, given=dict(reversed(STAGE.given.items())))
     assert other.key == STAGE.key
     assert len(STAGE.key) == 32
 

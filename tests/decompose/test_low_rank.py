@@ -7,8 +7,8 @@ from torch import Tensor
 from edgepack.core import plugins
 from edgepack.core.linalg import top_left_singular_vectors
 from edgepack.decompose.ldlq import ldlq, metric
-from edgepack.formats import factor_format
 from edgepack.decompose.low_rank import downdate, exact_low_rank, low_rank
+from edgepack.formats import factor_format
 
 # cost above the optimum's over the cost of no factors at all; measured: 7e-8, 1.4e-5, 5.6e-3
 BOUNDS = {"f16": 1e-6, "q8_0": 3e-5, "q4_0": 8e-3}

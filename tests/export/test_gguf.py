@@ -17,11 +17,9 @@ from edgepack.checkpoint import open_checkpoint
 from edgepack.core import plugins
 from edgepack.core.errors import EdgepackError, ExportError
 from edgepack.core.progress import finish
-from edgepack.core.weights import FactoredWeight
+from edgepack.core.weights import FactoredWeight, WeightFormat
 from edgepack.export.gguf import write_factors, write_model, write_plain
 from edgepack.export.modelfile import modelfile
-from edgepack.core.weights import WeightFormat
-
 from edgepack.export.peft import write_adapter
 from tests.support.tiny import make_model
 

@@ -15,14 +15,11 @@ from edgepack.core import plugins
 from edgepack.core.artifact import Artifact
 from edgepack.core.errors import EdgepackError
 from edgepack.core.progress import finish
-from edgepack.core.weights import FactoredWeight
+from edgepack.core.weights import FactoredWeight, WeightFormat
 from edgepack.export import _onnx_graph, _onnx_pack, _onnx_weights, onnx_decoder
 from edgepack.export.gguf import write_model
-from edgepack.core.weights import WeightFormat
-
 from edgepack.export.profiles import GraphOptions
 from edgepack.model.decoder import Decoder
-from edgepack.planning.formats import stores
 from edgepack.runtimes import onnx_runtime
 from edgepack.runtimes.base import Sampling
 from edgepack.runtimes.chat import chat
@@ -37,7 +34,7 @@ pytest.importorskip("onnxruntime")
 
 IDS = torch.arange(3, 40)[None]
 PLAIN = GraphOptions(128)
-FORMATS = [n for n in plugins.names("formats") if stores("onnx", plugins.find("formats", n))]
+FORMATS = [n for n in plugins.names("formats") if onnx.stores(plugins.find("formats", n))]
 INT8 = 0.06
 """What rounding activations to 8 bits may change in logits, relative, on weights this random."""
 

@@ -160,8 +160,8 @@ def test_a_recipe_names_the_profile(tmp_path):
 
 def test_a_budget_counts_factors_that_are_inputs(tmp_path):
     checkpoint = model(tmp_path)
-    from edgepack.export import onnx
     from edgepack.core.weights import WeightFormat
+    from edgepack.export import onnx
 
     weights = rounded(checkpoint, "q4_0", rank=4)
     path = write(tmp_path / "out", checkpoint, weights, options("web"))

@@ -17,7 +17,6 @@ import torch
 from edgepack.checkpoint import open_checkpoint
 from edgepack.core.progress import finish
 from edgepack.core.weights import WeightFormat
-
 from edgepack.export.profiles import PROFILES, GraphOptions
 from edgepack.export.requirements import NEEDS, needed
 from edgepack.runtimes.onnx_runtime import OnnxRuntime

@@ -14,10 +14,8 @@ from edgepack.checkpoint import open_checkpoint
 from edgepack.core import plugins
 from edgepack.core.errors import DecompositionError, ExportError
 from edgepack.core.progress import finish
-from edgepack.core.weights import FactoredWeight, QuantizedTensor
+from edgepack.core.weights import FactoredWeight, QuantizedTensor, WeightFormat
 from edgepack.export.gguf import write_factors, write_model, write_plain
-from edgepack.core.weights import WeightFormat
-
 from edgepack.export.peft import write_adapter
 from edgepack.export.profiles import GraphOptions
 from edgepack.formats import f16

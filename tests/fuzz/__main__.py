@@ -60,8 +60,7 @@ def load_libraries() -> None:
     from llama_cpp import llama_cpp  # noqa: F401
 
     import edgepack.cli
-    import edgepack.planning.memory
-    import edgepack.planning.plan
+    import edgepack.pipeline
     import edgepack.report.show  # noqa: F401
 
     torch.set_num_threads(1)

@@ -37,11 +37,13 @@ PER_WORKER = 400  # inputs, before what they leave in memory is dropped
 @dataclass(frozen=True)
 class Reader:
     """Something that reads: `spoil` writes the input of a number into a folder and names the files
-    that it changed, `read` does with the folder what a user's command does."""
+    that it changed, `read` does with the folder what a user's command does. With `may_name_any`
+    the input may name files anywhere: a recipe is the user's own."""
 
     name: str
     spoil: Callable[[Path, int], list[str]]
     read: Callable[[Path], None]
+    may_name_any: bool = False
 
 
 @dataclass
@@ -164,7 +166,7 @@ def _work(reader: Reader, numbers: range, template: Path, place: Path, talk: Con
         sandbox.begin()
         talk.send(("start", number, "", ""))
         outcome, detail = judged(lambda: reader.read(sandbox.case))
-        leak = sandbox.leak()
+        leak = sandbox.leak(reading=not reader.may_name_any)
         if leak:
             outcome, detail = "leak", leak
         if outcome not in GOOD:
@@ -193,12 +195,12 @@ class Sandbox:
             os.utime(path, (0, path.stat().st_mtime))
         self.before = self._around()
 
-    def leak(self) -> str:
-        """What was read, written or removed that should not have been."""
+    def leak(self, *, reading: bool = True) -> str:
+        """What was written or removed that should not have been; with `reading`, read as well."""
         after = self._around()
         if after != self.before:
             return "changed: " + ", ".join(sorted(after ^ self.before))[:200]
-        read = [p.name for p in self.outside.iterdir() if p.stat().st_atime > 0]
+        read = [p.name for p in self.outside.iterdir() if reading and p.stat().st_atime > 0]
         return "read outside the folder: " + ", ".join(read) if read else ""
 
     def _around(self) -> set[str]:

@@ -93,14 +93,12 @@ def calibration_text(folder: Path) -> None:
     """The calibration's text from a JSONL, as `build` reads it after planning."""
     from edgepack.calibration import text
     from edgepack.checkpoint import open_checkpoint
-    from edgepack.core.progress import finish
-    from edgepack.model.decoder import Decoder
     from edgepack.recipe.read import load
 
     command("plan", str(folder / "chats.yaml"))
     recipe = load(folder / "chats.yaml")
-    decoder = Decoder(open_checkpoint("m", folder))
-    finish(text.tokens(decoder, recipe.calibrate, folder, None))
+    model = open_checkpoint("m", folder)
+    text.read_tokens(model, recipe.calibrate, folder / recipe.calibrate.source)
 
 
 def template_renders(folder: Path) -> None:
@@ -288,7 +286,7 @@ FILES: dict[str, tuple[dict[str, Make], Callable[[Path], None]]] = {
 }
 
 READERS = {
-    name: Reader(name, partial(spoil_file, name, files), read)
+    name: Reader(name, partial(spoil_file, name, files), read, may_name_any=name == "recipe")
     for name, (files, read) in FILES.items()
 }
 

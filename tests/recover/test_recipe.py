@@ -10,7 +10,7 @@ from gguf import GGUFReader
 import edgepack
 from edgepack.core.artifact import Artifact
 from edgepack.core.errors import RecipeError
-from edgepack.planning.plan import plan
+from edgepack.pipeline import make_plan
 from edgepack.recipe.read import parse
 from tests.support.tiny import make_model
 
@@ -60,5 +60,5 @@ def test_scales_and_norms_move_and_nothing_else(folder: Path):
 
 def test_nothing_to_recover_is_refused(folder: Path):
     with pytest.raises(RecipeError, match="nothing is quantized"):
-        plan(parse({"model": "model", "recover": {}}), "gguf", folder)
+        make_plan(parse({"model": "model", "recover": {}}), "gguf", folder)
     assert torch.is_grad_enabled()

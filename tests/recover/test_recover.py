@@ -18,7 +18,7 @@ from edgepack.model.stream import Tokens
 from edgepack.recover import trainable
 from edgepack.recover.adam import schedule, size
 from edgepack.recover.distance import divergence
-from edgepack.recover.stage import _student, read_norms, read_report, recover
+from edgepack.recover.distil import _student, read_norms, read_report, recover
 from edgepack.recover.student import VALUE, Student
 from edgepack.recover.training import Recovered, Settings, order
 from tests.support.dying import dies_before, files

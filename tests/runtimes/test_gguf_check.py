@@ -13,10 +13,8 @@ from edgepack.checkpoint import open_checkpoint
 from edgepack.checkpoint.gguf_header import GgufHeader
 from edgepack.core import plugins
 from edgepack.core.errors import EdgepackError
-from edgepack.core.weights import FactoredWeight
+from edgepack.core.weights import FactoredWeight, WeightFormat
 from edgepack.export.gguf import write_factors, write_plain
-from edgepack.core.weights import WeightFormat
-
 from edgepack.runtimes import base as _base
 from edgepack.runtimes.gguf_check import Spoken, cache_bytes, check_adapter, check_model, spoken
 from tests.support.tiny import make_model

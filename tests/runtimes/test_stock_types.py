@@ -4,18 +4,18 @@ from itertools import cycle
 
 import pytest
 
-from edgepack import formats
 from edgepack.architectures.base import LINEAR_ROLES
 from edgepack.checkpoint import open_checkpoint
 from edgepack.core.weights import FactoredWeight
 from edgepack.export.gguf import write_model
+from edgepack.formats import stock
 from tests.export.test_gguf import INT8, distance, expected, in_llama_cpp, q_of, quantize
 from tests.support.tiny import make_model
 
 
 @pytest.mark.llama
 def test_a_model_of_all_types_has_the_logits_of_its_dequantized_weights(tmp_path):
-    names = formats.stock()
+    names = stock()
     layers = -(-len(names) // len(LINEAR_ROLES))
     made = make_model(tmp_path / "hf", hidden=256, intermediate=512, layers=layers)
     model = type(made).from_pretrained(tmp_path / "hf").float().eval()

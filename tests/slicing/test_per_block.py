@@ -104,7 +104,7 @@ def published(model, tokens, width):
 def test_it_is_the_published_algorithm(dense):
     out = build(dense, width=40, round_to=8)
     plan = edgepack.plan(dense.folder.parent / "slice.yaml", "checkpoint")
-    tokens = edgepack.core.progress.finish(edgepack.pipeline.write_text(plan)).train
+    tokens = plan.text.tokens.train
     model = transformers.AutoModelForCausalLM.from_pretrained(
         dense.folder, attn_implementation="eager"
     )
@@ -117,7 +117,7 @@ def test_it_is_the_published_algorithm(dense):
 def test_our_own_forward_pass_is_that_of_transformers(dense):
     out = build(dense, schedule={"attention": [0.1, 0.4], "mlp": [0.3, 0.2]}, slice_head=True)
     plan = edgepack.plan(dense.folder.parent / "slice.yaml", "checkpoint")
-    assert (Decoder(plan.checkpoint).logits(IDS) - logits(out)).abs().max() < 1e-3
+    assert (Decoder(plan.model).logits(IDS) - logits(out)).abs().max() < 1e-3
     config = json.loads((out / "config.json").read_text())
     phi = config["model_type"] == "phi"
     assert config["sliced_widths"] == ([56, 40, 40] if phi else [56, 48, 40, 48, 48])

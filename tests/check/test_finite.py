@@ -9,7 +9,8 @@ from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 from safetensors.torch import load_file, save_file
 
-from edgepack.checkpoint import finite, open_checkpoint
+from edgepack.check import finite
+from edgepack.checkpoint import open_checkpoint
 from edgepack.core.errors import CheckpointError
 from edgepack.core.progress import finish
 from tests.support.tiny import make_model, write_gguf
