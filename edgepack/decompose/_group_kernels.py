@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 # Numba's cache of these loops looks at this file alone: touch it after a change of those.
 from edgepack.decompose._kernels import _compiled, _pass_on
-from edgepack.formats._codebook_kernels import Book, Codes, Float, choose, room
+from edgepack.formats._codebook_kernels import Book, Codes, Float, choose, new_scratch
 
 
 @_compiled  # type: ignore[untyped-decorator]
@@ -39,7 +39,7 @@ def sweep(
     K, group = scale.shape[2], book.group
     left, e = np.empty(size, np.float32), np.empty(group, np.float32)
     tried_codes, tried_errors = np.empty(size, np.uint8), np.empty(size, np.float32)
-    work = room(book)
+    work = new_scratch(book)
     for r in range(rows):
         least = np.float32(np.inf)
         for k in range(K):
@@ -87,7 +87,7 @@ def descend(
     rows, size = gradient.shape
     group = book.group
     target, change = np.empty(group, np.float32), np.empty(group, np.float32)
-    work = room(book)
+    work = new_scratch(book)
     weight, tried = np.empty(group, np.float32), np.empty(group, np.uint8)
     for r in range(rows):
         own = H_out[r, r] if len(H_out) else np.float32(1)

@@ -21,6 +21,5 @@ def stock() -> tuple[str, ...]:
 
 
 def factor_format(factors: str, columns: int) -> str:
-    """The format that a factor with rows of that length really gets: f16 where blocks do not
-    fit."""
+    """The format of a factor with rows of that length: f16 where blocks of `factors` do not fit."""
     return factors if get(factors).fits(columns) else "f16"

@@ -1,6 +1,6 @@
-"""Formats whose values are scale·level + offset: every stock block type there is.
+"""Formats whose values are scale·level + offset: every stock block type.
 
-A sweep that quantizes column by column can therefore inline them: take `affine` once a column,
+A sweep that quantizes column by column can therefore inline them: it calls `affine` once a column,
 and ``scale * levels[code] + offset`` is the value, bit for bit.
 """
 
@@ -14,14 +14,14 @@ from torch import Tensor
 from edgepack.core.weights import Grid, QuantizedTensor
 from edgepack.formats._bits import Layout
 from edgepack.formats._levels import Levels
-from edgepack.formats._search import normalized
+from edgepack.formats._search import normalize
 from edgepack.formats.base import Format, GgmlFormat
 
 CHUNK = 1 << 17
-"""Elements fitted at once: few enough that the search's temporaries stay in the cache."""
+"""Elements fitted at once: few enough that the search's temporaries fit the processor's cache."""
 
 NO_OFFSET = torch.tensor(-0.0)
-"""−0 and not 0: x + −0 is x for every x, so zeros keep the sign the runtime gives them."""
+"""−0, because x + −0 is x for every x: zeros keep the sign that the runtime gives them."""
 
 
 class Affine(Format):
@@ -54,11 +54,11 @@ class Affine(Format):
     def candidates(self, x: Tensor, importance: Tensor) -> Grid:
         """K grids for one block x ``[out, block_size]``: fields ``[out, K, …]``, `fit`'s first.
 
-        They differ in scale (and sign), for a sweep to try all on the errors it really makes.
-        K takes the place of the blocks, so this is also the grid of a tensor ``[out, K·block]``.
+        They differ in scale (and sign); a sweep compares them by the errors that each makes there.
+        K is where the blocks usually are, so this is also the grid of a tensor ``[out, K·block]``.
         """
         w = importance.to(x.dtype).expand_as(x)
-        return self._propose(x, normalized(w))
+        return self._propose(x, normalize(w))
 
     def fit(self, x: Tensor, importance: Tensor) -> Grid:
         """See `Format`."""
@@ -80,7 +80,7 @@ class Affine(Format):
 
 
 class Blocks(GgmlFormat):
-    """A block type whose fields and codes lie in its bytes as `layout` says."""
+    """A block type whose bytes hold its fields and codes in the order of `layout`."""
 
     layout: Layout
 

@@ -29,7 +29,7 @@ class Part(Protocol):
         """Bytes ``[out, blocks, size]`` of the values (integers as uint8)."""
 
     def read(self, data: Tensor) -> dict[str, Tensor]:
-        """Inverse of `write`: the bits this part knows of each value, the other bits 0."""
+        """Inverse of `write`: the bits of each value that this part stores, the other bits 0."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class Words:
 
 
 class Storage(Protocol):
-    """How an integer in memory is kept in the file."""
+    """How the file stores an integer that memory holds."""
 
     def to_file(self, value: Tensor) -> Tensor:
         """The unsigned number whose bits are written."""
@@ -159,7 +159,7 @@ class Storage(Protocol):
 
 @dataclass(frozen=True)
 class Stored:
-    """How an integer is kept in memory (`dtype`) and in the file (value + `bias`, as `file`)."""
+    """An integer has type `dtype` in memory; the file stores value + `bias` as type `file`."""
 
     dtype: torch.dtype = torch.uint8
     bias: int = 0
@@ -174,14 +174,14 @@ class Stored:
         return (value.to(torch.int16) - self.bias).to(self.dtype)
 
 
-AS_IT_IS = Stored()
+AS_UINT8 = Stored()
 
 
 @dataclass(frozen=True)
 class ByValue:
-    """Codes in the order of their values in memory; in the file `values[n]` is what n stands for.
+    """Memory holds codes in the order of their values; in the file, code n means `values[n]`.
 
-    Of numbers that stand for the same value, the first is written.
+    Where several codes of the file mean the same value, the first is written.
     """
 
     values: tuple[int, ...]
@@ -236,4 +236,4 @@ class Layout:
         }
 
     def _kept(self, name: str) -> Storage:
-        return self.stored.get(name, AS_IT_IS)
+        return self.stored.get(name, AS_UINT8)

@@ -1,10 +1,9 @@
-"""Vector codebooks (IQ2, IQ3): 8 or 4 columns together are a point of a grid, and their signs.
+"""Vector codebooks (IQ2, IQ3): 8 or 4 columns are coded together as a point of a grid, and signs.
 
-Value = d·c·(1 + 2·scale)·(±magnitude), with one 4-bit scale per sub-block. Which magnitudes may
-stand side by side is the grid's affair; where a byte has room for seven of eight signs, the number
-of negative ones is even. Codes index the signed magnitudes column by column all the same, so that
-everything but the choice of codes is as in any other format. Layouts: llama.cpp,
-``ggml-common.h``; grids: the ``gguf`` package.
+Value = d·c·(1 + 2·scale)·(±magnitude), with one 4-bit scale per sub-block. The grid lists which
+magnitudes may occur together. Some formats store seven of eight signs; the number of negative ones
+is then even. Codes still index the signed magnitudes column by column, so that only the choice of
+codes differs from other formats. Layouts: llama.cpp, ``ggml-common.h``; grids: package ``gguf``.
 """
 
 from __future__ import annotations
@@ -26,32 +25,32 @@ from edgepack.formats._levels import Table
 from edgepack.formats._limits import check_finite
 
 SIGNS = 8
-"""Columns whose signs share a byte, or seven bits of it."""
+"""Columns whose signs share one byte, or seven bits of one."""
 
 SPANS = torch.unflatten(torch.linspace(0.9, 2.0, 36), 0, (-1, 3))
-"""Values of d that are tried, over the one that takes the largest scale to the last step."""
+"""Values of d that are tried, as multiples of the d that puts the largest scale on its last one."""
 
 WIDE = Stored(torch.int16, file=torch.int16)
-"""Of a grid with more than 256 points."""
+"""Storage of the index into a grid with more than 256 points."""
 
 
 @dataclass(frozen=True)
 class Points:
-    """The points of a grid, and what packing needs to find them."""
+    """The points of a grid, and the index that packing looks them up in."""
 
     values: Tensor
     """Magnitudes, float32 ``[points, tuple]``."""
 
     @staticmethod
-    def of(name: str) -> Points:
-        """The grid of a class of ``gguf.quants``."""
+    def from_gguf(name: str) -> Points:
+        """The grid of that class of ``gguf.quants``."""
         kind: Any = getattr(quants, name)
         kind.init_grid()
         return Points(torch.from_numpy(kind.grid.reshape(kind.grid_shape).astype(np.float32)))
 
     @cached_property
     def magnitudes(self) -> Tensor:
-        """The distinct ones, increasing."""
+        """The distinct magnitudes, increasing."""
         found: Tensor = torch.unique(self.values)
         return found
 
@@ -71,7 +70,7 @@ class Points:
         return (digits.to(torch.int64) * places).sum(-1)
 
     def index(self, digits: Tensor) -> Tensor:
-        """Which point has these digits ``[…, tuple]``; int16."""
+        """Index of the point with these digits ``[…, tuple]``; int16."""
         return self._index[self._number(digits)]
 
 
@@ -106,7 +105,7 @@ class Codebook(Affine, Blocks):
 
     @cached_property
     def book(self) -> kernels.Book:
-        """What the compiled search needs of the format."""
+        """The grid as the compiled search takes it."""
         values = self.points.values.T.contiguous().numpy()
         return kernels.Book(
             values, self.points.digits.numpy(), self.levels.numpy(), self.group, self.even_signs
@@ -143,7 +142,7 @@ class Codebook(Affine, Blocks):
         return codes
 
     def quantize(self, W: Tensor, importance: Tensor | None = None) -> QuantizedTensor:
-        """See `Format`; what is nearest among points of a grid depends on the importance too."""
+        """See `Format`; the importance also decides which point of the grid is nearest."""
         check_finite("the weight", W)
         check_finite("the importance of its columns", importance)
         w = torch.ones(W.shape[-1]) if importance is None else importance

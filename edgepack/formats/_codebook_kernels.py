@@ -1,9 +1,9 @@
 """The loops of `_codebook`, compiled: the point of a grid nearest to 8 or 4 columns, and the search
 for the scales of a block.
 
-With weights D, scale s and y = |x|/s, a point g costs Σ D·(y − g)², whatever the signs, if each may
-follow its x. Where their number must be even and is not, the cheapest to turn round adds
-min_i 4·D_i·y_i·g_i, which counts in the choice of the point: it is the best there is.
+With weights D, scale s and y = |x|/s, a point g costs Σ D·(y − g)² if every sign may follow its x.
+Where the number of minus signs must be even and is odd, one sign is flipped. The cheapest flip adds
+min_i 4·D_i·y_i·g_i, and the choice of the point includes it, so that the result is optimal.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-# Numba's cache of these loops looks at this file alone: touch it after a change of that one.
+# Numba's cache of these loops depends on this file alone: touch it after changing the other one.
 from edgepack.formats._scale_kernels import _half, _insert, _ratio, _reciprocal, _sorted_into
 
 Float = NDArray[np.float32]
@@ -48,27 +48,27 @@ class Book(NamedTuple):
     """Whether the number of minus signs in a group is even."""
 
 
-class Room(NamedTuple):
+class Scratch(NamedTuple):
     """Arrays to work in, so that the loops allocate none."""
 
     y: Float
-    """Of a group."""
+    """|x|/s of a group."""
     codes: Codes
     score: Float
-    """Of all points."""
+    """Cost of every point."""
     low: Float
 
 
 @_fast  # type: ignore[untyped-decorator]
-def room(book: Any) -> Any:
-    """For one thread at a time."""
+def new_scratch(book: Any) -> Any:
+    """Allocate the arrays for one thread."""
     score, low = np.empty(book.points.shape[1], np.float32), np.empty(LANES, np.float32)
-    return Room(np.empty(book.group, np.float32), np.empty(book.group, np.uint8), score, low)
+    return Scratch(np.empty(book.group, np.float32), np.empty(book.group, np.uint8), score, low)
 
 
 @_fast  # type: ignore[untyped-decorator]
 def _score(y: Any, D: Any, points: Any, score: Any) -> None:
-    """Σ D·g·(g − 2y) of every point: its cost less that of 0."""
+    """Σ D·g·(g − 2y) of every point: its cost minus the cost of 0."""
     for q in range(0, len(points), 4):
         g0, g1, g2, g3 = points[q], points[q + 1], points[q + 2], points[q + 3]
         D0, D1, D2, D3 = D[q], D[q + 1], D[q + 2], D[q + 3]
@@ -81,7 +81,7 @@ def _score(y: Any, D: Any, points: Any, score: Any) -> None:
 
 @_fast  # type: ignore[untyped-decorator]
 def _argmin(score: Any, low: Any) -> Any:
-    """Index of the least; in lanes, which the processor compares side by side."""
+    """Index of the smallest score; in lanes, which the processor compares in parallel."""
     low[:] = INFINITE
     for k in range(0, len(score), LANES):
         for i in range(LANES):
@@ -97,7 +97,7 @@ def _argmin(score: Any, low: Any) -> Any:
 
 @_fast  # type: ignore[untyped-decorator]
 def _turn(y: Any, D: Any, points: Any, k: Any) -> Any:
-    """What the cheapest sign to turn round costs with point k, and whose sign that is."""
+    """Cost of the cheapest sign flip with point k, and the column that is flipped."""
     at, least = 0, INFINITE
     for i in range(len(points)):
         cost = D[i] * y[i] * points[i, k]
@@ -108,7 +108,7 @@ def _turn(y: Any, D: Any, points: Any, k: Any) -> Any:
 
 @_fast  # type: ignore[untyped-decorator]
 def _turned(y: Any, D: Any, points: Any, score: Any, k: Any) -> Any:
-    """Cost, point and place to turn round where one sign must be; k is the best point without."""
+    """Cost, point and column of the best flip; k is the best point without a flip."""
     cost, at = _turn(y, D, points, k)
     least = score[k] + cost
     for other in range(len(score)):
@@ -120,9 +120,9 @@ def _turned(y: Any, D: Any, points: Any, score: Any, k: Any) -> Any:
 
 
 @_fast  # type: ignore[untyped-decorator]
-def choose(x: Any, D: Any, s: Any, book: Any, room: Any, codes: Any) -> None:
-    """The codes of a group that cost least: Σ D·(x − s·level)², all of length ``book.group``."""
-    y, score = room.y, room.score
+def choose(x: Any, D: Any, s: Any, book: Any, scratch: Any, codes: Any) -> None:
+    """Codes of a group that minimise Σ D·(x − s·level)²; all arrays have length ``book.group``."""
+    y, score = scratch.y, scratch.score
     inverse, size, half = _reciprocal(s), len(book.points), len(book.levels) // 2
     odd = False
     for i in range(book.group):
@@ -133,7 +133,7 @@ def choose(x: Any, D: Any, s: Any, book: Any, room: Any, codes: Any) -> None:
     for a in range(0, book.group, size):
         here = slice(a, a + size)
         _score(y[here], D[here], book.points, score)
-        k = _argmin(score, room.low)
+        k = _argmin(score, scratch.low)
         for i in range(size):
             codes[a + i] = book.digits[k, i]
         if odd:
@@ -152,7 +152,7 @@ def choose(x: Any, D: Any, s: Any, book: Any, room: Any, codes: Any) -> None:
 def encode(x: Float, w: Float, scale: Float, book: Book, codes: Codes) -> None:
     """Codes of x ``[rows, columns]`` with weights w, one scale per group ``[rows, groups]``."""
     group = book.group
-    work = room(book)
+    work = new_scratch(book)
     for r in range(len(x)):
         for g in range(scale.shape[1]):
             here = slice(g * group, (g + 1) * group)
@@ -160,15 +160,15 @@ def encode(x: Float, w: Float, scale: Float, book: Book, codes: Codes) -> None:
 
 
 @_fast  # type: ignore[untyped-decorator]
-def _fit(x: Any, w: Any, s: Any, book: Any, room: Any) -> Any:
-    """Moments (Σ w·x·level, Σ w·level²) of a sub-block under the codes that s gives it, which cost
-    Σ w·x² − 2·s'·first + s'²·second with any other scale s'."""
+def _fit(x: Any, w: Any, s: Any, book: Any, scratch: Any) -> Any:
+    """Moments (first = Σ w·x·level, second = Σ w·level²) of a sub-block under its best codes for s.
+    With another scale s' these codes cost Σ w·x² − 2·s'·first + s'²·second."""
     first, second = ZERO, ZERO
     for a in range(0, len(x), book.group):
         here = slice(a, a + book.group)
-        choose(x[here], w[here], s, book, room, room.codes)
+        choose(x[here], w[here], s, book, scratch, scratch.codes)
         for i in range(book.group):
-            level = book.levels[room.codes[i]]
+            level = book.levels[scratch.codes[i]]
             first += w[a + i] * x[a + i] * level
             second += w[a + i] * level * level
     return first, second
@@ -176,7 +176,7 @@ def _fit(x: Any, w: Any, s: Any, book: Any, room: Any) -> Any:
 
 @_fast  # type: ignore[untyped-decorator]
 def _least(first: Any, second: Any, s: Any) -> Any:
-    """What the best of these codes cost with scale s, less Σ w·x²."""
+    """Cost with scale s of the best of these codes, minus Σ w·x²."""
     least = INFINITE
     for m in range(len(first)):
         least = min(least, s * (s * second[m] - TWO * first[m]))
@@ -184,7 +184,7 @@ def _least(first: Any, second: Any, s: Any) -> Any:
 
 
 @_fast  # type: ignore[untyped-decorator]
-def _explore(x: Any, w: Any, probes: Any, book: Any, room: Any, first: Any, second: Any) -> Any:
+def _explore(x: Any, w: Any, probes: Any, book: Any, scratch: Any, first: Any, second: Any) -> Any:
     """Moments ``[probes + REFITS]`` of a sub-block's codes under many scales; the best scale."""
     total, square = ZERO, ZERO
     for j in range(len(x)):
@@ -194,7 +194,7 @@ def _explore(x: Any, w: Any, probes: Any, book: Any, room: Any, first: Any, seco
     best, least = ZERO, ZERO
     for m in range(len(first)):
         s = size * probes[m] if m < len(probes) else best
-        first[m], second[m] = _fit(x, w, s, book, room)
+        first[m], second[m] = _fit(x, w, s, book, scratch)
         gain = -first[m] * _ratio(first[m], second[m])
         if gain < least:
             best, least = _ratio(first[m], second[m]), gain
@@ -226,8 +226,8 @@ def _whole(d: Any, best: Any, first: Any, second: Any, odd: Any) -> Any:
 def _leaders(
     start: Any, spans: Any, factor: Any, best: Any, first: Any, second: Any, odd: Any, ds: Any
 ) -> Any:
-    """Fill ds ``[keep]`` with the best of each of the groups of start·spans, the best first; how
-    many there are."""
+    """Fill ds ``[keep]`` with the best d of each group of start·spans, best first; returns their
+    number."""
     errors, used = np.empty(len(ds), np.float32), 0
     for g in range(len(spans)):
         least, leader = INFINITE, ZERO
@@ -242,20 +242,19 @@ def _leaders(
 
 
 @_compiled  # type: ignore[untyped-decorator]
-def _settle(x: Any, w: Any, d: Any, factor: Any, book: Any, room: Any, odd: Any) -> Any:
-    """True error and d: codes are chosen for the stored scales, d is fitted to them, and codes are
-    chosen again."""
+def _settle(x: Any, w: Any, d: Any, factor: Any, book: Any, scratch: Any, odd: Any) -> Any:
+    """True error and d: choose codes for the stored scales, fit d to them, choose codes again."""
     error, first, second = ZERO, ZERO, ZERO
     for b in range(len(x)):
         s, steps = d * factor * odd[b], factor * odd[b]
-        p, q = _fit(x[b], w[b], s, book, room)
+        p, q = _fit(x[b], w[b], s, book, scratch)
         error += s * (s * q - TWO * p)
         first += steps * p
         second += steps * steps * q
     fitted, again = _half(_ratio(first, second)), ZERO
     for b in range(len(x)):
         s = fitted * factor * odd[b]
-        p, q = _fit(x[b], w[b], s, book, room)
+        p, q = _fit(x[b], w[b], s, book, scratch)
         again += s * (s * q - TWO * p)
     if again < error:
         return again, fitted
@@ -277,13 +276,13 @@ def propose(
     """Grids of blocks x, w ``[n, size]``: fills ds ``[n, keep]`` and scales ``[n, keep, subs]``,
     the best first.
 
-    First many scales are tried on every sub-block alone, `probes` times its size (see `_explore`).
-    From the moments follow the errors under any d: of all in `spans` ``[groups, members]``, counted
-    from the one that takes the largest scale to `TOP`, the best of each group may go on (see
-    `_leaders`). These choose their codes anew and are ranked by the true error.
+    First, each sub-block alone tries many scales: `probes` times its size (see `_explore`). Their
+    moments give the error under any d. The d that puts the largest scale on `TOP` is multiplied by
+    each of `spans` ``[groups, members]``, and the best of each group is kept (see `_leaders`). The
+    kept ones choose their codes anew and are ranked by the true error.
     """
     n, keep, subs = scales.shape
-    work, tries = room(book), len(probes) + REFITS
+    work, tries = new_scratch(book), len(probes) + REFITS
     first, second = np.empty((subs, tries), np.float32), np.empty((subs, tries), np.float32)
     best, odd = np.empty(subs, np.float32), np.empty(subs, np.float32)
     chosen, errors = np.zeros(keep, np.float32), np.empty(keep, np.float32)

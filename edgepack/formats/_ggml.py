@@ -1,7 +1,7 @@
-"""ggml's type numbers as the ``gguf`` package knows them, completed.
+"""ggml's type numbers: those of the ``gguf`` package, and the ones that it lacks.
 
-gguf 0.19 does not know Q2_0 (number 42: 64 columns, 18 bytes), which llama.cpp reads. Importing
-this module teaches it to that package's writer and reader; a newer gguf is left as it is.
+gguf 0.19 lacks Q2_0 (number 42: 64 columns, 18 bytes), which llama.cpp reads. Importing this module
+adds it to that package's writer and reader; a newer gguf is not changed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def register() -> None:
 
 
 def _add_member(enum: Any, name: str, number: int) -> None:
-    """What ``EnumType`` does for a member in a class body; an enum cannot be subclassed."""
+    """Do what ``EnumType`` does for a member in a class body; an enum cannot be subclassed."""
     member = int.__new__(enum, number)
     member._name_ = name
     member._value_ = number

@@ -1,7 +1,7 @@
-"""Uniform grids with an integer zero point per block: what ONNX's MatMulNBits computes with.
+"""Uniform grids with an integer zero point per block, as ONNX's MatMulNBits takes them.
 
 Value = d·(code − z). d is fp16 and may be negative, which mirrors the range: zero points below the
-middle need not be tried. (One that is no integer would leave MatMulNBits' fast kernels.)
+middle need not be tried. (MatMulNBits' fast kernels take integer zero points only.)
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from edgepack.formats._scalar import Scalar, level_probes
 from edgepack.formats._search import best_first, one_scale
 
 ZERO_BITS = {2: 0, 3: 4, 4: 4}
-"""Bits of a code → of a zero point. With 2 bits it would always be the middle, and is not stored;
-3 bits are computed with as 4."""
+"""Bits of a code → bits of its zero point. With 2 bits the zero point is always the middle, and is
+not stored; the runtime computes 3-bit codes as 4-bit ones."""
 LOPSIDED = (0.6, 0.67, 0.73, 0.8, 1.0)
-"""Where zero may lie in the range, besides the middle."""
+"""Positions of zero in the range that are tried, besides the middle."""
 
 
 class Integer(Scalar):
@@ -45,7 +45,7 @@ class Integer(Scalar):
         return self.bits + (16 + self.zero_bits) / self.block_size
 
     def nbytes(self, shape: tuple[int, ...]) -> int:
-        """See `Format`; a row's zero points end with a whole byte."""
+        """See `Format`; a row's zero points are padded to a whole byte."""
         rows, columns = shape
         blocks = columns // self.block_size
         return rows * (columns * self.bits // 8 + 2 * blocks + -(-blocks * self.zero_bits // 8))

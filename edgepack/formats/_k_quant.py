@@ -12,14 +12,14 @@ from torch import Tensor
 from edgepack.core.weights import Grid
 from edgepack.formats._affine import NO_OFFSET, Blocks, sub_scales
 from edgepack.formats._bits import Layout
-from edgepack.formats._k_search import Problem, State, stacked
+from edgepack.formats._k_search import Problem, State, stack
 from edgepack.formats._levels import Levels, Uniform
 from edgepack.formats._scalar import Scalar, level_probes, range_probes
-from edgepack.formats._search import normalized, one_scale, scale_min
+from edgepack.formats._search import normalize, one_scale, scale_min
 
 
 class KQuant(Scalar, Blocks):
-    """A K-quant; the subclasses say how a sub-block's float scales are found."""
+    """A K-quant; subclasses search for the float scales of a sub-block."""
 
     block_size = 256
     starts: int
@@ -43,8 +43,8 @@ class KQuant(Scalar, Blocks):
         return sub_scales(factor, integers, self.block_size, self.unit, columns)
 
     def _sub_blocks(self, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-        """``[n, 256]`` as ``[n·subs, unit]``, weights normalised in each."""
-        return x.reshape(-1, self.unit), normalized(w.reshape(-1, self.unit))
+        """``[n, 256]`` as ``[n·subs, unit]``, weights normalised per sub-block."""
+        return x.reshape(-1, self.unit), normalize(w.reshape(-1, self.unit))
 
     def _per_block(self, found: Tensor) -> Tensor:
         """``[n·subs, M]`` as ``[n, M, subs]``."""
@@ -77,14 +77,14 @@ class KScale(KQuant):
         _, s = one_scale(sub_x, sub_w, self.code_levels, self.sub_probes, self.sub_keep, fp16=False)
         s = self._per_block(s)
         problem = self._problem(x, w, Uniform(0, 0))
-        best = stacked(problem.solve(s, torch.zeros_like(s), self.starts))
+        best = stack(problem.solve(s, torch.zeros_like(s), self.starts))
         return {"d": best.d.to(torch.float16), "scales": best.scales.to(torch.int8)}
 
 
 class KScaleMin(KQuant):
     """Q2_K, Q4_K and Q5_K: unsigned integer scales and mins.
 
-    The mins only push one way, so x and −x are both fitted; negative d and dmin undo the mirror.
+    The mins shift values down only, so x and −x are both fitted; for −x, d and dmin are negated.
     """
 
     starts = 2
@@ -104,8 +104,8 @@ class KScaleMin(KQuant):
         )
 
     def _propose(self, x: Tensor, w: Tensor) -> Grid:
-        mirrored = [state.mirrored() for state in self._one_way(-x, w)]
-        best = stacked([*self._one_way(x, w), *mirrored])
+        mirrored = [state.mirror() for state in self._one_way(-x, w)]
+        best = stack([*self._one_way(x, w), *mirrored])
         factors = {"d": best.d.to(torch.float16), "dmin": best.dmin.to(torch.float16)}
         return factors | {"scales": best.scales.to(torch.uint8), "mins": best.mins.to(torch.uint8)}
 

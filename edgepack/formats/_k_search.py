@@ -1,8 +1,8 @@
 """Search for the grids of K-quants: many super-blocks at once, in ordinary PyTorch.
 
-Float scales per sub-block are given, several each. First d and dmin that suit the best of them;
-then per sub-block the integers that give the least true error among the roundings of all its
-float scales and their neighbours; then d and dmin again by least squares, and so on.
+Each sub-block comes with several float scales. First d and dmin are fitted to the best of them.
+Then each sub-block takes the integers with the least true error among the roundings of all its
+float scales and their neighbours. Then d and dmin are fitted again by least squares, and so on.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ class State:
     mins: Tensor
 
     def better(self, other: State) -> State:
-        """Block by block the one with the smaller error."""
+        """The state with the smaller error, block by block."""
         wins = other.error < self.error
         pairs = zip(self.fields(), other.fields(), strict=True)
         return State(*(torch.where(wins.view(-1, *[1] * (a.dim() - 1)), b, a) for a, b in pairs))
 
     def fields(self) -> tuple[Tensor, ...]:
-        """In the order of the constructor."""
+        """The fields, in the order of the constructor."""
         return self.error, self.d, self.dmin, self.scales, self.mins
 
-    def mirrored(self) -> State:
+    def mirror(self) -> State:
         """The same grid for −x: both factors change sign, the integers stay."""
         return State(self.error, -self.d, -self.dmin, self.scales, self.mins)
 
@@ -70,7 +70,7 @@ class Problem:
         return allowed.nearest(value * reciprocal(wide))
 
     def choose(self, d: Tensor, dmin: Tensor, scales: Tensor, mins: Tensor) -> State:
-        """Per sub-block the best of M integer pairs, scales and mins ``[n, M, subs]``."""
+        """The best of M integer pairs per sub-block; scales and mins ``[n, M, subs]``."""
         trials = [
             self.errors(d[:, None] * sc, dmin[:, None] * mi)
             for sc, mi in zip(scales.unbind(1), mins.unbind(1), strict=True)
@@ -80,7 +80,7 @@ class Problem:
         return State(error.sum((1, 2)), d, dmin, scales, mins)
 
     def neighbours(self, state: State) -> State:
-        """`choose` among one step up or down in each integer; the min also where it fits best."""
+        """`choose` among integers one step up or down, and the min that fits best."""
         d, dmin = state.d[:, None], state.dmin[:, None]
         scales, mins = [], []
         for step in (-1, 0, 1):
@@ -93,7 +93,7 @@ class Problem:
                 mins.append(mi)
         return self.choose(state.d, state.dmin, torch.stack(scales, 1), torch.stack(mins, 1))
 
-    def refactored(self, state: State) -> State:
+    def refit_factors(self, state: State) -> State:
         """d and dmin by weighted least squares, integers and codes fixed; then the true error."""
         level = self.level(state.d[:, None] * state.scales, state.dmin[:, None] * state.mins)
         a = (level * state.scales.unsqueeze(-1)).flatten(1)
@@ -102,7 +102,7 @@ class Problem:
         aa, ab, bb = dot(w * a, a), dot(w * a, b), dot(w * b, b)
         ax, bx = dot(w * a, x), dot(w * b, x)
         determinant = aa * bb - ab * ab
-        # Nearly parallel (or no mins at all): d alone.
+        # Where a and b are nearly parallel (or there are no mins), fit d alone.
         full = determinant > 1e-6 * aa * bb
         alone = ratio(ax - state.dmin * ab, aa)
         d = torch.where(full, ratio(ax * bb - bx * ab, determinant), alone)
@@ -111,11 +111,11 @@ class Problem:
         errors = self.errors(d[:, None] * state.scales, dmin[:, None] * state.mins)
         return State(errors.sum(1), d, dmin, state.scales, state.mins)
 
-    def polished(self, state: State) -> State:
-        """`ROUNDS` alternations, keeping whatever was best."""
+    def polish(self, state: State) -> State:
+        """`ROUNDS` alternations; the best state of all is kept."""
         for _ in range(ROUNDS):
             state = state.better(self.neighbours(state))
-            state = state.better(self.refactored(state))
+            state = state.better(self.refit_factors(state))
         return state.better(self.neighbours(state))
 
     def solve(self, s: Tensor, z: Tensor, starts: int) -> list[State]:
@@ -127,7 +127,7 @@ class Problem:
         dmin = dmin[:, 0]
         mins = self.integers(z, dmin, self.min_range)
         return [
-            self.polished(self.choose(one, dmin, self.integers(s, one, self.scale_range), mins))
+            self.polish(self.choose(one, dmin, self.integers(s, one, self.scale_range), mins))
             for one in d.unbind(1)
         ]
 
@@ -138,12 +138,12 @@ def super_probes(allowed: Uniform) -> Tensor:
     ends = torch.tensor([end for end in (allowed.low, allowed.high) if end], dtype=torch.float32)
     spans = torch.cat([torch.linspace(0.5, 1.08, 30), torch.ones(1)])
     probes = (ends[:, None] * spans).flatten()
-    # The 1 is there for a range that is only {0}.
+    # The 1 is for a range that is only {0}.
     distinct: Tensor = torch.unique(torch.cat([probes, probes.round(), torch.ones(1)]))
     return distinct.unsqueeze(1)
 
 
-def stacked(states: list[State]) -> State:
+def stack(states: list[State]) -> State:
     """Grids ``[n, K, …]``, the best first."""
     fields = zip(*(state.fields() for state in states), strict=True)
     return State(*best_first(*(torch.stack(values, 1) for values in fields)))

@@ -23,7 +23,7 @@ class Levels(Protocol):
         """The level nearest to each t, as float32; may overwrite t."""
 
     def index(self, t: Tensor) -> Tensor:
-        """Its code, uint8; may overwrite t."""
+        """The code of the level nearest to each t, uint8; may overwrite t."""
 
 
 def _bins(values: Tensor) -> tuple[Tensor, int]:
@@ -54,8 +54,8 @@ class Uniform:
 class Table:
     """Any increasing integers.
 
-    Their midpoints are multiples of ½, so ⌊2t⌋ decides the level: looking that up is nine times
-    faster than bisecting the midpoints.
+    Their midpoints are multiples of ½, so ⌊2t⌋ determines the level: a look-up is nine times faster
+    than bisecting the midpoints.
     """
 
     def __init__(self, *values: int) -> None:

@@ -1,5 +1,5 @@
-"""What float16 scales cannot hold: refused where it is no number, counted where it is too large or
-too small."""
+"""Values that float16 scales cannot hold: NaN and infinity are refused, values that are too large
+or too small are counted."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from edgepack.core.weights import QuantizedTensor
 
 FP16_MAX, FP16_NORMAL = 65504.0, 2.0**-14
 LARGEST = 3e8
-"""No block type with float16 scales holds larger weights (q6_k: 65504·127·31), so that they are
-clipped before anything is fitted: of their squares float32 would see no difference, or infinity."""
-_ROWS = 4096  # at once
+"""Larger weights are clipped before anything is fitted: no block type with float16 scales holds
+them (q6_k: 65504·127·31), and their squares overflow float32 or hide all others."""
+_ROWS = 4096  # rows compared at once
 
 
 def check_finite(what: str, values: Tensor | None) -> None:
@@ -31,17 +31,17 @@ def check_finite(what: str, values: Tensor | None) -> None:
 
 @dataclass(frozen=True)
 class Losses:
-    """How many values of a matrix float16 scales are too narrow for: `clipped` ones are larger than
-    the largest scale allows, `lost` ones lie in blocks that have become 0 or nearly (half of their
-    squares or more are gone), because scales are near the smallest float16."""
+    """Numbers of values that a matrix loses because its scales are float16. `clipped` values are
+    larger than the largest scale allows. `lost` values lie in blocks that became 0 or nearly (they
+    miss half of their Σ w² or more), because their scales are near the smallest float16."""
 
     clipped: int = 0
     lost: int = 0
 
 
 def losses(W: Tensor, dense: Tensor, q: QuantizedTensor) -> Losses:
-    """What `dense`, which `q` is or is a part of, has lost of W ``[out, in]``. Where values are
-    float16 themselves, a row counts as a block."""
+    """Values of W ``[out, in]`` that `dense` has lost; `q` is all of `dense` or its Q. Where values
+    are float16 themselves, a row counts as a block."""
     halves = [v for v in (q.codes, *q.grid.values()) if v.dtype == torch.float16]
     limit = q.plugin.largest
     clipped = int((W.abs() > limit).sum())
@@ -64,5 +64,5 @@ def losses(W: Tensor, dense: Tensor, q: QuantizedTensor) -> Losses:
 
 
 def _outwards(w: Tensor, stored: Tensor, limit: float) -> Tensor:
-    """Where values beyond float16, and up to `limit`, have come out smaller than they were."""
+    """Mask of values above float16's largest, and up to `limit`, that were stored smaller."""
     return (w.abs() > FP16_MAX) & (w.abs() <= limit) & (stored < w.abs())

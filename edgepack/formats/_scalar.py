@@ -18,7 +18,7 @@ class Scalar(Affine):
 
     @property
     def uniform(self) -> bool:
-        """Whether the nearest code is clamp(round(·)); otherwise bisect the levels' midpoints."""
+        """Whether the nearest code is clamp(round(·)); otherwise the levels' midpoints decide."""
         return isinstance(self.code_levels, Uniform)
 
     def nearest(self, x: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class BlockScalar(Scalar, Blocks):
 
 
 class OneScale(BlockScalar):
-    """x ≈ d·level; d may be negative, which turns an asymmetric set of levels round."""
+    """x ≈ d·level; d may be negative, which mirrors an asymmetric set of levels."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class OneScale(BlockScalar):
 class ScaleMin(BlockScalar):
     """x ≈ d·q + m with codes q from 0.
 
-    Grids with m = 0 are tried too: a constant block has no range to divide, but may be d·q.
+    Grids with m = 0 are tried too: a constant block has no range to divide, but d·q may hold it.
     """
 
     keep = 9
@@ -105,8 +105,8 @@ class ScaleMin(BlockScalar):
 def level_probes(levels: Tensor, clips: Tensor, group: int) -> Tensor:
     """Probes ``[groups, group]`` for `one_scale`: every level, and the two outermost times `clips`.
 
-    The first find x that lies on a grid, the second shrink the grid inside the range of x (> 1
-    times the outermost level: the largest |x| is clipped).
+    The levels find an x that lies on a grid. The clips shrink the grid inside the range of x (above
+    1 times the outermost level, the largest |x| is clipped).
     """
     probes = torch.cat([levels[levels != 0], levels[0] * clips, levels[-1] * clips])
     return _grouped(torch.unique(probes), group)
@@ -124,6 +124,6 @@ def range_probes(top: int, group: int = 4) -> Tensor:
 
 
 def _grouped(probes: Tensor, group: int) -> Tensor:
-    """Neighbours in groups, the last one filled up with copies of the last probe."""
+    """Neighbouring probes in groups; copies of the last probe fill up the last group."""
     missing = -len(probes) % group
     return torch.unflatten(torch.cat([probes, *[probes[-1:]] * missing]), 0, (-1, group))

@@ -1,7 +1,7 @@
 """The loops of `_search`, compiled: one block after another, blocks in parallel.
 
-Sums are over one block, so their order (left to the compiler, which vectorises them) does not
-depend on the number of threads. What must round as written (`_half`) is compiled without that.
+Sums are over one block. The compiler may reorder them to vectorise, but their order does not depend
+on the number of threads. Functions that must round as written (`_half`) forbid reordering.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ FP16_NORMAL = np.float32(2.0**-14)
 SPLIT = np.float32(2.0**13 + 1)
 LAST_BIT = np.float32(0.75)  # its unit in the last place is fp16's smallest step, 2⁻²⁴
 ROUNDING_COUNTS = np.float32(64.0)
-"""How much more the rounding of d counts when probes are scored: the closed form is exact to 1e-7
-only, and of several grids through all x of a block the one meant is that with d in fp16."""
+"""Extra weight of the rounding of d when probes are scored: the closed form is exact to 1e-7 only,
+and among several grids through all x of a block, the one whose d is an fp16 number should win."""
 ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
 
 _fast = numba.njit(cache=True, fastmath={"reassoc", "contract", "nsz"})
@@ -32,7 +32,7 @@ _compiled = numba.njit(cache=True, nogil=True)
 
 @_strict  # type: ignore[untyped-decorator]
 def _half(d: Any) -> Any:
-    """d as fp16 holds it (Veltkamp's split; what overflows becomes the largest)."""
+    """d rounded to fp16 (Veltkamp's split; overflow becomes the largest fp16)."""
     d = min(max(d, -FP16_MAX), FP16_MAX)
     if abs(d) < FP16_NORMAL:
         return np.float32(d + LAST_BIT) - LAST_BIT
@@ -42,7 +42,7 @@ def _half(d: Any) -> Any:
 
 @_strict  # type: ignore[untyped-decorator]
 def _reciprocal(scale: Any) -> Any:
-    """1/scale, and 0 for 0 (or what would overflow): then every x takes the level nearest 0."""
+    """1/scale, or 0 where that overflows or the scale is 0: every x takes the level nearest 0."""
     return ZERO if abs(scale) < TINY else ONE / scale
 
 
@@ -54,8 +54,7 @@ def _ratio(a: Any, b: Any) -> Any:
 
 @_strict  # type: ignore[untyped-decorator]
 def _place(at: Any, last: Any) -> Any:
-    """`at` as an index from 0 to `last`; what is no number is 0, so that no look-up leaves its
-    table."""
+    """`at` as an index from 0 to `last`; NaN becomes 0, so that no look-up leaves its table."""
     if not at > ZERO:
         return np.uint32(0)
     return np.uint32(np.int32(min(at, last)))
@@ -63,7 +62,7 @@ def _place(at: Any, last: Any) -> Any:
 
 @_strict  # type: ignore[untyped-decorator]
 def _step(t: Any, top: Any) -> Any:
-    """The whole number from 0 to `top` that is nearest to t; 0 for what is no number."""
+    """The whole number from 0 to `top` that is nearest to t; NaN becomes 0."""
     q = np.rint(t)
     if not q > ZERO:
         return ZERO
@@ -95,7 +94,7 @@ def _miss(x: Any, w: Any, inverse: Any, d: Any, table: Any, first: Any) -> Any:
 
 @_strict  # type: ignore[untyped-decorator]
 def _sorted_into(errors: Any, count: Any, error: Any) -> Any:
-    """Make room for `error` in a sorted array of which `count` entries are used; its place, or
+    """Insert `error` into a sorted array of which `count` entries are used. Returns its index, or
     the array's length where it is not among the best."""
     at = count
     while at > 0 and errors[at - 1] > error:
@@ -109,7 +108,7 @@ def _sorted_into(errors: Any, count: Any, error: Any) -> Any:
 
 @_strict  # type: ignore[untyped-decorator]
 def _insert(values: Any, at: Any, value: Any) -> None:
-    """Put `value` at its place, the later ones move up."""
+    """Insert `value` at an index; the later values move up, the last one is dropped."""
     for i in range(len(values) - 1, at, -1):
         values[i] = values[i - 1]
     if at < len(values):
@@ -197,11 +196,11 @@ def _refit(x: Any, w: Any, d: Any, m: Any, mean: Any, total: Any, top: Any, nega
 
 @_strict  # type: ignore[untyped-decorator]
 def _settled(x: Any, w: Any, d: Any, m: Any, total: Any, top: Any) -> Any:
-    """(d, m) as fp16, m re-fitted to the rounded d, on the code shift where it rounds best.
+    """(d, m) as fp16, m re-fitted to the rounded d, at the code shift where m rounds best.
 
-    Codes that leave part of 0 … top unused can move up or down by s with m moving by −s·d: the
-    same values, but for the rounding of m. This finds grids that never use their lowest code. In
-    float64, or noise decides between shifts that all round well.
+    Codes that leave part of 0 … top unused can move up or down by s while m moves by −s·d: the
+    values stay the same, but m rounds differently. This finds grids that never use their lowest
+    code. It is computed in float64, because float32 noise would decide between good shifts.
     """
     d = _half(d)
     inverse, low, high, sum_ = _reciprocal(d), top, ZERO, 0.0

@@ -1,9 +1,9 @@
 """Weighted least-squares search for the scales of many blocks at once.
 
 Blocks are rows: x and w ``[n, columns]``, one block each. First every probe is scored by the error
-after a least-squares fit to its codes; then the best few are refined, their codes chosen again and
-their scales rounded as stored, and ranked by the true error. Of each group of neighbouring probes
-only the best goes on, so that the few kept differ from one another.
+after a least-squares fit to its codes. Only the best of each group of neighbouring probes is kept,
+so that the kept ones differ from one another. Then the best few are refined: their codes are chosen
+again, their scales are rounded as stored, and they are ranked by the true error.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ FP16_MAX = 65504.0
 
 
 def half(scale: Tensor) -> Tensor:
-    """Rounded to fp16 and back; what overflows becomes the largest fp16."""
+    """Rounded to fp16 and back; overflow becomes the largest fp16."""
     return scale.clamp(-FP16_MAX, FP16_MAX).to(torch.float16).to(torch.float32)
 
 
 def reciprocal(scale: Tensor) -> Tensor:
-    """1/scale, and 0 for 0 (or what would overflow): then every x takes the level nearest 0."""
+    """1/scale, or 0 where that overflows or the scale is 0: every x takes the level nearest 0."""
     return torch.where(scale.abs() < TINY, 0.0, scale.reciprocal())
 
 
@@ -39,8 +39,8 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(-1)
 
 
-def normalized(w: Tensor) -> Tensor:
-    """Weights with mean 1 per block; a block without any weight counts all its columns alike."""
+def normalize(w: Tensor) -> Tensor:
+    """Weights with mean 1 per block; a block whose weights are all 0 gets equal ones."""
     mean = w.mean(-1, keepdim=True)
     return torch.where(mean > TINY, w / mean.clamp_min(TINY), 1.0)
 
@@ -60,7 +60,7 @@ def pick(values: Tensor, index: Tensor) -> Tensor:
 def one_scale(
     x: Tensor, w: Tensor, levels: Levels, probes: Tensor, keep: int, *, fp16: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Errors and scales d ``[n, keep]``, best first, for x ≈ d·level; d as fp16 holds it.
+    """Errors and scales d ``[n, keep]``, best first, for x ≈ d·level; d is rounded to fp16.
 
     A probe p of `probes` ``[groups, members]`` starts from the d that puts the largest |x| onto
     level value p, so the levels themselves find any x that lies on a grid exactly. w may be

@@ -15,7 +15,7 @@ from edgepack.formats._limits import LARGEST, check_finite
 class Format(ABC):
     """Codes in blocks of columns that share scales.
 
-    All tensors are float32 unless said otherwise; rows are independent, so every method is
+    All tensors are float32 unless said otherwise. Rows are independent, so every method is
     vectorised over them. A tensor ``[out, in]`` has ``in / block_size`` blocks a row; grid fields
     are ``[out, blocks, …]``.
     """
@@ -26,7 +26,7 @@ class Format(ABC):
     group: int = 1
     """Columns encoded together (vector codebooks: 8 or 4)."""
     largest: float = LARGEST
-    """Weights beyond it are clipped."""
+    """Weights with a larger |value| are clipped."""
 
     @property
     @abstractmethod
@@ -51,16 +51,16 @@ class Format(ABC):
 
     @abstractmethod
     def encode(self, x: Tensor, grid: Grid, columns: slice = slice(None)) -> Tensor:
-        """Nearest codes for x ``[out, width of columns]``, the given columns of the tensor that
-        `grid` was fitted for (`group` columns at a time, aligned)."""
+        """Nearest codes for x ``[out, width of columns]``: the columns `columns` of the tensor that
+        `grid` was fitted to. Their start and stop are multiples of `group`."""
 
     @abstractmethod
     def decode(self, codes: Tensor, grid: Grid, columns: slice = slice(None)) -> Tensor:
-        """Values of codes ``[out, width of columns]``, in the runtime's own order of float32
-        operations, so that they equal its dequantization bit for bit."""
+        """Values of codes ``[out, width of columns]``. The order of float32 operations is the
+        runtime's, so that they equal its dequantization bit for bit."""
 
     def quantize(self, W: Tensor, importance: Tensor | None = None) -> QuantizedTensor:
-        """Plain rounding: fit, then nearest codes; importance 1 where none is given."""
+        """Plain rounding: fit, then nearest codes; without `importance` every column counts 1."""
         check_finite("the weight", W)
         check_finite("the importance of its columns", importance)
         if importance is None:
@@ -70,7 +70,7 @@ class Format(ABC):
 
 
 class GgmlFormat(Format):
-    """A block type of ggml, as GGUF files hold it."""
+    """A block type of ggml, as stored in GGUF files."""
 
     type_size: int
     """Bytes per block."""

@@ -15,11 +15,11 @@ from edgepack.formats.base import GgmlFormat
 LOSS = 1e-3
 """Relative error, ‖W − f16(W)‖ / ‖W‖, above which float16 does not hold W; rounding alone costs
 3e-4 at most."""
-_ROWS = 4096  # at once, so that an embedding needs no copy of itself
+_ROWS = 4096  # rows converted at once, so that no second copy of an embedding is in memory
 
 
 def holds(W: Tensor) -> bool:
-    """Whether float16 holds W: no value is too large, and those too small do not matter."""
+    """Whether float16 holds W: no value overflows, and the relative error is at most `LOSS`."""
     lost = total = 0.0
     for part in torch.split(W, _ROWS):
         exact = part.double()
@@ -51,11 +51,11 @@ class F16(GgmlFormat):
         return super().quantize(W, importance)
 
     def fit(self, x: Tensor, importance: Tensor) -> Grid:
-        """See `Format`: there is nothing to fit."""
+        """See `Format`; the grid is empty."""
         return {}
 
     def encode(self, x: Tensor, grid: Grid, columns: slice = slice(None)) -> Tensor:
-        """See `Format`; `quantize` has refused what would overflow."""
+        """See `Format`; `quantize` has refused values that would overflow."""
         return x.clamp(-FP16_MAX, FP16_MAX).to(torch.float16)
 
     def decode(self, codes: Tensor, grid: Grid, columns: slice = slice(None)) -> Tensor:

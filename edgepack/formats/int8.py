@@ -11,12 +11,12 @@ from edgepack.formats.base import Format
 
 TOP, ZERO = 127, 128
 ROWS = 4096
-"""Rows rounded at once: an embedding needs no second copy in float32."""
+"""Rows rounded at once, so that no second copy of an embedding in float32 is in memory."""
 
 
 class RowInt8(Format):
     """Value = d·(code − 128), d ``[out, 1]`` fp16, so that the largest |x| of a row is code 1 or
-    255. Rounded to nearest: at 8 bits error feedback has next to nothing left to gain."""
+    255. Rounded to nearest: at 8 bits, error feedback gains almost nothing."""
 
     name = "int8"
     block_size = 1

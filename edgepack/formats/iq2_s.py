@@ -7,7 +7,7 @@ from edgepack.formats._ggml import GGMLQuantizationType
 PLUGIN = Codebook(
     "iq2_s",
     GGMLQuantizationType.IQ2_S,
-    Points.of("IQ2_S"),
+    Points.from_gguf("IQ2_S"),
     Layout(
         (
             Half("d"),

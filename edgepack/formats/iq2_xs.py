@@ -7,7 +7,7 @@ from edgepack.formats._ggml import GGMLQuantizationType
 PLUGIN = Codebook(
     "iq2_xs",
     GGMLQuantizationType.IQ2_XS,
-    Points.of("IQ2_XS"),
+    Points.from_gguf("IQ2_XS"),
     Layout(
         (
             Half("d"),

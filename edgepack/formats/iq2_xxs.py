@@ -7,7 +7,7 @@ from edgepack.formats._ggml import GGMLQuantizationType
 PLUGIN = Codebook(
     "iq2_xxs",
     GGMLQuantizationType.IQ2_XXS,
-    Points.of("IQ2_XXS"),
+    Points.from_gguf("IQ2_XXS"),
     Layout((Half("d"), Words((("index", 8, 4), ("signs", 7, 4), ("scales", 4, 1)), 8))),
     unit=32,
     factor=1 / 8,

@@ -7,7 +7,7 @@ from edgepack.formats._ggml import GGMLQuantizationType
 PLUGIN = Codebook(
     "iq3_s",
     GGMLQuantizationType.IQ3_S,
-    Points.of("IQ3_S"),
+    Points.from_gguf("IQ3_S"),
     Layout(
         (
             Half("d"),

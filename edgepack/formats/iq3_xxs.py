@@ -7,7 +7,7 @@ from edgepack.formats._ggml import GGMLQuantizationType
 PLUGIN = Codebook(
     "iq3_xxs",
     GGMLQuantizationType.IQ3_XXS,
-    Points.of("IQ3_XXS"),
+    Points.from_gguf("IQ3_XXS"),
     Layout(
         (
             Half("d"),

@@ -18,17 +18,17 @@ from edgepack.formats._scalar import BlockScalar
 from edgepack.formats._search import best_first, dot, reciprocal
 
 VALUES = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
-"""What the sixteen codes of a file stand for: sign and magnitude, so that 0 is there twice."""
+"""Values of the sixteen codes in a file: sign and magnitude, so that 0 occurs twice."""
 
 LEVELS = Table(*sorted(set(VALUES)))
 
 POWERS = torch.tensor([2.0 ** (e - 128) for e in range(256)])
-"""What the byte e stands for: a bias of 127, and half of it because the levels are doubled."""
+"""Value of the byte e: 2^(e − 127), halved because the levels are doubled."""
 
 
 @dataclass(frozen=True)
 class Exponent:
-    """A power of two as its exponent; in memory float32."""
+    """A power of two, stored as its exponent and held in memory as float32."""
 
     name: str
     size: int = 1
@@ -48,13 +48,13 @@ def _byte(scale: Tensor) -> Tensor:
 
 
 class PowerScale(BlockScalar):
-    """x ≈ 2^e·level: every e that puts the largest |x| on a level or not far beyond the last."""
+    """x ≈ 2^e·level; tries every e that puts the largest |x| on a level or just above the last."""
 
     largest = 1e15  # beyond it, sums of squares overflow float32
 
     steps = torch.tensor([3, 4, 2, 1, 0])
-    """log2 of the largest |x| over d, rounded down: the last level is 12, and the first four are
-    there for blocks that lie on a grid and use its inner levels only."""
+    """⌊log2(largest |x| / d)⌋ of each candidate. The last level is 12, hence 3; the smaller steps
+    are for blocks that lie on a grid but use its inner levels only."""
 
     def _propose(self, x: Tensor, w: Tensor) -> Grid:
         peak = torch.where(w > 0, x, 0.0).abs().amax(1, keepdim=True)

@@ -16,6 +16,6 @@ PLUGIN = OneScale(
         {"codes": Stored(torch.uint8, bias=-128)},
     ),
     size=32,
-    # Positive scales do: turning round gains one level of 256 only.
+    # Positive scales only: a negative one gains one level of 256.
     probes=level_probes(torch.arange(1.0, 128.0), torch.linspace(0.98, 1.02, 17), group=4),
 )

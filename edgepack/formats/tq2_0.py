@@ -1,7 +1,7 @@
 """TQ2_0: 256 columns, d·{−1, 0, 1}, 2.0625 bits.
 
-Two bits hold a fourth code, which today's kernels read as 2·d, but which llama.cpp says should not
-occur (``ggml_vec_dot_tq2_0_q8_K``): it is not used.
+Two bits have a fourth code. Today's kernels read it as 2·d, but llama.cpp says that it should not
+occur (``ggml_vec_dot_tq2_0_q8_K``), so it is not used.
 """
 
 import torch

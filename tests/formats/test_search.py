@@ -10,7 +10,7 @@ from edgepack.formats._search import (
     best_first,
     dot,
     half,
-    normalized,
+    normalize,
     one_scale,
     pick,
     ratio,
@@ -125,7 +125,7 @@ def test_nothing_is_divided_by_nothing():
 
 def test_weights_have_mean_one_and_a_block_of_none_counts_alike():
     w = torch.tensor([[1.0, 3.0], [0.0, 0.0], [0.0, 5.0]])
-    assert normalized(w).tolist() == [[0.5, 1.5], [1.0, 1.0], [0.0, 2.0]]
+    assert normalize(w).tolist() == [[0.5, 1.5], [1.0, 1.0], [0.0, 2.0]]
 
 
 def test_fields_follow_their_errors():
