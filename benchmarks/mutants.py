@@ -91,8 +91,8 @@ GROUPS: dict[tuple[str, str], Changes] = {
             "c = H_out.double().sqrt()[:, None]",
         ),
         "a full output side is not damped": (
-            "C = torch.linalg.cholesky(damped(H_out, OUT_DAMPING))",
-            "C = torch.linalg.cholesky(damped(H_out, 1e-9))",
+            "C = torch.linalg.cholesky(damp(H_out, OUT_DAMPING))",
+            "C = torch.linalg.cholesky(damp(H_out, 1e-9))",
         ),
         "low_rank ignores the output side": (
             "R = _round(exact_low_rank(A, H, rank, H_out)[1], H, factors)",
@@ -247,7 +247,7 @@ GROUPS: dict[tuple[str, str], Changes] = {
             "self.H.train, fmt.block_size, damping, None, fmt.group",
         ),
         "ranks are tried at every size of Q": (
-            "fmt.bits_per_weight < RANKED_BELOW:",
+            "fmt.bits_per_weight < MAX_BITS_FOR_RANKS:",
             "fmt.bits_per_weight < 99:",
         ),
         "factors in trials are f16 whatever is asked": (
@@ -512,8 +512,8 @@ GROUPS: dict[tuple[str, str], Changes] = {
             "return torch.ones(d)",
         ),
         "writes keep their size": (
-            "return rotated(W, role, c * Q if writes else Q, gain)",
-            "return rotated(W, role, Q, gain)",
+            "return rotate_weight(W, role, c * Q if writes else Q, gain)",
+            "return rotate_weight(W, role, Q, gain)",
         ),
         "embeddings keep their size": (
             'writes = role in START or role.partition(".")[0] in WRITE',

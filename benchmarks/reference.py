@@ -28,7 +28,7 @@ from benchmarks.layer_error import plain
 from benchmarks.same_type import RESULTS, recipe
 from edgepack import pipeline
 from edgepack.core import plugins
-from edgepack.core.linalg import damped, inverse_factor
+from edgepack.core.linalg import damp, inverse_factor
 from edgepack.core.progress import finish
 from edgepack.core.weights import relative_error
 from edgepack.decompose.ldlq import ldlq, metric
@@ -83,7 +83,7 @@ def nearest(A: Tensor, scale: Tensor) -> Tensor:
 
 def published_ldlq(A: Tensor, H: Tensor) -> Tensor:
     """LDLQ with scales that are chosen before the sweep."""
-    scale, U = scales(A), inverse_factor(damped(H, 0.01)).float()
+    scale, U = scales(A), inverse_factor(damp(H, 0.01)).float()
     Q, A = torch.empty_like(A), A.clone()
     for j in range(N):
         Q[:, j] = nearest(A[:, j], scale[:, j])

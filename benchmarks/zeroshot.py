@@ -21,7 +21,7 @@ from edgepack import pipeline
 from edgepack.comparison import compare as pareto
 from edgepack.core.artifact import Artifact
 from edgepack.core.progress import finish
-from edgepack.core.tables import size
+from edgepack.core.tables import format_size
 from edgepack.export.gguf import write_plain
 from edgepack.measure import baselines as peers
 from edgepack.metrics.multiple_choice import CONTEXT, SEQUENCES, Mean, answer
@@ -83,9 +83,9 @@ def table(accuracy: dict[str, Mean], models: dict[str, Model], best: dict[int, s
         kind = "our choice of types" if "in the types of" in label else kind
         lines.append(
             f"| {wanted} MB | {cells(f'edgepack, {wanted} MB')} | {kind}, "
-            f"{size(models[label].bytes)} | {cells(label)} |"
+            f"{format_size(models[label].bytes)} | {cells(label)} |"
         )
-    lines.append(f"| {size(models[ORIGINAL].bytes)}, the original | {cells(ORIGINAL)} | | |")
+    lines.append(f"| {format_size(models[ORIGINAL].bytes)}, the original | {cells(ORIGINAL)} | | |")
     return "\n".join(lines)
 
 

@@ -1,7 +1,7 @@
 """A byte budget → the format and rank of every matrix, embeddings and head included.
 
-What each choice costs is measured by the allocate stage (`allocate.costs`); until that has
-run, a guess from the bits alone stands in, so that a plan can say roughly what will come.
+The allocate stage measures what each choice costs (`allocate.costs`). Until it has run, costs are
+guessed from the bits alone, so that a plan can give a rough result.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgepack import formats
-from edgepack.allocate.costs import RANKED_BELOW, Costs, Search, load_costs
+from edgepack.allocate.costs import MAX_BITS_FOR_RANKS, Costs, Search, load_costs
 from edgepack.allocate.knapsack import Option, allocate, cheapest
 from edgepack.checkpoint import Checkpoint
 from edgepack.core.errors import RecipeError
@@ -21,9 +21,9 @@ from edgepack.planning.formats import (
     UNQUANTIZED,
     check_overrides,
     factor_bytes,
-    known,
+    find_format,
     options_of,
-    ranked,
+    with_rank,
 )
 from edgepack.planning.target import Target
 from edgepack.recipe.sections import Compress, WeightOptions
@@ -33,8 +33,8 @@ RANKS = (0, 32, 64, 128)
 
 @dataclass(frozen=True)
 class Allocation:
-    """What a budget bought: formats, bytes of the files, and the KL to expect in nats a token (the
-    sum over the weights; None before it is measured), with and without ranks."""
+    """Formats chosen for a budget, bytes of the files, and the expected KL in nats a token (the sum
+    over the weights; None before it is measured), with and without ranks."""
 
     formats: Mapping[str, WeightFormat]
     target: int
@@ -43,15 +43,15 @@ class Allocation:
     expected_kl_rank_0: float | None
 
     def as_dict(self) -> dict[str, Any]:
-        """For the manifest, where each weight has its format already."""
+        """Fields for the manifest; it lists the formats with the weights."""
         return {key: value for key, value in vars(self).items() if key != "formats"}
 
 
 def search(checkpoint: Checkpoint, compress: Compress, target: Target) -> Search:
-    """What the allocate stage has to try."""
+    """The formats and ranks that the allocate stage measures."""
     check_overrides(checkpoint, compress)
     names = compress.candidates or target.ladder
-    forms = [known(name, "compress.candidates", target) for name in names]
+    fmts = [find_format(name, "compress.candidates", target) for name in names]
     tried = {}
     for name, spec in checkpoint.specs.items():
         if len(spec.shape) < 2:
@@ -60,8 +60,8 @@ def search(checkpoint: Checkpoint, compress: Compress, target: Target) -> Search
         if spec.role in UNQUANTIZED:
             tried[name] = ["f16"]
             continue
-        here = forms if wanted.format is None else [known(wanted.format, place, target)]
-        tried[name] = [form.name for form in here if form.fits(spec.shape[1])]
+        here = fmts if wanted.format is None else [find_format(wanted.format, place, target)]
+        tried[name] = [fmt.name for fmt in here if fmt.fits(spec.shape[1])]
         if not tried[name]:
             raise RecipeError(
                 f"compress.candidates: none fits the {spec.shape[1]} columns of {name}",
@@ -75,19 +75,19 @@ def search(checkpoint: Checkpoint, compress: Compress, target: Target) -> Search
 def spend(
     checkpoint: Checkpoint,
     compress: Compress,
-    tried: Search,
+    choices: Search,
     measured: Path | None,
     files: Callable[[Mapping[str, WeightFormat]], int],
 ) -> Allocation:
-    """Choose; from the costs in the folder `measured` if there is one. `files` says how many bytes
-    formats make as files."""
-    specs = {name: checkpoint.specs[name] for name in tried.formats}
+    """Choose formats by the costs in the folder `measured`, or by guessed costs if that is None.
+    `files` gives the bytes of the files with these formats."""
+    specs = {name: checkpoint.specs[name] for name in choices.formats}
 
     def costs(spec: WeightSpec) -> Costs:
         if measured is not None:
             return load_costs(measured, spec.name)
-        names = tried.formats[spec.name]
-        return {name: dict.fromkeys(tried.ranks, _guess(spec, name)) for name in names}
+        names = choices.formats[spec.name]
+        return {name: dict.fromkeys(choices.ranks, _guess(spec, name)) for name in names}
 
     options = {
         name: _options(spec, compress, costs(spec), compress.ranks or RANKS)
@@ -108,14 +108,14 @@ def spend(
 
 
 def _guess(spec: WeightSpec, name: str) -> float:
-    """Rounding noise falls by 6 dB a bit."""
+    """A cost that falls by 6 dB a bit, as rounding noise does."""
     return float(spec.numel * 4.0 ** -formats.get(name).bits_per_weight)
 
 
 def _options(
     spec: WeightSpec, compress: Compress, costs: Costs, ranks: Sequence[int]
 ) -> list[Option]:
-    """Every format and rank of a weight; an override's rank stands."""
+    """Every format and rank that a weight may have; an override's rank is the only one."""
     wanted, _ = options_of(spec, compress)
     wanted_ranks = ranks if wanted.rank is None else [wanted.rank]
     if spec.block is None:
@@ -129,13 +129,13 @@ def _options(
     if not found:
         raise RecipeError(
             f"compress: no candidate for {spec.name} has a rank of {list(wanted_ranks)}",
-            hint=f"ranks above 0 are tried below {RANKED_BELOW:g} bits; allow rank 0 as well",
+            hint=f"ranks above 0 are tried below {MAX_BITS_FOR_RANKS:g} bits; allow rank 0 as well",
         )
     return found
 
 
 def _can_have(spec: WeightSpec, rank: int) -> bool:
-    """Factors go beside the weights of blocks, and below full rank."""
+    """Whether a weight may have that rank: blocks' weights may have factors, below full rank."""
     return not rank or (spec.block is not None and rank < min(spec.shape))
 
 
@@ -148,7 +148,7 @@ def _option(spec: WeightSpec, compress: Compress, name: str, rank: int, cost: fl
 def _choice(spec: WeightSpec, compress: Compress, name: str, rank: int) -> WeightFormat:
     factors = options_of(spec, compress)[0].factors or compress.factors
     wanted = WeightOptions(rank=rank, factors=factors)
-    return ranked(spec, formats.get(name), wanted, "compress.ranks")
+    return with_rank(spec, formats.get(name), wanted, "compress.ranks")
 
 
 Size = Callable[[Mapping[str, Option]], int]
@@ -160,7 +160,7 @@ def _target(
     specs: Mapping[str, WeightSpec],
     files: Callable[[Mapping[str, WeightFormat]], int],
 ) -> tuple[int, Size]:
-    """The budget in bytes, and what of a choice counts towards it: whole files, or matrices."""
+    """The budget in bytes, and the size of a choice that is compared to it: files, or matrices."""
     if compress.target_size is None:
         assert compress.bits_per_weight is not None
         elements = sum(checkpoint.counted.specs[name].numel for name in specs)
@@ -192,4 +192,4 @@ def _within(options: Mapping[str, list[Option]], target: int, size_of: Size) -> 
         over = size_of(chosen) - target
         if over <= 0:
             return chosen
-        budget -= over  # headers of factors, and padding
+        budget -= over  # the files also hold headers of factors, and padding

@@ -1,8 +1,8 @@
-"""What every weight would cost in every format and rank: measured, on held-out tokens.
+"""Cost of every weight in every format and rank, measured on held-out tokens.
 
-The KL that an error E = W − Q − L·R adds is ½·tr(H_out E H Eᵀ)/out, H and H_out from tokens that
-rounding has not seen. Q is made as it will be made (error feedback at one damping); with ranks, by
-one round of CALDERA: the rounds that follow only lower it.
+An error E = W − Q − L·R adds the KL ½·tr(H_out E H Eᵀ)/out; H and H_out come from tokens that
+rounding does not use. Q is made as in `decompose` (error feedback, at one damping). With a rank, Q,
+L and R come from one round of CALDERA; later rounds only lower the cost.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from edgepack.formats._affine import Affine
 from edgepack.formats._limits import LARGEST
 from edgepack.formats.base import Format
 
-RANKED_BELOW = 3.0
-"""Bits per weight of Q; from there on ranks are not tried: a finer Q is the cheaper correction
-(`benchmarks/controls.py`)."""
+MAX_BITS_FOR_RANKS = 3.0
+"""Bits per weight of Q at and above which ranks are not tried, because a finer Q corrects more per
+byte (`benchmarks/controls.py`)."""
 
 ROWS = 8192
-"""Of a larger matrix with independent rows, about so many are tried."""
+"""Most rows that are tried of a matrix whose rows are independent."""
 
 Costs = dict[str, dict[int, float]]
 """Format → rank → KL in nats a token."""
@@ -48,8 +48,8 @@ Costs = dict[str, dict[int, float]]
 
 @dataclass(frozen=True)
 class Search:
-    """What is tried: formats of each weight, ranks (0 always), the format of L and R, and the
-    damping of H."""
+    """Choices to measure: formats of each weight, ranks (always with 0), the format of L and R, and
+    the damping of H."""
 
     formats: Mapping[str, Sequence[str]]
     ranks: Sequence[int]
@@ -65,7 +65,7 @@ def load_costs(folder: Path, name: str) -> Costs:
 
 @dataclass(frozen=True)
 class Item:
-    """One weight to try. `hessians` is the folder of the calibration, `folder` that of costs."""
+    """One weight to measure, from the Hessians in folder `hessians` into the folder `folder`."""
 
     model: Checkpoint
     name: str
@@ -78,7 +78,7 @@ class Item:
 
     @property
     def spec(self) -> WeightSpec:
-        """What is known of the weight."""
+        """Description of the weight."""
         return self.model.specs[self.name]
 
     @property
@@ -88,12 +88,12 @@ class Item:
 
     @property
     def work(self) -> int:
-        """How long it takes, in no particular unit."""
+        """Relative duration, for the progress bar."""
         return self.spec.numel * len(self.formats)
 
 
 def measure_costs(items: Sequence[Item], executor: Executor) -> Steps[None]:
-    """Write one file of costs per weight, leaving out those already there."""
+    """Write one file of costs per weight; files that exist are not written again."""
     total = sum(item.work for item in items)
     missing = [item for item in items if not item.path.exists()]
     done = total - sum(item.work for item in missing)
@@ -113,7 +113,7 @@ def measure_weight(item: Item) -> None:
         costs = {
             name: {0: 0.0}
             if stored is not None and stored.format == name
-            else trial.costs(formats.get(name), ranked=spec.block is not None)
+            else trial.costs(formats.get(name), with_ranks=spec.block is not None)
             for name in item.formats
         }
         with atomic(item.path) as path:
@@ -121,9 +121,9 @@ def measure_weight(item: Item) -> None:
 
 
 class _Trial:
-    """One weight, rounded again and again; metrics are kept for formats that share blocks.
+    """One weight that is rounded many times; metrics are reused by formats with the same blocks.
 
-    Of a matrix whose rows are independent (a vocabulary), evenly spread rows stand for all.
+    Of a matrix whose rows are independent (a vocabulary), only evenly spread rows are rounded.
     """
 
     def __init__(self, W: Tensor, H: Hessian, item: Item) -> None:
@@ -134,14 +134,14 @@ class _Trial:
         self.W, self.H = W[::step], _some_rows(H, step)
         whole, tried = _cost(W, H), _cost(self.W, self.H)
         share = whole / tried if tried > 0 else float(step)
-        self.kl = share / (2 * len(W))  # nats a token, of a cost of 1
+        self.kl = share / (2 * len(W))  # nats a token per unit of cost
         self.metrics: dict[tuple[int, int], Metric] = {}
         self.first: dict[int, tuple[QuantizedTensor, QuantizedTensor]] = {}
 
-    def costs(self, fmt: Format, *, ranked: bool) -> dict[int, float]:
+    def costs(self, fmt: Format, *, with_ranks: bool) -> dict[int, float]:
         """Rank → KL of one format."""
         found = {0: _cost(self.W - self._rounded(fmt).dequantize(), self.H)}
-        if ranked and isinstance(fmt, Affine) and fmt.bits_per_weight < RANKED_BELOW:
+        if with_ranks and isinstance(fmt, Affine) and fmt.bits_per_weight < MAX_BITS_FOR_RANKS:
             ranks = [r for r in self.item.ranks if 0 < r < min(self.W.shape)]
             found |= {rank: _cost(self._left_over(fmt, rank), self.H) for rank in ranks}
         return {rank: self.kl * cost for rank, cost in found.items()}
@@ -158,7 +158,7 @@ class _Trial:
         return ldlq(self.W, self.metrics[key], fmt)
 
     def _left_over(self, fmt: Affine, rank: int) -> Tensor:
-        """W − Q − L·R after a round of CALDERA."""
+        """W − Q − L·R after one round of CALDERA."""
         W, H, how = self.W, self.H, self.item
         if rank not in self.first:
             self.first[rank] = low_rank(W, H.train, rank, how.factors, H.out_train)

@@ -1,6 +1,6 @@
-"""A format and a rank for every weight, so that a byte budget buys the least KL.
+"""A format and a rank for every weight that minimise the KL within a byte budget.
 
-The multiple-choice knapsack: one option per weight, Σ bytes ≤ budget, Σ cost least. Costs add up
+The multiple-choice knapsack: one option per weight, Σ bytes ≤ budget, Σ cost minimal. Costs add up
 where errors are small, because the KL is quadratic in them and errors of different weights are
 nearly uncorrelated.
 """
@@ -23,15 +23,16 @@ class Option:
 
 
 def cheapest(options: Sequence[Option]) -> Option:
-    """The smallest; of equals the best."""
+    """The option with the fewest bytes; among equals, the one with the least cost."""
     return min(options, key=lambda o: (o.nbytes, o.cost))
 
 
 def allocate(options: Mapping[str, Sequence[Option]], budget: int) -> dict[str, Option]:
     """The choice for each weight; raises `ValueError` where even the smallest do not fit.
 
-    From the smallest options up, always the step along a weight's convex hull that buys the most
-    per byte (the optimum of the relaxed problem); then whatever still fits in what is left.
+    It starts from the smallest options, and again and again takes the step along a weight's convex
+    hull that saves the most cost per byte (the optimum of the relaxed problem). Then the bytes that
+    are left go to the largest improvements that still fit.
     """
     chosen = {name: cheapest(found) for name, found in options.items()}
     left = budget - sum(option.nbytes for option in chosen.values())
@@ -83,7 +84,7 @@ def _push(
 def _fill(
     options: Mapping[str, Sequence[Option]], chosen: dict[str, Option], left: int
 ) -> dict[str, Option]:
-    """Spend what is left on the largest improvement that fits, again and again."""
+    """Spend the bytes `left` on the largest improvement that fits, until none fits."""
     while True:
         found = [
             (chosen[name].cost - option.cost, name, option)

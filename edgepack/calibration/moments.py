@@ -11,7 +11,7 @@ from torch import Tensor
 
 from edgepack.architectures.base import LINEAR_ROLES
 from edgepack.core.errors import CalibrationError
-from edgepack.core.linalg import damped, pack_symmetric, unpack_symmetric
+from edgepack.core.linalg import damp, pack_symmetric, unpack_symmetric
 from edgepack.core.weight_files import save_tensors
 from edgepack.core.weights import Hessian, WeightSpec
 
@@ -74,7 +74,7 @@ class Moments:
             sides = [normalized(self.rows[name])] * 2
         else:
             outs = (self._mean(name + OUT, part) for part in (False, True))
-            sides = [damped(H, 0.0) for H in outs if H is not None]
+            sides = [damp(H, 0.0) for H in outs if H is not None]
         return Hessian(train, held_out, self.squares[name] / self.tokens[False], *sides)
 
     def _mean(self, name: str, held_out: bool) -> Tensor | None:

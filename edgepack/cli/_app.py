@@ -70,9 +70,9 @@ def explained(ctx: typer.Context) -> Iterator[None]:
         say(f"{what}{again}")
         raise typer.Exit(128 + number) from None
     except Exception as error:
-        from edgepack.core.os_errors import from_machine
+        from edgepack.core.os_errors import from_os_error
 
-        known = error if isinstance(error, EdgepackError) else from_machine(error)
+        known = error if isinstance(error, EdgepackError) else from_os_error(error)
         if known is None:
             raise
         if ctx.params.get("debug"):

@@ -38,7 +38,7 @@ def compare(
     from edgepack.cli.terminal import drawing
     from edgepack.comparison import plots
     from edgepack.comparison.compare import table
-    from edgepack.core.tables import aligned, markdown
+    from edgepack.core.tables import align, markdown
 
     wanted = [_bytes(text.strip()) for text in sizes.split(",") if text.strip()]
     plots.available()
@@ -61,7 +61,7 @@ def compare(
     if as_json:
         print_json(found)
     else:
-        typer.echo("\n".join(aligned(table(points))))
+        typer.echo("\n".join(align(table(points))))
     plots.pareto(points, [out / name for name in FILES[2:]])
 
 

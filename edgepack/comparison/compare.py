@@ -21,7 +21,7 @@ from edgepack.calibration.stage import Calibrate
 from edgepack.core.disk import scratch
 from edgepack.core.errors import RecipeError
 from edgepack.core.progress import Progress, Steps
-from edgepack.core.tables import size
+from edgepack.core.tables import format_size
 from edgepack.measure.stage import Measure, compare_models
 from edgepack.metrics.multiple_choice import CONTEXT, SEQUENCES, Answers, Mean, Open, answer
 from edgepack.metrics.speed import Speed, speeds
@@ -210,7 +210,7 @@ def table(points: Sequence[Point]) -> list[list[str]]:
     headers = ["mean KL", "expected", "same top token", "perplexity", *tasks, "prompt", "decode"]
     rows = [["", "model", "size", *headers]]
     for point in points:
-        row = ["*" if point in best else "", point.label, size(point.nbytes)]
+        row = ["*" if point in best else "", point.label, format_size(point.nbytes)]
         row += [f"{point.kl_mean:.4f} ± {point.kl_error:.4f}"]
         row += ["–" if point.expected_kl is None else f"{point.expected_kl:.4f}"]
         row += [f"{100 * point.top1:.1f} %", f"{point.perplexity:.2f}"]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edgepack.core.tables import aligned, size
+from edgepack.core.tables import align, format_size
 from edgepack.metrics.divergence import Divergence, Perplexity
 from edgepack.metrics.multiple_choice import Answers, Mean
 
@@ -55,9 +55,9 @@ class Scoreboard:
         lines = []
         if self.text:
             what = "{tokens} tokens of {name}, in chunks of {context}, the second half of each"
-            lines += [what.format(**self.text), "", *aligned(self._text_rows()), ""]
+            lines += [what.format(**self.text), "", *align(self._text_rows()), ""]
         if self.answers:
-            lines += [*aligned(self._task_rows()), ""]
+            lines += [*align(self._task_rows()), ""]
         lines += ["± is the standard error."]
         if self.answers and len(self.bytes) > 1:
             lines += [
@@ -69,7 +69,7 @@ class Scoreboard:
     def _text_rows(self) -> list[list[str]]:
         rows = [["model", "size", "perplexity", "mean KL", "99.9 % KL", "same top token"]]
         for name, r in self.predictions.items():
-            row = [name, size(self.bytes[name])]
+            row = [name, format_size(self.bytes[name])]
             row += [f"{r.perplexity:.3f} ± {r.perplexity_error:.3f}"]
             if isinstance(r, Divergence):
                 row += [f"{r.kl_mean:.4f} ± {r.kl_error:.4f}", f"{r.kl_p999:.3f}"]

@@ -1,4 +1,4 @@
-"""What a build leaves behind: a folder, and a manifest that says all about it."""
+"""The result of a build: a folder, and the manifest that describes it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MANIFEST = "manifest.json"
 
 
 def _inside(name: str) -> str:
-    """The name of a file in the folder or below it, and nowhere else."""
+    """Check that a name stays inside the folder."""
     parts = PurePosixPath(name).parts
     plain = not name.startswith("/") and ".." not in parts and "\\" not in name
     if not (parts and plain and name.isprintable() and len(name) < 1000) or ":" in parts[0]:
@@ -30,21 +30,21 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class File(Untrusted):
-    """A file as it was written."""
+    """A file of the folder: its digest and size when it was written."""
 
     sha256: str
     bytes: Count
 
 
 class Model(Untrusted):
-    """What the folder was made of."""
+    """The model that the folder was built from."""
 
     model: str
     files: dict[str, str] = Field(default_factory=dict)
 
 
 class Formats(Untrusted):
-    """Of the parts of W ≈ Q + L·R."""
+    """Formats of the parts of W ≈ Q + L·R."""
 
     Q: str
     L: str | None = None
@@ -52,7 +52,7 @@ class Formats(Untrusted):
 
 
 class Weight(Untrusted):
-    """What became of one matrix."""
+    """How one matrix was stored, and its errors."""
 
     formats: Formats
     rank: Count
@@ -79,7 +79,7 @@ class Result(Untrusted):
 
 
 class Measured(Untrusted):
-    """What was measured, or why nothing was."""
+    """The measured results, or why nothing was measured."""
 
     skipped: str | None = None
     text: str = ""
@@ -103,7 +103,7 @@ class Bits(Untrusted):
 
 
 class Fallback(Untrusted):
-    """A format that did not fit, and the one taken instead."""
+    """A format that did not fit a matrix, and the one used instead."""
 
     name: str
     asked: str
@@ -112,7 +112,7 @@ class Fallback(Untrusted):
 
 
 class Manifest(Untrusted):
-    """What manifest.json must have for anything to be done with its folder."""
+    """The fields of manifest.json. A folder is usable only if they are valid."""
 
     edgepack: str
     target: Literal["gguf", "onnx", "checkpoint"]
@@ -140,7 +140,7 @@ OPTIONAL = {
     for name, field in Manifest.model_fields.items()
     if not field.is_required()
 }
-"""What the manifests of earlier versions may lack."""
+"""Fields that manifests of earlier versions may lack."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class Artifact:
 
     @staticmethod
     def open(folder: Path) -> Artifact:
-        """Read an output folder's manifest, and hold the files in it against their sha256."""
+        """Read an output folder's manifest, and check its files against their sha256."""
         artifact = Artifact.read(folder)
         changed = artifact.changed_files()
         if changed:
@@ -185,7 +185,7 @@ class Artifact:
 
     @staticmethod
     def read(folder: Path) -> Artifact:
-        """Read an output folder's manifest, whatever has become of its files."""
+        """Read an output folder's manifest without checking its files."""
         path = folder / MANIFEST
         try:
             content = read_json(path, place=str(path))
@@ -200,7 +200,7 @@ class Artifact:
         return Artifact(folder, OPTIONAL | content)
 
     def changed_files(self) -> list[str]:
-        """Files that the manifest lists and that are not there as it describes them."""
+        """Files of the manifest that are missing or differ from its description."""
         return [
             name
             for name, known in self.manifest["files"].items()
@@ -208,7 +208,7 @@ class Artifact:
         ]
 
     def foreign_files(self) -> list[str]:
-        """Files in the folder that the build did not write there, or not as they are."""
+        """Files in the folder that the build did not write, or that were changed since."""
         listed = {*self.manifest["files"], MANIFEST}
         found = (path for path in sorted(self.folder.rglob("*")) if not _is_folder(path))
         names = [path.relative_to(self.folder).as_posix() for path in found]
@@ -221,7 +221,7 @@ def _is_folder(path: Path) -> bool:
 
 
 def _is(path: Path, known: dict[str, Any]) -> bool:
-    """Whether a file is the one that its entry in the manifest describes."""
+    """Whether a file matches its entry in the manifest."""
     try:
         return path.stat().st_size == known["bytes"] and digest(path) == known
     except OSError:

@@ -1,4 +1,4 @@
-"""Files and folders on disk: whole or absent, owned by one process at a time, cleaned up after."""
+"""Files and folders on disk: written whole or not at all, one process at a time, and cleaned up."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def root() -> Path:
 
 @contextmanager
 def atomic(path: Path, *, durable: bool = True) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the body is through. If `durable`,
-    the data is on disk before the name is: after a power failure the file is whole, too."""
+    """A temporary path beside `path`; it is renamed to `path` when the body succeeds. If `durable`,
+    the data reaches the disk before the name, so that the file is whole after a power failure."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         yield temporary
@@ -41,7 +41,7 @@ def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
-    except OSError:  # some file systems cannot, for folders
+    except OSError:  # some file systems cannot sync folders
         if not path.is_dir():
             raise
     finally:
@@ -57,8 +57,8 @@ def sync_tree(folder: Path) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[bool]:
-    """Own the name `path` for as long as the body runs; yields False at once if another process
-    does. The lock ends with the process, however that ends, and its file with the lock."""
+    """Lock the name `path` while the body runs; yields False at once if another process holds it.
+    The lock ends with the process, even if that is killed; its file is removed with the lock."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     try:
@@ -81,8 +81,8 @@ def lock_of(name: str) -> Path:
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """A folder for large files that nobody needs once this process has ended. What processes left
-    there that were killed is removed first."""
+    """A folder for large files that are needed only while this process runs. Folders of processes
+    that were killed are removed first."""
     clean()
     name = secrets.token_hex(8)
     folder = root() / "scratch" / name
@@ -96,8 +96,8 @@ def scratch() -> Iterator[Path]:
 
 
 def clean() -> None:
-    """Make sure that the cache can be written; remove the scratch folders and locks of processes
-    that were killed."""
+    """Check that the cache can be written; remove the scratch folders and locks of processes that
+    were killed."""
     try:
         root().mkdir(parents=True, exist_ok=True)
         if not os.access(root(), os.W_OK | os.X_OK):

@@ -1,4 +1,4 @@
-"""Every error a user can act on. A bug stays a traceback; these become one line and a hint."""
+"""Every error that a user can act on: shown as one line and a hint. A bug stays a traceback."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class DecompositionError(EdgepackError):
 
 
 class ExportError(EdgepackError):
-    """The result cannot be written (folder exists, disk full, format without a place for it)."""
+    """The result cannot be written (folder exists, disk full, format cannot store it)."""
 
 
 class RuntimeMissingError(EdgepackError):

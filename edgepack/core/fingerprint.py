@@ -1,8 +1,8 @@
-"""A digest of the code that computes something, so that a result is never taken for that of other
-code. Nobody has to remember to bump a version.
+"""A digest of the code that computes a result, so that results of older code are not reused. Nobody
+has to remember to bump a version.
 
-It covers modules and all of edgepack that they import, directly or not; a package stands for all
-its modules. Comments, docstrings and the texts of errors do not count: they change no result.
+It covers modules and all of edgepack that they import, directly or not; a package means all of its
+modules. Comments, docstrings and the texts of errors are left out, since they change no result.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ SILENT = frozenset(
         "recipe.texts",
     )
 )
-"""Modules that compute nothing that is kept: options are in the key, files are checked."""
+"""Modules that compute no part of a result: options are in the key, files are checked."""
 
 
 class Code(NamedTuple):
-    """What is known of a module: the digest of its syntax tree, what of edgepack it imports."""
+    """A module: the digest of its syntax tree, and the modules of edgepack that it imports."""
 
     digest: str
     imports: frozenset[str]
@@ -39,13 +39,13 @@ class Code(NamedTuple):
 @cache
 def digest(*modules: str) -> str:
     """Hex digest of the code of modules, and of all of edgepack that they import."""
-    found = covered(modules)
+    found = covered_code(modules)
     text = "\n".join(f"{name} {found[name].digest}" for name in sorted(found))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def covered(modules: tuple[str, ...]) -> dict[str, Code]:
-    """The modules that `digest` is about, by name."""
+def covered_code(modules: tuple[str, ...]) -> dict[str, Code]:
+    """The modules that `digest` covers, by name."""
     seen: dict[str, Code] = {}
     waiting = [name for module in modules for name in _members(module)]
     while waiting:
@@ -57,7 +57,7 @@ def covered(modules: tuple[str, ...]) -> dict[str, Code]:
 
 
 def _members(module: str) -> Iterator[str]:
-    """A module; for a package all of its modules, plug-ins from elsewhere included."""
+    """A module; for a package all of its modules, and plug-ins from other packages."""
     yield module
     folder = HOME.joinpath(*module.split(".")[1:])
     for path in sorted(folder.glob("*.py")):
@@ -93,7 +93,7 @@ def _path(module: str) -> Path | None:
 
 
 class _Computing(ast.NodeTransformer):
-    """Leaves out texts that stand by themselves (docstrings) and what is raised."""
+    """Removes docstrings, and the errors that ``raise`` statements make."""
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
         value = node.value

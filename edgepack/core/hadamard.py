@@ -13,9 +13,9 @@ from edgepack.core.errors import RecipeError
 def hadamard(n: int) -> Tensor:
     """An orthogonal matrix float64 ``[n, n]`` whose entries are all ±1/√n.
 
-    Sylvester's doubling of one of Paley's (order q + 1 for a prime q ≡ 3 mod 4, 2(q + 1) for
-    q ≡ 1 mod 4; J. Math. Phys. 12, 1933), the smallest that divides n. Raises `RecipeError` where
-    n has none.
+    Sylvester's doubling of the smallest of Paley's matrices whose order divides n (order q + 1 for
+    a prime q ≡ 3 mod 4, 2(q + 1) for q ≡ 1 mod 4; J. Math. Phys. 12, 1933). Raises `RecipeError`
+    where there is none.
     """
     H = _paley(paley_order(n))
     while len(H) < n:
@@ -24,13 +24,13 @@ def hadamard(n: int) -> Tensor:
 
 
 def random_hadamard(n: int, seed: int) -> Tensor:
-    """`hadamard` with the signs of its rows at random."""
+    """`hadamard` with random signs of its rows."""
     signs = torch.randint(0, 2, (n,), generator=torch.Generator().manual_seed(seed)) * 2 - 1
     return signs.double()[:, None] * hadamard(n)
 
 
 def paley_order(n: int) -> int:
-    """The order of Paley's matrix that one of n columns is doubled from; raises as `hadamard`."""
+    """The order of Paley's matrix in a Hadamard matrix of order n; raises as `hadamard`."""
     order = next((m for m in _orders(n) if _prime_of(m) is not None), None)
     if order is None:
         raise RecipeError(

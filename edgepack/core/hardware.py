@@ -1,4 +1,4 @@
-"""What this machine, or the container that the process runs in, offers: memory and arithmetic."""
+"""Memory and arithmetic of this machine, or of the container that the process runs in."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import torch
 _OWN_GROUPS = Path("/proc/self/cgroup")
 _MOUNT = Path("/sys/fs/cgroup")
 _LIMITS = ("memory.max", "memory.high", "memory.limit_in_bytes")
-"""The files of a control group that limit memory: of version 2, and of version 1."""
+"""Files of a control group that limit memory; the first two are of version 2."""
 
 
 def available_memory() -> int:
-    """Bytes of memory that this process may use at most: all of the machine's, or what its
-    container (a Linux control group) is limited to."""
+    """Most bytes of memory that this process may use: those of the machine, or the limit of its
+    container (a Linux control group)."""
     total: int = psutil.virtual_memory().total
     limit = control_group_limit()
     return total if limit is None else min(total, limit)
 
 
 def control_group_limit(own_groups: Path = _OWN_GROUPS, mount: Path = _MOUNT) -> int | None:
-    """The lowest memory limit of the process's control groups and the groups that these lie in;
-    None where there is none. See cgroups(7)."""
+    """The lowest memory limit of the process's control groups and their parents; None where there
+    is none. See cgroups(7)."""
     limits = [
         limit for folder in _groups(own_groups, mount) if (limit := _limit(folder)) is not None
     ]
@@ -32,8 +32,8 @@ def control_group_limit(own_groups: Path = _OWN_GROUPS, mount: Path = _MOUNT) ->
 
 
 def _groups(own_groups: Path, mount: Path) -> Iterator[Path]:
-    """The folders of the groups that may limit memory. In a container the mount often shows its
-    own group as the root, so that the path that the kernel names is not there: parents are."""
+    """The folders of the groups that may limit memory. In a container the mount often shows the
+    container's group as the root: the path that the kernel names is missing, its parents exist."""
     try:
         lines = own_groups.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
@@ -65,7 +65,7 @@ def _limit(folder: Path) -> int | None:
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether the CPU has instructions for products of bfloat16 numbers (not known of a torch that
-    does not say)."""
+    """Whether the CPU has instructions for products of bfloat16 numbers (False if torch cannot
+    tell)."""
     capabilities = getattr(torch.cpu, "get_capabilities", None)
     return bool(capabilities and capabilities().get("avx512_bf16", False))

@@ -8,11 +8,11 @@ from torch import Tensor
 from edgepack.core.errors import DecompositionError
 
 NOISE = 1e-6
-"""What is smaller than this share of H is zero up to rounding: H is kept as float32, whose rounding
-unit is 6e-8, and differences of such matrices have a few of them."""
+"""Values below this share of H are zero up to rounding: H is stored as float32, whose rounding unit
+is 6e-8, and differences of such matrices are wrong by a few units."""
 
 
-def damped(H: Tensor, damping: float) -> Tensor:
+def damp(H: Tensor, damping: float) -> Tensor:
     """H / mean(diag H) + damping·I, float64 ``[n, n]``; the identity where H is all zero."""
     H = H.double()
     mean = H.diagonal().mean()
@@ -42,9 +42,8 @@ def inverse_factor(H: Tensor) -> Tensor:
 
 
 def inverse_factor_up_to_rounding(H: Tensor) -> Tensor:
-    """`inverse_factor` of a matrix that is positive definite but for rounding: where Cholesky's
-    method meets a negative pivot, the least of some multiples of the identity that mends it is
-    added first."""
+    """`inverse_factor` of a matrix that is positive definite up to rounding: while Cholesky
+    factorization fails, growing multiples of the identity are added."""
     mean = H.diagonal().mean()
     eye = torch.eye(H.shape[0], dtype=H.dtype)
     shift = NOISE
@@ -56,8 +55,8 @@ def inverse_factor_up_to_rounding(H: Tensor) -> Tensor:
 
 
 def solve_up_to_rounding(gram: Tensor, B: Tensor) -> Tensor:
-    """gram⁻¹ B for a positive semidefinite gram ``[r, r]``; where that is singular up to rounding,
-    by its pseudo-inverse: directions of (nearly) no size take no part."""
+    """gram⁻¹ B for a positive semidefinite gram ``[r, r]``. Where gram is singular up to rounding,
+    its pseudo-inverse is used: directions of eigenvalues near 0 are left out."""
     values, vectors = torch.linalg.eigh(gram)
     kept = values > NOISE * values[-1]
     if bool(kept.all()):

@@ -1,4 +1,4 @@
-"""What the machine refuses (space on disk, memory) as errors that say what to do about it."""
+"""Errors of the operating system (disk full, out of memory) as errors with a remedy."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from edgepack.core.disk import root
 from edgepack.core.errors import EdgepackError
 from edgepack.core.untrusted import shorten
 
-NO_MEMORY = ("can't allocate memory", "not enough memory")
-"""How torch says that memory is full, in a RuntimeError."""
+NO_MEMORY_TEXTS = ("can't allocate memory", "not enough memory")
+"""torch's texts for full memory, in a RuntimeError."""
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 REFUSED = {
     errno.EACCES,
@@ -25,17 +25,17 @@ REFUSED = {
     errno.EMFILE,
     errno.ENFILE,
 }
-"""What is wrong with the machine or with its permissions, and not with the program."""
-NO_SPACE_SAID = ("No space left on device", " requested and ")
-"""How safetensors and numpy say it, without a number."""
+"""Errors of the machine or its permissions, not of the program."""
+NO_SPACE_TEXTS = ("No space left on device", " requested and ")
+"""safetensors' and numpy's texts for a full disk; they give no error number."""
 
 
-def from_machine(error: Exception) -> EdgepackError | None:
+def from_os_error(error: Exception) -> EdgepackError | None:
     """A full disk or memory as an error with a remedy; None for everything else."""
     full = isinstance(error, OSError) and error.errno in NO_SPACE
-    if full or any(words in str(error) for words in NO_SPACE_SAID):
+    if full or any(words in str(error) for words in NO_SPACE_TEXTS):
         return EdgepackError(f"the disk is full{_while(error)}", hint=_space(error))
-    if isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY):
+    if isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY_TEXTS):
         return EdgepackError(
             "out of memory",
             hint="close other programs, or lower calibrate.sequence_length; `edgepack plan` "
@@ -55,7 +55,7 @@ def _while(error: Exception) -> str:
 
 
 def _space(error: Exception) -> str:
-    """How much is left in the folders edgepack writes to."""
+    """Free space of the folders that edgepack writes to."""
     name = getattr(error, "filename", None)
     folders = [Path(name).parent] if name else [root(), Path.cwd()]
     left = [

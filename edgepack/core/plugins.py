@@ -17,7 +17,7 @@ from typing import Any
 from edgepack.core.errors import RecipeError
 
 BASE = "base"
-"""Module with the type that the plug-ins of a kind have, which is none of them."""
+"""The module that defines the type of a kind's plug-ins; it is no plug-in itself."""
 
 
 @cache
@@ -32,7 +32,7 @@ def names(kind: str) -> tuple[str, ...]:
 
 @cache
 def find(kind: str, name: str) -> Any:
-    """The plug-in object of that name; a `RecipeError` with "did you mean" where there is none."""
+    """The plug-in object of that name; a `RecipeError` with a suggestion if there is none."""
     if name not in names(kind):
         raise RecipeError(f"{kind}: there is no {name!r}", hint=suggest(name, names(kind)))
     for entry in entry_points(group=f"edgepack.{kind}", name=name):
@@ -41,6 +41,6 @@ def find(kind: str, name: str) -> Any:
 
 
 def suggest(word: str, known: tuple[str, ...]) -> str:
-    """A hint: the nearest known word, or all of them."""
+    """A hint: the known word nearest to `word`, or all of them."""
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"did you mean {near[0]}?" if near else "choose one of: " + ", ".join(known)

@@ -1,4 +1,4 @@
-"""What long work says while it runs: yielded by stages, drawn by the CLI."""
+"""Progress of long work: stages yield it, the CLI draws it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TypeVar
 
 @dataclass(frozen=True)
 class Progress:
-    """`done` of `total` units of a stage are finished; `label` says what comes next."""
+    """`done` of `total` units of a stage are finished; `label` names the next one."""
 
     stage: str
     done: float
@@ -23,7 +23,7 @@ Steps = Generator[Progress, None, T]
 
 
 def finish(steps: Steps[T]) -> T:
-    """Run to the end in silence and return the result."""
+    """Run to the end, ignore the progress, and return the result."""
     while True:
         try:
             next(steps)

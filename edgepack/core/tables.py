@@ -1,12 +1,12 @@
-"""Numbers and tables as people read them, in terminals and in Markdown."""
+"""Numbers and tables formatted for people, in terminals and in Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 
-def size(count: float) -> str:
-    """Bytes as people read them, powers of 1000 as in the names of downloads."""
+def format_size(count: float) -> str:
+    """Bytes formatted for people, in powers of 1000 as in the names of downloads."""
     for unit in ("B", "kB", "MB"):
         if count < 999.95:
             return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
@@ -14,8 +14,8 @@ def size(count: float) -> str:
     return f"{count:.2f} GB"
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows as columns padded with spaces; cells that begin with a digit stand on the right."""
+def align(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines whose columns are padded with spaces; numeric columns are aligned on the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     numeric = [_is_numeric(column) for column in zip(*rows, strict=True)]
     out = []
@@ -27,7 +27,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _is_numeric(column: Sequence[str]) -> bool:
-    """Whether the cells below the header are numbers, or the dash of a missing one."""
+    """Whether all cells below the header are numbers, or dashes for missing numbers."""
     return all(cell[:1].isdigit() or cell == "–" for cell in column[1:])
 
 

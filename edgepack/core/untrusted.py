@@ -1,5 +1,5 @@
-"""The border: what others wrote (JSON, pydantic models of it) is checked here, once, and becomes
-either a value of the right type and size or one line that says what is wrong."""
+"""Checks of data that others wrote (JSON, and pydantic models of it). The result is a value of the
+right type and size, or an error of one line."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class Untrusted(BaseModel):
-    """A model of a file from elsewhere: unknown keys are ignored, types are taken as they are
+    """A model of a file that others wrote: unknown keys are ignored, types are not converted
     (``"2"`` is no number, 2.5 no integer), numbers are finite."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True, allow_inf_nan=False)
 
 
 def read_json(path: Path, make_error: MakeError = EdgepackError, *, place: str = "") -> Any:
-    """The content of a JSON file. `place` names the file in errors; OSError is the caller's."""
+    """The content of a JSON file. `place` names the file in errors; the caller handles OSError."""
     place = place or path.name
     if path.stat().st_size > MAX_BYTES:
         raise make_error(f"{place}: more than {MAX_BYTES >> 20} MB of JSON", hint="fetch it again")
@@ -41,7 +41,7 @@ def parse_json(data: bytes | str, place: str, make_error: MakeError = EdgepackEr
     try:
         text = data.decode("utf-8-sig") if isinstance(data, bytes) else data
         value = json.loads(text)
-        if "\\ud" in text.lower():  # half a surrogate pair is valid JSON, and no text
+        if "\\ud" in text.lower():  # half a surrogate pair is valid JSON, but no valid text
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise make_error(f"{place}: is nested too deeply", hint="fetch the file again") from None
@@ -61,8 +61,7 @@ def validate(
     hint: str | None = None,
     prefix: str = "",
 ) -> Model:
-    """`data` as `model`; the error names the first key at fault inside `place`, with the `prefix`
-    that it has there."""
+    """`data` as `model`; the error names the first wrong key inside `place`, after `prefix`."""
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -72,7 +71,7 @@ def validate(
 
 
 def explain(error: ValidationError, prefix: str = "") -> str:
-    """The first thing pydantic found: key, what it should be, what it is."""
+    """The first error that pydantic found: the key, what it should be, what it is."""
     first = error.errors(include_url=False)[0]
     key = ".".join(shorten(str(part), 60) for part in first["loc"])
     key = f"{prefix}{key}" if key else ""
@@ -86,7 +85,7 @@ def explain(error: ValidationError, prefix: str = "") -> str:
 
 
 def quote(value: Any) -> str:
-    """Any value in an error message: short, on one line, without building the whole of it."""
+    """Any value in an error message: short, on one line, without building its whole text."""
     if isinstance(value, dict):
         return f"a mapping with {len(value)} keys"
     if isinstance(value, list | tuple):

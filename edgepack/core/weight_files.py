@@ -1,4 +1,4 @@
-"""The files of a stage: tensors with what is known of them, one file for a decomposed weight."""
+"""The files of a stage: tensors with a description; a decomposed weight is one file."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def damaged(path: Path, error: Exception) -> EdgepackError:
-    """A file of the cache that cannot be read."""
+    """The error for a file of the cache that cannot be read."""
     return EdgepackError(
         f"{path.name}: a file of the cache is damaged ({str(error).splitlines()[0]})",
         hint=f"delete {path.parent} and run again: that stage is then made anew",
@@ -50,13 +50,13 @@ def weight_path(folder: Path, name: str) -> Path:
 
 
 def load_weight(folder: Path, name: str) -> tuple[FactoredWeight, dict[str, Any]]:
-    """A decomposed weight and what is known of it (errors, damping, method)."""
+    """A decomposed weight and its description (errors, damping, method)."""
     tensors, about = load_tensors(weight_path(folder, name))
     return FactoredWeight.from_tensors(tensors, about["formats"]), about
 
 
 def load_about(folder: Path, name: str) -> dict[str, Any]:
-    """What is known of a decomposed weight, without reading it."""
+    """The description of a decomposed weight, without reading its tensors."""
     path = weight_path(folder, name)
     try:
         with safe_open(path, framework="pt") as file:
@@ -67,7 +67,7 @@ def load_about(folder: Path, name: str) -> dict[str, Any]:
 
 
 def load_imatrix(folder: Path, name: str) -> Tensor:
-    """Mean squared inputs ``[in]`` of a decomposed weight, for stock's quantizer."""
+    """Mean squared inputs ``[in]`` of a decomposed weight, for llama.cpp's quantizer."""
     with safe_open(weight_path(folder, name), framework="pt") as file:
         found: Tensor = file.get_tensor(IMATRIX)
         return found

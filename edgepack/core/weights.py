@@ -1,4 +1,4 @@
-"""The values that pass between stages: what a weight is called, and what it becomes."""
+"""The values that pass between stages: descriptions of weights, and quantized weights."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor
 
 from edgepack.core import plugins
 
-_ROWS = 8192  # rows at once in float64, so that an embedding needs no copy of itself
+_ROWS = 8192  # rows at once in float64, so that no second copy of an embedding is in memory
 
 
 @dataclass(frozen=True)
 class WeightSpec:
-    """What is known of a weight before any of its bytes are read.
+    """Description of a weight, known before any of its bytes are read.
 
     `name` is the Hugging Face name, `dtype` the storage type at the source (``BF16``, ``Q4_1``),
     `role` the weight's part in the architecture (``attn_q``, ``ffn_down``, ``token_embd`` …),
@@ -38,11 +38,11 @@ class WeightSpec:
 
 Grid = Mapping[str, Tensor]
 """The stored fields that give codes their values (``d``, ``m``, ``scales`` …), each
-``[out, blocks, …]``; which fields, and their dtypes, is the format's affair."""
+``[out, blocks, …]``. Each format defines its own fields and their dtypes."""
 
 
 class Codec(Protocol):
-    """What a tensor asks of the format that its codes are in (`formats.base.Format`)."""
+    """The methods that a tensor needs of its format (`formats.base.Format`)."""
 
     block_size: int
     largest: float
@@ -71,7 +71,7 @@ class WeightFormat:
 
     @property
     def factors(self) -> str:
-        """The format that L and R were to have; ``f16`` takes its place where blocks do not fit."""
+        """The format asked for L and R; where its blocks did not fit, they have ``f16`` instead."""
         return next((name for name in (self.L, self.R) if name not in (None, "f16")), None) or "f16"
 
 
@@ -89,7 +89,7 @@ class QuantizedTensor:
 
     @property
     def plugin(self) -> Codec:
-        """The format that understands the codes."""
+        """The format of the codes."""
         found: Codec = plugins.find("formats", self.format)
         return found
 
@@ -142,7 +142,7 @@ class FactoredWeight:
         return self.Q.dequantize() + self.L.dequantize() @ self.R.dequantize()
 
     def permute_rows(self, order: Tensor) -> FactoredWeight:
-        """Rows reordered in Q and L alike (R does not see the output)."""
+        """The same weight with the rows of Q and L reordered; R has no output rows."""
         return FactoredWeight(
             self.Q.permute_rows(order),
             None if self.L is None else self.L.permute_rows(order),
@@ -179,9 +179,9 @@ class Hessian:
     """H of one weight from calibration tokens and from tokens held out, both ``[in, in]``, and
     llama.cpp's imatrix for it, the mean of x² over the calibration tokens ``[in]``.
 
-    The output side H_out has mean diagonal 1: ``[out, out]``, or its diagonal ``[out]`` where that
-    is all there is, or None where all outputs count alike. ½·tr(H_out E H Eᵀ)/out is then what an
-    error E adds to the model's KL, in nats a token.
+    The output side H_out has mean diagonal 1. It is ``[out, out]``, or a diagonal ``[out]``, or
+    None where all outputs count alike. An error E then adds ½·tr(H_out E H Eᵀ)/out to the model's
+    KL, in nats a token.
     """
 
     train: Tensor
@@ -199,7 +199,7 @@ def relative_error(W: Tensor, W_hat: Tensor, H: Tensor, H_out: Tensor | None = N
 
 def quadratic_cost(E: Tensor, H: Tensor, H_out: Tensor | None = None) -> float:
     """tr(H_out E H Eᵀ) in float64; H_out ``[out, out]``, its diagonal ``[out]``, or None for the
-    identity. It is never negative, but for the rounding of H, which is left out."""
+    identity. A negative result of rounding in H is returned as 0."""
     H = H.double()
     if H_out is not None and H_out.dim() == 2:
         E = E.double()

@@ -1,13 +1,13 @@
 """Rounding with error feedback (LDLQ/GPTQ) whose block scales are fitted inside the sweep.
 
 Minimises tr(H_out (W−Q) H (W−Q)ᵀ) over codes and scales; H_out is the identity where none is given.
-With H⁻¹ = UᵀU, U upper, the error made in column j, divided by U_jj, is fed back into the columns
-still to come (Frantar et al., GPTQ, arXiv 2210.17323, eq. 2–3; the same as LDLQ of Chee et al.,
-arXiv 2307.13304, eq. 4, with the columns reversed). With H_out it goes into the rows still to come
-as well, in the same way (Tseng et al., YAQA, arXiv 2505.22988, eq. 5): with Ẽ_ij the error of an
-element divided by U_jj·U_out,ii, the element (i, j) is rounded at W_ij − (U_outᵀ Ẽ U)_ij summed
-over the elements before it, and the cost left in the end is Σ Ẽ². Vector codebooks go the same way
-by groups of columns, whose part of U stands where U_jj does (see `_rounders`).
+With H⁻¹ = UᵀU, U upper, the error made in column j, divided by U_jj, is fed back into the later
+columns (Frantar et al., GPTQ, arXiv 2210.17323, eq. 2–3; the same as LDLQ of Chee et al., arXiv
+2307.13304, eq. 4, with the columns reversed). With H_out it is fed back into the later rows as well
+(Tseng et al., YAQA, arXiv 2505.22988, eq. 5): with Ẽ_ij the error of an element divided by
+U_jj·U_out,ii, the element (i, j) is rounded at W_ij − (U_outᵀ Ẽ U)_ij summed over the elements
+before it, and the final cost is Σ Ẽ². Vector codebooks are rounded by groups of columns; a group's
+part of U takes the place of U_jj (see `_rounders`).
 """
 
 from __future__ import annotations
@@ -17,35 +17,35 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from edgepack.core.linalg import NOISE, damped, inverse_factor_up_to_rounding
+from edgepack.core.linalg import NOISE, damp, inverse_factor_up_to_rounding
 from edgepack.core.weights import Grid, QuantizedTensor
 from edgepack.decompose._rounders import rounder
 from edgepack.formats._affine import Affine
 
-_ROWS = 8192  # rows are independent without H_out: so many at once, whatever the vocabulary
+_ROWS = 8192  # rows at once where they are independent (no H_out), to bound memory
 _TILE = 128  # rows whose scales are chosen before any of them is rounded, with H_out
 _NONE = torch.empty(0, 0)
 OUT_DAMPING = 0.3
-"""Of H_out relative to its mean diagonal: it only steers which outputs errors may hide in."""
+"""Damping of H_out relative to its mean diagonal; H_out only decides which outputs get errors."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What LDLQ needs of damped H and H_out: computed once, for every weight that shares them."""
+    """Damped H and H_out, factored for LDLQ; computed once for all weights that share them."""
 
     H: Tensor
     """Damped, mean diagonal 1 + damping, float32 ``[in, in]``."""
     U: Tensor
     """H⁻¹ = UᵀU in the order of `columns`, upper, float32 ``[in, in]``."""
     columns: Tensor
-    """Order of processing: blocks by descending trace of H, groups inside them likewise."""
+    """Order of processing: blocks by descending trace of H, and groups inside a block as well."""
     group: int = 1
-    """Columns that were kept side by side (vector codebooks: 8 or 4)."""
+    """Columns that stay neighbours in `columns` (vector codebooks: 8 or 4)."""
     H_out: Tensor = _NONE
-    """The same for the output side, in the order of `rows`; empty for the identity."""
+    """As H, for the output side, in the order of `rows`; empty for the identity."""
     U_out: Tensor = _NONE
     rows: Tensor = _NONE
-    """Order of processing: by descending diagonal."""
+    """Order of processing: rows by descending diagonal of H_out."""
 
 
 def metric(
@@ -53,7 +53,7 @@ def metric(
 ) -> Metric:
     """Prepare H ``[in, in]`` (and H_out ``[out, out]``) for sweeps over blocks of `block_size`
     columns, `group` of which are encoded together."""
-    H = damped(H, max(damping, NOISE))
+    H = damp(H, max(damping, NOISE))
     by_group = H.diagonal().view(-1, block_size // group, group).sum(2)
     inside = by_group.argsort(dim=1, descending=True, stable=True)
     blocks = by_group.sum(1).argsort(descending=True, stable=True)
@@ -62,7 +62,7 @@ def metric(
     U = inverse_factor_up_to_rounding(H[columns][:, columns])
     if H_out is None or H_out.dim() == 1:
         return Metric(H.float(), U.float(), columns, group)
-    H_out = damped(H_out, OUT_DAMPING)
+    H_out = damp(H_out, OUT_DAMPING)
     rows = H_out.diagonal().argsort(descending=True, stable=True)
     H_out = H_out[rows][:, rows]
     U_out = inverse_factor_up_to_rounding(H_out)
@@ -90,7 +90,7 @@ def _ldlq(W: Tensor, m: Metric, fmt: Affine, passes: int) -> QuantizedTensor:
 
 
 def _tiles(rows: int, m: Metric) -> list[slice]:
-    """Rows that go together, and their part of U_out or H_out."""
+    """Slices of rows that are processed together."""
     size = _TILE if len(m.rows) else rows
     return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
 
@@ -99,7 +99,7 @@ def _sweep(W: Tensor, m: Metric, fmt: Affine) -> tuple[Tensor, Grid]:
     """Codes and grid after error feedback through all columns (and rows)."""
     size, (rows, width) = fmt.block_size, W.shape
     W = W[:, m.columns]
-    effect = torch.zeros_like(W)  # Ẽ·U, what each row's errors so far do to its columns
+    effect = torch.zeros_like(W)  # Ẽ·U of the errors so far
     errors = torch.empty(rows, size)
     codes: Tensor = torch.empty(rows, width, dtype=torch.uint8)
     grids: list[Grid] = [{}] * (width // size)
@@ -124,9 +124,9 @@ def _sweep(W: Tensor, m: Metric, fmt: Affine) -> tuple[Tensor, Grid]:
 def _block(
     fmt: Affine, x: Tensor, U: Tensor, U_out: Tensor, inside: Tensor
 ) -> tuple[Grid, Tensor, Tensor]:
-    """Grid, codes and normalised errors of a block x ``[rows, size]`` whose columns stand in the
-    order `inside`: of the format's candidate grids, for each row the one that costs least after
-    error feedback inside the block."""
+    """Grid, codes and normalised errors of a block x ``[rows, size]`` with columns in the order
+    `inside`. Each row takes the format's candidate grid that costs least after error feedback
+    inside the block."""
     rows, size = x.shape
     in_storage = inside.argsort()
     how = rounder(fmt)

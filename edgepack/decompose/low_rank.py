@@ -16,7 +16,7 @@ from torch import Tensor
 from edgepack import formats
 from edgepack.core.linalg import (
     NOISE,
-    damped,
+    damp,
     solve_up_to_rounding,
     top_left_singular_vectors,
 )
@@ -24,7 +24,7 @@ from edgepack.core.weights import QuantizedTensor
 from edgepack.decompose.ldlq import OUT_DAMPING, ldlq, metric
 from edgepack.formats._affine import Affine
 
-_DAMPING = 1e-3  # the factors' own metrics only steer rounding at 4 to 16 bits
+_DAMPING = 1e-3  # small, because the factors' metrics only steer rounding at 4 to 16 bits
 
 
 def low_rank(
@@ -32,9 +32,9 @@ def low_rank(
 ) -> tuple[QuantizedTensor, QuantizedTensor]:
     """L ``[out, rank]`` and R ``[rank, in]``, rounded, with L·R ≈ A ``[out, in]``.
 
-    R is rounded first in the metric H (the error of R passes through an orthonormal L), then L is
-    solved for the R that will be shipped, L = A H Rᵀ (R H Rᵀ)⁻¹ whatever H_out, and rounded in the
-    metric of R H Rᵀ and H_out.
+    R is rounded first, in the metric H (the error of R passes through an orthonormal L). Then L is
+    solved for the rounded R, L = A H Rᵀ (R H Rᵀ)⁻¹ for any H_out, and rounded in the metric of
+    R H Rᵀ and H_out.
     """
     R = _round(exact_low_rank(A, H, rank, H_out)[1], H, factors)
     R_shipped = R.dequantize().double()
@@ -47,7 +47,7 @@ def low_rank(
 def exact_low_rank(
     A: Tensor, H: Tensor, rank: int, H_out: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """L ``[out, rank]`` and R ``[rank, in]`` in float64, not rounded; the leading columns of L and
+    """L ``[out, rank]`` and R ``[rank, in]`` in float64, not rounded. The leading columns of L and
     rows of R are the best pair of any smaller rank."""
     A = A.double()
     if H_out is None:
@@ -57,13 +57,13 @@ def exact_low_rank(
         c = (H_out.double() + OUT_DAMPING).sqrt()[:, None]
         vectors = top_left_singular_vectors(c * A, H, rank)
         return vectors / c, vectors.T @ (c * A)
-    C = torch.linalg.cholesky(damped(H_out, OUT_DAMPING))
+    C = torch.linalg.cholesky(damp(H_out, OUT_DAMPING))
     vectors = top_left_singular_vectors(C.T @ A, H, rank)
     return torch.linalg.solve_triangular(C.T, vectors, upper=True), vectors.T @ (C.T @ A)
 
 
 def _gram(RH: Tensor, R: Tensor) -> Tensor:
-    """R H Rᵀ, made invertible even where it is zero (nothing to correct)."""
+    """R H Rᵀ, made invertible where it is zero (nothing to correct)."""
     gram = RH @ R.T
     gram = (gram + gram.T) / 2
     jitter = 1e-9 * gram.diagonal().mean() + torch.finfo(gram.dtype).tiny
@@ -79,12 +79,12 @@ def _round(factor: Tensor, H: Tensor, factors: str, H_out: Tensor | None = None)
 
 
 def downdate(H: Tensor, R: Tensor) -> Tensor:
-    """H − H Rᵀ (R H Rᵀ)⁻¹ R H: the cost of Q's error when L may be re-fitted freely for this R.
+    """H − H Rᵀ (R H Rᵀ)⁻¹ R H: the metric of Q's error if L is fitted anew for this R.
 
     The closed form of CALDERA's Hessian update (its code forms it through a Cholesky factor and
-    singular vectors). Float64 ``[in, in]``, positive semidefinite up to rounding. Columns of which
-    R explains all but rounding noise are zero: all of H, for a text with fewer directions than R
-    has rows.
+    singular vectors). Float64 ``[in, in]``, positive semidefinite up to rounding. A column is zero
+    where R explains all of it but rounding noise. For a text with fewer directions than R has rows,
+    that is all of H.
     """
     H, R = H.double(), R.double()
     RH = R @ H

@@ -72,7 +72,7 @@ def _choice(
         return WeightFormat("f16"), None
     wanted, place = _options(spec, compress)
     assert wanted.format is not None
-    form: Format = known(wanted.format, place, target)
+    form: Format = find_format(wanted.format, place, target)
     fallback = None
     if not form.fits(spec.shape[1]):
         fitting = [f for f in _by_size(target) if f.fits(spec.shape[1])]
@@ -86,7 +86,7 @@ def _choice(
         nearest = min(fitting, key=lambda f: abs(f.bits_per_weight - form.bits_per_weight))
         fallback = Fallback(spec.name, form.name, nearest.name, spec.shape[1])
         form = nearest
-    return ranked(spec, form, wanted, place), fallback
+    return with_rank(spec, form, wanted, place), fallback
 
 
 def _by_size(target: Target) -> list[Format]:
@@ -119,18 +119,18 @@ def options_of(spec: WeightSpec, compress: Compress) -> tuple[WeightOptions, str
     return WeightOptions.model_validate(found), place
 
 
-def ranked(spec: WeightSpec, form: Format, wanted: WeightOptions, place: str) -> WeightFormat:
-    """Check a rank and settle the formats its factors really get."""
+def with_rank(spec: WeightSpec, fmt: Format, wanted: WeightOptions, place: str) -> WeightFormat:
+    """A format with the rank that `wanted` asks for, checked, and the formats of its factors."""
     rank, factors = wanted.rank or 0, wanted.factors or "f16"
     if not rank:
-        return WeightFormat(form.name)
+        return WeightFormat(fmt.name)
     if spec.role == "token_embd":
         raise RecipeError(
             f"{place}: llama.cpp has no place for factors of {spec.name}", hint="give it rank 0"
         )
-    if form.name == "f16":
+    if fmt.name == "f16":
         raise RecipeError(
-            f"{place}: {form.name} leaves nothing for factors of {spec.name} to correct",
+            f"{place}: {fmt.name} leaves nothing for factors of {spec.name} to correct",
             hint="give it rank 0",
         )
     if rank >= min(spec.shape):
@@ -139,21 +139,21 @@ def ranked(spec: WeightSpec, form: Format, wanted: WeightOptions, place: str) ->
             hint="a rank of 8 to 128 is usual",
         )
     L, R = factor_format(factors, rank), factor_format(factors, spec.shape[1])
-    return WeightFormat(form.name, rank, L, R)
+    return WeightFormat(fmt.name, rank, L, R)
 
 
-def known(name: str, place: str, target: Target) -> Format:
+def find_format(name: str, place: str, target: Target) -> Format:
     """A format of a target, by the name that the recipe gives at `place`."""
     try:
-        form = formats.get(name)
+        fmt = formats.get(name)
     except RecipeError as error:
         raise RecipeError(f"{place}: there is no format {name!r}", hint=error.hint) from None
-    if not target.stores(form):
+    if not target.stores(fmt):
         raise RecipeError(
             f"{place}: {name} is no format of --target {target.name}",
             hint="its formats: " + ", ".join(f.name for f in _by_size(target)),
         )
-    return form
+    return fmt
 
 
 def factor_bytes(spec: WeightSpec, fmt: WeightFormat) -> int:

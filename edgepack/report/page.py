@@ -9,7 +9,7 @@ from pathlib import PurePath
 from statistics import fmean
 from typing import Any
 
-from edgepack.core.tables import markdown, size
+from edgepack.core.tables import format_size, markdown
 from edgepack.planning.target import get
 
 Manifest = Mapping[str, Any]
@@ -30,7 +30,8 @@ METHODS = {
 
 def bought(allocation: Mapping[str, Any]) -> str:
     """What a budget led to."""
-    text = f"chosen for {size(allocation['target'])}: files of {size(allocation['size'])}"
+    target, files = format_size(allocation["target"]), format_size(allocation["size"])
+    text = f"chosen for {target}: files of {files}"
     if allocation["expected_kl"] is None:
         return text + "; a guess from the bits alone until every format is tried"
     return (
@@ -52,7 +53,7 @@ def measurements(measured: Mapping[str, Any]) -> list[list[str]]:
     reference = next(iter(results.values()))["reference_perplexity"]
     rows = [header, ["original (f16)", "–", f"{reference:.3f}", "–", "–", "–"]]
     for name, r in results.items():
-        row = [name, size(r["bytes"]), f"{r['perplexity']:.3f}"]
+        row = [name, format_size(r["bytes"]), f"{r['perplexity']:.3f}"]
         row += [f"{r['kl_mean']:.4f} ± {r['kl_error']:.4f}"]
         row += [f"{100 * r['top1']:.1f} ± {100 * r['top1_error']:.1f} %"]
         rows.append([*row, f"{r['kl_p999']:.3f}"])
@@ -97,7 +98,9 @@ def sliced(parts: Mapping[str, Sequence[int]]) -> list[list[str]]:
     rows = [["part", "weights", "sliced", "as f16", "sliced as f16"]]
     for part, counts in [*parts.items(), ("total", totals)]:
         numbers = [f"{count / 1e6:,.1f} M" if count else "–" for count in counts]
-        rows.append([part, *numbers, *(size(2 * count) if count else "–" for count in counts)])
+        rows.append(
+            [part, *numbers, *(format_size(2 * count) if count else "–" for count in counts)]
+        )
     return rows
 
 
@@ -167,7 +170,7 @@ def _sizes(manifest: Manifest) -> list[str]:
     total = sum(parts.values())
     rows = [["part", "bytes", "size", "share"]]
     for part, count in [*parts.items(), ("total", total)]:
-        rows.append([part, f"{count:,}", size(count), f"{100 * count / total:.1f} %"])
+        rows.append([part, f"{count:,}", format_size(count), f"{100 * count / total:.1f} %"])
     return [
         *markdown(rows),
         "",

@@ -13,7 +13,7 @@ import yaml
 
 from edgepack.core.artifact import MANIFEST, Artifact
 from edgepack.core.errors import EdgepackError
-from edgepack.core.tables import aligned, size
+from edgepack.core.tables import align, format_size
 from edgepack.core.untrusted import shorten
 from edgepack.recipe.read import load
 from edgepack.report.page import bought, commands, measurements, sliced
@@ -123,14 +123,14 @@ def _ranks(header: GgufHeader) -> dict[str, int]:
 
 
 def _file_text(facts: Facts, what: str) -> list[str]:
-    lines = [f"{what}: {facts['file']}, {size(facts['bytes'])}", ""]
+    lines = [f"{what}: {facts['file']}, {format_size(facts['bytes'])}", ""]
     width = max(map(len, facts["metadata"]), default=0)
     lines += [f"{key:<{width}}  {value}" for key, value in facts["metadata"].items()]
     rows = [["type", "tensors", "weights", "bytes", "size"]]
     for kind in facts["types"]:
         counts = [f"{kind[key]:,}" for key in ("tensors", "weights", "bytes")]
-        rows.append([kind["type"], *counts, size(kind["bytes"])])
-    return [*lines, "", *aligned(rows)]
+        rows.append([kind["type"], *counts, format_size(kind["bytes"])])
+    return [*lines, "", *align(rows)]
 
 
 def _model_text(facts: Facts) -> list[str]:
@@ -161,24 +161,24 @@ def _output_text(facts: Facts) -> list[str]:
         *summary(facts, Path(facts["folder"])),
         "",
         "Largest relative errors on held-out tokens:",
-        *aligned(rows),
+        *align(rows),
     ]
 
 
 def summary(manifest: Mapping[str, Any], folder: Path) -> list[str]:
     """What a build says at its end: sizes, measurements, remarks, and what to do next."""
     total, bits = sum(manifest["bytes"].values()), manifest["bits_per_weight"]
-    parts = ", ".join(f"{part} {size(count)}" for part, count in manifest["bytes"].items())
+    parts = ", ".join(f"{part} {format_size(count)}" for part, count in manifest["bytes"].items())
     measured = manifest["measured"]
     table = [f"Not measured: {measured['skipped']}"] if "skipped" in measured else []
     lines = [
-        f"{manifest['model']['model']} for {manifest['target']}, {size(total)}",
+        f"{manifest['model']['model']} for {manifest['target']}, {format_size(total)}",
         f"  {parts}",
         f"  bits per weight: {bits['blocks']:.3f} (blocks), {bits['all']:.3f} (all)",
         *([f"  needs {needs}"] if (needs := manifest.get("requires")) else []),
         "",
         *_sliced_text(manifest["slice"]),
-        *(table or aligned([row[:-1] for row in measurements(measured)])),
+        *(table or align([row[:-1] for row in measurements(measured)])),
         *remarks(manifest["fallbacks"], manifest["warnings"]),
     ]
     running = [f"  {line}" for line in commands(manifest, folder)]
@@ -187,7 +187,7 @@ def summary(manifest: Mapping[str, Any], folder: Path) -> list[str]:
 
 
 def _sliced_text(parts: Mapping[str, Sequence[int]] | None) -> list[str]:
-    return [*aligned(sliced(parts)), ""] if parts else []
+    return [*align(sliced(parts)), ""] if parts else []
 
 
 def remarks(fallbacks: Sequence[Mapping[str, Any]], warnings: Sequence[str]) -> list[str]:
@@ -239,7 +239,8 @@ def plan_text(facts: Facts) -> list[str]:
     formats = ", ".join(f"{name} ({count} matrices)" for name, count in facts["formats"].items())
     states = [[s["stage"], _state(s)] for s in facts["stages"]]
     sizes = [
-        [part, size(count)] for part, count in [*parts.items(), ("total", sum(parts.values()))]
+        [part, format_size(count)]
+        for part, count in [*parts.items(), ("total", sum(parts.values()))]
     ]
     return [
         f"{facts['model']['model']} ({facts['architecture']}, "
@@ -247,13 +248,13 @@ def plan_text(facts: Facts) -> list[str]:
         *textwrap.wrap(formats, 79, initial_indent="  ", subsequent_indent="  "),
         *(textwrap.wrap(bought(facts["allocation"]), 79) if facts["allocation"] else []),
         "",
-        *aligned([["stage", "state"], *states]),
+        *align([["stage", "state"], *states]),
         "",
         *_sliced_text(facts["slice"]),
-        *aligned([["part", "size"], *sizes]),
+        *align([["part", "size"], *sizes]),
         "",
         f"bits per weight: {bits['blocks']:.3f} (blocks), {bits['all']:.3f} (all)",
-        f"expected peak memory: {size(facts['memory'])}",
+        f"expected peak memory: {format_size(facts['memory'])}",
         *([f"needs {facts['requires']}"] if facts["requires"] else []),
         *remarks(facts["fallbacks"], facts["warnings"]),
     ]

@@ -24,6 +24,7 @@ def double(x):
     return 2 * x
 '''
 STAGE = """
+from edgepack.calibration.helper import double
 
 def stage(x):
     return double(x) + 1
@@ -93,6 +94,6 @@ COMPUTES = {
 
 @pytest.mark.parametrize("stage", COMPUTES, ids=lambda stage: stage.name)
 def test_stages_see_the_code_that_makes_them_and_no_words(stage):
-    found = fingerprint.covered(stage.code)
+    found = fingerprint.covered_code(stage.code)
     assert {f"edgepack.{name}" for name in COMPUTES[stage]} <= found.keys()
     assert not {"edgepack.core.errors", "edgepack.cli", "edgepack.report.page"} & found.keys()

@@ -5,7 +5,7 @@ import torch
 
 from edgepack.core.errors import DecompositionError
 from edgepack.core.linalg import (
-    damped,
+    damp,
     inverse_factor,
     pack_symmetric,
     top_left_singular_vectors,
@@ -29,7 +29,7 @@ def square_root(H: torch.Tensor) -> torch.Tensor:
 
 
 def test_the_inverse_factor_is_upper_and_its_gram_is_the_inverse():
-    H = damped(gram(48, 500), 0.01)
+    H = damp(gram(48, 500), 0.01)
     U = inverse_factor(H)
     assert torch.equal(U, U.triu())
     assert (U.diagonal() > 0).all()
@@ -38,16 +38,16 @@ def test_the_inverse_factor_is_upper_and_its_gram_is_the_inverse():
 
 def test_the_first_diagonal_entry_is_the_price_of_the_first_column_after_feedback():
     """1/U_00² is the Schur complement of column 0: the sweep's order, first column first."""
-    H = damped(gram(16, 100), 0.01)
+    H = damp(gram(16, 100), 0.01)
     schur = H[0, 0] - H[0, 1:] @ torch.linalg.solve(H[1:, 1:], H[1:, 0])
     assert inverse_factor(H)[0, 0] ** -2 == pytest.approx(float(schur), rel=EXACT)
 
 
 def test_damping_is_relative_to_the_mean_diagonal():
     H = gram(20, 100)
-    torch.testing.assert_close(damped(7.5 * H, 0.1), damped(H, 0.1), rtol=EXACT, atol=EXACT)
-    assert float(damped(H, 0.1).diagonal().mean()) == pytest.approx(1.1, rel=EXACT)
-    torch.testing.assert_close(damped(0 * H, 0.1), 1.1 * torch.eye(20, dtype=torch.float64))
+    torch.testing.assert_close(damp(7.5 * H, 0.1), damp(H, 0.1), rtol=EXACT, atol=EXACT)
+    assert float(damp(H, 0.1).diagonal().mean()) == pytest.approx(1.1, rel=EXACT)
+    torch.testing.assert_close(damp(0 * H, 0.1), 1.1 * torch.eye(20, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -55,7 +55,7 @@ def test_a_hessian_that_is_not_finite_is_an_error(bad):
     H = gram(8, 50)
     H[3, 3] = bad
     with pytest.raises(DecompositionError, match="not finite"):
-        damped(H, 0.01)
+        damp(H, 0.01)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -63,7 +63,7 @@ def test_a_hessian_that_is_not_finite_off_the_diagonal_is_an_error(bad):
     H = gram(8, 50)
     H[3, 5] = H[5, 3] = bad
     with pytest.raises(DecompositionError):
-        inverse_factor(damped(H, 0.01))
+        inverse_factor(damp(H, 0.01))
 
 
 def test_a_hessian_that_is_not_positive_definite_is_an_error():

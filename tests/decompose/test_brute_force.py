@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from edgepack.core import plugins
-from edgepack.core.linalg import damped
+from edgepack.core.linalg import damp
 from edgepack.core.weights import Grid
 from edgepack.decompose import ldlq as module
 from edgepack.decompose.ldlq import ldlq, metric
@@ -62,8 +62,8 @@ def every_choice() -> Tensor:
 def metrics(seed: int, *, output_side: bool) -> tuple[Tensor, Tensor]:
     """The damped H of the four columns, and H_out or the identity."""
     _, H, H_out = problem(seed)
-    out = damped(H_out, module.OUT_DAMPING) if output_side else torch.eye(ROWS).double()
-    return damped(H, 0.01)[:COLUMNS, :COLUMNS], out
+    out = damp(H_out, module.OUT_DAMPING) if output_side else torch.eye(ROWS).double()
+    return damp(H, 0.01)[:COLUMNS, :COLUMNS], out
 
 
 @cache
@@ -111,7 +111,7 @@ def test_the_sweep_and_the_descent_are_near_the_best_codes(unit_scale, output_si
 def test_no_single_code_can_be_changed_for_the_better(unit_scale, seed):
     W, H, H_out = problem(seed)
     Q = ldlq(W, metric(H, BLOCK, 0.01, H_out), unit_scale, passes=20).dequantize()
-    whole, out = damped(H, 0.01), damped(H_out, module.OUT_DAMPING)
+    whole, out = damp(H, 0.01), damp(H_out, module.OUT_DAMPING)
     found = cost((W - Q).double(), whole, out)
     for row, column, level in itertools.product(
         range(ROWS), range(COLUMNS), unit_scale.levels.tolist()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from edgepack.core import plugins
-from edgepack.core.linalg import damped
+from edgepack.core.linalg import damp
 from edgepack.core.weights import (
     FactoredWeight,
     Hessian,
@@ -144,7 +144,7 @@ def test_a_round_ends_with_the_L_and_R_of_what_Q_leaves():
     before = low_rank(W_SMALL, H.train, 32, "f16", H.out_train)
     Q, L, R = next_round(W_SMALL, H, fmt, *before, "f16", WEAK)
     rest = W_SMALL - Q.dequantize()
-    C = torch.linalg.cholesky(damped(H.out_train, OUT_DAMPING))
+    C = torch.linalg.cholesky(damp(H.out_train, OUT_DAMPING))
     values, vectors = torch.linalg.eigh(H.train.double())
     whole = C.T @ rest.double() @ (vectors * values.clamp_min(0).sqrt())
     best = float(torch.linalg.svdvals(whole)[32:].square().sum())

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from edgepack.core import plugins
-from edgepack.core.linalg import damped, inverse_factor
+from edgepack.core.linalg import damp, inverse_factor
 from edgepack.core.weights import Grid
 from edgepack.decompose import ldlq as module
 from edgepack.decompose.ldlq import ldlq, metric
@@ -49,7 +49,7 @@ def test_it_is_gptq_on_the_kronecker_product(
     m = metric(H, 32, 0.01, H_out)
     found = ldlq(W, m, fixed_scale, passes=0).dequantize()
 
-    H, H_out = damped(H, 0.01), damped(H_out, module.OUT_DAMPING)
+    H, H_out = damp(H, 0.01), damp(H_out, module.OUT_DAMPING)
     order = (m.columns[:, None] * 10 + m.rows[None, :]).flatten()  # of W's columns, stacked
     U = inverse_factor(torch.kron(H, H_out)[order][:, order])
     left = W.T.flatten()[order].double()
@@ -78,8 +78,8 @@ def test_coordinate_descent_only_lowers_the_cost(name: str):
     costs = [
         cost(
             W - ldlq(W, m, fmt, passes).dequantize(),
-            damped(H_out, module.OUT_DAMPING),
-            damped(H, 0.01),
+            damp(H_out, module.OUT_DAMPING),
+            damp(H, 0.01),
         )
         for passes in (0, 1, 2)
     ]

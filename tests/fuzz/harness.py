@@ -96,7 +96,7 @@ _CACHE: dict[str, Any] = {}
 def judged(read: Callable[[], None]) -> tuple[str, str]:
     """(outcome, detail) of one input."""
     from edgepack.core.errors import EdgepackError
-    from edgepack.core.os_errors import from_machine
+    from edgepack.core.os_errors import from_os_error
 
     try:
         read()
@@ -106,7 +106,7 @@ def judged(read: Callable[[], None]) -> tuple[str, str]:
         hint = f"\nhint: {error.hint}" if error.hint else ""
         return _refusal(f"error: {error.message}{hint}", error.exit_code)
     except BaseException as error:
-        known = from_machine(error) if isinstance(error, Exception) else None
+        known = from_os_error(error) if isinstance(error, Exception) else None
         if known is not None:
             return "memory", known.message
         return "traceback", _place(error)
