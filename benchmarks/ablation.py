@@ -23,10 +23,10 @@ from edgepack.core.progress import finish
 from edgepack.recipe.read import parse
 
 ROWS: dict[str, tuple[str, float]] = {
-    "layer (plain H, sequential)": ("layer", sweep.MOST),
+    "layer (plain H, sequential)": ("layer", sweep.MAX_TOKEN_WEIGHT),
     "guided, weights not clipped": ("guided", math.inf),
-    f"guided, clipped at {sweep.MOST:g} × mean": ("guided", sweep.MOST),
-    "model, clipped alike (default)": ("model", sweep.MOST),
+    f"guided, clipped at {sweep.MAX_TOKEN_WEIGHT:g} × mean": ("guided", sweep.MAX_TOKEN_WEIGHT),
+    "model, clipped alike (default)": ("model", sweep.MAX_TOKEN_WEIGHT),
 }
 
 
@@ -34,7 +34,7 @@ def measured(objective: str, most: float, shared: Path) -> dict[str, Any]:
     """The metrics of one row."""
     options = recipe("q4_0", shared)
     options["calibrate"] |= {"objective": objective, "tokens": 16384}
-    sweep.MOST = most
+    sweep.MAX_TOKEN_WEIGHT = most
     with tempfile.TemporaryDirectory() as folder:
         os.environ["EDGEPACK_CACHE"] = f"{folder}/cache"
         steps = pipeline.build(parse(options), "gguf", base=Path(), out=Path(folder) / "out")

@@ -24,7 +24,7 @@ from benchmarks.same_type import FFN_DOWN, RESULTS, recipe
 from edgepack import pipeline
 from edgepack.architectures.base import LINEAR_ROLES
 from edgepack.calibration.moments import load_hessian
-from edgepack.calibration.sweep import layerwise
+from edgepack.calibration.sweep import layer_hessians
 from edgepack.core import plugins
 from edgepack.core.progress import finish
 from edgepack.core.weights import Hessian, relative_error
@@ -48,7 +48,7 @@ def plain(decoder: Decoder, tokens: Tokens, blocks: Sequence[int]) -> Iterator[d
         for i in range(max(blocks) + 1):
             block = decoder.block(i)
             if i in blocks:
-                yield layerwise(block, x, batches)
+                yield layer_hessians(block, x, batches)
             after = Activations(Path(folder) / f"x{i + 1}", shape)
             after.write(block(x.read(batch.rows)) for batch in batches)
             x.path.unlink()

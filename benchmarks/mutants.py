@@ -318,7 +318,7 @@ GROUPS: dict[tuple[str, str], Changes] = {
     },
     ("calibration/sweep.py", "tests/test_calibration.py"): {
         "no token's weight is bounded": (
-            "return weights.clamp_max(MOST * weights.mean())",
+            "return weights.clamp_max(MAX_TOKEN_WEIGHT * weights.mean())",
             "return weights",
         ),
         "labels are not subtracted": (
@@ -388,7 +388,7 @@ GROUPS: dict[tuple[str, str], Changes] = {
             "clip, rate = 1.0, self.rate",
         ),
         "gradients are not those of shares": (
-            "gradient.mul_(sizes[key])  # with respect to shares of the part",
+            "gradient.mul_(sizes[key])  # the gradient with respect to relative changes of the part",
             "pass",
         ),
         "steps are not shares": (

@@ -1,4 +1,4 @@
-"""Numbers that are not finite, refused where they first appear."""
+"""Values that are not finite are refused where they first appear."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def check_finite(
     block: int | None = None,
 ) -> None:
     """Refuse NaN and infinity among the `values` that `place` computed with `weights` (by role, of
-    a `block` or outside). The error names the weight at fault, if one is."""
+    a `block` or outside). The error names a weight that is not finite, if there is one."""
     if torch.isfinite(values).all():
         return
     for role, weight in weights.items():

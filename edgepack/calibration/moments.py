@@ -1,4 +1,4 @@
-"""Running second moments of what goes into weights and of the gradients that come out of them."""
+"""Running second moments of the inputs of weights, and of the gradients at their outputs."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from edgepack.core.weight_files import save_tensors
 from edgepack.core.weights import Hessian, WeightSpec
 
 OUT = " out"
-"""What the moments of a weight's output gradients are called, after its role."""
+"""Suffix of the role that names the moments of a weight's output gradients."""
 HEAD = "head"
-"""The file of the head's Hessian, and its name there, beside those of the blocks (``0`` …)."""
+"""File of the head's Hessian, and its name there; the files of the blocks are ``0`` …"""
 EMBEDDING = "token_embd"
-"""The same for the embeddings."""
+"""File of the embeddings' Hessian, and its name there."""
 OUTPUT = "output"
-"""The role of a head's own matrix."""
+"""Role of the head's matrix, if it is not tied to the embeddings."""
 
 
 @dataclass
 class Moments:
-    """Running Σ w x xᵀ in float64, calibration and held-out tokens apart, and Σ x² as llama.cpp's
-    imatrix has it (calibration tokens, unweighted)."""
+    """Running Σ w x xᵀ in float64, separately for calibration and held-out tokens, and Σ x² as in
+    llama.cpp's imatrix (calibration tokens, unweighted)."""
 
     output_side: bool = False
-    """Whether the gradients' moments are wanted as well (under the name with `OUT`)."""
+    """Whether to collect the gradients' moments as well (under the name with `OUT`)."""
     sums: dict[tuple[str, bool], Tensor] = field(default_factory=dict)
     squares: dict[str, Tensor] = field(default_factory=dict)
     rows: dict[str, Tensor] = field(default_factory=dict)
-    """Diagonals of output sides that are too large for more (a vocabulary), ``[out]``."""
+    """Diagonals ``[out]`` of output sides that are too large for a matrix (a vocabulary)."""
     tokens: dict[bool, int] = field(default_factory=lambda: {False: 0, True: 0})
 
     def add(self, name: str, x: Tensor, weight: Tensor | None, held_out: bool) -> None:
@@ -55,7 +55,7 @@ class Moments:
         self.rows[name] = self.rows[name] + weight if name in self.rows else weight
 
     def count(self, tokens: int, held_out: bool) -> None:
-        """Tell how many tokens a round of `add` has covered."""
+        """Add to the number of tokens that the sums are divided by."""
         self.tokens[held_out] += tokens
 
     def hessians(self) -> dict[str, Hessian]:
@@ -71,7 +71,7 @@ class Moments:
                 hint="give a longer text, or a smaller calibrate.sequence_length",
             )
         if name in self.rows:
-            sides = [normalized(self.rows[name])] * 2
+            sides = [normalize(self.rows[name])] * 2
         else:
             outs = (self._mean(name + OUT, part) for part in (False, True))
             sides = [damp(H, 0.0) for H in outs if H is not None]
@@ -82,14 +82,14 @@ class Moments:
         return None if total is None else total / self.tokens[held_out]
 
 
-def normalized(diagonal: Tensor) -> Tensor:
-    """With mean 1; all ones where there is nothing."""
+def normalize(diagonal: Tensor) -> Tensor:
+    """A diagonal scaled to mean 1; ones where it is all zero."""
     mean = diagonal.mean()
     return diagonal / mean if mean > 0 else torch.ones_like(diagonal)
 
 
 def save_hessians(path: Path, hessians: dict[str, Hessian]) -> None:
-    """Keep Hessians as float32 upper triangles in one file."""
+    """Write Hessians as float32 upper triangles into one file."""
     tensors = {}
     for name, H in hessians.items():
         tensors[f"{name}.train"] = pack_symmetric(H.train)
@@ -105,7 +105,7 @@ def save_hessians(path: Path, hessians: dict[str, Hessian]) -> None:
 
 
 def load_hessian(path: Path, name: str) -> Hessian:
-    """One of the Hessians kept in a file, the others unread."""
+    """One Hessian of a file; the others are not read."""
     with safe_open(path, framework="pt") as file:
         there = set(file.keys())
 
@@ -123,31 +123,31 @@ def load_hessian(path: Path, name: str) -> Hessian:
 def weight_hessian(folder: Path, spec: WeightSpec, *, tied: bool) -> Hessian:
     """The Hessian of a weight in the folder of a one-shot calibration.
 
-    Embeddings without one of their own (objective ``guided``) have that of a tied head, or else
-    the identity: their rows are looked up, not multiplied. So have matrices that no calibration
-    looks at (learned positions, shortcuts), which stay float16.
+    Embeddings without a Hessian of their own (objective ``guided``) take that of a tied head, or
+    else the identity: their rows are looked up, not multiplied. Matrices without calibration
+    (learned positions, shortcuts) take the identity too; they stay float16.
     """
     if spec.role in LINEAR_ROLES and spec.block is not None:
         return load_hessian(folder / str(spec.block), spec.role)
     if spec.role == OUTPUT:
         return load_hessian(folder / HEAD, HEAD)
     if spec.role != EMBEDDING:
-        return unknown(spec.shape[1])
+        return identity_hessian(spec.shape[1])
     head = load_hessian(folder / HEAD, HEAD) if tied else None
     if not (folder / EMBEDDING).exists():
-        return head or unknown(spec.shape[1])
+        return head or identity_hessian(spec.shape[1])
     own = load_hessian(folder / EMBEDDING, EMBEDDING)
     return own if head is None else _both(own, head)
 
 
-def unknown(columns: int) -> Hessian:
-    """All columns alike."""
+def identity_hessian(columns: int) -> Hessian:
+    """The Hessian where nothing is known: all columns count alike."""
     eye = torch.eye(columns)
     return Hessian(eye, eye, torch.ones(columns))
 
 
 def _both(embedding: Hessian, head: Hessian) -> Hessian:
-    """One matrix in two places: the effects add up, for columns and for rows."""
+    """The Hessian of a matrix that is both embedding and head: the effects of both add up."""
     if embedding.out_train is None or head.out_train is None:
         raise CalibrationError(
             "the calibration of the embeddings has no side of their outputs",

@@ -1,4 +1,4 @@
-"""The rows of a JSONL: a text, or a conversation in one of the forms that data sets have."""
+"""Rows of a JSONL: a text, or a conversation in one of the usual layouts of data sets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAIRS = (("prompt", "response"), ("prompt", "completion"), ("instruction", "outp
 
 
 class _Part(Untrusted):
-    """A part of a message, as transformers has it for models that also see images."""
+    """A part of a message, as in transformers' layout for models that also take images."""
 
     type: Literal["text"] = "text"
     text: str
@@ -42,7 +42,7 @@ def _join(value: Any) -> Any:
 
 
 class _Message(Untrusted):
-    """What one side says; other keys (a name, calls of tools) are the template's to know."""
+    """A message of one side; other keys (a name, calls of tools) are passed to the template."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -78,17 +78,17 @@ class Place(NamedTuple):
     line: int
 
     def error(self, message: str, *, hint: str | None = None) -> CalibrationError:
-        """What is wrong with the row; the hint says what a row is."""
+        """The error for this row; the default hint describes a valid row."""
         where = f"{self.key}: {shorten(self.name, 100)} line {self.line}"
         return CalibrationError(f"{where} is no chat ({message})", hint=hint or HINT)
 
     def json_error(self, message: str, *, hint: str | None = None) -> CalibrationError:
-        """The same for a line that is no JSON; to fetch the file again would be no help."""
+        """The error for a line that is not JSON; its hint does not say to fetch the file again."""
         return self.error(message)
 
 
 def read_rows(text: str, key: str, name: str) -> Iterator[tuple[Place, Row]]:
-    """Every row with its place; empty lines are none."""
+    """Every row with its place; empty lines are skipped."""
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             place = Place(key, name, number)
@@ -110,7 +110,7 @@ def _row(data: Any, place: Place) -> Row:
 
 
 def _pair(data: dict[str, Any], question: str, answer: str, place: Place) -> Row:
-    """A question and its answer; Alpaca's rows may have an input to the instruction."""
+    """A question and its answer; in Alpaca's rows, an instruction may come with an input."""
     contents = []
     for role, key in (("user", question), ("assistant", answer)):
         message = {"role": role, "content": data[key]}

@@ -1,4 +1,4 @@
-"""Drawing tokens."""
+"""Sampling of tokens."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ def sample(probabilities: Tensor, generator: torch.Generator) -> Tensor:
             hint="a weight is not finite, or the model overflows on this text",
         )
     point = torch.rand(total.shape, generator=generator) * total
-    below = torch.nextafter(total, torch.zeros(()))  # rand · total may round up to total
+    below = torch.nextafter(total, torch.zeros(()))  # because rand · total may round up to total
     return torch.searchsorted(cumulative, point.minimum(below), right=True)[:, 0]

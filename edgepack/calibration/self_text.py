@@ -1,11 +1,11 @@
-"""The model writes its own calibration text: nothing to download, no licence to mind.
+"""The model writes its own calibration text, so that none has to be downloaded or licensed.
 
 Half of the sequences begin as documents, with a random token of the vocabulary (LLM-QAT, Liu et
-al., arXiv 2305.17888); the others, and what follows the end of a document, are chats of which the
-template's opening is given and the model writes both sides (Magpie, Xu et al., arXiv 2406.08464).
+al., arXiv 2305.17888). The others, and the text after the end of a document, are chats: the
+template's opening is given, and the model writes both sides (Magpie, Xu et al., arXiv 2406.08464).
 Where a model has no chat template, all are documents. Sampling is at temperature 1, without the
-tokens less than a twentieth as likely as the likeliest (min-p, Nguyen et al., arXiv 2407.01082):
-pure sampling of a small model soon drifts into noise.
+tokens less than a twentieth as likely as the likeliest (min-p, Nguyen et al., arXiv 2407.01082),
+because pure sampling of a small model soon drifts into noise.
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ _MIN_P = 0.05
 
 @dataclass
 class Sequence:
-    """One text being written: forced tokens first, then the model's own; turn −1 is a document."""
+    """A text being written: forced tokens first, then the model's; turn −1 is a document."""
 
     scripts: list[list[int]]
     turn: int
     forced: deque[int] = field(default_factory=deque)
 
     def next_turn(self, start: int) -> None:
-        """Begin a document with token `start`, or go on with the next turn of a chat."""
+        """Begin a document with token `start`, or continue with the next turn of a chat."""
         script = self.scripts[self.turn % len(self.scripts)] if self.turn >= 0 else []
         self.forced.extend(script or [start])
         self.turn += 1
 
 
 def chat_script(tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
-    """What the chat template puts before a question and before an answer, as token ids; for a
-    model without a usable one, nothing before a document."""
+    """Token ids that the chat template puts before a question and before an answer. Empty for a
+    model without a usable template, which then writes documents only."""
     try:
         found = special.turns(tokenizer)
-    except TemplateError:  # `template_warnings` has said so
+    except TemplateError:  # `template_warnings` reports it
         found = None
     if found is None:
         return [[]]
@@ -61,8 +61,7 @@ def chat_script(tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
 
 
 def template_warnings(tokenizer: PreTrainedTokenizerFast) -> list[str]:
-    """That the text will be documents only, where the model has a chat template that cannot be
-    used."""
+    """A warning that the text is documents only, if the model's chat template cannot be used."""
     try:
         special.turns(tokenizer)
     except TemplateError as error:
@@ -81,7 +80,7 @@ def batches(decoder: Decoder, count: int, length: int) -> list[range]:
 def write(decoder: Decoder, sequences: range, total: int, length: int, seed: int) -> Steps[Tensor]:
     """Write a batch of the `total` sequences, ids ``[batch, length]``.
 
-    A model too large to keep is read from disk again at every token, block by block.
+    A model that does not fit into memory is read from disk again at every token, block by block.
     """
     tokenizer = decoder.checkpoint.tokenizer
     generator = torch.Generator().manual_seed(seed * 1_000_003 + sequences.start)
@@ -122,7 +121,7 @@ def write(decoder: Decoder, sequences: range, total: int, length: int, seed: int
 def _advance(
     texts: list[Sequence], proposed: Tensor, starts: Tensor, ends: set[int], *, first: bool
 ) -> Tensor:
-    """The next token of every sequence: what is forced on it, or what the model proposed."""
+    """The next token of every sequence: its forced one, or the model's proposal."""
     tokens = proposed.clone()
     for row, text in enumerate(texts):
         token = int(proposed[row])
@@ -130,7 +129,7 @@ def _advance(
             text.next_turn(int(starts[row]))
         elif not text.forced and token in ends:
             text.next_turn(int(starts[row]))
-            if text.forced[0] == token:  # the model has just written this itself
+            if text.forced[0] == token:  # the model has just written this token itself
                 text.forced.popleft()
             continue
         if text.forced:
@@ -139,7 +138,7 @@ def _advance(
 
 
 def _document_starts(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> Tensor:
-    """Tokens a document may begin with: any that begins text."""
+    """Tokens that a document may begin with."""
     openings = Pieces(tokenizer).openings(vocab_size)
     if not openings:
         raise CalibrationError(

@@ -10,7 +10,7 @@ from typing import Any
 
 from edgepack import formats
 from edgepack.calibration import self_text
-from edgepack.calibration.sweep import LABELS_AT_ONCE, guided
+from edgepack.calibration.sweep import LABELS_AT_ONCE, guided_hessians
 from edgepack.calibration.text import MIN_SEQUENCES, check, counts, read_tokens, write_tokens
 from edgepack.checkpoint import Checkpoint
 from edgepack.core.errors import RecipeError
@@ -115,7 +115,7 @@ class Calibrate(Stage):
     def run(self, folder: Path, executor: Executor) -> Steps[None]:  # noqa: D102
         if self.objective == "layer":
             return
-        yield from guided(
+        yield from guided_hessians(
             Decoder(self.model),
             self.text.tokens,
             folder,

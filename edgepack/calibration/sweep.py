@@ -1,15 +1,15 @@
 """H = Σ w_t x_t x_tᵀ of every linear weight, with one block in memory.
 
-`guided`: a forward sweep writes the input of every block to disk; a backward sweep starts from
+`guided`: a forward sweep writes the input of every block to disk. A backward sweep starts from
 the gradient of the cross-entropy on labels sampled from the model itself (so that the expected
 outer product of gradients is the Fisher matrix), recomputes one block at a time from the top and
 carries the gradient down. w_t = ‖g_t‖², g_t the gradient at the weight's output: GuidedQuant
 (Kim et al., arXiv 2505.07004, eq. 6) with one group of output channels.
 
-`model` (Tseng et al., YAQA, arXiv 2505.22988, sketch A): beside it the output side
-H_out = Σ ‖x_t‖² g_t g_tᵀ, so that H_out ⊗ H stands for the Fisher matrix of the weight.
+`model` (Tseng et al., YAQA, arXiv 2505.22988, sketch A): as `guided`, and the output side
+H_out = Σ ‖x_t‖² g_t g_tᵀ, so that H_out ⊗ H approximates the Fisher matrix of the weight.
 
-`layer`: w_t = 1, the classical layer-wise H (GPTQ), on whatever inputs the caller brings.
+`layer`: w_t = 1, the classical layer-wise H (GPTQ), on the inputs that the caller gives.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from edgepack.core.weights import Hessian
 from edgepack.model.decoder import Block, Decoder, Head
 from edgepack.model.stream import Activations, Batch, Tokens, micro_batches, states
 
-LABELS_AT_ONCE = 512  # logits of so many tokens are in memory
-MOST = 10.0  # a token's weight in H, as a multiple of the mean; see benchmarks/ablation.py
+LABELS_AT_ONCE = 512  # tokens whose logits are in memory at once
+MAX_TOKEN_WEIGHT = 10.0  # × the mean weight of the batch; see benchmarks/ablation.py
 
 
-def embedded(decoder: Decoder, ids: Tensor, batches: Iterable[Batch]) -> Iterator[Tensor]:
+def embed_batches(decoder: Decoder, ids: Tensor, batches: Iterable[Batch]) -> Iterator[Tensor]:
     """The first block's inputs, batch by batch."""
     for x in decoder.embed_parts(ids[batch.rows] for batch in batches):
         if not torch.isfinite(x).all():
@@ -42,14 +42,15 @@ def embedded(decoder: Decoder, ids: Tensor, batches: Iterable[Batch]) -> Iterato
         yield x
 
 
-def guided(
+def guided_hessians(
     decoder: Decoder, tokens: Tokens, folder: Path, seed: int, *, output_side: bool = False
 ) -> Steps[None]:
     """Write the guided Hessians of every block and of the head into `folder`; with `output_side`
     (objective ``model``) those of the blocks have an H_out, that of the head its diagonal, and the
-    embeddings have one too: H = Σ g_t g_tᵀ at their output, H_out = how often a token occurs.
+    embeddings have one too: H = Σ g_t g_tᵀ at their output, H_out = the number of occurrences of
+    each token.
 
-    Goes on after the last file that a killed run left whole.
+    A killed run resumes after its last whole file.
     """
     blocks, batches = decoder.dimensions.num_hidden_layers, micro_batches(tokens)
     inputs = states(decoder, tokens.all, folder, "x", torch.bfloat16)
@@ -59,7 +60,7 @@ def guided(
     reached = min((i for i in range(blocks + 1) if gradients[i].exists), default=None)
     if reached is None and not (folder / "0").exists():
         if not inputs[0].exists:
-            inputs[0].write(embedded(decoder, tokens.all, batches))
+            inputs[0].write(embed_batches(decoder, tokens.all, batches))
         for i in range(blocks):
             yield Progress("calibrate", i, total, f"forward through block {i}")
             if not inputs[i + 1].exists:
@@ -72,7 +73,7 @@ def guided(
         reached = blocks
 
     reached = reached or 0
-    for stale in (*gradients[reached + 1 :], *inputs[reached:]):  # a kill may leave them
+    for stale in (*gradients[reached + 1 :], *inputs[reached:]):  # a killed run may leave them
         stale.path.unlink(missing_ok=True)
     for i in reversed(range(reached)):
         yield Progress("calibrate", 1 + blocks + 2 * (blocks - 1 - i), total, f"back to block {i}")
@@ -89,8 +90,8 @@ def guided(
 def _embedding(
     decoder: Decoder, tokens: Tokens, g: Activations, batches: list[Batch]
 ) -> dict[str, Hessian]:
-    """The embeddings' Hessian: a token's row meets the gradients where it occurs. All tokens are
-    counted half an occurrence too often, lest those not seen count for nothing."""
+    """The embeddings' Hessian, from the gradients at every occurrence of a token. Add ½ to every
+    token's count, so that tokens absent from the calibration text still get some weight."""
     moments = Moments()
     for batch in batches:
         gradient = g.read(batch.rows)
@@ -109,8 +110,8 @@ def _save(path: Path, moments: Moments) -> None:
 
 
 def _write_after(target: Activations, parts: Iterable[Tensor], before: Callable[[], None]) -> None:
-    """Write `parts`, calling `before` when they are all computed: the Hessians are whole before
-    the gradient file that says they are done."""
+    """Write `parts`, and call `before` when they are all computed, before the file appears: a whole
+    gradient file means that the Hessians are whole too."""
 
     def then() -> Iterator[Tensor]:
         yield from parts
@@ -180,16 +181,17 @@ def _label_gradient(
 
 
 def token_weights(g: Tensor) -> Tensor:
-    """w_t = ‖g_t‖² of gradients (or inputs) ``[…, n]``, none above `MOST` times the batch's mean: a
-    few have gradients so large that H would be about them alone, and no others are like them."""
+    """w_t = ‖g_t‖² of gradients (or inputs) ``[…, n]``, none above `MAX_TOKEN_WEIGHT` times the
+    batch's mean. A few tokens have gradients so large that they would dominate H and make it fit
+    only them."""
     weights = g.square().sum(-1)
-    return weights.clamp_max(MOST * weights.mean())
+    return weights.clamp_max(MAX_TOKEN_WEIGHT * weights.mean())
 
 
 def _backward(
     block: Block, x: Activations, g: Activations, batches: list[Batch], moments: Moments
 ) -> Iterator[Tensor]:
-    """The gradient at the block's input; on the way, the moments of its weights."""
+    """The gradient at the block's input; adds to the moments of its weights."""
     for batch in batches:
         taps: dict[str, tuple[Tensor, Tensor]] = {}
 
@@ -213,7 +215,7 @@ def _backward(
 
 
 @torch.no_grad()
-def layerwise(block: Block, x: Activations, batches: list[Batch]) -> dict[str, Hessian]:
+def layer_hessians(block: Block, x: Activations, batches: list[Batch]) -> dict[str, Hessian]:
     """Plain Hessians (w_t = 1) of a block's weights on the given inputs."""
     moments = Moments()
     for batch in batches:

@@ -1,4 +1,4 @@
-"""Calibration tokens: from a text file, a JSONL of chats, or written by the model itself."""
+"""Calibration tokens: from a text file or a JSONL of chats, or written by the model itself."""
 
 from __future__ import annotations
 
@@ -30,23 +30,22 @@ if TYPE_CHECKING:
 
 MIN_SEQUENCES = 2  # one to calibrate on, one held out
 MAX_BYTES = 1 << 30
-"""Largest text that is read; it is tokenized in memory, which takes some 30 times as much."""
+"""Largest text that is read; tokenizing it takes about 30 times as much memory."""
 _SPARE = 16
-"""Tokens more than are needed before a part of a text is trusted: its end may be split elsewhere
-than the whole text is."""
+"""Tokens that a part of a text must have beyond those needed, because its end may be split
+differently in the whole text."""
 TOKENS_PER_COLUMN = 32  # fewer overfit H (measured: 5 a column double the held-out error)
 
 
 def counts(options: Calibrate, dimensions: Dimensions) -> tuple[int, int]:
-    """(training, held-out) sequences that the options ask for."""
+    """Numbers of (training, held-out) sequences that the options ask for."""
     widest = max(dimensions.hidden_size, dimensions.intermediate_size)
     train = -(-(options.tokens or TOKENS_PER_COLUMN * widest) // options.sequence_length)
     return train, max(1, round(train * options.held_out))
 
 
 def write_tokens(decoder: Decoder, options: Calibrate, folder: Path) -> Steps[Tokens]:
-    """Calibration tokens that the model writes itself; `folder` keeps what there is so far, file by
-    file."""
+    """Calibration tokens that the model writes; each finished batch is a file in `folder`."""
     train, held_out = counts(options, decoder.dimensions)
     ids = yield from _self_written(decoder, options, train + held_out, folder)
     return _split_by_counts(ids, train, held_out)
@@ -55,8 +54,7 @@ def write_tokens(decoder: Decoder, options: Calibrate, folder: Path) -> Steps[To
 def read_tokens(
     checkpoint: Checkpoint, options: Calibrate, path: Path, sha256: str | None = None
 ) -> Tokens:
-    """Calibration tokens of a file; `sha256` is what the plan found in it, and another content is
-    refused."""
+    """Calibration tokens of a file; it is refused if it has changed from the plan's `sha256`."""
     train, held_out = counts(options, checkpoint.dimensions)
     ids = _from_file(checkpoint, options, path, train + held_out, sha256)
     return _split_by_counts(ids, train, held_out)
@@ -67,7 +65,7 @@ def _split_by_counts(ids: Tensor, train: int, held_out: int) -> Tokens:
 
 
 def split(ids: Tensor, held_out: int) -> Tokens:
-    """Hold out random sequences of ``[n, length]``: a text changes as it goes on."""
+    """Hold out random sequences of ``[n, length]``, because a text changes along the way."""
     n = len(ids)
     chosen = torch.randperm(n, generator=torch.Generator().manual_seed(n))[:held_out].sort().values
     keep = torch.ones(n, dtype=torch.bool)
@@ -90,7 +88,7 @@ def _self_written(decoder: Decoder, options: Calibrate, count: int, folder: Path
 def _from_file(
     checkpoint: Checkpoint, options: Calibrate, path: Path, count: int, sha256: str | None
 ) -> Tensor:
-    """Sequences from a file, evenly spread over it where it holds more than enough."""
+    """Sequences from a file, evenly spread over it if it holds more than `count`."""
     ids = encode(checkpoint.tokenizer, path, sha256=sha256)
     found = len(ids) // options.sequence_length
     if found < MIN_SEQUENCES:
@@ -102,10 +100,10 @@ def _from_file(
 
 
 def check(path: Path, checkpoint: Checkpoint, tokens: int, key: str = SOURCE) -> str:
-    """The sha256 of a text that can be used and has so many tokens; an error if it has fewer.
+    """The sha256 of a text that can be used; an error if it has fewer tokens than `tokens`.
 
-    Only as much is tokenized as it takes to know. A JSONL to calibrate on is read row by row; a
-    text to measure on is text as it is.
+    It is tokenized only up to that number. A JSONL to calibrate on is read row by row; a text to
+    measure on is read as plain text.
     """
     data = _read_bytes(path, key)
     content = _decode(data, path, key)
@@ -123,7 +121,7 @@ def check(path: Path, checkpoint: Checkpoint, tokens: int, key: str = SOURCE) ->
 
 
 def read(path: Path, key: str = SOURCE, *, sha256: str | None = None) -> str:
-    """The text of a file whose content is the one that was planned with, if that is given."""
+    """The text of a file; it is refused if it has changed from `sha256`."""
     data = _read_bytes(path, key)
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
         raise CalibrationError(
@@ -141,7 +139,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, path: Path, *, sha256: str | None
 
 
 def _read_bytes(path: Path, key: str) -> bytes:
-    """All of a file, which is opened once."""
+    """All bytes of a file; it is opened only once."""
     name = shorten(path.name, 120)
     try:
         if not path.is_file():  # a pipe would wait for its writer
@@ -157,7 +155,7 @@ def _read_bytes(path: Path, key: str) -> bytes:
 
 
 def _decode(data: bytes, path: Path, key: str) -> str:
-    """Text with line ends as Python reads them."""
+    """The text, with line ends as ``\\n``."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -179,7 +177,7 @@ def _pieces(tokenizer: PreTrainedTokenizerFast, text: str, path: Path, key: str)
 
 
 def _render(tokenizer: PreTrainedTokenizerFast, row: Row, place: Place) -> str:
-    """A row as text; a template is a program of the model's maker, and fails in any way."""
+    """A row as text. The chat template is a program of the model, and may fail in any way."""
     if row.text is not None:
         return row.text
     if not tokenizer.chat_template:
@@ -191,7 +189,7 @@ def _render(tokenizer: PreTrainedTokenizerFast, row: Row, place: Place) -> str:
 
 
 def _count(tokenizer: PreTrainedTokenizerFast, text: str, enough: int) -> int:
-    """Tokens of a text, of a part of it where that already has `enough`."""
+    """Number of tokens of a text, or of a part of it that has `enough`."""
     size = 16 * enough
     while size < len(text):
         count = len(tokenizer.encode(text[:size], add_special_tokens=False))

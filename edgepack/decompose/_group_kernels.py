@@ -1,8 +1,8 @@
 """The loops of `_kernels` for vector codebooks: columns are rounded in groups of 8 or 4.
 
 The error of a group, times the inverse of its part of U, is fed back like that of a column. The
-point is chosen in the metric of that inverse's diagonal M_ii = Σ_j (U_gg⁻¹)_ij²: what the rest of
-M would change is the choice between points that cost nearly the same.
+point is chosen in the metric of the diagonal M_ii = Σ_j (U_gg⁻¹)_ij². The rest of M would only
+change the choice between points of nearly equal cost.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-# Numba's cache of these loops looks at this file alone: touch it after a change of those.
+# Numba's cache of these loops depends on this file alone: touch it after changing the other ones.
 from edgepack.decompose._kernels import _compiled, _pass_on
 from edgepack.formats._codebook_kernels import Book, Codes, Float, choose, new_scratch
 
@@ -31,8 +31,9 @@ def sweep(
 ) -> None:
     """As `_kernels.sweep`, group by group.
 
-    inverse ``[groups, group, group]`` of the groups' parts of U, weight ``[groups, group]`` the
-    diagonals of M; scale ``[rows, units, K]``, `unit` ``[groups]`` the unit of each group. Fills
+    `inverse` ``[groups, group, group]`` holds the inverses of the groups' parts of U, `weight`
+    ``[groups, group]`` the diagonals of M, `scale` is ``[rows, units, K]``, and `unit` ``[groups]``
+    is the unit of each group. Fills
     `errors` = (x_g − Q_g)·U_gg⁻¹ / U_out,ii ``[rows, size]``.
     """
     rows, size = x.shape
@@ -82,8 +83,9 @@ def descend(
     Q: Float,
     residual: Float,
 ) -> None:
-    """As `_kernels.descend`, group by group; inverse ``[groups, group, group]`` of the groups' own
-    parts of H. Where the cost, which is known exactly, would not fall, nothing changes."""
+    """As `_kernels.descend`, group by group; `inverse` ``[groups, group, group]`` holds the
+    inverses of the groups' parts of H. Codes change only where the cost, computed exactly, falls.
+    """
     rows, size = gradient.shape
     group = book.group
     target, change = np.empty(group, np.float32), np.empty(group, np.float32)

@@ -1,7 +1,7 @@
 """The loops of the sweep that go column by column, compiled.
 
-Sums inside a loop run over columns or candidates side by side; everything else is as written, so
-results do not depend on the number of threads. The interpreter lock is free meanwhile.
+Only sums over columns or candidates inside a loop are vectorised. Everything else is computed as
+written, so results do not depend on the number of threads. The loops release the interpreter lock.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _compiled = numba.njit(cache=True, nogil=True)
 
 @numba.njit(inline="always")  # type: ignore[untyped-decorator]
 def _bin(t: Any, last: Any, first: Any) -> Any:
-    """Where to look up the level nearest to t: levels lie on integers, so ⌊2t⌋ decides (see
-    `Levels.bins`). Unsigned, or every look-up would handle negative indices."""
+    """Index of the level nearest to t in the table: levels are integers, so ⌊2t⌋ determines it (see
+    `Levels.bins`). Unsigned, because a signed index makes every look-up handle negative ones."""
     at = np.floor(np.float32(2) * t) - first
-    at = min(at, last) if at > np.float32(0) else np.float32(0)  # 0 for what is no number
+    at = min(at, last) if at > np.float32(0) else np.float32(0)  # NaN becomes 0
     return np.uint32(np.int32(at))
 
 
@@ -44,10 +44,10 @@ def sweep(
 ) -> None:
     """Round one block with error feedback under K grids, row by row, and keep the cheapest.
 
-    x ``[rows, size]`` and U ``[size, size]`` upper are in the order of processing; scale and offset
-    ``[rows, units, K]``, `unit` ``[size]`` the unit of each column. With U_out ``[rows, rows]``
-    upper, what is left of a row's errors also goes into the rows after it (x is overwritten);
-    without (``[0, 0]``), rows are independent. Fills `best` ``[rows]``, `codes` and `errors` =
+    x ``[rows, size]`` and U ``[size, size]`` upper are in the order of processing. Scale and offset
+    are ``[rows, units, K]``; `unit` ``[size]`` is the unit of each column. With U_out ``[rows,
+    rows]`` upper, the errors of a row are also fed back into the rows after it (x is overwritten).
+    Without it (``[0, 0]``), rows are independent. Fills `best` ``[rows]``, `codes` and `errors` =
     (x_j − Q_j)/(U_jj·U_out,ii) ``[rows, size]``; the cost of a grid is Σ errors².
     """
     rows, size = x.shape
@@ -83,7 +83,7 @@ def sweep(
 
 @_compiled  # type: ignore[untyped-decorator]
 def _pass_on(x: Float, U: Float, U_out: Float, errors: Float, r: int) -> None:
-    """Normalise the errors of row r and take their effect off the rows after it."""
+    """Normalise the errors of row r, and subtract their effect from the rows after it."""
     rows, size = x.shape
     effect = np.zeros(size, np.float32)
     inverse = np.float32(1) / U_out[r, r]
@@ -113,9 +113,9 @@ def descend(
 ) -> None:
     """Coordinate descent over the columns of one block, in place.
 
-    gradient ``[rows, size]`` is (H_out (W−Q) H) here, H ``[size, size]`` and H_out ``[rows, rows]``
-    (``[0, 0]`` where rows are independent) their own parts; codes, Q and residual = W − Q
-    ``[rows, size]``.
+    gradient ``[rows, size]`` is H_out (W−Q) H for these elements. H ``[size, size]`` and H_out
+    ``[rows, rows]`` (``[0, 0]`` where rows are independent) are the parts of these columns and
+    rows. codes, Q and residual = W − Q are ``[rows, size]``.
     """
     rows, size = gradient.shape
     last = np.float32(len(bins) - 1)

@@ -1,4 +1,4 @@
-"""How the sweep rounds one block: a pair of compiled loops for each way of choosing codes."""
+"""Rounding of one block in the sweep: a pair of compiled loops for each way of choosing codes."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Rounder(Protocol):
     """The part of LDLQ that depends on how a format chooses codes; tensors are float32."""
 
     def importance(self, U: Tensor) -> Tensor:
-        """What an error in each column of a block costs once the later ones make up for it, from
-        its U ``[size, size]``, in the order of processing."""
+        """Cost of an error in each column after error feedback into the later columns, 1/U_jj²,
+        from the block's U ``[size, size]``, in the order of processing."""
 
     def sweep(
         self,
@@ -55,7 +55,7 @@ def rounder(fmt: Format) -> Rounder:
 
 
 class ScalarRounder:
-    """Column by column."""
+    """Rounds column by column."""
 
     def __init__(self, fmt: Scalar) -> None:
         bins, first = fmt.code_levels.bins
@@ -90,7 +90,7 @@ class ScalarRounder:
 
 
 class CodebookRounder:
-    """Group by group; the columns of a group stand side by side in the order of processing."""
+    """Rounds group by group; the columns of a group are neighbours in the order of processing."""
 
     def __init__(self, fmt: Codebook) -> None:
         self.book, self.group = fmt.book, fmt.group

@@ -2,9 +2,9 @@
 
 Saha, Srivastava, Pilanci: "Compressing Large Language Models using Low Rank and Low Precision
 Decomposition", arXiv 2405.18886, algorithm 1: L·R first, then Q, in turns. Three departures: Q is
-rounded onto a stock block format in the down-dated metric, L·R has the last word (that metric
-counts on it), and held-out tokens, not the calibration tokens, choose the damping and the best
-iterate and decide whether any of it beats plain rounding.
+rounded onto a stock block format in the down-dated metric. L and R are fitted once more at the end,
+because Q was rounded in a metric that assumes they will be. Held-out tokens, not the calibration
+tokens, choose the damping and the best iterate, and decide whether it beats plain rounding.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from edgepack.formats.base import Format
 
 @dataclass(frozen=True)
 class Decomposition:
-    """A factored weight with what is known of it.
+    """A factored weight and its errors.
 
-    Errors are ‖(W−Q−LR)H^½‖²/‖WH^½‖²; `method` says which candidate won the held-out gate:
-    ``caldera`` (or ``ldlq`` at rank 0), ``plain`` rounding, or ``source`` (stored so already).
-    `clipped` and `lost` count what float16 scales cannot hold (`formats._limits.Losses`).
+    Errors are ‖(W−Q−LR)H^½‖²/‖WH^½‖². `method` is the candidate with the least held-out error:
+    ``caldera`` (or ``ldlq`` at rank 0), ``plain`` rounding, or ``source`` (the source stores it in
+    this format). `clipped` and `lost` count values that float16 scales cannot hold
+    (`formats._limits.Losses`).
     """
 
     weight: FactoredWeight
@@ -52,8 +53,8 @@ def caldera(
     iterations: int,
     source: QuantizedTensor | None = None,
 ) -> Decomposition:
-    """Decompose W ``[out, in]``; `source` is W as the checkpoint stores it, where that is a
-    format of ours: if it is `fmt`, nothing can be closer."""
+    """Decompose W ``[out, in]``. `source` is W as the checkpoint stores it, if in one of our
+    formats; where that is `fmt` and the rank is 0, it is taken as it is."""
     check_problem(W, H)
     if source is not None and source.format == fmt.name and rank == 0:
         return Decomposition(FactoredWeight(source), 0.0, 0.0, 0.0, None, "source")
@@ -64,7 +65,7 @@ def caldera(
 
 
 def check_problem(W: Tensor, H: Hessian) -> None:
-    """Refuse a weight or statistics with NaN or infinity before anything is computed with them."""
+    """Refuse a weight or Hessians with NaN or infinity before anything is computed from them."""
     check_finite("the weight", W)
     for what, side in (
         ("the Hessian", H.train),
@@ -117,7 +118,7 @@ def _judged(
 def _round(
     W: Tensor, H: Hessian, fmt: Affine, damping: Sequence[float]
 ) -> tuple[FactoredWeight, float]:
-    """LDLQ at every damping; the one with the least held-out error."""
+    """LDLQ at every damping: the result with the least held-out error, and its damping."""
     metrics = {d: metric(H.train, fmt.block_size, d, H.out_train, fmt.group) for d in damping}
     found = {d: FactoredWeight(ldlq(W, m, fmt)) for d, m in metrics.items()}
     best = min(found, key=lambda d: _held_out(W, found[d], H))
@@ -138,8 +139,8 @@ def _alternate(
     damping: float,
     iterations: int,
 ) -> FactoredWeight:
-    """Rounds of Q ← ldlq(W − L·R) and L·R ← low_rank(W − Q), from the L·R of W itself; the best
-    pair on held-out tokens, among them `start` with the L·R for it."""
+    """Rounds of Q ← ldlq(W − L·R) and L·R ← low_rank(W − Q), starting from the L·R of W itself. The
+    result is the best on held-out tokens of all rounds, and of `start` with the L·R for it."""
 
     rest = W - start.Q.dequantize()
     candidates = [FactoredWeight(start.Q, *low_rank(rest, H.train, rank, factors, H.out_train))]
@@ -159,7 +160,7 @@ def next_round(
     factors: str,
     damping: float,
 ) -> tuple[QuantizedTensor, QuantizedTensor, QuantizedTensor]:
-    """Q for W − L·R in the metric that R leaves, and the L and R for what Q leaves."""
+    """Q for W − L·R in the metric down-dated by R, then L and R for W − Q."""
     free = downdate(H.train, R.dequantize())
     down = metric(free, fmt.block_size, damping, H.out_train, fmt.group)
     Q = ldlq(W - L.dequantize() @ R.dequantize(), down, fmt)

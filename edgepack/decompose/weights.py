@@ -12,8 +12,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from edgepack import formats
-from edgepack.calibration.moments import EMBEDDING, HEAD, OUTPUT, unknown, weight_hessian
-from edgepack.calibration.sweep import embedded, head_moments, layerwise
+from edgepack.calibration.moments import EMBEDDING, HEAD, OUTPUT, identity_hessian, weight_hessian
+from edgepack.calibration.sweep import embed_batches, head_moments, layer_hessians
 from edgepack.checkpoint import Checkpoint
 from edgepack.core.errors import while_doing
 from edgepack.core.executor import Executor
@@ -77,7 +77,7 @@ def decompose_weight(item: Item) -> None:
 
 def _hessian(item: Item) -> Hessian:
     if item.hessians is None:
-        return unknown(item.spec.shape[1])
+        return identity_hessian(item.spec.shape[1])
     tied = item.model.dimensions.tie_word_embeddings
     if item.hessians.name != LAYER:
         return weight_hessian(item.hessians, item.spec, tied=tied)
@@ -117,11 +117,11 @@ class _Run:
         outside, *blocks = self._groups()
         stream = states(decoder, tokens.all, self.folder, "x")
         if not any(state.exists for state in stream):
-            stream[0].write(embedded(decoder, tokens.all, batches))
+            stream[0].write(embed_batches(decoder, tokens.all, batches))
         for index, group in enumerate(blocks):
             inputs, output = stream[index], stream[index + 1]
             if not all(item.path.exists() for item in group):
-                _save_layer(file, layerwise(decoder.block(index), inputs, batches))
+                _save_layer(file, layer_hessians(decoder.block(index), inputs, batches))
             yield from self._group([replace(item, hessians=file) for item in group])
             if inputs.exists and not output.exists:
                 block = packed.block(index)
@@ -164,7 +164,7 @@ def _load_layer(path: Path, name: str, spec: WeightSpec) -> Hessian:
     and stay float16."""
     with safe_open(path, framework="pt") as file:
         if f"{name}.train" not in set(file.keys()):
-            return unknown(spec.shape[1])
+            return identity_hessian(spec.shape[1])
         return Hessian(*(file.get_tensor(f"{name}.{s}") for s in ("train", "held_out", "imatrix")))
 
 

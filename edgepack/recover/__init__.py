@@ -1,1 +1,1 @@
-"""The recover stage: distil the original model into the scales, factors and norms of the packed."""
+"""The recover stage: distil the original model into scales, factors and norms of the packed one."""

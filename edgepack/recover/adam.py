@@ -1,7 +1,7 @@
-"""Adam whose steps are fractions of what is trained, with warm-up, cosine decay and clipping.
+"""Adam whose steps are fractions of the trained values, with warm-up, cosine decay and clipping.
 
-A block's scale of 0.03 and a norm's gain of 5 are both moved by a share of themselves, so one
-learning rate does for all scales of a model, whatever the format.
+A block's scale of 0.03 and a norm's gain of 5 both move by a fraction of themselves, so one
+learning rate fits all scales of a model in any format.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 FIRST, SECOND, EPSILON = 0.9, 0.95, 1e-12
-"""Decay of the moments (the second one faster than usual: there are few steps), and what keeps a
-gradient of 0 from dividing by 0; gradients are of order 1e-6 to 1."""
+"""Decay of the moments (the second decays faster than usual, because there are few steps), and the
+term that avoids 0 / 0; gradients are of order 1e-6 to 1."""
 
 
-def size(part: str, master: Tensor) -> Tensor:
-    """What a step of 1 adds to a part: its own magnitude, for scales no less than half the mean of
-    their row (an offset of 0 is not bound to stay 0), for a factor its root mean square along a
-    column of L or a row of R, for gains and biases that of all of them."""
+def unit_step(part: str, master: Tensor) -> Tensor:
+    """What a step of 1 adds to a part. For scales: their magnitude, but at least half the mean of
+    their row (so that an offset of 0 can change). For a factor: the root mean square of the column
+    of L or row of R. For gains and biases: the root mean square of all of them."""
     if part in ("L", "R"):
         return master.square().mean(0 if part == "L" else 1, keepdim=True).sqrt()
     if master.ndim == 1:
@@ -46,12 +46,12 @@ class Moments:
 
     @staticmethod
     def zero(like: Tensor) -> Moments:
-        """Before the first step."""
+        """The moments before the first step."""
         return Moments(torch.zeros_like(like), torch.zeros_like(like))
 
     @torch.no_grad()
     def update(self, gradient: Tensor, step: int) -> Tensor:
-        """Take in a gradient, the `step`-th from 0 on; returns the direction to go, of order 1
+        """Add the gradient of step `step`, counted from 0; returns the direction, of order 1
         (Kingma and Ba, arXiv 1412.6980, algorithm 1)."""
         self.first.lerp_(gradient, 1 - FIRST)
         self.second.lerp_(gradient.square(), 1 - SECOND)

@@ -13,11 +13,11 @@ LOGITS_BIAS = "output.bias"
 """The role of the vector that is added to the logits."""
 
 TOKENS_AT_ONCE = 256
-"""Logits of so many tokens are in memory, of both models."""
+"""Tokens whose logits, of both models, are in memory at once."""
 
 
 @dataclass(frozen=True)
-class Pull:
+class KlGradient:
     """Mean KL in nats a token, and its gradient at hidden states ``[n, hidden]`` and at the head's
     vectors (the final norm's gain and bias, the logits' bias), by role."""
 
@@ -37,7 +37,9 @@ def divergence(student: Head, teacher: Head, x: Tensor, target: Tensor) -> float
     return total
 
 
-def pull(student: Head, teacher: Head, x: Tensor, target: Tensor, dtype: torch.dtype) -> Pull:
+def kl_gradient(
+    student: Head, teacher: Head, x: Tensor, target: Tensor, dtype: torch.dtype
+) -> KlGradient:
     """The mean of `divergence` with its gradients: (q − p) / n at the logits.
 
     Logits are multiplied in float32, their gradient back through the head in `dtype`.
@@ -45,7 +47,7 @@ def pull(student: Head, teacher: Head, x: Tensor, target: Tensor, dtype: torch.d
     back = student.output.to(dtype)
     leaves = {role: v.detach().requires_grad_() for role, v in student.vectors.items()}
     student = student.with_vectors(leaves)
-    inner = [role for role in leaves if role != LOGITS_BIAS]  # those that the norm is made of
+    inner = [role for role in leaves if role != LOGITS_BIAS]  # the vectors of the norm
     total, hidden = 0.0, torch.empty_like(x)
     vectors = {role: torch.zeros_like(v) for role, v in student.vectors.items()}
     parts = torch.split(hidden, TOKENS_AT_ONCE)
@@ -67,7 +69,7 @@ def pull(student: Head, teacher: Head, x: Tensor, target: Tensor, dtype: torch.d
             vectors[role] += gradient
         if LOGITS_BIAS in vectors:
             vectors[LOGITS_BIAS] += at_logits.sum(0)
-    return Pull(total / len(x), hidden, vectors)
+    return KlGradient(total / len(x), hidden, vectors)
 
 
 def _chunks(x: Tensor, target: Tensor) -> zip[tuple[Tensor, Tensor]]:
@@ -75,5 +77,5 @@ def _chunks(x: Tensor, target: Tensor) -> zip[tuple[Tensor, Tensor]]:
 
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Per token ``[n]``; float64 sums, for a KL of 1e-4 is made of terms of either sign."""
+    """KL per token ``[n]``; summed in float64, because the terms of a KL of 1e-4 nearly cancel."""
     return (log_p.exp() * (log_p - log_q)).sum(-1, dtype=torch.float64)

@@ -1,7 +1,7 @@
-"""Distillation: the folder of decomposed weights in, one of the same files trained out.
+"""Distillation: from a folder of decomposed weights to a folder of the same files, trained.
 
-What a killed run finds in it: the embedded tokens and the original's last hidden states, written
-once; ``state``, the run at its last evaluation; and the weights that are written already.
+A killed run resumes from the files in it: the embedded tokens and the original's last hidden
+states, written once; ``state``, the run at its last evaluation; and the weights written so far.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgepack.calibration.sweep import embedded
+from edgepack.calibration.sweep import embed_batches
 from edgepack.core.hardware import multiplies_bfloat16
 from edgepack.core.progress import Progress, Steps
 from edgepack.core.weight_files import load_tensors, save_tensors
@@ -24,20 +24,20 @@ from edgepack.model.decoder import Block, Decoder, Head
 from edgepack.model.stream import Activations, Batch, Tokens, micro_batches, states
 from edgepack.recover import trainable
 from edgepack.recover.student import VALUE, Masters, Student
-from edgepack.recover.training import Data, Recovered, Run, Settings, report_of
+from edgepack.recover.training import Data, Recovered, Run, Settings, report_from_json
 
 NORMS = "norms.safetensors"
-"""Trained norms and biases by Hugging Face name, float32; beside them, the report."""
+"""File of the trained norms and biases by Hugging Face name, float32, and of the report."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 IN_MEMORY = 2 << 30
-"""Bytes of codes that are not read again at every step."""
+"""Codes up to this many bytes stay in memory between steps."""
 
 
 def choose_arithmetic() -> dict[str, str]:
-    """What a training step multiplies on (``device``) and in (``dtype``: bfloat16 where there are
-    instructions for it). Results depend on both, so that they belong to the stage's options."""
+    """The ``device`` of training steps and the ``dtype`` of their products (bfloat16 where there
+    are instructions for it). Results depend on both, so they belong to the stage's options."""
     if torch.cuda.is_available():
         return {"device": "cuda", "dtype": "bfloat16"}
     return {"device": "cpu", "dtype": "bfloat16" if multiplies_bfloat16() else "float32"}
@@ -52,12 +52,12 @@ def recover(
     folder: Path,
     arithmetic: Mapping[str, str] | None = None,
 ) -> Steps[Recovered]:
-    """Train what `settings.train` names of the packed model and write it into `folder`.
+    """Train the parts of the packed model that `settings.train` names, and write into `folder`.
 
-    `decoder` is the model that was packed, `original` the one to be close to (a wider one, where
-    the other is a slice of it), `weights` the decompose stage's folder. `folder` gets one file per
-    matrix, of the same layout, formats, codes of Q and size, and `NORMS`. `arithmetic` is what
-    `choose_arithmetic` said when the stage's key was made.
+    `decoder` is the model that was packed, `original` the one to imitate (wider, if the other is a
+    slice of it), `weights` the decompose stage's folder. `folder` gets one file per matrix with
+    the same layout, formats, codes of Q and size, and `NORMS`. `arithmetic` is the result of
+    `choose_arithmetic` when the stage's key was made.
     """
     state = folder / "state"
     if (folder / NORMS).exists() and not state.exists():
@@ -78,18 +78,22 @@ def recover(
         yield from _prepare(student, original, data, tokens, total)
     yield from _train(run, student.blocks, total)
     _write(run, weights, folder)
-    for path in (data.embedded.path, data.targets.path, state):  # the state last: it says "written"
+    for path in (
+        data.embedded.path,
+        data.targets.path,
+        state,
+    ):  # state last: without it, all is written
         path.unlink(missing_ok=True)
     return run.report
 
 
 def read_report(folder: Path) -> Recovered:
-    """What a finished folder says of itself."""
-    return report_of(load_tensors(folder / NORMS)[1])
+    """The report in a finished folder."""
+    return report_from_json(load_tensors(folder / NORMS)[1])
 
 
 def about(report: Recovered) -> dict[str, Any]:
-    """A report for manifests: held-out KL at the start and at its best, and all in between."""
+    """A report for manifests: held-out KL at the start, at its best, and at every evaluation."""
     return {key: getattr(report, key) for key in ("start", "best", "best_step")} | asdict(report)
 
 
@@ -101,13 +105,13 @@ def read_norms(folder: Path) -> dict[str, Tensor]:
 def _student(
     decoder: Decoder, weights: Path, settings: Settings, device: torch.device, dtype: torch.dtype
 ) -> Student:
-    """The packed model with its masters as they start."""
+    """The packed model with its masters before training."""
 
     def read(name: str) -> FactoredWeight:
         tensors, about = load_tensors(_file(weights, name))
         return FactoredWeight.from_tensors(tensors, about["formats"])
 
-    load = trainable.Shelf(read, IN_MEMORY)
+    load = trainable.WeightCache(read, IN_MEMORY)
     masters: Masters = {}
     for spec in decoder.checkpoint.specs.values():
         if len(spec.shape) > 1 and spec.block is not None:
@@ -133,14 +137,14 @@ def _data(decoder: Decoder, original: Decoder, tokens: Tokens, folder: Path) -> 
 def _prepare(
     student: Student, original: Decoder, data: Data, tokens: Tokens, total: int
 ) -> Steps[None]:
-    """Write what `data` is about, streaming the original's blocks over all tokens once."""
+    """Write the files of `data`, running the original's blocks over all tokens once."""
     ids, device = tokens.all, student.device
     batches = micro_batches(tokens)
     if not data.embedded.exists:
-        data.embedded.write(x.cpu() for x in embedded(student.packed(), ids, batches))
+        data.embedded.write(x.cpu() for x in embed_batches(student.current_decoder(), ids, batches))
     stream = [*states(original, ids, data.targets.path.parent, "x")[:-1], data.targets]
     if not any(state.exists for state in stream):
-        stream[0].write(embedded(original, ids, batches))
+        stream[0].write(embed_batches(original, ids, batches))
     for i, (inputs, output) in enumerate(pairwise(stream)):
         yield Progress("recover", i, total, f"the original's block {i}")
         if inputs.exists and not output.exists:
@@ -157,7 +161,7 @@ def _through(
 
 
 def _train(run: Run, done: int, total: int) -> Steps[None]:
-    """Steps and evaluations until one of them says it is over."""
+    """Steps and evaluations until one of them sets `stopped`."""
     report = run.report
     while report.stopped is None:
         done_now = done + report.steps
@@ -174,7 +178,7 @@ def _train(run: Run, done: int, total: int) -> Steps[None]:
 
 
 def _write(run: Run, weights: Path, folder: Path) -> None:
-    """The best state, weight by weight; all as it was where nothing was gained."""
+    """Write the best state, weight by weight; if training gained nothing, the weights as before."""
     student, specs = run.student, run.student.decoder.checkpoint.specs
     student.masters = run.best if run.report.best_step else {}
     norms = {}
@@ -184,7 +188,7 @@ def _write(run: Run, weights: Path, folder: Path) -> None:
         elif not _file(folder, spec.name).exists():
             tensors, about = load_tensors(_file(weights, spec.name))
             if spec.name in student.masters:
-                tensors |= _cpu(student.stored(spec.name).tensors())
+                tensors |= _cpu(student.current_weight(spec.name).tensors())
             save_tensors(_file(folder, spec.name), tensors, about)
     save_tensors(folder / NORMS, norms, asdict(run.report))
 
@@ -194,5 +198,5 @@ def _cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _file(folder: Path, name: str) -> Path:
-    """Where the decompose stage keeps a weight, and this one too."""
+    """The file of a weight, in the decompose stage's folder and in this stage's."""
     return folder / f"{name}.safetensors"

@@ -1,8 +1,8 @@
 """Recovery fine-tuning of a sliced model, before anything is compressed.
 
-SliceGPT's RFT (arXiv 2401.15024, section 4.1) trains LoRA factors on text; here they are distilled
-from the unsliced model by `recover`, starting as the principal part of every weight (PiSSA, Meng et
-al., arXiv 2404.02948), and merged in the end, so that the model keeps its shape.
+SliceGPT's RFT (arXiv 2401.15024, section 4.1) trains LoRA factors on text. Here `recover` distils
+them from the unsliced model. They start as the principal part of every weight (PiSSA, Meng et al.,
+arXiv 2404.02948) and are merged in the end, so that the model keeps its shape.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from edgepack.model.stream import Tokens
 from edgepack.planning.plan import Plan, Text
 from edgepack.recipe.sections import Rft
 from edgepack.recover import distil
-from edgepack.recover.training import Settings, report_of
+from edgepack.recover.training import Settings, report_from_json
 
 REPORT = "rft.json"
 
@@ -50,9 +50,9 @@ def finetune(
     folder: Path,
     arithmetic: Mapping[str, str],
 ) -> Steps[None]:
-    """Write the fine-tuned `sliced` into `folder`, a Hugging Face folder; what came of it into
-    `REPORT` there. `arithmetic` is what `recover.distil.choose_arithmetic` said. One block is in
-    memory at a time, and the factors with their moments."""
+    """Write the fine-tuned `sliced` into `folder`, a Hugging Face folder, with the results in
+    `REPORT`. `arithmetic` is the result of `recover.distil.choose_arithmetic`. Memory holds one
+    block at a time, and the factors with their moments."""
     start, end = folder / "start", folder / "trained"
     if not is_saved(folder):
         yield from _split(sliced, options.rank, start)
@@ -75,8 +75,8 @@ def finetune(
 
 @dataclass(frozen=True)
 class FineTune(Stage):
-    """The folder of the slice stage, trained: a Hugging Face folder of the same shapes. Results
-    depend on the `arithmetic` of `distil.choose_arithmetic`."""
+    """The sliced model, fine-tuned: a Hugging Face folder of the same shapes. Results depend on the
+    `arithmetic` of `distil.choose_arithmetic`."""
 
     sliced: Sliced
     original: Checkpoint
@@ -110,7 +110,7 @@ class FineTune(Stage):
         )
 
     def facts(self) -> dict[str, Any]:
-        """Held-out KL at the start and at its best, and all in between."""
+        """Held-out KL at the start, at its best, and at every evaluation."""
         return {"rft": read_report(self.folder)} if self.is_done else {}
 
 
@@ -127,8 +127,8 @@ def join(plan: Plan) -> Plan:
 
 
 def read_report(folder: Path) -> dict[str, Any]:
-    """What a finished folder says of itself; see `recover.distil.about`."""
-    return distil.about(report_of(json.loads((folder / REPORT).read_text(encoding="utf-8"))))
+    """The report in a finished folder; see `recover.distil.about`."""
+    return distil.about(report_from_json(json.loads((folder / REPORT).read_text(encoding="utf-8"))))
 
 
 def _settings(options: Rft) -> Settings:
@@ -145,8 +145,8 @@ def _settings(options: Rft) -> Settings:
 
 
 def _split(sliced: Sliced, rank: int, folder: Path) -> Steps[None]:
-    """Every matrix as `recover` reads it: those of the blocks as Q + L·R, L·R being the closest of
-    that rank; shortcuts, embeddings and head as they are."""
+    """Write every matrix as `recover` reads it: those of blocks as Q + L·R with the closest L·R of
+    that rank; shortcuts, embeddings and head unchanged."""
     folder.mkdir(exist_ok=True)
     matrices = [spec for spec in sliced.specs.values() if len(spec.shape) == 2]
     for done, spec in enumerate(matrices):
@@ -163,8 +163,8 @@ def _split(sliced: Sliced, rank: int, folder: Path) -> Steps[None]:
 
 
 def principal_part(W: Tensor, rank: int) -> tuple[QuantizedTensor, QuantizedTensor]:
-    """L ``[out, rank]`` and R ``[rank, in]`` as float16, L·R the closest to W ``[out, in]``, both
-    of the same scale: U√S and √S Vᵀ."""
+    """L ``[out, rank]`` and R ``[rank, in]`` as float16, with L·R closest to W ``[out, in]``. Both
+    have the same scale: U√S and √S Vᵀ."""
     U = top_left_singular_vectors(W, torch.eye(W.shape[1]), rank)
     R = U.T @ W.double()
     root = R.norm(dim=1).sqrt()

@@ -13,7 +13,7 @@ from torch.nn import functional
 from edgepack.core.weights import FactoredWeight
 from edgepack.model.decoder import Block, Decoder, Head
 from edgepack.recover import trainable
-from edgepack.recover.distance import pull
+from edgepack.recover.distance import kl_gradient
 
 Masters = dict[str, dict[str, Tensor]]
 """Weight → part → float32 master; a norm or a bias has the one part `VALUE`."""
@@ -26,11 +26,10 @@ Leaves = dict[tuple[str, str], Tensor]
 
 @dataclass
 class Student:
-    """The packed model: `decoder` is the original's, `load` gives matrices as they were decomposed,
-    `masters` what has been trained of them since, and the norms and biases.
+    """The packed model. `decoder` is the model that was packed, `load` reads its decomposed
+    matrices, `masters` holds the trained parts of them, and of norms and biases.
 
-    A training step multiplies weights in `dtype`, everything between them is float32; so is all of
-    `forward`.
+    A training step multiplies by weights in `dtype`; all else, and all of `forward`, is float32.
     """
 
     decoder: Decoder
@@ -44,20 +43,22 @@ class Student:
         """Number of transformer blocks."""
         return self.decoder.dimensions.num_hidden_layers
 
-    def stored(self, name: str) -> FactoredWeight:
-        """A matrix as it would be written now."""
-        return trainable.stored(_to(self.load(name), self.device), self.masters.get(name, {}))
+    def current_weight(self, name: str) -> FactoredWeight:
+        """A matrix with its current masters, rounded as it would be written now."""
+        return trainable.apply_masters(
+            _to(self.load(name), self.device), self.masters.get(name, {})
+        )
 
-    def packed(self, leaves: Leaves | None = None) -> Decoder:
-        """The packed model as it is now, its weights dense and on the device. A dictionary of
-        `leaves` is filled with the values that loaded weights are functions of, to differentiate
-        by."""
+    def current_decoder(self, leaves: Leaves | None = None) -> Decoder:
+        """The packed model with its current masters, its weights dense and on the device. If given,
+        `leaves` is filled with the values that loaded weights are computed from, to differentiate
+        by them."""
         names = self.decoder.checkpoint.specs
         now = {name: partial(self._weight, name, leaves) for name in names}
         return Decoder(self.decoder.checkpoint, now)
 
     def vector(self, name: str) -> Tensor:
-        """A norm's gain or a bias as it is now."""
+        """A norm's gain or a bias with its current value."""
         if name in self.masters:
             return self.masters[name][VALUE]
         return self.decoder.checkpoint.tensor(name).to(self.device)
@@ -67,7 +68,7 @@ class Student:
         if len(self.decoder.checkpoint.specs[name].shape) == 1:
             weight, parts = None, {VALUE: self.vector(name)}
         else:
-            weight = self.stored(name)
+            weight = self.current_weight(name)
             parts = trainable.values(weight, self.masters.get(name, {}))
         if leaves is not None and name in self.masters:
             parts = {part: value.detach().requires_grad_() for part, value in parts.items()}
@@ -76,16 +77,16 @@ class Student:
 
     def block(self, index: int) -> Block:
         """A block with dense weights."""
-        return self.packed().block(index)
+        return self.current_decoder().block(index)
 
     def head(self) -> Head:
         """The final norm and the packed output matrix."""
-        return self.packed().head()
+        return self.current_decoder().head()
 
     @torch.no_grad()
     def forward(self, parts: list[Tensor]) -> list[Tensor]:
-        """Hidden states ``[batch, time, hidden]`` after the embedding → after the last block;
-        several batches pass each block together."""
+        """Hidden states ``[batch, time, hidden]`` after the embedding → after the last block. Each
+        block is loaded once for all batches."""
         for index in range(self.blocks):
             block = self.block(index)
             parts = [block(x) for x in parts]
@@ -94,18 +95,20 @@ class Student:
     def gradient(
         self, x: Tensor, target: Tensor, teacher: Callable[[], Head]
     ) -> tuple[float, Leaves]:
-        """Mean KL to the original over a batch, and its gradient at what the masters are stored as.
+        """Mean KL to the original over a batch, and its gradient at the rounded masters.
 
         x ``[batch, time, hidden]`` are the embedded tokens, `target` the original's last hidden
-        states; `teacher` loads the original's head. Block inputs are kept, all else inside a block
-        is computed again on the way back (Chen et al., arXiv 1604.06174).
+        states; `teacher` loads the original's head. Block inputs are kept; all else inside a block
+        is computed again in the backward pass (Chen et al., arXiv 1604.06174).
         """
         inputs = [x]
         with torch.no_grad():
             for index in range(self.blocks):
                 inputs.append(self._apply(self.block(index), inputs[-1]))
         last = inputs.pop()
-        found = pull(self.head(), teacher(), last.flatten(0, 1), target.flatten(0, 1), self.dtype)
+        found = kl_gradient(
+            self.head(), teacher(), last.flatten(0, 1), target.flatten(0, 1), self.dtype
+        )
         outside = self.decoder.checkpoint.architecture.outside
         gradients = {
             (outside[role], VALUE): gradient
@@ -118,11 +121,11 @@ class Student:
         return found.kl, gradients
 
     def _backward(self, index: int, x: Tensor, g: Tensor, gradients: Leaves) -> Tensor:
-        """The gradient at a block's input; those of its parts go into `gradients`."""
+        """The gradient at a block's input; adds those of its parts to `gradients`."""
         leaves: Leaves = {}
         x = x.detach().requires_grad_()
         with torch.enable_grad():
-            out = self._apply(self.packed(leaves).block(index), x)
+            out = self._apply(self.current_decoder(leaves).block(index), x)
         at_x, *at_leaves = torch.autograd.grad(out, [x, *leaves.values()], g)
         gradients |= zip(leaves, at_leaves, strict=True)
         return at_x

@@ -1,9 +1,10 @@
-"""What of a packed weight can be trained while its codes and its size stay what they are.
+"""The parts of a packed weight that can be trained while its codes and its size do not change.
 
 A master is a float32 copy of such a part: ``Q.d``, ``Q.m``, ``Q.dmin`` (the fp16 fields of the
-grid; integer sub-scales and MXFP4's powers of two stay), ``L`` and ``R``. The forward pass uses
-what the masters are stored as, and its gradient there is applied to the masters (straight-through,
-Bengio et al., arXiv 1308.3432): so what is trained and judged is bit for bit what is written.
+grid; integer sub-scales and MXFP4's powers of two do not change), ``L`` and ``R``. The forward pass
+uses the masters rounded to what a file stores. Its gradient there is applied to the masters
+(straight-through, Bengio et al., arXiv 1308.3432). So the trained and evaluated model is bit for
+bit the one that is written.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 from edgepack.core.weights import FactoredWeight, Grid, QuantizedTensor
 
 KINDS = ("scales", "factors", "norms")
-"""What there is to train: fields of grids; L and R; the gains of norms, and biases."""
+"""Kinds of trainable parts: fields of grids; L and R; gains of norms, and biases."""
 
 Parts = dict[str, Tensor]
 """Float32 tensors by part of a weight: ``Q.d`` … ``[out, blocks]``, ``L``, ``R``."""
@@ -26,7 +27,7 @@ _LARGEST = torch.finfo(torch.float16).max
 
 
 def masters(weight: FactoredWeight, kinds: Collection[str]) -> Parts:
-    """The parts that are to be trained, as they are now."""
+    """Masters of the parts of these `kinds`, with their current values."""
     found: Parts = {}
     if "scales" in kinds:
         fields = weight.Q.grid.items()
@@ -36,8 +37,8 @@ def masters(weight: FactoredWeight, kinds: Collection[str]) -> Parts:
     return found
 
 
-def stored(weight: FactoredWeight, parts: Mapping[str, Tensor]) -> FactoredWeight:
-    """The weight with the given masters in place of its own parts, rounded as a file holds them."""
+def apply_masters(weight: FactoredWeight, parts: Mapping[str, Tensor]) -> FactoredWeight:
+    """The weight with the given masters in place of its parts, rounded to what a file stores."""
     fields = {k: _half(parts[f"Q.{k}"]) for k in weight.Q.grid if f"Q.{k}" in parts}
     Q = replace(weight.Q, grid={**weight.Q.grid, **fields})
     if weight.L is None or weight.R is None or "L" not in parts:
@@ -46,7 +47,7 @@ def stored(weight: FactoredWeight, parts: Mapping[str, Tensor]) -> FactoredWeigh
 
 
 def values(weight: FactoredWeight, parts: Iterable[str]) -> Parts:
-    """What a stored weight's parts are worth, for `dense`."""
+    """Float32 values of a weight's parts, for `dense`."""
     return {
         part: getattr(weight, part).dequantize()
         if part in ("L", "R")
@@ -56,8 +57,8 @@ def values(weight: FactoredWeight, parts: Iterable[str]) -> Parts:
 
 
 def dense(weight: FactoredWeight, parts: Mapping[str, Tensor]) -> Tensor:
-    """Q + L·R ``[out, in]`` as `FactoredWeight.dense` has it, a differentiable function of `parts`
-    (every format decodes with torch operations that are linear in its fp16 fields)."""
+    """Q + L·R ``[out, in]`` as in `FactoredWeight.dense`, but differentiable by `parts` (every
+    format decodes with torch operations that are linear in its fp16 fields)."""
     grid = {k: parts.get(f"Q.{k}", v) for k, v in weight.Q.grid.items()}
     Q = weight.Q.plugin.decode(weight.Q.codes, grid)
     if weight.L is None or weight.R is None:
@@ -72,8 +73,8 @@ def _half(x: Tensor) -> Tensor:
 
 
 def _rounded(start: QuantizedTensor, x: Tensor) -> QuantizedTensor:
-    """x in the format of `start`, on its grid stretched as the largest |x| of each block has grown:
-    no search at every step, and x = `start` comes back as it was."""
+    """x in the format of `start`. Each block's scales grow like its largest |x|, so that no search
+    is needed at every step, and x = `start` is returned unchanged."""
     grid: Grid = start.grid
     if grid:
         before, now = (_peaks(t, start.plugin.block_size) for t in (start.dequantize(), x))
@@ -89,12 +90,12 @@ def _peaks(x: Tensor, block_size: int) -> Tensor:
 
 
 @dataclass
-class Shelf:
-    """Weights as they were decomposed, read when asked for; the first ones that fit into `room`
-    bytes stay in memory (a step asks for all of them in turn, so any would do)."""
+class WeightCache:
+    """Decomposed weights, read on demand; the first ones that fit into `capacity` bytes stay in
+    memory (a step reads all of them in turn, so it does not matter which)."""
 
     read: Callable[[str], FactoredWeight]
-    room: int
+    capacity: int
     kept: dict[str, FactoredWeight] = field(default_factory=dict)
 
     def __call__(self, name: str) -> FactoredWeight:
@@ -103,7 +104,7 @@ class Shelf:
             return self.kept[name]
         weight = self.read(name)
         size = sum(t.nbytes for t in weight.tensors().values())
-        if size <= self.room:
-            self.room -= size
+        if size <= self.capacity:
+            self.capacity -= size
             self.kept[name] = weight
         return weight

@@ -1,4 +1,4 @@
-"""The loop of `recover`: steps of Adam on random sequences, judged on held-out ones, resumable."""
+"""The loop of `recover`: Adam on random sequences, evaluated on held-out ones, resumable."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from edgepack.core.weight_files import load_tensors, save_tensors
 from edgepack.model.decoder import Head
 from edgepack.model.stream import Activations, Batch
 from edgepack.recover import trainable
-from edgepack.recover.adam import Moments, schedule, size
+from edgepack.recover.adam import Moments, schedule, unit_step
 from edgepack.recover.distance import divergence
 from edgepack.recover.student import Masters, Student
 
@@ -26,10 +26,9 @@ from edgepack.recover.student import Masters, Student
 class Settings:
     """How long, how fast and what to train.
 
-    `tokens` per step, in whole sequences. Learning rates are relative (`adam.size`) and those of a
-    packed model that is 1 nat or more away: 0.005 then moves a scale by about 0.5 % a step.
-    `patience` counts evaluations in a row without a new
-    best; one costs as much as a few steps.
+    `tokens` are those of a step, in whole sequences. Learning rates are relative (`adam.unit_step`)
+    and for a packed model whose KL is 1 nat or more: 0.005 then moves a scale by about 0.5 % a
+    step. `patience` counts evaluations without a new best; one costs as much as a few steps.
     """
 
     steps: int = 100
@@ -52,11 +51,11 @@ class Settings:
 
 @dataclass
 class Recovered:
-    """What came of it: mean KL to the original on the held-out sequences, in nats a token.
+    """Results of a run: mean KL to the original on the held-out sequences, in nats a token.
 
-    `held_out` are (steps made, KL); what was written is the best of them. `stopped` says why there
-    were no more steps: ``steps`` (all made), ``patience`` or ``diverged``. Training steps were
-    computed on `device`, their products in `dtype`.
+    `held_out` are pairs (steps made, KL); the best of them was written. `stopped` is why the run
+    ended: ``steps`` (all made), ``patience`` or ``diverged``. Training steps were computed on
+    `device`, their products in `dtype`.
     """
 
     steps: int = 0
@@ -67,22 +66,22 @@ class Recovered:
 
     @property
     def start(self) -> float:
-        """KL of the packed model as it was."""
+        """KL of the packed model before training."""
         return self.held_out[0][1]
 
     @property
     def best(self) -> float:
-        """KL of what is written."""
+        """KL of the model that is written."""
         return min(kl for _, kl in self.held_out)
 
     @property
     def best_step(self) -> int:
-        """The steps made up to there; 0: nothing was gained, all is as it was."""
+        """Steps made up to the best; 0 means that training gained nothing."""
         return next(steps for steps, kl in self.held_out if kl == self.best)
 
     @property
     def setbacks(self) -> list[int]:
-        """The steps after which nothing was gained."""
+        """Steps made at each evaluation without a new best."""
         values = [kl for _, kl in self.held_out]
         lowest = accumulate(values, min)
         pairs = zip(self.held_out[1:], lowest, strict=False)
@@ -91,8 +90,8 @@ class Recovered:
 
 @dataclass(frozen=True)
 class Data:
-    """Embedded tokens of the packed model and last hidden states of the original; `train`
-    sequences to learn from come before the held-out ones, which go in `batches`."""
+    """Embedded tokens of the packed model and last hidden states of the original. The first `train`
+    sequences are for training; `batches` are those of the held-out ones."""
 
     embedded: Activations
     targets: Activations
@@ -100,14 +99,14 @@ class Data:
     batches: list[Batch]
 
     def sequences(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Both of some sequences, ``[rows, length, hidden]``."""
+        """Embedded tokens and targets of some sequences, ``[rows, length, hidden]``."""
         slices = [slice(row, row + 1) for row in rows.tolist()]
         x, y = (torch.cat([a.read(s) for s in slices]) for a in (self.embedded, self.targets))
         return x, y
 
 
 def order(count: int, batch: int, seed: int, step: int) -> Tensor:
-    """The sequences of a step, out of `count`: every epoch has an order of its own."""
+    """The sequences of a step, out of `count`; every epoch has another random order."""
     places = torch.arange(step * batch, (step + 1) * batch)
     epochs = {
         epoch: torch.randperm(count, generator=torch.Generator().manual_seed(seed + epoch))
@@ -118,7 +117,7 @@ def order(count: int, batch: int, seed: int, step: int) -> Tensor:
 
 @dataclass
 class Run:
-    """A run at some step; `path` is where it is kept between two evaluations."""
+    """A run at some step; the file `path` keeps its state between evaluations."""
 
     student: Student
     teacher: Callable[[], Head]
@@ -135,8 +134,8 @@ class Run:
     # ------------------------------------------------------------------------ evaluation
 
     def evaluate(self) -> None:
-        """Held-out KL of the model as it would be written. Where it is no lower than before, go
-        back to the best and on from there in smaller steps."""
+        """Held-out KL of the model as it would be written. Where it is no lower than the best,
+        return to the best state and continue with smaller steps."""
         report, settings = self.report, self.settings
         kl = self.held_out_kl()
         if not math.isfinite(kl):
@@ -156,7 +155,7 @@ class Run:
             report.stopped = "patience"
 
     def held_out_kl(self) -> float:
-        """Mean over the held-out tokens."""
+        """Mean KL over the held-out tokens."""
         data, device = self.data, self.student.device
         parts = [data.embedded.read(b.rows).to(device) for b in data.batches]
         parts = self.student.forward(parts)
@@ -170,7 +169,7 @@ class Run:
 
     @property
     def due(self) -> bool:
-        """Whether the state at hand is one to be evaluated, and is not yet."""
+        """Whether the current state must be evaluated, and has not been."""
         report, settings = self.report, self.settings
         if report.held_out and report.held_out[-1][0] == report.steps:
             return False
@@ -179,16 +178,16 @@ class Run:
     # ------------------------------------------------------------------------ a step
 
     def step(self) -> None:
-        """One step down the gradient of a batch."""
+        """One step of Adam on a batch."""
         settings, data, device = self.settings, self.data, self.student.device
         masters = self.student.masters
         batch = max(1, settings.tokens // data.targets.shape[1])
         rows = order(data.train, batch, settings.seed, self.report.steps)
         x, target = (t.to(device) for t in data.sequences(rows))
         _, gradients = self.student.gradient(x, target, self.teacher)
-        sizes = {(name, part): size(part, masters[name][part]) for name, part in gradients}
+        sizes = {(name, part): unit_step(part, masters[name][part]) for name, part in gradients}
         for key, gradient in gradients.items():
-            gradient.mul_(sizes[key])  # with respect to shares of the part
+            gradient.mul_(sizes[key])  # the gradient with respect to relative changes of the part
         squares = (gradient.square().sum(dtype=torch.float64) for gradient in gradients.values())
         norm = math.sqrt(sum(map(float, squares)))
         if not math.isfinite(norm):
@@ -204,8 +203,8 @@ class Run:
 
     @property
     def rate(self) -> float:
-        """What the learning rates are multiplied by: how far there is to go (KL grows with the
-        square of the way), the schedule, and a third for every setback."""
+        """Factor of the learning rates: the distance to the original (√KL, at most 1), times the
+        schedule, divided by 3 for every setback."""
         report = self.report
         distance = min(1.0, math.sqrt(report.start))
         planned = schedule(report.steps, self.settings.steps)
@@ -214,7 +213,7 @@ class Run:
     # ------------------------------------------------------------------------ resume
 
     def save(self) -> None:
-        """Keep all that the next steps and the result depend on."""
+        """Write everything that the next steps and the result depend on."""
         groups = {
             "master": self.student.masters,
             "first": self.first,
@@ -229,21 +228,21 @@ class Run:
         save_tensors(self.path, tensors, asdict(self.report))
 
     def resume(self) -> None:
-        """Go on from what `save` kept, if it did."""
+        """Continue from the state that `save` wrote, if there is one."""
         if not self.path.exists():
             return
         tensors, about = load_tensors(self.path)
-        self.report = report_of(about)
+        self.report = report_from_json(about)
         groups: dict[str, Masters] = {"master": {}, "first": {}, "second": {}, "best": {}}
         for key, value in tensors.items():
             group, name, part = key.split(" ")
-            own = value.to(self.student.device, copy=True)  # products depend on the alignment
+            own = value.to(self.student.device, copy=True)  # rounding depends on memory alignment
             groups[group].setdefault(name, {})[part] = own
         self.student.masters, self.first, self.second, self.best = groups.values()
 
 
-def report_of(about: dict[str, Any]) -> Recovered:
-    """A report as JSON keeps it."""
+def report_from_json(about: dict[str, Any]) -> Recovered:
+    """A report from its JSON."""
     held_out = [tuple(pair) for pair in about["held_out"]]
     return Recovered(**{**about, "held_out": held_out})
 

@@ -1,4 +1,4 @@
-"""Which directions of the residual stream are kept, and in which basis."""
+"""The directions of the residual stream that are kept, and the basis they are expressed in."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from edgepack.recipe.sections import Orientation
 def principal_directions(C: Tensor) -> Tensor:
     """The eigenvectors of C = Σ x xᵀ ``[D, D]`` as columns, the largest eigenvalue first, float64.
 
-    SliceGPT's Q (eq. 8 f.). In float64, because float32 costs perplexity (its table 4). Signs are
-    set so that the largest entry of a column is positive: the same C gives the same Q.
+    SliceGPT's Q (eq. 8 f.). In float64, because float32 costs perplexity (its table 4). The largest
+    entry of every column is made positive, so that the same C gives the same Q.
     """
     if not torch.isfinite(C).all():
         raise CalibrationError(
@@ -27,10 +27,10 @@ def principal_directions(C: Tensor) -> Tensor:
     return signed
 
 
-def oriented(Q: Tensor, width: int, orientation: Orientation, seed: int) -> Tensor:
-    """The first `width` columns of Q ``[D, D]``, turned inside the space that they span, ``[D,
-    width]``. ``pca`` leaves them; ``random`` and ``hadamard`` spread what stands out over all
-    columns, the same model as long as nothing is rounded."""
+def orient(Q: Tensor, width: int, orientation: Orientation, seed: int) -> Tensor:
+    """The first `width` columns of Q ``[D, D]``, rotated within the space that they span, ``[D,
+    width]``. ``pca`` leaves them as they are; ``random`` and ``hadamard`` spread outliers over all
+    columns. The model is the same as long as nothing is rounded."""
     kept = Q[:, :width]
     if orientation == "random":
         generator = torch.Generator().manual_seed(seed)

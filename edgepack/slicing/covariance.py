@@ -1,4 +1,4 @@
-"""C = Σ x xᵀ of the residual stream where it is read, over all blocks, with one block in memory."""
+"""C = Σ x xᵀ of the residual stream at every norm, over all blocks, with one block in memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from edgepack.calibration.sweep import embedded
+from edgepack.calibration.sweep import embed_batches
 from edgepack.core.progress import Progress, Steps
 from edgepack.core.weight_files import load_tensors, save_tensors
 from edgepack.model.decoder import Decoder, rms_norm
@@ -23,8 +23,8 @@ def residual_covariance(
     """C ``[hidden, hidden]`` float64, summed over the inputs of every norm (two a block, and the
     final one) and every training token, each of weight one.
 
-    ``normalized``: of x / RMS(x), what the weights read; ``raw``: of x itself, which a few
-    enormous tokens then decide. One pass; a killed run goes on after its last whole block.
+    ``normalized`` sums x / RMS(x), the input of the weights; ``raw`` sums x itself, where a few
+    tokens with enormous values dominate. One pass; a killed run resumes after its last whole block.
     """
     blocks, batches = decoder.dimensions.num_hidden_layers, micro_batches(tokens)
     batches = [batch for batch in batches if not batch.held_out]
@@ -33,7 +33,7 @@ def residual_covariance(
     sums = [folder / f"covariance-{i}" for i in range(blocks + 1)]
     reached = max((i for i in range(blocks + 1) if sums[i].exists()), default=None)
     if reached is None:
-        stream[0].write(embedded(decoder, tokens.train, batches))
+        stream[0].write(embed_batches(decoder, tokens.train, batches))
         C = torch.zeros(hidden, hidden, dtype=torch.float64)
         save_tensors(sums[0], {"C": C}, {})
         reached = 0

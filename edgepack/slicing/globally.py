@@ -15,23 +15,23 @@ from edgepack.model.rewritten import untied_name
 from edgepack.model.sliced import Sliced
 from edgepack.model.stream import Tokens
 from edgepack.recipe.sections import Slice
-from edgepack.slicing.basis import oriented, principal_directions
+from edgepack.slicing.basis import orient, principal_directions
 from edgepack.slicing.covariance import residual_covariance
-from edgepack.slicing.weights import narrowed
+from edgepack.slicing.weights import slice_weight
 
 BASIS = "basis.safetensors"
 """Q ``[D, d]`` of the one rotation."""
 
 
 def slice_globally(sliced: Sliced, options: Slice, tokens: Tokens, folder: Path) -> Steps[None]:
-    """Find the basis, and write the weights of `sliced` in it."""
+    """Compute the basis, and write the weights of `sliced` in it."""
     dense = sliced.base
     if not (folder / BASIS).exists():
         kind = options.covariance or "normalized"
         C = yield from residual_covariance(Decoder(dense), tokens, folder, kind)
         directions = principal_directions(C)
         width = sliced.dimensions.hidden_size
-        Q = oriented(directions, width, options.orientation, options.seed)
+        Q = orient(directions, width, options.orientation, options.seed)
         save_tensors(folder / BASIS, {"Q": Q.contiguous()}, {})
     Q = load_tensors(folder / BASIS)[0]["Q"]
 
@@ -43,6 +43,6 @@ def slice_globally(sliced: Sliced, options: Slice, tokens: Tokens, folder: Path)
         spec, architecture = sliced.specs[name], dense.architecture
         norm = architecture.read_behind.get(spec.role)
         gains = gain(architecture.hf_name(norm, spec.block)) if norm else None
-        return narrowed(dense.tensor(untied_name(dense, name)), spec.role, Q, gains)
+        return slice_weight(dense.tensor(untied_name(dense, name)), spec.role, Q, gains)
 
     yield from save(sliced, load, folder, "slice")

@@ -1,8 +1,8 @@
 """SliceGPT as published: a rotation at every place where the residual stream is read.
 
 Ashkboos et al., arXiv 2401.15024, algorithm 1. Between two places the residual stream goes through
-a shortcut matrix QᵀQ′; each basis is that of the signals which the part of the model sliced so far
-really produces, so that later bases know of earlier errors.
+a shortcut matrix QᵀQ′. Each basis is computed from the outputs of the part of the model that is
+already sliced, so that later bases take earlier errors into account.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from edgepack.calibration.sweep import embedded
+from edgepack.calibration.sweep import embed_batches
 from edgepack.checkpoint import Checkpoint
 from edgepack.checkpoint.save import save
 from edgepack.core.progress import Progress, Steps
@@ -26,16 +26,16 @@ from edgepack.model.rewritten import untied_name
 from edgepack.model.sliced import Sliced
 from edgepack.model.stream import Activations, Batch, Tokens, micro_batches
 from edgepack.recipe.sections import Slice
-from edgepack.slicing.basis import oriented, principal_directions
+from edgepack.slicing.basis import orient, principal_directions
 from edgepack.slicing.covariance import add
-from edgepack.slicing.weights import rotated
+from edgepack.slicing.weights import rotate_weight
 
 
 def find_bases(
     dense: Checkpoint, widths: tuple[int, ...], options: Slice, tokens: Tokens, folder: Path
 ) -> Steps[None]:
-    """Write Q ``[hidden, widths[k]]`` of every place k into `folder`; one half of a block is in
-    memory, with the moments of its output. A killed run goes on at its place."""
+    """Write Q ``[hidden, widths[k]]`` of every place k into `folder`. Memory holds half a block and
+    the moments of its output. A killed run resumes at the place where it stopped."""
     batches = [batch for batch in micro_batches(tokens) if not batch.held_out]
     hidden = dense.dimensions.hidden_size
     signals = [
@@ -49,16 +49,16 @@ def find_bases(
         if k:
             parts = _half(dense, k - 1, basis(folder, k - 1), signals[k - 1], batches)
         else:
-            parts = embedded(Decoder(dense), tokens.train, batches)
+            parts = embed_batches(Decoder(dense), tokens.train, batches)
         signals[k].write(add(C, part, options.covariance or "raw") for part in parts)
-        Q = oriented(principal_directions(C), width, options.orientation, options.seed + k)
+        Q = orient(principal_directions(C), width, options.orientation, options.seed + k)
         save_tensors(_file(folder, k), {"Q": Q.contiguous()}, {})
         if k:
             signals[k - 1].path.unlink(missing_ok=True)
 
 
 def basis(folder: Path, k: int) -> Tensor:
-    """Q of a place, float64."""
+    """Q of place k, float64."""
     return load_tensors(_file(folder, k))[0]["Q"]
 
 
@@ -69,15 +69,15 @@ def _file(folder: Path, k: int) -> Path:
 def _half(
     dense: Checkpoint, k: int, Q: Tensor, x: Activations, batches: list[Batch]
 ) -> Iterator[Tensor]:
-    """What half a block (or a whole one, if its parts are side by side) makes of the signals at
-    place k in the basis Q, in all columns again."""
+    """Outputs of half a block (or of a whole one, if its parts are parallel) for the signals at
+    place k in the basis Q, in all columns of the hidden size."""
     family = dense.architecture
     where = places(family)
     index, half = divmod(k, where.count)
     block = Decoder(dense).block(index)
     roles = [role for role in block.weights if where.read.get(role.partition(".")[0]) == half]
     gains = {role: block.weights.get(family.read_behind.get(role, "")) for role in roles}
-    read = {role: rotated(block.weights[role], role, Q, gain) for role, gain in gains.items()}
+    read = {role: rotate_weight(block.weights[role], role, Q, gain) for role, gain in gains.items()}
     shortcut = next(role for role, ends in where.shortcuts.items() if ends[0] == half)
     block = replace(block, weights={**block.weights, **read, shortcut: Q.T.float()})
     through = block if family.parallel else (block.attend, block.feed)[half]
@@ -86,7 +86,7 @@ def _half(
 
 
 def weight(dense: Checkpoint, folder: Path, name: str, role: str, index: int | None) -> Tensor:
-    """A weight of the sliced model, float32, from the dense one's and the bases in `folder`."""
+    """A weight of the sliced model, float32, from the dense model and the bases in `folder`."""
     family, at = dense.architecture, partial(basis, folder)
     known = places(family)
     if role in known.shortcuts and index is not None:
@@ -97,11 +97,11 @@ def weight(dense: Checkpoint, folder: Path, name: str, role: str, index: int | N
         return dense.tensor(name)
     norm = family.read_behind.get(role)
     gain = dense.tensor(family.hf_name(norm, index)) if norm else None
-    return rotated(dense.tensor(untied_name(dense, name)), role, at(where), gain)
+    return rotate_weight(dense.tensor(untied_name(dense, name)), role, at(where), gain)
 
 
 def slice_per_block(sliced: Sliced, options: Slice, tokens: Tokens, folder: Path) -> Steps[None]:
-    """Find a basis for every place, and write the weights of `sliced` in them."""
+    """Compute a basis for every place, and write the weights of `sliced` in them."""
     dense = sliced.base
     yield from find_bases(dense, kept_widths(dense, options), options, tokens, folder)
 

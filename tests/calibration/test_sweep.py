@@ -46,7 +46,7 @@ def random_tokens(decoder: Decoder, train: int = 9, held_out: int = 3) -> Tokens
 
 def small_batches(monkeypatch) -> None:
     """Several batches, the last one short, several draws of labels in each, weights clipped."""
-    monkeypatch.setattr(sweep, "MOST", 1.5)
+    monkeypatch.setattr(sweep, "MAX_TOKEN_WEIGHT", 1.5)
     monkeypatch.setattr(stream, "TOKENS_AT_ONCE", 4 * LENGTH)
     monkeypatch.setattr(sweep, "LABELS_AT_ONCE", 70)
 
@@ -141,9 +141,9 @@ def embedding_hessian(gradient: Tensor, tokens: Tokens) -> Hessian:
 
 
 def clipped(weight: Tensor, tokens: Tokens) -> Tensor:
-    """Weights ``[sequences, length]``, none above `MOST` times the mean of its batch."""
+    """Weights ``[sequences, length]``, each at most `MAX_TOKEN_WEIGHT` times its batch's mean."""
     parts = [weight[batch.rows] for batch in stream.micro_batches(tokens)]
-    return torch.cat([part.clamp_max(sweep.MOST * part.mean()) for part in parts])
+    return torch.cat([part.clamp_max(sweep.MAX_TOKEN_WEIGHT * part.mean()) for part in parts])
 
 
 def second_moment(x: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -169,7 +169,7 @@ def test_guided_hessians_are_those_of_autograd_on_the_whole_model(tmp_path, fami
     make_model(tmp_path / "model", family, layers=3, tied=family == "llama")
     decoder = Decoder(open_checkpoint(str(tmp_path / "model")))
     tokens = random_tokens(decoder)
-    finish(sweep.guided(decoder, tokens, tmp_path, seed=11, output_side=True))
+    finish(sweep.guided_hessians(decoder, tokens, tmp_path, seed=11, output_side=True))
     found = load(tmp_path, decoder)
     rounded, labels = whole_model(decoder, tokens, seed=11)
     exact, _ = whole_model(decoder, tokens, seed=11, labels=labels)
@@ -183,7 +183,7 @@ def test_guided_hessians_are_those_of_autograd_on_the_whole_model(tmp_path, fami
 
 
 def test_what_calibration_keeps_is_symmetric_semidefinite_and_only_that(tmp_path, decoder):
-    finish(sweep.guided(decoder, random_tokens(decoder), tmp_path, seed=0))
+    finish(sweep.guided_hessians(decoder, random_tokens(decoder), tmp_path, seed=0))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["0", "1", "2", HEAD]
     for hessian in load(tmp_path, decoder).values():
         assert hessian.out_train is None
@@ -198,7 +198,9 @@ def test_another_seed_draws_other_labels(tmp_path, decoder):
     found = []
     for seed in (0, 1):
         (tmp_path / str(seed)).mkdir()
-        finish(sweep.guided(decoder, random_tokens(decoder), tmp_path / str(seed), seed=seed))
+        finish(
+            sweep.guided_hessians(decoder, random_tokens(decoder), tmp_path / str(seed), seed=seed)
+        )
         found.append((tmp_path / str(seed) / HEAD).read_bytes())
     assert found[0] != found[1]
 
@@ -226,7 +228,7 @@ def test_layer_hessians_are_those_of_hooks_on_transformers(tmp_path, monkeypatch
         states[name] = Activations(tmp_path / name, shape)
         states[name].write([seen[name]])
     batches = stream.micro_batches(tokens)
-    found = sweep.layerwise(decoder.block(index), states["block"], batches)
+    found = sweep.layer_hessians(decoder.block(index), states["block"], batches)
     found |= sweep.head_moments(decoder.head(), states["last"], batches)
     assert set(found) == {*LINEAR_ROLES, HEAD}
     train = len(tokens.train)
@@ -265,22 +267,22 @@ def test_a_sweep_stopped_at_any_step_ends_as_if_it_had_not_been(tmp_path, decode
     tokens = random_tokens(decoder)
     whole, halved = tmp_path / "whole", tmp_path / "halved"
     whole.mkdir()
-    steps = len(list(sweep.guided(decoder, tokens, whole, seed=2)))
+    steps = len(list(sweep.guided_hessians(decoder, tokens, whole, seed=2)))
     assert steps >= 2 * decoder.dimensions.num_hidden_layers
     for stop in range(1, steps + 1):
         folder = halved / str(stop)
         folder.mkdir(parents=True)
-        run = sweep.guided(decoder, tokens, folder, seed=2)
+        run = sweep.guided_hessians(decoder, tokens, folder, seed=2)
         for _ in range(stop):
             next(run)
         run.close()
-        finish(sweep.guided(decoder, tokens, folder, seed=2))
+        finish(sweep.guided_hessians(decoder, tokens, folder, seed=2))
         assert files(folder) == files(whole), f"stopped at step {stop}"
 
 
 def test_a_sweep_killed_between_any_two_file_operations_ends_the_same(tmp_path, decoder):
     def calibrate(folder: Path) -> None:
-        finish(sweep.guided(decoder, random_tokens(decoder), folder, seed=2))
+        finish(sweep.guided_hessians(decoder, random_tokens(decoder), folder, seed=2))
 
     whole = tmp_path / "whole"
     whole.mkdir()
@@ -300,12 +302,12 @@ def test_a_sweep_killed_between_any_two_file_operations_ends_the_same(tmp_path, 
 def test_a_resumed_sweep_does_not_begin_again(tmp_path, decoder):
     """Stopped before the last block, the second run has one step left."""
     tokens = random_tokens(decoder)
-    run = sweep.guided(decoder, tokens, tmp_path, seed=2)
+    run = sweep.guided_hessians(decoder, tokens, tmp_path, seed=2)
     for step in run:
         if step.label == "back to block 0":
             break
     run.close()
-    labels = [step.label for step in sweep.guided(decoder, tokens, tmp_path, seed=2)]
+    labels = [step.label for step in sweep.guided_hessians(decoder, tokens, tmp_path, seed=2)]
     assert labels == ["back to block 0"]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from edgepack.allocate.costs import Search, _Trial
 from edgepack.calibration import sweep
-from edgepack.calibration.moments import unknown
+from edgepack.calibration.moments import identity_hessian
 from edgepack.calibration.sampling import sample
 from edgepack.checkpoint import open_checkpoint
 from edgepack.core import plugins
@@ -179,7 +179,7 @@ def test_no_format_takes_what_is_not_finite(form, bad):
     with pytest.raises(DecompositionError, match="the weight has 1 of 1024 values that are not"):
         plugins.find("formats", form).quantize(W)
     with pytest.raises(DecompositionError, match="the weight has 1 of 1024"):
-        decompose(W, unknown(256), form)
+        decompose(W, identity_hessian(256), form)
     importance = torch.ones(256)
     importance[3] = bad
     with pytest.raises(DecompositionError, match="importance of its columns has 1 of 256"):
@@ -249,7 +249,7 @@ def test_calibration_names_the_weight_that_is_not_finite(tmp_path, name, said):
     ids = torch.arange(16).view(2, 8)
     decoder = Decoder(checkpoint, {name: lambda: W})
     with pytest.raises(CalibrationError, match=said):
-        finish(sweep.guided(decoder, Tokens(ids[:1], ids[1:]), tmp_path, seed=0))
+        finish(sweep.guided_hessians(decoder, Tokens(ids[:1], ids[1:]), tmp_path, seed=0))
 
 
 def test_a_short_file_of_activations_is_an_error(tmp_path):
@@ -269,15 +269,15 @@ FP16 = [f for f in plugins.names("formats") if f not in ("f16", "mxfp4")]
 @pytest.mark.parametrize("form", FP16)
 def test_what_float16_cannot_hold_is_counted_and_nearest(form):
     W = normal(4, 256)
-    plain = decompose(W, unknown(256), form)
+    plain = decompose(W, identity_hessian(256), form)
     assert (plain.clipped, plain.lost) == (0, 0)
-    high = decompose(W * 1e30, unknown(256), form)
+    high = decompose(W * 1e30, identity_hessian(256), form)
     assert high.clipped == W.numel()
     dense = high.weight.dense()
     assert torch.isfinite(dense).all()
     agrees = (dense * W >= 0).float().mean()
     assert agrees > 0.8  # signs of vector codebooks are even in number
-    low = decompose(W * 1e-12, unknown(256), form)
+    low = decompose(W * 1e-12, identity_hessian(256), form)
     assert (low.clipped, low.lost) == (0, W.numel())
     assert not low.weight.dense().any()
 
@@ -286,7 +286,7 @@ def test_one_block_alone_is_counted():
     W = normal(4, 256)
     W[1, 32:64] *= 1e9
     W[2, 64:96] *= 1e-12
-    found = decompose(W, unknown(256))
+    found = decompose(W, identity_hessian(256))
     assert (20 < found.clipped <= 32, found.lost) == (True, 32)
     other = torch.ones(4, 256, dtype=torch.bool)
     other[1, 32:64] = other[2, 64:96] = False
@@ -312,7 +312,9 @@ def test_models_of_odd_sizes_are_calibrated(tmp_path, family, model):
     make_model(tmp_path / "model", family, tied=family == "opt", **model)
     decoder = Decoder(open_checkpoint(str(tmp_path / "model")))
     ids = torch.arange(96).view(4, 24)
-    finish(sweep.guided(decoder, Tokens(ids[:3], ids[3:]), tmp_path, seed=0, output_side=True))
+    finish(
+        sweep.guided_hessians(decoder, Tokens(ids[:3], ids[3:]), tmp_path, seed=0, output_side=True)
+    )
     for name in ("0", "head", "token_embd"):
         for H in sweep_hessians(tmp_path / name):
             damped = metric(H, 32, 0.01)

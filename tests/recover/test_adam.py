@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from edgepack.recover import training
-from edgepack.recover.adam import FIRST, SECOND, Moments, schedule, size
+from edgepack.recover.adam import FIRST, SECOND, Moments, schedule, unit_step
 from edgepack.recover.training import Recovered, Run, Settings
 
 RATE = 0.01
@@ -49,14 +49,14 @@ def test_sizes_are_along_the_shared_side():
     """The rows of R and the columns of L belong to one direction each."""
     R = torch.tensor([[3.0, 4.0, 0.0], [0.0, 0.0, 6.0]])
     rms = torch.tensor([[(25 / 3) ** 0.5], [12**0.5]])
-    torch.testing.assert_close(size("R", R), rms)
-    torch.testing.assert_close(size("L", R.T), rms.T)
-    assert size("value", torch.tensor([3.0, 4.0])) == pytest.approx(12.5**0.5)
+    torch.testing.assert_close(unit_step("R", R), rms)
+    torch.testing.assert_close(unit_step("L", R.T), rms.T)
+    assert unit_step("value", torch.tensor([3.0, 4.0])) == pytest.approx(12.5**0.5)
 
 
 def test_a_scale_of_nothing_is_moved_by_half_of_what_its_row_has():
     d = torch.tensor([[4.0, 0.0, -2.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
-    assert size("Q.d", d).tolist() == [[4.0, 0.75, 2.0, 0.75], [0.0, 0.0, 0.0, 0.0]]
+    assert unit_step("Q.d", d).tolist() == [[4.0, 0.75, 2.0, 0.75], [0.0, 0.0, 0.0, 0.0]]
 
 
 # ---------------------------------------------------------------------------- the loop
@@ -114,7 +114,7 @@ def judged(run: Run, kl: float) -> None:
 def taken(run: Run, before: dict) -> dict[tuple[str, str], Tensor]:
     """How far each part has gone, in its own size, from `before`."""
     return {
-        (n, p): (run.student.masters[n][p] - v) / size(p, v)
+        (n, p): (run.student.masters[n][p] - v) / unit_step(p, v)
         for n, ps in before.items()
         for p, v in ps.items()
     }
@@ -135,7 +135,7 @@ def test_the_first_step_goes_down_by_the_rate_of_each_part_as_a_share_of_it(tmp_
 def test_gradients_are_those_of_shares_and_clipped_together(tmp_path):
     run = make_run(tmp_path, replace(SETTINGS, clip=0.25))
     run.step()
-    shares = {(n, p): SLOPE[n, p] * size(p, (PARTS | NORM)[n][p]) for n, p in SLOPE}
+    shares = {(n, p): SLOPE[n, p] * unit_step(p, (PARTS | NORM)[n][p]) for n, p in SLOPE}
     norm = sum(float(g.square().sum()) for g in shares.values()) ** 0.5
     assert norm > 0.25
     for (name, part), gradient in shares.items():
@@ -147,7 +147,7 @@ def test_short_gradients_are_not_made_longer(tmp_path):
     run = make_run(tmp_path, replace(SETTINGS, clip=1e9))
     run.step()
     first = run.first["norm"]["value"]
-    gradient = SLOPE["norm", "value"] * size("value", NORM["norm"]["value"])
+    gradient = SLOPE["norm", "value"] * unit_step("value", NORM["norm"]["value"])
     torch.testing.assert_close(first, (1 - FIRST) * gradient)
 
 

@@ -16,7 +16,7 @@ from edgepack.core.weights import FactoredWeight
 from edgepack.model.decoder import Decoder, Head
 from edgepack.model.stream import Tokens
 from edgepack.recover import trainable
-from edgepack.recover.adam import schedule, size
+from edgepack.recover.adam import schedule, unit_step
 from edgepack.recover.distance import divergence
 from edgepack.recover.distil import _student, read_norms, read_report, recover
 from edgepack.recover.student import VALUE, Student
@@ -115,7 +115,7 @@ def whole_gradient(student: Student, tokens: Tensor) -> dict[tuple[str, str], Te
             parts = {VALUE: masters[VALUE].clone().requires_grad_()}
             weights[spec.name] = parts[VALUE]
         else:
-            weight = student.stored(spec.name)
+            weight = student.current_weight(spec.name)
             parts = {p: v.requires_grad_() for p, v in trainable.values(weight, masters).items()}
             weights[spec.name] = trainable.dense(weight, parts)
         leaves |= {(spec.name, part): value for part, value in parts.items()}
@@ -143,7 +143,7 @@ def test_the_streamed_gradient_is_that_of_the_whole_model(packed):
     student = _student(decoder, weights, Settings(), CPU, torch.float32)
     tokens = some_tokens(decoder.dimensions.vocab_size, 300).train[:2]  # 600: several logit chunks
     target = last_hidden(decoder, tokens)
-    kl, found = student.gradient(student.packed().embed(tokens), target, decoder.head)
+    kl, found = student.gradient(student.current_decoder().embed(tokens), target, decoder.head)
     assert kl == pytest.approx(mean_kl(decoder, packed_model(decoder, weights), tokens), rel=1e-5)
     expected = whole_gradient(student, tokens)
     assert found.keys() == expected.keys()
@@ -258,7 +258,7 @@ def test_masters_that_have_not_moved_are_stored_as_they_were(name):
     L, R = (plugins.find("formats", f).quantize(W) for f in ("q8_0", "q4_0"))
     weight = FactoredWeight(plugin.quantize(W), L, R)
     masters = trainable.masters(weight, trainable.KINDS)
-    again = trainable.stored(weight, masters)
+    again = trainable.apply_masters(weight, masters)
     for key, value in weight.tensors().items():
         assert torch.equal(again.tensors()[key], value)
 
@@ -285,7 +285,7 @@ def test_factors_follow_their_masters_within_their_format():
     x = torch.randn(16, 64, generator=torch.Generator().manual_seed(2))
     start = FactoredWeight(*(plugins.find("formats", "q4_0").quantize(x) for _ in range(3)))
     for growth in (0.5, 1.0, 7.0):
-        found = trainable.stored(start, {"L": growth * x, "R": x}).L
+        found = trainable.apply_masters(start, {"L": growth * x, "R": x}).L
         assert found is not None
         assert found.format == "q4_0"
         assert (found.dequantize() - growth * x).norm() < 0.12 * growth * x.norm()
@@ -306,9 +306,9 @@ def test_the_rate_rises_and_falls():
 
 def test_steps_are_shares_of_what_they_change():
     start = torch.tensor([[4.0, 0.0, 2.0, -2.0]])
-    assert size("Q.d", start).tolist() == [[4.0, 1.0, 2.0, 2.0]]
-    assert size("R", start).shape == (1, 1)
-    assert size("L", start).tolist() == [[4.0, 0.0, 2.0, 2.0]]
+    assert unit_step("Q.d", start).tolist() == [[4.0, 1.0, 2.0, 2.0]]
+    assert unit_step("R", start).shape == (1, 1)
+    assert unit_step("L", start).tolist() == [[4.0, 0.0, 2.0, 2.0]]
 
 
 def test_the_divergence_of_a_model_from_itself_is_nothing():
@@ -327,8 +327,8 @@ def test_weights_beyond_the_room_are_read_again(simple):
     names = [s.name for s in decoder.checkpoint.specs.values() if len(s.shape) > 1]
     sizes = [sum(t.nbytes for t in load(weights, name).tensors().values()) for name in names]
     reads = []
-    shelf = trainable.Shelf(lambda name: reads.append(name) or load(weights, name), sizes[0])
+    cache = trainable.WeightCache(lambda name: reads.append(name) or load(weights, name), sizes[0])
     for _ in range(2):
         for name in names[:2]:
-            shelf(name)
+            cache(name)
     assert reads == [names[0], names[1], names[1]]

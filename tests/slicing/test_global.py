@@ -17,7 +17,7 @@ from edgepack.model.decoder import Decoder
 from edgepack.model.places import kept_width
 from edgepack.model.rewritten import Rewritten
 from edgepack.recipe.sections import Slice
-from edgepack.slicing.basis import oriented, principal_directions
+from edgepack.slicing.basis import orient, principal_directions
 from tests.cli.test_cli import fails, run
 from tests.support.dying import survives
 from tests.support.tiny import FAMILIES, TEXT, make_model, write_gguf
@@ -154,7 +154,7 @@ def test_the_directions_are_those_of_most_energy():
     assert (energy[:-1] >= energy[1:]).all()
     assert torch.allclose(Q.T @ Q, torch.eye(8).double(), atol=1e-12)
     for orientation in ("pca", "random", "hadamard"):
-        kept = oriented(Q, 4, orientation, 0)
+        kept = orient(Q, 4, orientation, 0)
         assert torch.allclose(kept @ kept.T, Q[:, :4] @ Q[:, :4].T, atol=1e-12)
         same = torch.allclose(kept, Q[:, :4])
         assert same == (orientation == "pca")

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgepack.slicing.basis import oriented, principal_directions
-from edgepack.slicing.weights import narrowed, rotated
+from edgepack.slicing.basis import orient, principal_directions
+from edgepack.slicing.weights import rotate_weight, slice_weight
 
 D, KEPT, OUT = 12, 8, 10
 READ, WRITES, START, NORM = "attn_q", "ffn_down", "token_embd", "attn_norm"
@@ -23,7 +23,7 @@ def rms_norm(x: Tensor, gain: Tensor, width: int) -> Tensor:
     return x / (x.square().sum(-1, keepdim=True) / width).sqrt() * gain
 
 
-@pytest.mark.parametrize("change", [rotated, narrowed])
+@pytest.mark.parametrize("change", [rotate_weight, slice_weight])
 def test_a_whole_rotation_changes_nothing_that_is_computed(change):
     """norm, reader, writer back into the stream: on the far side of Q the same, turned by Q."""
     Q, gain, x = rotation(), torch.rand(D) + 0.5, matrix(5, D, seed=2)
@@ -40,8 +40,8 @@ def test_of_a_narrow_stream_the_norms_are_those_of_the_whole_width():
     """√(‖y‖²/d) of a stock norm is made up for: what a reader sees is y/√(‖y‖²/D)."""
     Q, gain, x = rotation()[:, :KEPT], torch.rand(D) + 0.5, matrix(5, D, seed=2)
     reader = matrix(OUT, D, seed=3)
-    stock = rms_norm(narrowed(x, START, Q, None), narrowed(gain, NORM, Q, None), KEPT)
-    found = stock @ narrowed(reader, READ, Q, gain).T
+    stock = rms_norm(slice_weight(x, START, Q, None), slice_weight(gain, NORM, Q, None), KEPT)
+    found = stock @ slice_weight(reader, READ, Q, gain).T
     y = x.double() @ Q
     wanted = rms_norm(y, torch.ones(()), D) @ (reader.double() * gain @ Q).T
     torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-5)
@@ -52,7 +52,7 @@ def test_embeddings_and_writers_stay_in_proportion():
     Q = rotation()[:, :KEPT]
     shrunk = (KEPT / D) ** 0.5
     table, writer = matrix(OUT, D, seed=5), matrix(D, OUT, seed=6)
-    found = narrowed(table, START, Q, None), narrowed(writer, WRITES, Q, None)
+    found = slice_weight(table, START, Q, None), slice_weight(writer, WRITES, Q, None)
     expected = shrunk * table.double() @ Q, shrunk * Q.T @ writer.double()
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a.double(), b, rtol=1e-6, atol=1e-6)
@@ -62,9 +62,12 @@ def test_biases_of_writers_turn_and_those_of_readers_stay():
     Q = rotation()[:, :KEPT]
     bias = matrix(D, seed=7)
     torch.testing.assert_close(
-        rotated(bias, f"{WRITES}.bias", Q, None).double(), Q.T @ bias.double(), rtol=1e-6, atol=1e-6
+        rotate_weight(bias, f"{WRITES}.bias", Q, None).double(),
+        Q.T @ bias.double(),
+        rtol=1e-6,
+        atol=1e-6,
     )
-    assert torch.equal(rotated(bias, f"{READ}.bias", Q, None), bias)
+    assert torch.equal(rotate_weight(bias, f"{READ}.bias", Q, None), bias)
 
 
 # ---------------------------------------------------------------------------- the basis
@@ -92,7 +95,7 @@ def test_directions_are_eigenvectors_by_falling_energy_with_signs_set():
 @pytest.mark.parametrize("orientation", ["random", "hadamard"])
 def test_a_turn_stays_in_the_space_is_orthogonal_and_follows_its_seed(orientation):
     Q = principal_directions(covariance())
-    first, again, other = (oriented(Q, KEPT, orientation, seed) for seed in (5, 5, 6))
+    first, again, other = (orient(Q, KEPT, orientation, seed) for seed in (5, 5, 6))
     assert torch.equal(first, again)
     assert not torch.allclose(first, other)
     assert torch.allclose(first.T @ first, torch.eye(KEPT).double(), atol=1e-12)
@@ -104,6 +107,6 @@ def test_the_random_turn_favours_no_direction():
     """Of a uniform rotation the traces have mean 0 (and variance 1); without its signs set, the
     triangle of a QR leaves a diagonal of one sign."""
     eye = torch.eye(6).double()
-    traces = torch.stack([oriented(eye, 6, "random", seed).trace() for seed in range(400)])
+    traces = torch.stack([orient(eye, 6, "random", seed).trace() for seed in range(400)])
     assert abs(float(traces.mean())) < 0.2  # four standard deviations
     assert float(traces.var()) == pytest.approx(1.0, abs=0.3)
