@@ -73,7 +73,7 @@ def measured(decoder: Decoder, shared: Path, limit: int) -> dict[str, Any]:
     if limit:
         items = load_all(TASKS, shared / "data/zeroshot", limit)
         answers = finish(answer({"": lambda: runtime}, items))[""]
-        mean = Mean.over([Mean.of(one.usual) for one in answers.values()])
+        mean = Mean.average([Mean.from_items(one.usual) for one in answers.values()])
         found |= {"accuracy": mean.value, "accuracy_error": mean.error}
     return found
 

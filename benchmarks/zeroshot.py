@@ -101,7 +101,7 @@ def main() -> None:
         openers = {name: partial(model.open, CONTEXT, SEQUENCES) for name, model in found.items()}
         answers = finish(answer(openers, items))
         accuracy = {
-            name: Mean.over([Mean.of(one.usual) for one in tasks.values()])
+            name: Mean.average([Mean.from_items(one.usual) for one in tasks.values()])
             for name, tasks in answers.items()
         }
         lines = table(accuracy, found, best)  # asks the files for their sizes

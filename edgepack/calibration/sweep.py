@@ -165,7 +165,7 @@ def _label_gradient(
 ) -> Tensor:
     x = x.requires_grad_()
     with torch.enable_grad():
-        normed = head.normed(x)
+        normed = head.normalize(x)
     with torch.no_grad():
         logits = head.logits(normed)
         check(logits)
@@ -236,6 +236,6 @@ def head_moments(head: Head, x: Activations, batches: list[Batch]) -> dict[str, 
     moments = Moments()
     for batch in batches:
         hidden = x.read(batch.rows)
-        moments.add(HEAD, head.normed(hidden), None, batch.held_out)
+        moments.add(HEAD, head.normalize(hidden), None, batch.held_out)
         moments.count(hidden.shape[0] * hidden.shape[1], batch.held_out)
     return moments.hessians()

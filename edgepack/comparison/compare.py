@@ -178,7 +178,7 @@ def _accuracies(
     openers: dict[str, Open] = {m.name: partial(m.open, CONTEXT, SEQUENCES) for m in models}
     answers: dict[str, dict[str, Answers]] = yield from answer(openers, tasks)
     return {
-        name: Mean.over([Mean.of(one.usual) for one in found.values()])
+        name: Mean.average([Mean.from_items(one.usual) for one in found.values()])
         for name, found in answers.items()
     }
 

@@ -38,9 +38,9 @@ class Scoreboard:
 
     def _score(self, name: str, task: str) -> dict[str, Any]:
         answers = self.answers[name][task]
-        means = {"acc": Mean.of(answers.plain)}
+        means = {"acc": Mean.from_items(answers.plain)}
         if answers.norm is not None:
-            means["acc_norm"] = Mean.of(answers.norm)
+            means["acc_norm"] = Mean.from_items(answers.norm)
         if name != self.baseline:
             means["difference"] = answers.minus(self.answers[self.baseline][task])
         values = {
@@ -83,8 +83,8 @@ class Scoreboard:
         for task in first:
             for name, answers in self.answers.items():
                 found = answers[task]
-                row = [task, name, str(found.plain.size), _percent(Mean.of(found.plain))]
-                row += ["–" if found.norm is None else _percent(Mean.of(found.norm))]
+                row = [task, name, str(found.plain.size), _percent(Mean.from_items(found.plain))]
+                row += ["–" if found.norm is None else _percent(Mean.from_items(found.norm))]
                 rows.append([*row, self._difference(name, task)])
         rows += [self._mean_row(name) for name in self.answers if len(first) > 1]
         return rows if len(self.bytes) > 1 else [row[:-1] for row in rows]
@@ -93,14 +93,19 @@ class Scoreboard:
         """Over the tasks, of acc_norm where there is one."""
         found = [answers.usual for answers in self.answers[name].values()]
         row = ["mean", name, str(sum(map(len, found)))]
-        return [*row, "–", _percent(Mean.over(list(map(Mean.of, found)))), self._difference(name)]
+        return [
+            *row,
+            "–",
+            _percent(Mean.average(list(map(Mean.from_items, found)))),
+            self._difference(name),
+        ]
 
     def _difference(self, name: str, *tasks: str) -> str:
         """To the baseline, over all tasks unless some are named."""
         if name == self.baseline:
             return ""
         first, own = self.answers[self.baseline], self.answers[name]
-        return _percent(Mean.over([own[task].minus(first[task]) for task in tasks or own]), "+")
+        return _percent(Mean.average([own[task].minus(first[task]) for task in tasks or own]), "+")
 
 
 def _percent(mean: Mean, sign: str = "") -> str:

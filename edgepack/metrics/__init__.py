@@ -1,1 +1,1 @@
-"""."""
+"""Metrics: divergence, perplexity, multiple choice, speed."""

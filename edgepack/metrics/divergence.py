@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from edgepack.core.errors import EdgepackError
 from edgepack.core.progress import Progress, Steps
 from edgepack.core.weight_files import load_tensors, save_tensors
-from edgepack.runtimes.base import Scorer, check_numbers, opened
+from edgepack.runtimes.base import Scorer, check_numbers, tokenize_prefix
 
 _ROWS = 32  # positions per float64 block: 40 MB at a vocabulary of 150 000
 
@@ -25,7 +25,7 @@ class Divergence:
 
     `kl_*` are KL(reference ‖ candidate) in nats per token, `top1` is the share of positions where
     both prefer the same token; `*_error` are standard errors of the mean over positions. The
-    reference's perplexity on the same tokens is there for comparison.
+    reference's perplexity on the same tokens is given for comparison.
     """
 
     positions: int
@@ -41,7 +41,7 @@ class Divergence:
     top1_error: float
 
     def as_dict(self) -> dict[str, float]:
-        """For JSON."""
+        """Fields for JSON."""
         return asdict(self)
 
 
@@ -55,21 +55,21 @@ class Perplexity:
     perplexity_error: float
 
     @staticmethod
-    def of(nll: NDArray[np.float64]) -> Perplexity:
-        """From the negative log-likelihood of every token, in nats."""
+    def from_nll(nll: NDArray[np.float64]) -> Perplexity:
+        """Perplexity from the negative log-likelihood of every token, in nats."""
         value = math.exp(nll.mean())
         return Perplexity(nll.size, value, value * standard_error(nll))
 
     def as_dict(self) -> dict[str, float]:
-        """For JSON."""
+        """Fields for JSON."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Positions:
-    """What is kept of every position, each ``[positions]`` float64: the negative log-likelihood
-    of the true next token under both models (nats), the KL divergence, and whether the top token
-    agrees (0 or 1)."""
+    """Values of every position, each ``[positions]`` float64: the negative log-likelihood of the
+    true next token under both models (nats), the KL divergence, and whether the top token agrees
+    (0 or 1)."""
 
     reference_nll: NDArray[np.float64]
     nll: NDArray[np.float64]
@@ -84,7 +84,7 @@ class Positions:
 
     def summary(self) -> Divergence:
         """Means, standard errors and tails."""
-        own, reference = Perplexity.of(self.nll), Perplexity.of(self.reference_nll)
+        own, reference = Perplexity.from_nll(self.nll), Perplexity.from_nll(self.reference_nll)
         return Divergence(
             positions=self.kl.size,
             perplexity=own.perplexity,
@@ -101,16 +101,16 @@ class Positions:
 
 
 def standard_error(values: NDArray[np.float64]) -> float:
-    """Standard error of the mean; 0 for a single value, of which nothing is known."""
+    """Standard error of the mean; 0 for a single value."""
     return float(values.std(ddof=1) / math.sqrt(values.size)) if values.size > 1 else 0.0
 
 
 def compare(
     reference: NDArray[np.float32], candidate: NDArray[np.float32], targets: NDArray[np.integer]
 ) -> Positions:
-    """Logits ``[positions, vocab]`` of two models, and the tokens ``[positions]`` that followed.
+    """Compare logits ``[positions, vocab]`` of two models, given the true tokens ``[positions]``.
 
-    float64 from the softmax on: a KL of 1e-6 is a difference of logarithms near 10.
+    In float64 from the softmax on, because a KL of 1e-6 is a difference of logarithms near 10.
     """
     check_numbers(reference)
     check_numbers(candidate)
@@ -132,12 +132,12 @@ def compare(
 
 
 def chunk(runtime: Scorer, text: str, context: int, limit: int | None = None) -> NDArray[np.int64]:
-    """A text as tokens ``[n, context]``, the incomplete end left out, at most `limit` chunks.
+    """A text as tokens ``[n, context]``, without the incomplete end, at most `limit` chunks.
 
-    As llama-perplexity cuts it: the whole text tokenized at once, then the first token of every
-    chunk *replaced* by BOS, if the model starts with one.
+    As in llama-perplexity, the whole text is tokenized at once, and the first token of every chunk
+    is *replaced* by BOS, if the model starts with one.
     """
-    tokens = np.array(opened(runtime, text), np.int64)
+    tokens = np.array(tokenize_prefix(runtime, text), np.int64)
     chunks = tokens[: len(tokens) // context * context].reshape(-1, context)[:limit]
     if not len(chunks):
         raise EdgepackError(
@@ -150,7 +150,7 @@ def chunk(runtime: Scorer, text: str, context: int, limit: int | None = None) ->
 
 
 CHUNK = "chunk-"
-"""What the names of chunks that are kept begin with."""
+"""Prefix of the files of finished chunks."""
 
 
 def divergence(
@@ -161,10 +161,10 @@ def divergence(
 ) -> Steps[dict[str, Divergence]]:
     """Every candidate against the reference, chunk by chunk, so that no logits are kept.
 
-    In the folder `kept`, what was found of each chunk is; chunks that are there are not done again.
+    The folder `kept` stores the results of each chunk; chunks found there are not computed again.
 
-    Of each chunk ``[context]`` the first half is context only: positions context/2 … context−2 are
-    asked for the token after them. Memory: two times context/2 × vocab float32, however many
+    The first half of each chunk ``[context]`` is context only: positions context/2 … context−2
+    predict the token after them. Memory: two times context/2 × vocab float32, for any number of
     candidates and chunks.
     """
     found: dict[str, list[Positions]] = {name: [] for name in candidates}
@@ -210,7 +210,7 @@ def _load(path: Path) -> dict[str, Positions]:
 def perplexity(
     models: Mapping[str, Scorer], chunks: NDArray[np.integer]
 ) -> Steps[dict[str, Perplexity]]:
-    """What `divergence` says where there is no reference: the same positions, perplexity alone."""
+    """Perplexity on the same positions as in `divergence`, where there is no reference."""
     found: dict[str, list[NDArray[np.float64]]] = {name: [] for name in models}
     first = chunks.shape[1] // 2
     for done, row in enumerate(chunks):
@@ -218,7 +218,7 @@ def perplexity(
         for name, model in models.items():
             logits = model.logits(row[:-1].tolist(), first)
             found[name].append(-log_probabilities(logits, row[first + 1 :]))
-    return {name: Perplexity.of(np.concatenate(parts)) for name, parts in found.items()}
+    return {name: Perplexity.from_nll(np.concatenate(parts)) for name, parts in found.items()}
 
 
 def log_probabilities(

@@ -1,5 +1,5 @@
-"""A runtime as a model of lm-evaluation-harness (``pip install 'edgepack[lm-eval]'``): all its
-multiple-choice tasks on the very file that will ship.
+"""A runtime as a model of lm-evaluation-harness (``pip install 'edgepack[lm-eval]'``), to run its
+multiple-choice tasks on the file that will be shipped.
 
 >>> import lm_eval  # doctest: +SKIP
 >>> with LlamaCpp(Path("out/base.gguf"), context=4096, sequences=32) as runtime:  # doctest: +SKIP
@@ -24,8 +24,8 @@ CHOOSE = "choose multiple-choice tasks"
 
 
 class HarnessModel(LM):  # type: ignore[misc]
-    """Log-likelihoods for the harness; tasks that generate text or roll over a document are
-    refused."""
+    """Log-likelihoods for the harness; tasks that generate text, or score a whole document with a
+    rolling window, are refused."""
 
     def __init__(self, runtime: Runtime) -> None:
         super().__init__()
@@ -34,16 +34,16 @@ class HarnessModel(LM):  # type: ignore[misc]
     def loglikelihood(
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        """(log p, whether greedy decoding says it) of each request's (context, continuation)."""
+        """(log p, whether greedy decoding gives it) of each request's (context, continuation)."""
         pairs = [request.args for request in requests]
         if not all(context for context, _ in pairs):
             raise EdgepackError("a request has no context", hint=CHOOSE)
         return list(score(self._runtime, pairs))
 
     def loglikelihood_rolling(self, requests: Sequence[Any]) -> NoReturn:
-        """Not here: `edgepack evaluate --text` measures perplexity."""
+        """Not supported: `edgepack evaluate --text` measures perplexity."""
         raise EdgepackError("rolling likelihoods are not supported", hint=CHOOSE)
 
     def generate_until(self, requests: Sequence[Any]) -> NoReturn:
-        """Not here."""
+        """Not supported."""
         raise EdgepackError("tasks that generate text are not supported", hint=CHOOSE)

@@ -1,6 +1,6 @@
-"""Multiple choice by likelihood: the choice that the model finds likeliest is its answer.
+"""Multiple choice by likelihood: a model's answer is the choice that it gives the most probability.
 
-As lm-evaluation-harness scores it: log p(choice | context) summed over the choice's tokens;
+Scored as in lm-evaluation-harness: log p(choice | context) is summed over the choice's tokens;
 `acc` takes the largest sum, `acc_norm` the largest sum per character of the choice.
 """
 
@@ -19,14 +19,16 @@ from edgepack.core.errors import while_doing
 from edgepack.core.progress import Progress, Steps
 from edgepack.metrics.divergence import log_probabilities, standard_error
 from edgepack.metrics.tasks import TASKS, Item
-from edgepack.runtimes.base import Scorer, opened
+from edgepack.runtimes.base import Scorer, tokenize_prefix
 from edgepack.runtimes.forks import Fork, check_fits, pack
 
 CONTEXT = 2048
-"""Tokens a runtime should hold for the tasks here; BoolQ's longest passages take about half."""
+"""Context that a runtime needs for the tasks here; BoolQ's longest passages take about half."""
 SEQUENCES = 32
 """Choices decoded together."""
-_BATCH = 512  # tokens decoded together: llama.cpp's micro-batch, more would be split again
+_BATCH = (
+    512  # tokens decoded together: llama.cpp's micro-batch; larger batches are split into these
+)
 
 Open = Callable[[], AbstractContextManager[Scorer]]
 
@@ -39,30 +41,30 @@ class Mean:
     error: float
 
     @staticmethod
-    def of(values: NDArray[np.float64]) -> Mean:
-        """Over items."""
+    def from_items(values: NDArray[np.float64]) -> Mean:
+        """Mean over items."""
         return Mean(float(values.mean()), standard_error(values))
 
     @staticmethod
-    def over(means: Sequence[Mean]) -> Mean:
-        """The plain mean over tasks, whose errors are independent."""
+    def average(means: Sequence[Mean]) -> Mean:
+        """Unweighted mean over tasks, whose errors are independent."""
         error = math.sqrt(sum(mean.error**2 for mean in means)) / len(means)
         return Mean(sum(mean.value for mean in means) / len(means), error)
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Which items of a task were answered rightly (1) or not (0), ``[items]`` float64; `norm` by
-    likelihood per character, None where the harness does not report that."""
+    """Whether each item of a task was answered correctly (1) or not (0), ``[items]`` float64;
+    `norm` by likelihood per character, None if the harness does not report that."""
 
     plain: NDArray[np.float64]
     norm: NDArray[np.float64] | None
 
     @staticmethod
-    def of(
+    def from_likelihoods(
         items: Sequence[Item], likelihoods: Sequence[Sequence[float]], *, normalised: bool
     ) -> Answers:
-        """From the log-likelihoods of every item's choices."""
+        """Answers from the log-likelihoods of every item's choices."""
         plain, norm = [], []
         for item, found in zip(items, likelihoods, strict=True):
             lengths = np.array([len(choice) for choice in item.choices])
@@ -72,13 +74,13 @@ class Answers:
 
     @property
     def usual(self) -> NDArray[np.float64]:
-        """The variant that tables print: `acc_norm` where there is one."""
+        """The variant that tables print: `acc_norm` if there is one."""
         return self.plain if self.norm is None else self.norm
 
     def minus(self, other: Answers) -> Mean:
-        """The usual accuracy less another model's on the same items; the error is that of paired
-        differences, far below the two accuracies' own where the models mostly agree."""
-        return Mean.of(self.usual - other.usual)
+        """The usual accuracy minus another model's on the same items. The error is that of paired
+        differences; it is far below the errors of both accuracies where the models mostly agree."""
+        return Mean.from_items(self.usual - other.usual)
 
 
 def answer(
@@ -98,7 +100,7 @@ def answer(
                         done += 1
                         yield Progress("tasks", done, total, f"{task}, {name}")
                 normalised = TASKS[task].normalised
-                answers[name][task] = Answers.of(items, found, normalised=normalised)
+                answers[name][task] = Answers.from_likelihoods(items, found, normalised=normalised)
     return answers
 
 
@@ -115,9 +117,9 @@ def log_likelihoods(runtime: Scorer, items: Sequence[Item]) -> Iterator[list[flo
 
 
 def score(runtime: Scorer, pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[float, bool]]:
-    """Of every (context, continuation): its log-likelihood in nats, and whether each of its tokens
-    is the model's favourite. Neighbours with the same context share its computation, and several
-    contexts one decoding."""
+    """For every (context, continuation): its log-likelihood in nats, and whether each of its tokens
+    is the likeliest. The context of neighbours that share it is computed once, and several contexts
+    are decoded together."""
     encoded = [encode(runtime, context, continuation) for context, continuation in pairs]
     grouped = groupby(encoded, key=lambda pair: pair[0])
     forks = [Fork(stem, tuple(branch for _, branch in found)) for stem, found in grouped]
@@ -133,9 +135,9 @@ def score(runtime: Scorer, pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[f
 def encode(
     runtime: Scorer, context: str, continuation: str
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Tokens of a context and of what follows it, split as the harness splits them: spaces at the
-    context's end count as the continuation's, whose tokens are those that the whole text has beyond
-    the context's own. BOS comes first where the model file says that texts start with it."""
-    whole = opened(runtime, context + continuation)
-    stem = opened(runtime, context.rstrip())
+    """Tokens of a context and of its continuation, split as in the harness. Spaces at the context's
+    end belong to the continuation; its tokens are those of the whole text after the context's. BOS
+    comes first if the model file says that texts start with it."""
+    whole = tokenize_prefix(runtime, context + continuation)
+    stem = tokenize_prefix(runtime, context.rstrip())
     return tuple(stem), tuple(whole[len(stem) :])

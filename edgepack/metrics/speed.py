@@ -1,4 +1,4 @@
-"""Tokens per second of models in a runtime, taken in turns so that a busy moment hits all alike."""
+"""Tokens per second of models, measured in turns so that a busy moment affects all of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from edgepack.core.progress import Progress, Steps
-from edgepack.runtimes.base import Runtime, Sampling, opened
+from edgepack.runtimes.base import Runtime, Sampling, tokenize_prefix
 
 PROMPT, ANSWER, ROUNDS = 128, 32, 3
 TEXT = "The quick brown fox jumps over the lazy dog. "
@@ -25,8 +25,8 @@ class Speed:
 def speeds(
     models: Mapping[str, Callable[[int], Runtime]], rounds: int = ROUNDS
 ) -> Steps[dict[str, Speed]]:
-    """Speed of each model; the openers take the length of the context. A round runs every model
-    once, on a prompt of `PROMPT` tokens and `ANSWER` more; one model is in memory at a time."""
+    """Speed of each model; the functions that open them take the length of the context. A round
+    runs every model once, on `PROMPT` tokens and `ANSWER` more. Only one is in memory at a time."""
     found: dict[str, list[Speed]] = {name: [] for name in models}
     for done in range(rounds):
         for name, open_ in models.items():
@@ -40,8 +40,8 @@ def speeds(
 
 
 def _once(runtime: Runtime) -> Speed:
-    tokens = opened(runtime, TEXT * PROMPT)[:PROMPT]
-    runtime.logits(tokens[:2])  # pages come in, threads wake up
+    tokens = tokenize_prefix(runtime, TEXT * PROMPT)[:PROMPT]
+    runtime.logits(tokens[:2])  # warm-up: loads pages, starts threads
     start = time.perf_counter()
     answer = runtime.generate(tokens, ANSWER, Sampling(ignore_eos=True))
     times = [time.perf_counter() for _ in answer]

@@ -1,11 +1,11 @@
-"""Zero-shot multiple-choice tasks from local files, in lm-evaluation-harness's words.
+"""Zero-shot multiple-choice tasks from local files, with lm-evaluation-harness's prompts.
 
-Prompts, choices and the choice of `acc_norm` follow its task definitions (lm_eval/tasks/*/*.yaml
-of v0.4): whoever compares with published tables compares the same strings. Where a file here keeps
-a row in another form than the harness's data set, the loader puts it back and says so. What stays
-different is the sample: the harness's ``--limit`` takes the first rows, ours spreads evenly
-(HellaSwag's first third is another source than its rest), BoolQ is the file's first 1,000 rows of
-3,270, and ARC-easy its 2,365 questions of four choices out of 2,376.
+Prompts, choices and the use of `acc_norm` follow its task definitions (lm_eval/tasks/*/*.yaml of
+v0.4), so that published tables are about the same strings. Where a file here stores a row
+differently from the harness's data set, the loader converts it, and its docstring says so. Only the
+sample differs: the harness's ``--limit`` takes the first rows, ours are evenly spread (HellaSwag's
+first third comes from another source than the rest), BoolQ is the file's first 1,000 rows of 3,270,
+and ARC-easy its 2,365 questions of four choices out of 2,376.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from edgepack.core.errors import EdgepackError, RecipeError
 from edgepack.core.untrusted import parse_json, quote, shorten
 
 MAX_TEXT = 256 << 20
-"""Most characters that are unpacked."""
+"""Most characters that a compressed file may unpack to."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """One question: which of the `choices` follows? `gold` is the right one's index.
+    """One question: which of the `choices` follows the context? `gold` is the right one's index.
 
-    `contexts` has one text per choice: the same for all, but where the choice fills a gap in it.
-    Between context and choice comes one space.
+    `contexts` has one text per choice; they differ only where the choice fills a gap in the text.
+    One space separates context and choice.
     """
 
     contexts: tuple[str, ...]
@@ -50,16 +50,16 @@ class Item:
             raise ValueError(f"answer {self.gold} of {len(self.choices)} choices")
 
     @staticmethod
-    def of(context: str, choices: Sequence[str], gold: int) -> Item:
-        """All choices after one context."""
-        if not isinstance(choices, list | tuple):  # letters of a text would do
+    def from_context(context: str, choices: Sequence[str], gold: int) -> Item:
+        """An item whose choices all follow the same context."""
+        if not isinstance(choices, list | tuple):  # a text would be a sequence of letters
             raise ValueError(f"the choices are {quote(choices)}")
         return Item((context,) * len(choices), tuple(choices), gold)
 
 
 @dataclass(frozen=True)
 class Task:
-    """Where a task's rows are, how a row is read, and whether the harness reports `acc_norm`."""
+    """A task: its file, the readers of its rows, and whether the harness reports `acc_norm`."""
 
     file: str
     rows: Callable[[Path], Sequence[Any]]
@@ -80,8 +80,8 @@ def load_all(
 
 
 def load(name: str, folder: Path, limit: int | None = None) -> list[Item]:
-    """The items of a task whose file lies in `folder`; with a limit, so many of them, evenly
-    spread, the same ones every time."""
+    """The items of a task whose file is in `folder`. With a limit, that many of them, evenly
+    spread; they are the same ones every time."""
     if name not in TASKS:
         known = tuple(TASKS)
         raise RecipeError(f"tasks: there is no {name!r}", hint=plugins.suggest(name, known))
@@ -116,7 +116,7 @@ def _read(task: Task, path: Path, rows: Sequence[Any], index: int) -> Item:
 
 
 class _RowError(EdgepackError, ValueError):
-    """A line that is no JSON; `load` says of which file."""
+    """A line is not JSON; `load` adds the name of the file."""
 
 
 def _jsonl(path: Path) -> list[Any]:
@@ -157,7 +157,7 @@ def _sixes(path: Path) -> list[Any]:
 
 
 def _text(value: Any) -> str:
-    """A text to make a longer one of; None would become "None" there."""
+    """Check that a value is a text; None would become "None" in a prompt."""
     if not isinstance(value, str):
         raise ValueError(f"{quote(value)} is no text")
     return value
@@ -167,30 +167,32 @@ def _piqa(row: Any) -> Item:
     """``goal``, ``sol1``, ``sol2``, and the index of the right one."""
     about, label = row
     context = f"Question: {_text(about['goal'])}\nAnswer:"
-    return Item.of(context, (about["sol1"], about["sol2"]), int(label))
+    return Item.from_context(context, (about["sol1"], about["sol2"]), int(label))
 
 
 def _arc_easy(row: Any) -> Item:
-    """AI2's schema. ``answerKey`` is a position, A = first: some items label their choices 1–4 and
-    still say A–D."""
+    """AI2's schema. ``answerKey`` is a position, A = first: some items label their choices 1–4 but
+    have an answer of A–D."""
     question = row["question"]
     choices = [choice["text"] for choice in question["choices"]]
     if len(row["answerKey"]) != 1:
         raise ValueError(f"answer {quote(row['answerKey'])}")
     context = f"Question: {_text(question['stem'])}\nAnswer:"
-    return Item.of(context, choices, "ABCDE".index(row["answerKey"]))
+    return Item.from_context(context, choices, "ABCDE".index(row["answerKey"]))
 
 
 def _hellaswag(row: Any) -> Item:
     """llama.cpp's six lines: "activity: context", index of the right ending, four endings.
 
-    The harness capitalises the sentence that the endings finish, the file does not; there it is
-    whatever follows the last full stop of a context that ends without one (all of ActivityNet's
-    and none of WikiHow's do). Bracketed remains of WikiHow's markup go, as in the harness.
+    The harness capitalises the sentence that the endings finish, and the file does not. In the file
+    it is the text after the last full stop, if the context ends without one (ActivityNet's contexts
+    do, WikiHow's do not). Bracketed remains of WikiHow's markup are removed, as in the harness.
     """
     context, label, *endings = row
     begun = re.sub(r"(?<=[.!?] )[^.!?]+$", lambda found: found[0].capitalize(), context)
-    return Item.of(_unbracketed(begun), [_unbracketed(text) for text in endings], int(label))
+    return Item.from_context(
+        _unbracketed(begun), [_unbracketed(text) for text in endings], int(label)
+    )
 
 
 def _unbracketed(text: str) -> str:
@@ -200,8 +202,8 @@ def _unbracketed(text: str) -> str:
 
 
 def _winogrande(row: Any) -> Item:
-    """``index,sentence,option1,option2,answer``: the sentence after the gap ``_`` is scored, once
-    behind each option (partial evaluation, Trinh & Le 2018)."""
+    """``index,sentence,option1,option2,answer``: the text after the gap ``_`` is scored once after
+    each option (partial evaluation, Trinh & Le 2018)."""
     _, sentence, *options, answer = row
     before, after = sentence.split("_")
     contexts = tuple(before + option for option in options)
@@ -209,19 +211,21 @@ def _winogrande(row: Any) -> Item:
 
 
 def _boolq(row: Any) -> Item:
-    """llm-foundry's "Passage: …\\nQuestion: …?", without the word that the harness does not say."""
+    """llm-foundry's "Passage: …\\nQuestion: …?", without "Passage: ", which the harness lacks."""
     context = row["query"].removeprefix("Passage: ") + "\nAnswer:"
-    return Item.of(context, row["choices"], row["gold"])
+    return Item.from_context(context, row["choices"], row["gold"])
 
 
 def _copa(row: Any) -> Item:
-    """llm-foundry's rows, whose choices begin in lower case already; the comma it puts before
-    "because" and "therefore" goes, as the harness has none. What the harness does have is a second
-    space before the choice."""
+    """llm-foundry's rows, whose choices already begin in lower case. Its comma before "because" and
+    "therefore" is removed, because the harness has none. The harness has a second space before the
+    choice, which is added."""
     context = re.sub(r",(?= (because|therefore)$)", "", row["query"])
     if not isinstance(row["choices"], list):
         raise ValueError(f"the choices are {quote(row['choices'])}")
-    return Item.of(context, [f" {_text(choice)}" for choice in row["choices"]], row["gold"])
+    return Item.from_context(
+        context, [f" {_text(choice)}" for choice in row["choices"]], row["gold"]
+    )
 
 
 TASKS = {

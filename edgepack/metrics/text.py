@@ -1,4 +1,4 @@
-"""What predictions are measured on: a text, or tokens held out from calibration."""
+"""The text that predictions are measured on, or tokens held out from calibration."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HELD_OUT = "held-out calibration text"
 
 @dataclass(frozen=True)
 class Text:
-    """What to predict: a text, or tokens ``[n, length]`` that are held out from calibration."""
+    """A text to predict, or tokens ``[n, length]`` held out from calibration."""
 
     name: str
     content: str | Tensor
@@ -30,7 +30,7 @@ class Text:
         return hashlib.sha256(data).hexdigest()
 
     def chunks(self, runtime: Scorer, context: int, tokens: int) -> NDArray[np.int64]:
-        """About so many `tokens` of it, ``[n, context]``."""
+        """About `tokens` tokens of it, ``[n, context]``."""
         limit = -(-tokens // context)
         if isinstance(self.content, str):
             return chunk(runtime, self.content, context, limit)
@@ -38,7 +38,7 @@ class Text:
 
 
 def _held_out(tokens: Tensor, runtime: Scorer, context: int, limit: int) -> NDArray[np.int64]:
-    """The held-out calibration tokens, cut as `chunk` cuts a text."""
+    """The held-out calibration tokens, cut into chunks as in `chunk`."""
     flat = tokens.flatten().numpy()
     context = min(context, len(flat))
     chunks = flat[: len(flat) // context * context].reshape(-1, context)[:limit].copy()

@@ -1,4 +1,4 @@
-"""Which models may be rotated and padded."""
+"""The check that a model may be rotated or padded."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from edgepack.core.errors import RecipeError
 
 
 def refuse_other_streams(checkpoint: Checkpoint, key: str) -> None:
-    """Refuse models whose residual stream these changes would not leave alone: LayerNorm subtracts
-    the mean over all coordinates, and a slice per block has another basis at every place. `key`
-    is what the recipe asks for it by."""
+    """Refuse models that rotation or padding would change: LayerNorm subtracts the mean over all
+    coordinates, and a slice per block has another basis at every place. `key` is the recipe's key
+    that asks for the change."""
     roles = {spec.role for spec in checkpoint.specs.values()}
     family = checkpoint.architecture.name
     if any(role.endswith("_norm.bias") for role in roles):

@@ -1,8 +1,8 @@
 """A LayerNorm model as an RMSNorm model, exactly (SliceGPT, section 3.3).
 
-LayerNorm subtracts the mean over the coordinates. Where nothing that writes the residual stream has
-such a mean, there is none to subtract, and what is left is RMSNorm; its gains γ and biases β go
-into what reads behind it: W·diag(γ), b + W·β.
+LayerNorm subtracts the mean over the coordinates. If every weight that writes the residual stream
+is made to write mean 0, nothing is subtracted, and LayerNorm equals RMSNorm. Its gains γ and biases
+β are merged into the weights that read after it: W·diag(γ), b + W·β.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from torch import Tensor
 
 from edgepack.architectures.base import NORMS, START, WRITE
 from edgepack.checkpoint import Checkpoint
-from edgepack.model.rewritten import Rewritten, untied, untied_name
+from edgepack.model.rewritten import Rewritten, untied_name, untied_specs
 
 
-def centered(checkpoint: Checkpoint) -> Checkpoint:
-    """`checkpoint`, or where it has LayerNorms the model without them."""
+def center(checkpoint: Checkpoint) -> Checkpoint:
+    """The model with RMSNorms in place of LayerNorms; `checkpoint` itself if it has none."""
     family = checkpoint.architecture
     biased = any(f"{norm}.bias" in {**family.block, **family.outside} for norm in NORMS)
     return Centered(checkpoint) if biased else checkpoint
 
 
 class Centered(Rewritten):
-    """`base` with RMSNorms of gain 1 and biases on everything that reads; its head is untied."""
+    """`base` with RMSNorms of gain 1, and biases on all weights that read; its head is untied."""
 
     def __init__(self, base: Checkpoint) -> None:
         family, specs = base.architecture, {}
         dropped = {f"{norm}.bias" for norm in NORMS}
-        for spec in untied(base):
+        for spec in untied_specs(base):
             if spec.role not in dropped:
                 specs[spec.name] = spec
         weights = [spec for spec in specs.values() if spec.role in family.read_behind]
@@ -64,7 +64,7 @@ class Centered(Rewritten):
         return (own + W @ shift).float()
 
     def _norm(self, stem: str, block: int | None) -> tuple[Tensor, Tensor]:
-        """γ and β of the norm that a weight reads behind."""
+        """γ and β of the norm that a weight reads after."""
         family = self.base.architecture
         norm = self.architecture.read_behind[stem]
         gain, shift = (family.hf_name(role, block) for role in (norm, f"{norm}.bias"))

@@ -1,7 +1,7 @@
 """The forward pass of a decoder, one block in memory at a time.
 
-Every family of `architectures` is the same pre-norm block; what differs (biases, norms of q and
-k, head size, sliding window) is read off the weights and dimensions that are there.
+Every family of `architectures` has the same pre-norm block. Its variants (biases, norms of q and k,
+head size, sliding window) follow from the weights and dimensions of the checkpoint.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from edgepack.core.errors import CheckpointError
 from edgepack.core.hardware import available_memory
 
 Linear = Callable[[str, Tensor], Tensor]
-"""(role, x ``[batch, time, in]``) → y ``[batch, time, out]``: how a block applies its weights.
-Calibration passes its own to see every x and y."""
+"""(role, x ``[batch, time, in]``) → y ``[batch, time, out]``: the function by which a block applies
+its weights. Calibration passes one that records every x and y."""
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, of: int | None = None) -> Tensor:
-    """x / √(Σ x² / of + ε) · weight, over the last dimension; `of` is its width, unless x is what
-    slicing left of a wider one."""
-    width = x.shape[-1]
-    if of is not None and of != width:
-        weight, eps = weight * math.sqrt(of / width), eps * of / width
-    return functional.rms_norm(x, (width,), weight, eps)
+def rms_norm(x: Tensor, weight: Tensor, eps: float, width: int | None = None) -> Tensor:
+    """x / √(Σ x² / width + ε) · weight, over the last dimension. `width` is that of x, or of the
+    stream that x is a slice of."""
+    kept = x.shape[-1]
+    if width is not None and width != kept:
+        weight, eps = weight * math.sqrt(width / kept), eps * width / kept
+    return functional.rms_norm(x, (kept,), weight, eps)
 
 
-def norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, of: int | None) -> Tensor:
+def norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, width: int | None) -> Tensor:
     """`rms_norm`, or LayerNorm where there is a bias."""
     if bias is None:
-        return rms_norm(x, weight, eps, of)
+        return rms_norm(x, weight, eps, width)
     return functional.layer_norm(x, (x.shape[-1],), weight, bias, eps)
 
 
@@ -60,7 +60,7 @@ class Rotary:
 
     def __call__(self, start: int, length: int) -> tuple[Tensor, Tensor]:
         """cos and sin for the positions start … start+length−1, each ``[length, head_dim]`` (or the
-        part of it that turns)."""
+        part of head_dim that is rotated)."""
         angle = torch.arange(start, start + length).double()[:, None] * self.frequency
         angle = torch.cat([angle, angle], dim=-1)
         return angle.cos().float(), angle.sin().float()
@@ -96,7 +96,7 @@ class KeyValueCache:
     length: int = 0
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append k and v ``[batch, kv_heads, time, head_dim]``; returns all that is there."""
+        """Append k and v ``[batch, kv_heads, time, head_dim]``; returns all keys and values."""
         end = self.length + k.shape[2]
         self.keys[:, :, self.length : end] = k
         self.values[:, :, self.length : end] = v
@@ -106,9 +106,9 @@ class KeyValueCache:
 
 @dataclass(frozen=True)
 class Block:
-    """One transformer block; `weights` maps roles to float32 tensors. A sliced block has matrices
-    ``attn_shortcut`` and ``ffn_shortcut``, which take its residual stream from one basis to the
-    next (SliceGPT, figure 3)."""
+    """One transformer block; `weights` maps roles to float32 tensors. A sliced block also has the
+    matrices ``attn_shortcut`` and ``ffn_shortcut``, which move its residual stream from one basis
+    to the next (SliceGPT, figure 3)."""
 
     dimensions: Dimensions
     weights: Mapping[str, Tensor]
@@ -117,7 +117,7 @@ class Block:
 
     @property
     def linears(self) -> tuple[str, ...]:
-        """The roles it calls `Linear` with, in the order of use."""
+        """The roles that the block calls `Linear` with, in the order of use."""
         return tuple(role for role in LINEAR_ROLES if role in self.weights)
 
     def to(self, device: torch.device) -> Block:
@@ -161,7 +161,7 @@ class Block:
         return x @ self.weights[role] if role in self.weights else x
 
     def _heads(self, role: str, x: Tensor, linear: Linear) -> Tensor:
-        """A projection split into heads ``[batch, heads, time, head_dim]``, normed if it is."""
+        """A projection as heads ``[batch, heads, time, head_dim]``, after their norm if any."""
         y = torch.unflatten(linear(role, x), -1, (-1, self.dimensions.head_dim)).transpose(1, 2)
         norm = self.weights.get(f"{role}_norm")
         return y if norm is None else rms_norm(y, norm, self.dimensions.rms_norm_eps)
@@ -180,10 +180,10 @@ class Block:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-    """Causal grouped-query attention, the queries being the last positions of the keys.
+    """Causal grouped-query attention; the queries are the last positions of the keys.
 
-    q ``[batch, heads, queries, head_dim]``, k and v ``[batch, kv_heads, keys, head_dim]``; with
-    a `window`, a query sees that many positions, its own included.
+    q ``[batch, heads, queries, head_dim]``, k and v ``[batch, kv_heads, keys, head_dim]``. With a
+    `window`, a query attends to that many positions, its own included.
     """
     queries, keys = q.shape[2], k.shape[2]
     groups = q.shape[1] // k.shape[1]
@@ -202,9 +202,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
 
 @dataclass
 class Decoder:
-    """Embedding, blocks and head of a checkpoint, loaded when asked for.
+    """Embedding, blocks and head of a checkpoint, loaded on demand.
 
-    `replaced` gives other float32 weights for some names (the packed ones, for instance).
+    `replaced` gives other float32 weights for some names (for example the packed ones).
     """
 
     checkpoint: Checkpoint
@@ -217,8 +217,8 @@ class Decoder:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """How wide hidden states are before every block and, last, before the head. They differ
-        only where slicing gave every place a width of its own."""
+        """Widths of the hidden states before every block and, last, before the head. They differ
+        only in a model that is sliced per block."""
         family, specs = self.checkpoint.architecture, self.checkpoint.specs
         blocks = range(self.dimensions.num_hidden_layers)
         norms = [*(family.hf_name("attn_norm", i) for i in blocks), family.hf_name("output_norm")]
@@ -244,8 +244,8 @@ class Decoder:
 
     def embed(self, tokens: Tensor, embedding: Tensor | None = None, start: int = 0) -> Tensor:
         """The first block's inputs ``[…, time, hidden]`` for token ids ``[…, time]`` at the
-        positions from `start` on: their embeddings (read unless given), and where positions are
-        learned theirs."""
+        positions from `start` on: the token embeddings (read from disk unless given), plus position
+        embeddings if the model has them."""
         x = (self.embedding() if embedding is None else embedding)[tokens]
         if self.rotary is not None:
             return x
@@ -266,7 +266,7 @@ class Decoder:
         names = {role: architecture.outside.get(role, "") for role in HEAD_VECTORS}
         present = {role: n for role, n in names.items() if n in self.checkpoint.specs}
         vectors = {role: self._load(name) for role, name in present.items()}
-        return Head.of_vectors(vectors, self._load(output), d.rms_norm_eps, d.hidden_size)
+        return Head.from_vectors(vectors, self._load(output), d.rms_norm_eps, d.hidden_size)
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Logits ``[batch, time, vocab]`` of token ids ``[batch, time]``."""
@@ -277,7 +277,7 @@ class Decoder:
 
 
 def fits_in_memory(decoder: Decoder) -> bool:
-    """Whether the whole model may stay in memory as float32: it takes less than a quarter."""
+    """Whether the model may stay in memory as float32, because it takes less than a quarter."""
     size = 4 * sum(spec.numel for spec in decoder.checkpoint.specs.values())
     return size < available_memory() // 4
 
@@ -288,25 +288,25 @@ HEAD_VECTORS = ("output_norm", "output_norm.bias", "output.bias")
 
 @dataclass(frozen=True)
 class Head:
-    """The final norm (RMSNorm, or LayerNorm where it has a bias) and the output matrix ``[vocab,
-    hidden]``, perhaps with a bias."""
+    """The final norm (RMSNorm, or LayerNorm if it has a bias) and the output matrix ``[vocab,
+    hidden]``, with its bias if any."""
 
     norm: Tensor
     output: Tensor
     eps: float
-    of: int | None = None
+    width: int | None = None
     norm_bias: Tensor | None = None
     bias: Tensor | None = None
 
     @staticmethod
-    def of_vectors(
-        vectors: Mapping[str, Tensor], output: Tensor, eps: float, of: int | None
+    def from_vectors(
+        vectors: Mapping[str, Tensor], output: Tensor, eps: float, width: int | None
     ) -> Head:
         """A head with some `vectors` by role, and the matrix `output`."""
         norm, *biases = (vectors.get(role) for role in HEAD_VECTORS)
         if norm is None:
             raise CheckpointError("the model has no final norm")
-        return Head(norm, output, eps, of, *biases)
+        return Head(norm, output, eps, width, *biases)
 
     @property
     def vectors(self) -> dict[str, Tensor]:
@@ -316,21 +316,21 @@ class Head:
 
     def with_vectors(self, vectors: Mapping[str, Tensor]) -> Head:
         """The same head with other `vectors`."""
-        return Head.of_vectors(vectors, self.output, self.eps, self.of)
+        return Head.from_vectors(vectors, self.output, self.eps, self.width)
 
     def to(self, device: torch.device) -> Head:
         """The same head on a device."""
         vectors = {role: value.to(device) for role, value in self.vectors.items()}
-        return Head.of_vectors(vectors, self.output.to(device), self.eps, self.of)
+        return Head.from_vectors(vectors, self.output.to(device), self.eps, self.width)
 
-    def normed(self, x: Tensor) -> Tensor:
+    def normalize(self, x: Tensor) -> Tensor:
         """Hidden states ``[…, hidden]`` → the inputs of the output matrix."""
-        return norm(x, self.norm, self.norm_bias, self.eps, self.of)
+        return norm(x, self.norm, self.norm_bias, self.eps, self.width)
 
     def logits(self, normed: Tensor) -> Tensor:
-        """The output of `normed` → logits ``[…, vocab]``."""
+        """The output of `normalize` → logits ``[…, vocab]``."""
         return functional.linear(normed, self.output, self.bias)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Hidden states ``[…, hidden]`` → logits ``[…, vocab]``."""
-        return self.logits(self.normed(x))
+        return self.logits(self.normalize(x))

@@ -1,8 +1,8 @@
 """Zero-pad every width to a multiple, so that formats with blocks of that many columns fit.
 
-Exact: with n coordinates of n′ in use, the mean square that RMSNorm divides by is n/n′ of what it
-was, so ε becomes ε·n/n′ and the gains γ·√(n/n′), 0 for the rest. Heads added to a group of query
-heads, or whole groups, meet columns of 0 in the output projection.
+Padding is exact. With n of n′ coordinates in use, the mean square in RMSNorm shrinks by n/n′, so ε
+becomes ε·n/n′ and the gains become γ·√(n/n′), or 0 for the new coordinates. New heads in a group of
+query heads, and new groups, have columns of 0 in the output projection.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from edgepack.model.rewritten import Rewritten
 
 
 def pad(checkpoint: Checkpoint, multiple: int) -> Checkpoint:
-    """`checkpoint` with all widths a multiple of `multiple`; itself where they are already."""
+    """The model with all widths a multiple of `multiple`; `checkpoint` itself if they are so."""
     refuse_other_streams(checkpoint, "compress.pad_width")
     wider = _wider(checkpoint.dimensions, multiple, square_q=checkpoint.architecture.square_q)
     return checkpoint if wider == checkpoint.dimensions else Padded(checkpoint, wider, multiple)
 
 
 def _wider(d: Dimensions, multiple: int, *, square_q: bool) -> Dimensions:
-    """The least that fit: hidden and inner width, and heads (groups of them only if need be)."""
+    """The smallest dimensions that fit: hidden and inner width, heads (groups only if needed)."""
     hidden, inner = (-(-n // multiple) * multiple for n in (d.hidden_size, d.intermediate_size))
     step = multiple // math.gcd(multiple, d.head_dim)
     kv, groups = d.num_key_value_heads, d.num_attention_heads // d.num_key_value_heads
@@ -70,7 +70,7 @@ class Padded(Rewritten):
         return out
 
     def _places(self, word: str) -> Tensor:
-        """Where the original's coordinates of a width are among the padded ones."""
+        """Indices of the original's coordinates of a width among the padded ones."""
         old, new = self.base.dimensions, self.dimensions
         if word != "q":
             return torch.arange(sizes(self.architecture, old)[word])
@@ -80,7 +80,7 @@ class Padded(Rewritten):
         return (moved[:, None] * old.head_dim + torch.arange(old.head_dim)).flatten()
 
     def describe(self) -> str:
-        """What grew, in one line."""
+        """The dimensions that grew, in one line."""
         old, new = self.base.dimensions, self.dimensions
         grown = [
             f"{what} {getattr(old, name)} → {getattr(new, name)}"

@@ -1,7 +1,7 @@
-"""How many columns of the residual stream are kept, and where.
+"""The number of columns of the residual stream that are kept at every place.
 
-A place is where the stream is read: by the attention of a block, by its feed-forward part (unless
-both read behind the same norm), and at last by the head.
+A place is a point where the stream is read: by the attention of a block, by its feed-forward part
+(unless both read after the same norm), and last by the head.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ ATTENTION = dict.fromkeys(("attn_norm", *ATTENTION_READS), 0)
 
 @dataclass(frozen=True)
 class Places:
-    """How many places a block has; by role, at which of them a weight reads and to which it writes,
-    and from which to which the shortcuts lead."""
+    """The places of a block. `count` is their number; by role, `read` is the place that a weight
+    reads at, `write` the place that it writes to, and `shortcuts` the start and end of a shortcut.
+    """
 
     count: int
     read: Mapping[str, int]
     write: Mapping[str, int]
     shortcuts: Mapping[str, tuple[int, int]]
 
-    def of(self, role: str, block: int | None, blocks: int) -> int | None:
-        """The place whose basis a weight reads or writes in, None where it does neither."""
+    def place_of(self, role: str, block: int | None, blocks: int) -> int | None:
+        """The place whose basis a weight reads or writes in, None if it does neither."""
         stem = role.partition(".")[0]
         if block is None:
             return 0 if stem in START else self.count * blocks
@@ -54,13 +55,13 @@ SIDE_BY_SIDE = Places(
 
 
 def places(architecture: Architecture) -> Places:
-    """Those of a family."""
+    """The places of a family's blocks."""
     return SIDE_BY_SIDE if architecture.parallel else IN_TURN
 
 
 def kept_width(hidden: int, options: Slice) -> int:
-    """Columns to keep of `hidden`: `width`, or ``1 − sparsity`` of them, to the nearest multiple of
-    `round_to`."""
+    """Columns to keep of `hidden`: `width`, or ``1 − sparsity`` of them, rounded to the nearest
+    multiple of `round_to`."""
     if options.width is None:
         return _rounded(hidden, options.sparsity or 0.0, options)
     if options.width > hidden:

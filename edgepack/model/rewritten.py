@@ -1,5 +1,5 @@
-# ruff: noqa: D102  (`Checkpoint` says what these are)
-"""A checkpoint made of another's weights, rewritten one at a time."""
+# ruff: noqa: D102  (documented in `Checkpoint`)
+"""A checkpoint that computes its weights from another checkpoint's, one at a time."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ SIZES = {
     "attention.value_length": "head_dim",
     "rope.dimension_count": "head_dim",
 }
-"""GGUF's key → our name of a dimension that a rewriting may change or that llama.cpp would
-otherwise derive from one."""
+"""GGUF's key → our name of a dimension. A rewriting may change these, or llama.cpp would otherwise
+derive them from ones that it changes."""
 EPSILON = "attention.layer_norm_rms_epsilon"
 ARCHITECTURE = "general.architecture"
 
 
 class Rewritten(Checkpoint):
-    """`original` with other dimensions and weights; `about` says which change, for the manifest
-    and the cache. Subclasses give `tensor`."""
+    """`original` with other dimensions and weights; `about` describes the change, for the manifest
+    and the cache. Subclasses define `tensor`."""
 
     def __init__(
         self,
@@ -96,13 +96,13 @@ class Rewritten(Checkpoint):
         }
 
 
-def untied(base: Checkpoint) -> list[WeightSpec]:
-    """All weights of a model, a head of its own among them."""
+def untied_specs(base: Checkpoint) -> list[WeightSpec]:
+    """All weights of the model after its head is untied."""
     head, tied = base.architecture.hf_name("output"), base.architecture.hf_name("token_embd")
     more = [] if head in base.specs else [replace(base.specs[tied], name=head, role="output")]
     return [*base.specs.values(), *more]
 
 
 def untied_name(base: Checkpoint, name: str) -> str:
-    """Where the weight `name` of the untied model is in `base`."""
+    """The name in `base` of the weight `name` of the untied model."""
     return name if name in base.specs else base.architecture.hf_name("token_embd")

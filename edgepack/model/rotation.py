@@ -1,10 +1,10 @@
 """Fuse orthogonal rotations into the weights, so that no coordinate of an input stands out.
 
-QuaRot's offline rotations (Ashkboos et al., arXiv 2404.00456, section 4): the residual stream
-(every weight that reads it is W·diag(γ)·R, every one that writes it RᵀW, the gains become 1) and,
-head by head, the values before the output projection mixes them. Signs are random, from a fixed
-seed. A tied head cannot take the final norm's gains, so that tied models keep their residual
-stream and have only their values rotated.
+QuaRot's offline rotations (Ashkboos et al., arXiv 2404.00456, section 4). The residual stream is
+rotated: every weight that reads it becomes W·diag(γ)·R, every one that writes it RᵀW, and the gains
+become 1. The values are rotated head by head, before the output projection mixes them. Signs are
+random, from a fixed seed. A tied head cannot take the final norm's gains, so in tied models only
+the values are rotated.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from edgepack.model._plain import refuse_other_streams
 from edgepack.model.rewritten import Rewritten
 
 VALUES = {"attn_v": 0, "attn_output": 1}
-"""Which dimension of a weight runs over values, head after head."""
-_ROWS = 8192  # at once in float64
+"""The dimension of a weight that runs over values, head after head."""
+_ROWS = 8192  # rows at once in float64
 _SEED = 0
 
 
@@ -35,7 +35,7 @@ class Rotated(Rewritten):
         refuse_other_streams(original, "compress.rotate")
         about = {"rotate": "hadamard"}
         super().__init__(original, original.dimensions, original.specs, about)
-        with while_doing("compress.rotate"):  # widths without a matrix are refused at once
+        with while_doing("compress.rotate"):  # widths without a Hadamard matrix are refused here
             paley_order(self.dimensions.head_dim)
             if self.stream:
                 paley_order(self.dimensions.hidden_size)

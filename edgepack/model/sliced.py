@@ -1,4 +1,4 @@
-"""The narrower checkpoint: what it will be is known before it is made."""
+"""The sliced checkpoint; its dimensions and shapes are known before it is built."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from edgepack.checkpoint.save import shard_of
 from edgepack.core.stage import Stage
 from edgepack.core.weights import WeightSpec
 from edgepack.model.places import places
-from edgepack.model.rewritten import Rewritten, untied
+from edgepack.model.rewritten import Rewritten, untied_specs
 
 MODELING = Path(__file__).with_name("modeling_sliced.py")
 SHORTCUT_NAMES = {"attn_shortcut": "attn_shortcut_Q", "ffn_shortcut": "mlp_shortcut_Q"}
-"""Role → name inside a block, as SliceGPT's own code has them."""
-SHORTCUT_BEHIND = {"attn_output": "attn_shortcut", "ffn_down": "ffn_shortcut"}
-"""What writes the stream → the shortcut beside it."""
+"""Role → name inside a block, as in SliceGPT's code."""
+SHORTCUT_AFTER = {"attn_output": "attn_shortcut", "ffn_down": "ffn_shortcut"}
+"""Role that writes the stream → the shortcut in parallel to it."""
 PARTS = {"token_embd": "embeddings", "output": "head", **dict.fromkeys(SHORTCUT_NAMES, "shortcuts")}
 """Role → part of the model; all else is the body."""
 
 
 class Sliced(Rewritten):
-    """A model with a narrower residual stream, its weights in the folder of `stage` once that is
-    done. Its head is a matrix of its own, since it takes the final norm's gains."""
+    """A model with a narrower residual stream. Its weights are in the folder of `stage` when that
+    is done. Its head is untied, because the final norm's gains are merged into it."""
 
     stage: Stage
     source_stage: Stage
@@ -44,7 +44,8 @@ class Sliced(Rewritten):
         """`base` with a hidden size of `width`: a model of its family."""
         dimensions = replace(base.dimensions, hidden_size=width, tie_word_embeddings=False)
         specs = {
-            spec.name: _narrow(spec, base.architecture, dimensions, width) for spec in untied(base)
+            spec.name: _narrow(spec, base.architecture, dimensions, width)
+            for spec in untied_specs(base)
         }
         return Sliced._of(base, dimensions, specs, stage, about, _runnable(base.architecture))
 
@@ -52,19 +53,19 @@ class Sliced(Rewritten):
     def per_block(
         base: Checkpoint, widths: tuple[int, ...], stage: Stage, about: Mapping[str, Any]
     ) -> Sliced:
-        """`base` with `widths[k]` columns at place k, and shortcut matrices between the places; its
-        hidden size stays what norms divide by."""
+        """`base` with `widths[k]` columns at place k, and shortcut matrices between the places. The
+        hidden size does not change, because norms divide by it."""
         dimensions = replace(base.dimensions, tie_word_embeddings=False)
         family, blocks = base.architecture, dimensions.num_hidden_layers
         where_is = places(family)
         names = {role: SHORTCUT_NAMES[role] for role in where_is.shortcuts}
         architecture = replace(family, block={**family.block, **names})
         specs = {}
-        for spec in untied(base):
-            where = where_is.of(spec.role, spec.block, blocks)
+        for spec in untied_specs(base):
+            where = where_is.place_of(spec.role, spec.block, blocks)
             width = dimensions.hidden_size if where is None else widths[where]
             specs[spec.name] = _narrow(spec, base.architecture, dimensions, width)
-            role = SHORTCUT_BEHIND.get(spec.role)
+            role = SHORTCUT_AFTER.get(spec.role)
             if role in names and spec.block is not None:
                 name, start = architecture.hf_name(role, spec.block), where_is.count * spec.block
                 shape = tuple(widths[start + offset] for offset in where_is.shortcuts[role])
@@ -90,8 +91,8 @@ class Sliced(Rewritten):
         made.architecture = architecture
         return made
 
-    def taken_from(self, stage: Stage) -> Sliced:
-        """The same model with the weights that a later stage has."""
+    def with_weights_from(self, stage: Stage) -> Sliced:
+        """The same model with the weights of a later stage."""
         made = copy(self)
         made.__dict__.pop("_shards", None)
         made.source_stage, made.about = stage, {**self.about, "stage": stage.key}
@@ -111,7 +112,7 @@ class Sliced(Rewritten):
         return value.float()
 
     def weights_by_part(self) -> dict[str, tuple[int, int]]:
-        """Number of weights of the original and of this, by part of the model."""
+        """Numbers of weights of the original and of this model, by part of the model."""
         found: dict[str, tuple[int, int]] = {}
         for side, checkpoint in enumerate((self.original, self)):
             for spec in checkpoint.specs.values():
@@ -130,8 +131,9 @@ def _narrow(
 
 
 def _runnable(architecture: Architecture) -> Architecture:
-    """As it is, unless llama.cpp takes q to be as wide as the hidden state: then as its llama,
-    which computes the same (biases of q, k and v included) once q and k are in its rotary order."""
+    """The family that llama.cpp runs the model as. Where llama.cpp assumes that q is as wide as the
+    hidden state, that is llama: it computes the same, with biases of q, k and v, if q and k are in
+    its rotary order."""
     if not architecture.square_q:
         return architecture
     return replace(architecture, gguf="llama", permute_qk=True, square_q=False)

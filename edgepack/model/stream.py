@@ -13,12 +13,12 @@ from edgepack.core.disk import atomic
 from edgepack.core.errors import CalibrationError
 from edgepack.model.decoder import Decoder
 
-TOKENS_AT_ONCE = 4096  # activations of so many tokens are in memory
+TOKENS_AT_ONCE = 4096  # tokens whose activations are in memory at once
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A run of sequences that go through a block together; never both kinds."""
+    """A run of sequences that pass a block together, all for training or all held out."""
 
     rows: slice
     held_out: bool
@@ -37,7 +37,7 @@ def micro_batches(tokens: Tokens) -> list[Batch]:
 class Activations:
     """Hidden states ``[sequences, length, hidden]`` in a raw file, read and written in runs.
 
-    Plain reads, not a memory map: the file does not count as the process's memory.
+    Plain reads, not a memory map, so that the file does not count as the process's memory.
     """
 
     path: Path
@@ -47,8 +47,8 @@ class Activations:
     def read(self, rows: slice) -> Tensor:
         """Sequences `rows` as float32.
 
-        Into torch's own memory: what products round to depends on how their operands are aligned,
-        and a resumed run must come to the same bytes.
+        They are copied into memory that torch allocates: the rounding of products depends on the
+        alignment of their operands, and a resumed run must give the same bytes.
         """
         per_row = self.shape[1] * self.shape[2]
         found = torch.empty(rows.stop - rows.start, *self.shape[1:], dtype=self.dtype)
@@ -63,14 +63,14 @@ class Activations:
         return found.float()
 
     def write(self, parts: Iterable[Tensor]) -> None:
-        """All sequences, in order; the file appears when it is whole."""
+        """Write all sequences, in order; the file appears when it is whole."""
         with atomic(self.path) as temporary, temporary.open("wb") as file:
             for part in parts:
                 file.write(part.to(self.dtype).contiguous().view(torch.uint8).numpy().data)
 
     @property
     def exists(self) -> bool:
-        """Whether it was written to the end."""
+        """Whether the whole file was written."""
         return self.path.exists()
 
 
@@ -85,13 +85,13 @@ def states(
 
 @dataclass(frozen=True)
 class Tokens:
-    """Sequences of token ids: `train` ``[n, length]`` for H, `held_out` ``[m, length]`` to judge
-    it."""
+    """Sequences of token ids: `train` ``[n, length]`` to compute H, `held_out` ``[m, length]`` to
+    evaluate the result."""
 
     train: Tensor
     held_out: Tensor
 
     @property
     def all(self) -> Tensor:
-        """Both, the training sequences first."""
+        """Both kinds of sequences, the training ones first."""
         return torch.cat([self.train, self.held_out])

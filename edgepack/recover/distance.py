@@ -54,7 +54,7 @@ def kl_gradient(
     for out, (mine, theirs) in zip(parts, _chunks(x, target), strict=True):
         mine = mine.detach().requires_grad_()
         with torch.enable_grad():
-            normed = student.normed(mine)
+            normed = student.normalize(mine)
         with torch.no_grad():
             log_q = student.logits(normed).log_softmax(-1)
             log_p = teacher(theirs).log_softmax(-1)

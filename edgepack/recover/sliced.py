@@ -97,7 +97,7 @@ class FineTune(Stage):
     @cached_property
     def model(self) -> Sliced:
         """The sliced model with its trained weights."""
-        return self.sliced.taken_from(self)
+        return self.sliced.with_weights_from(self)
 
     def run(self, folder: Path, executor: Executor) -> Steps[None]:  # noqa: D102
         yield from finetune(

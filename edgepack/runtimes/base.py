@@ -149,7 +149,7 @@ class Runtime(Scorer, Protocol):
         ...
 
 
-def opened(runtime: Scorer, text: str, *, special: bool = False) -> list[int]:
+def tokenize_prefix(runtime: Scorer, text: str, *, special: bool = False) -> list[int]:
     """Tokens of a text that something follows: the model's first token before it, and nothing after
     it, also where the tokenizer ends every text with EOS."""
     ids = runtime.tokenize(text, bos=False, special=special)

@@ -42,27 +42,27 @@ class Step(NamedTuple):
     token: int
     position: int
     sequences: Sequence[int]
-    wanted: bool
+    has_logits: bool
 
 
 def layout(forks: Iterable[Fork]) -> tuple[list[Step], list[list[int]]]:
     """The batch, and for every branch which of the wanted rows of logits predict its tokens."""
     steps: list[Step] = []
     rows: list[list[int]] = []
-    sequence = wanted = 0
+    sequence = row = 0
     for fork in forks:
-        start, shared = len(fork.stem), wanted
+        start, shared = len(fork.stem), row
         numbers = range(sequence, sequence + fork.sequences)
         steps += [Step(t, at, numbers, at == start - 1) for at, t in enumerate(fork.stem)]
-        wanted += 1
+        row += 1
         free = iter(numbers)
         for branch in fork.branches:
             inner = branch[:-1]
             if inner:
                 own = (next(free),)
                 steps += [Step(t, at, own, True) for at, t in enumerate(inner, start)]
-            rows.append([shared, *range(wanted, wanted + len(inner))])
-            wanted += len(inner)
+            rows.append([shared, *range(row, row + len(inner))])
+            row += len(inner)
         sequence += fork.sequences
     return steps, rows
 

@@ -37,7 +37,7 @@ class Key(NamedTuple):
 
     types: frozenset[Type]
     holds: Callable[[Any], bool] = lambda value: True
-    wanted: str = ""
+    expected: str = ""
 
 
 def _one(*types: Type) -> frozenset[Type]:
@@ -74,7 +74,7 @@ def check_model(path: Path) -> GgufHeader:
     architecture = header.metadata.get("general.architecture", ("",))[0]
     if not isinstance(architecture, str):
         raise _wrong(path, "general.architecture", "a text", architecture)
-    keys = {f"{architecture}.{key}": wanted for key, wanted in MODEL_KEYS.items()}
+    keys = {f"{architecture}.{key}": expected for key, expected in MODEL_KEYS.items()}
     _check_keys(header, keys)
     _check_experts(header, architecture)
     _check_heads(header, architecture)
@@ -134,15 +134,15 @@ def _pairs(header: GgufHeader) -> dict[str, tuple[Stored, Stored]]:
 
 
 def _check_keys(header: GgufHeader, keys: dict[str, Key]) -> None:
-    for name, wanted in keys.items():
+    for name, expected in keys.items():
         if name not in header.metadata:
             continue
         value, kind, _ = header.metadata[name]
-        if kind not in wanted.types:
-            names = " or ".join(sorted(t.name.lower() for t in wanted.types))
+        if kind not in expected.types:
+            names = " or ".join(sorted(t.name.lower() for t in expected.types))
             raise _wrong(header.path, name, names, f"{kind.name.lower()} {quote(value)}")
-        if not wanted.holds(value):
-            raise _wrong(header.path, name, wanted.wanted, quote(value))
+        if not expected.holds(value):
+            raise _wrong(header.path, name, expected.expected, quote(value))
 
 
 def _number(header: GgufHeader, key: str) -> int:
@@ -221,7 +221,7 @@ def _twice(tokens: Iterable[str]) -> str | None:
     return None
 
 
-class Spoken(NamedTuple):
+class Encodable(NamedTuple):
     """What a sentencepiece vocabulary can say: llama.cpp dies at a character that is no token and
     whose bytes are none."""
 
@@ -240,14 +240,14 @@ class Spoken(NamedTuple):
                 )
 
 
-def spoken(header: GgufHeader) -> Spoken:
+def read_encodable(header: GgufHeader) -> Encodable:
     """What the vocabulary of a model can say; of other kinds than sentencepiece, everything."""
     if header.metadata.get("tokenizer.ggml.model", ("",))[0] != "llama":
-        return Spoken()
+        return Encodable()
     tokens = set(header.metadata.get("tokenizer.ggml.tokens", ([],))[0])
     missing = frozenset(b for b in range(256) if not {f"<0x{b:02X}>", chr(b)} & tokens)
     characters = {token.replace("▁", " ") for token in tokens if len(token) == 1}
-    return Spoken(frozenset(characters), missing)
+    return Encodable(frozenset(characters), missing)
 
 
 def _check_tensor(path: Path, name: str, stored: Stored) -> None:
@@ -262,8 +262,8 @@ def _check_tensor(path: Path, name: str, stored: Stored) -> None:
         raise _bad(path, f"{shorten(name, 80)} is {stored.kind.name}, which nothing multiplies")
 
 
-def _wrong(path: Path, key: str, wanted: str, value: object) -> CheckpointError:
-    return _bad(path, f"{shorten(key, 80)} should be {wanted}, not {shorten(str(value), 80)}")
+def _wrong(path: Path, key: str, expected: str, value: object) -> CheckpointError:
+    return _bad(path, f"{shorten(key, 80)} should be {expected}, not {shorten(str(value), 80)}")
 
 
 def _bad(path: Path, message: str) -> CheckpointError:

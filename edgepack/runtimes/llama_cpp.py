@@ -34,7 +34,7 @@ from edgepack.runtimes.base import (
 )
 from edgepack.runtimes.chat import render
 from edgepack.runtimes.forks import Fork, Step, check_fits, layout
-from edgepack.runtimes.gguf_check import cache_bytes, check_adapter, check_model, spoken
+from edgepack.runtimes.gguf_check import cache_bytes, check_adapter, check_model, read_encodable
 
 _ERROR_LEVEL = 4  # enum ggml_log_level
 _MICRO_BATCH = 512  # llama.cpp's default, here so that a long context does not raise it
@@ -96,7 +96,7 @@ class LlamaCpp(Closing):
         if adapter is not None:
             check_adapter(adapter, header)
         check_memory(context, cache_bytes(header))
-        self._spoken = spoken(header)
+        self._encodable = read_encodable(header)
         try:
             self._model = self._load(model)
             self._ctx = self._open(context, threads or psutil.cpu_count(logical=False) or 1)
@@ -110,7 +110,7 @@ class LlamaCpp(Closing):
         self.vocab_size: int = lib.llama_vocab_n_tokens(self._vocab)
         add_bos = lib.llama_vocab_get_add_bos(self._vocab)
         self.bos: int | None = lib.llama_vocab_bos(self._vocab) if add_bos else None
-        self._more_ends = gguf_ends({MORE_ENDS: self._told(MORE_ENDS) or ""})
+        self._more_ends = gguf_ends({MORE_ENDS: self._metadata_text(MORE_ENDS) or ""})
 
     def _load(self, path: Path) -> Any:
         params = self._lib.llama_model_default_params()
@@ -154,7 +154,7 @@ class LlamaCpp(Closing):
                 batch.token[i], batch.pos[i], batch.logits[i] = (
                     step.token,
                     step.position,
-                    step.wanted,
+                    step.has_logits,
                 )
                 batch.n_seq_id[i] = len(step.sequences)
                 for j, sequence in enumerate(step.sequences):
@@ -172,7 +172,7 @@ class LlamaCpp(Closing):
     def _forget(self) -> None:
         self._lib.llama_memory_clear(self._lib.llama_get_memory(self._ctx), True)
 
-    def _wanted(self, rows: int) -> NDArray[np.float32]:
+    def _last_logits(self, rows: int) -> NDArray[np.float32]:
         """The rows of logits that the last batch asked for; llama.cpp's memory, until the next."""
         found = self._lib.llama_get_logits(self._ctx)
         return np.ctypeslib.as_array(found, (rows, self.vocab_size))
@@ -180,7 +180,7 @@ class LlamaCpp(Closing):
     def logits(self, tokens: Sequence[int], first: int = 0) -> NDArray[np.float32]:
         """See `Runtime.logits`."""
         self._start(tokens, first)
-        return np.array(self._wanted(len(tokens) - first), np.float32)
+        return np.array(self._last_logits(len(tokens) - first), np.float32)
 
     def branches(self, forks: Sequence[Fork]) -> Iterator[NDArray[np.float32]]:
         """See `Runtime.branches`."""
@@ -188,8 +188,8 @@ class LlamaCpp(Closing):
         steps, rows = layout(forks)
         self._forget()
         self._decode(steps)
-        found = self._wanted(sum(step.wanted for step in steps))
-        yield from (found[wanted] for wanted in rows)  # indexing with a list copies
+        found = self._last_logits(sum(step.has_logits for step in steps))
+        yield from (found[row] for row in rows)  # indexing with a list copies
 
     def generate(
         self,
@@ -204,7 +204,7 @@ class LlamaCpp(Closing):
             self._start(tokens, len(tokens) - 1)
             end = min(len(tokens) + max_tokens, self.context)
             for position in range(len(tokens), end):
-                check_numbers(self._wanted(1))
+                check_numbers(self._last_logits(1))
                 token: int = self._lib.llama_sampler_sample(sampler, self._ctx, -1)
                 ends = self._lib.llama_vocab_is_eog(self._vocab, token) or token in self._more_ends
                 if token in stop or (ends and not sampling.ignore_eos):
@@ -214,17 +214,17 @@ class LlamaCpp(Closing):
         finally:
             self._lib.llama_sampler_free(sampler)
 
-    def _sampler(self, how: Sampling) -> Any:
+    def _sampler(self, sampling: Sampling) -> Any:
         lib = self._lib
         chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
-        if how.repeat_penalty != 1.0:
-            penalties = (self.vocab_size, PENALTY_WINDOW, how.repeat_penalty, 0.0, 0.0)
+        if sampling.repeat_penalty != 1.0:
+            penalties = (self.vocab_size, PENALTY_WINDOW, sampling.repeat_penalty, 0.0, 0.0)
             lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_penalties(*penalties))
-        if how.temperature > 0:
-            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_top_k(how.top_k))
-            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_top_p(how.top_p, 1))
-            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_temp(how.temperature))
-            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_dist(how.seed))
+        if sampling.temperature > 0:
+            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_top_k(sampling.top_k))
+            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_top_p(sampling.top_p, 1))
+            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_temp(sampling.temperature))
+            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_dist(sampling.seed))
         else:
             lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_greedy())
         return chain
@@ -232,7 +232,7 @@ class LlamaCpp(Closing):
     def tokenize(self, text: str, *, bos: bool = True, special: bool = False) -> list[int]:
         """See `Runtime.tokenize`."""
         data = text.encode("utf-8", "replace")
-        self._spoken.check(text)
+        self._encodable.check(text)
         room = len(data) + 2  # a token has at least a byte; BOS and EOS have none
         out = (self._lib.llama_token * room)()
         found = self._lib.llama_tokenize(self._vocab, data, len(data), out, room, bos, special)
@@ -265,16 +265,18 @@ class LlamaCpp(Closing):
 
     def _templates(self) -> str | dict[str, str] | None:
         """The chat template; where none is the default, all of them by name."""
-        if (default := self._told(TEMPLATE)) is not None:
+        if (default := self._metadata_text(TEMPLATE)) is not None:
             return default
         keys = (
             self._string(self._lib.llama_model_meta_key_by_index, index)
             for index in range(self._lib.llama_model_meta_count(self._model))
         )
         named = [key for key in keys if key and key.startswith(TEMPLATE_PREFIX)]
-        return {key.removeprefix(TEMPLATE_PREFIX): self._told(key) or "" for key in named} or None
+        return {
+            key.removeprefix(TEMPLATE_PREFIX): self._metadata_text(key) or "" for key in named
+        } or None
 
-    def _told(self, key: str) -> str | None:
+    def _metadata_text(self, key: str) -> str | None:
         """The text under a key of the file's metadata."""
         return self._string(self._lib.llama_model_meta_val_str, key.encode())
 

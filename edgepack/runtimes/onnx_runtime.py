@@ -83,7 +83,7 @@ class OnnxRuntime(Closing):
         self._place = shorten(str(model), 120)
         data_files(model)  # none of them outside its folder
         self._session: Any = self._load(model, threads or psutil.cpu_count(logical=False) or 1)
-        self._options = self._attached(adapter) if adapter else None
+        self._options = self._attach(adapter) if adapter else None
         try:
             self._inputs = {node.name: node for node in self._session.get_inputs()}
             outputs = {node.name: node for node in self._session.get_outputs()}
@@ -122,7 +122,7 @@ class OnnxRuntime(Closing):
                 hint="its files must be whole and lie together; build or copy the folder again",
             ) from error
 
-    def _attached(self, adapter: Path) -> Any:
+    def _attach(self, adapter: Path) -> Any:
         """What tells a run to use it; adapter and options must both stay."""
         options, self._adapter = self._ort.RunOptions(), self._ort.LoraAdapter()
         try:
@@ -237,15 +237,15 @@ class OnnxRuntime(Closing):
     ) -> Iterator[int]:
         """See `Runtime.generate`."""
         check_length(tokens, self.context)
-        sampler, said = Sampler(sampling), deque[int](maxlen=PENALTY_WINDOW)
+        sampler, recent = Sampler(sampling), deque[int](maxlen=PENALTY_WINDOW)
         logits, past = self._run(np.array([tokens], np.int64), None, keep=True)
         for _ in range(min(max_tokens, self.context - len(tokens))):
-            token = sampler(logits[0, -1], said)
+            token = sampler(logits[0, -1], recent)
             ends = token in self._tokenizer.ends and not sampling.ignore_eos
             if token in stop or ends:
                 return
             yield token
-            said.append(token)
+            recent.append(token)
             logits, past = self._run(np.array([[token]], np.int64), past, keep=True)
 
     def tokenize(self, text: str, *, bos: bool = True, special: bool = False) -> list[int]:

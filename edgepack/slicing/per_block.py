@@ -92,7 +92,7 @@ def weight(dense: Checkpoint, folder: Path, name: str, role: str, index: int | N
     if role in known.shortcuts and index is not None:
         start, end = (at(known.count * index + offset) for offset in known.shortcuts[role])
         return (start.T @ end).float()
-    where = known.of(role, index, dense.dimensions.num_hidden_layers)
+    where = known.place_of(role, index, dense.dimensions.num_hidden_layers)
     if where is None:
         return dense.tensor(name)
     norm = family.read_behind.get(role)

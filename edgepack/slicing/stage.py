@@ -16,7 +16,7 @@ from edgepack.core.executor import Executor
 from edgepack.core.hadamard import paley_order
 from edgepack.core.progress import Steps
 from edgepack.core.stage import Stage
-from edgepack.model.centered import centered
+from edgepack.model.centered import center
 from edgepack.model.places import kept_widths
 from edgepack.model.sliced import Sliced
 from edgepack.model.stream import TOKENS_AT_ONCE
@@ -67,7 +67,7 @@ class Slice(Stage):
         """What the folder holds once it is there; its names and shapes are known before."""
         if self.slice.method == "global":
             return Sliced.globally(self.original, self.widths[0], self, self._about)
-        return Sliced.per_block(centered(self.original), tuple(self.widths), self, self._about)
+        return Sliced.per_block(center(self.original), tuple(self.widths), self, self._about)
 
     def run(self, folder: Path, executor: Executor) -> Steps[None]:  # noqa: D102
         if not is_saved(folder):

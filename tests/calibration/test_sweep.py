@@ -95,7 +95,7 @@ def whole_model(
 
         x = stored(block(x, linear=linear))
     head = decoder.head()
-    normed = head.normed(x)
+    normed = head.normalize(x)
     logits = head.logits(normed)
     logits.retain_grad()
     seen[HEAD, HEAD] = normed, logits

@@ -22,10 +22,12 @@ from edgepack.runtimes.forks import Fork, layout, pack
 from tests.support.tiny import make_model, write_gguf
 
 ITEMS = [
-    Item.of("Question: why is the fox quick?\nAnswer:", ["it is brown", "no", "we'll see"], 1),
-    Item.of("The moon was", ["there. ", "384400 kilometres away, in 1969"], 1),
+    Item.from_context(
+        "Question: why is the fox quick?\nAnswer:", ["it is brown", "no", "we'll see"], 1
+    ),
+    Item.from_context("The moon was", ["there. ", "384400 kilometres away, in 1969"], 1),
     Item(("Les élèves", "La rivière"), ("étaient là.", "étaient là."), 0),
-    Item.of("add(left, right) ", ["left", "right", "лиса", "茶色の狐"], 3),
+    Item.from_context("add(left, right) ", ["left", "right", "лиса", "茶色の狐"], 3),
 ]
 
 
@@ -93,14 +95,14 @@ def test_an_item_too_long_for_the_context_is_an_error_before_anything_runs():
 
 
 def test_acc_takes_the_likeliest_and_acc_norm_the_likeliest_per_character():
-    item = Item.of("a", ["bb", "cccc"], 1)
-    found = Answers.of(
+    item = Item.from_context("a", ["bb", "cccc"], 1)
+    found = Answers.from_likelihoods(
         [item, item, item], [[-3.0, -4.0], [-3.0, -2.0], [-1.0, -4.0]], normalised=True
     )
     assert found.plain.tolist() == [0, 1, 0]
     assert found.norm.tolist() == [1, 1, 0]
     assert found.usual is found.norm
-    bare = Answers.of([item], [[-3.0, -4.0]], normalised=False)
+    bare = Answers.from_likelihoods([item], [[-3.0, -4.0]], normalised=False)
     assert bare.norm is None
     assert bare.usual is bare.plain
 
@@ -108,10 +110,10 @@ def test_acc_takes_the_likeliest_and_acc_norm_the_likeliest_per_character():
 def test_errors_are_the_binomials_and_differences_are_paired():
     a = Answers(np.array([1.0] * 60 + [0.0] * 40), None)
     b = Answers(np.array([1.0] * 58 + [0.0] * 42), None)
-    assert Mean.of(a.plain).error == pytest.approx(math.sqrt(0.6 * 0.4 / 99))
+    assert Mean.from_items(a.plain).error == pytest.approx(math.sqrt(0.6 * 0.4 / 99))
     assert b.minus(a).value == pytest.approx(-0.02)
     assert b.minus(a).error == pytest.approx(math.sqrt(0.02 * 0.98 / 99))
-    both = Mean.over([Mean(0.5, 0.03), Mean(0.7, 0.04)])
+    both = Mean.average([Mean(0.5, 0.03), Mean(0.7, 0.04)])
     assert (both.value, both.error) == (pytest.approx(0.6), pytest.approx(0.025))
 
 
@@ -144,7 +146,7 @@ some_forks = st.lists(st.builds(Fork, tokens, st.lists(tokens, min_size=1, max_s
 def test_every_branch_sees_its_stem_and_itself_and_nothing_else(forks):
     steps, rows = layout(forks)
     assert len(steps) == sum(fork.tokens for fork in forks)
-    wanted = [i for i, step in enumerate(steps) if step.wanted]
+    wanted = [i for i, step in enumerate(steps) if step.has_logits]
     branches = [(fork.stem, branch) for fork in forks for branch in fork.branches]
     for (stem, branch), at in zip(branches, rows, strict=True):
         assert len(at) == len(branch)

@@ -69,15 +69,15 @@ def data(tmp_path):
 
 
 EXPECTED = {
-    "arc_easy": Item.of("Question: Why?\nAnswer:", ["a", "b", "c", "d"], 3),
-    "boolq": Item.of("It is.\nQuestion: is it?\nAnswer:", ["no", "yes"], 1),
-    "copa": Item.of("He ate, and so on therefore", [" he slept.", " i ran."], 0),
-    "hellaswag": Item.of(
+    "arc_easy": Item.from_context("Question: Why?\nAnswer:", ["a", "b", "c", "d"], 3),
+    "boolq": Item.from_context("It is.\nQuestion: is it?\nAnswer:", ["no", "yes"], 1),
+    "copa": Item.from_context("He ate, and so on therefore", [" he slept.", " i ran."], 0),
+    "hellaswag": Item.from_context(
         "Clean and jerk: A lady walks to a barbell. She bends down. The lady",
         ["swings.", "pulls the barbell forward.", "pulls a rope.", "lifts it."],
         3,
     ),
-    "piqa": Item.of("Question: Do 0.\nAnswer:", ["this ", "that"], 1),
+    "piqa": Item.from_context("Question: Do 0.\nAnswer:", ["this ", "that"], 1),
     "winogrande": Item(
         (
             "The jug, not the cup, fell because the jug",

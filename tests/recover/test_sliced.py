@@ -66,7 +66,7 @@ def test_what_is_compressed_is_the_finetuned_model(tmp_path):
     name = "model.layers.0.mlp.up_proj.weight"
     stored = open_checkpoint(str(tmp_path / "out/base.gguf")).tensor(name)
     tuned = plan.checkpoint.tensor(name)
-    before = plan.checkpoint.taken_from(plan.slice).tensor(name)
+    before = plan.checkpoint.with_weights_from(plan.slice).tensor(name)
     assert (stored - tuned).norm() < 0.02 * tuned.norm()
     assert (before - tuned).norm() > 0.02 * tuned.norm()
 

@@ -16,7 +16,7 @@ from edgepack.export.gguf import write_plain
 from edgepack.export.modelfile import modelfile, stops
 from edgepack.metrics import multiple_choice
 from edgepack.runtimes.agreement import agreement
-from edgepack.runtimes.base import Sampling, opened
+from edgepack.runtimes.base import Sampling, tokenize_prefix
 from edgepack.runtimes.chat import prompt
 from edgepack.runtimes.hf_tokenizer import HfTokenizer
 from tests.checkpoint.test_tokenizer import sentencepiece
@@ -112,10 +112,10 @@ def test_a_prompt_has_one_bos_and_no_eos(single, template, first, tmp_path, open
 def test_measured_text_gets_no_eos(tmp_path, opening):
     runtime = opening(write_model(tmp_path / "m", f"{SPECIAL[0]} $A {SPECIAL[2]}"))
     assert runtime.tokenize("the fox")[-1] == END
-    assert opened(runtime, "the fox")[:1] == [BOS]
-    assert END not in opened(runtime, "the fox")
+    assert tokenize_prefix(runtime, "the fox")[:1] == [BOS]
+    assert END not in tokenize_prefix(runtime, "the fox")
     stem, rest = multiple_choice.encode(runtime, "the fox", " jumps over")
-    assert stem == tuple(opened(runtime, "the fox"))
+    assert stem == tuple(tokenize_prefix(runtime, "the fox"))
     assert END not in rest
     assert rest
 

@@ -16,7 +16,13 @@ from edgepack.core.errors import EdgepackError
 from edgepack.core.weights import FactoredWeight, WeightFormat
 from edgepack.export.gguf import write_factors, write_plain
 from edgepack.runtimes import base as _base
-from edgepack.runtimes.gguf_check import Spoken, cache_bytes, check_adapter, check_model, spoken
+from edgepack.runtimes.gguf_check import (
+    Encodable,
+    cache_bytes,
+    check_adapter,
+    check_model,
+    read_encodable,
+)
 from tests.support.tiny import make_model
 
 WEIGHT = "blk.1.ffn_down.weight"
@@ -199,8 +205,8 @@ def test_a_text_that_sentencepiece_cannot_say_is_refused(files, tmp_path):
             "tokenizer.ggml.token_type": None,
         },
     )
-    found = spoken(check_model(path))
+    found = read_encodable(check_model(path))
     found.check("ab é\n")
     with pytest.raises(EdgepackError, match="no token for 'ü'"):
         found.check("aü")
-    assert spoken(check_model(files[0])) == Spoken()
+    assert read_encodable(check_model(files[0])) == Encodable()

@@ -11,7 +11,7 @@ import transformers
 import edgepack
 from edgepack.checkpoint import open_checkpoint
 from edgepack.core.errors import RecipeError
-from edgepack.model.centered import centered
+from edgepack.model.centered import center
 from edgepack.model.decoder import Decoder
 from edgepack.model.places import kept_widths
 from edgepack.recipe.sections import Slice
@@ -157,8 +157,8 @@ def test_layer_norm_models_are_sliced_per_block_and_no_gguf(tmp_path, family):
 def test_centred_models_have_no_means(tmp_path, family):
     make_model(tmp_path / "model", family, dtype=torch.float32)
     model = open_checkpoint(str(tmp_path / "model"))
-    changed = centered(model)
-    assert centered(changed) is changed
+    changed = center(model)
+    assert center(changed) is changed
     assert (Decoder(changed).logits(IDS) - Decoder(model).logits(IDS)).abs().max() < 1e-4
     for spec in changed.specs.values():
         if spec.role in ("token_embd", "attn_output", "ffn_down"):
