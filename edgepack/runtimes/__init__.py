@@ -1,1 +1,1 @@
-"""Programs that run what edgepack exports, and the parts of them that edgepack borrows."""
+"""Programs that run exported models, and the parts of them that edgepack uses."""

@@ -1,4 +1,4 @@
-"""Drawing the next token from logits, as llama.cpp's chain of samplers does."""
+"""Sampling of the next token from logits, as in llama.cpp's chain of samplers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Sampler:
         self.sampling, self._random = sampling, np.random.default_rng(sampling.seed)
 
     def __call__(self, logits: NDArray[np.float32], recent: Collection[int]) -> int:
-        """The next token, from logits ``[vocab]`` and what was `recent` lately."""
+        """The next token, from logits ``[vocab]`` and the `recent` tokens, for the penalty."""
         sampling, logits = self.sampling, logits.astype(np.float64)
         check_numbers(logits)
         if recent and sampling.repeat_penalty != 1.0:

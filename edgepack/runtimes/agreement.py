@@ -1,4 +1,4 @@
-"""The runtime's own word: it cuts text as the source's tokenizer does, or the file is not used."""
+"""A check that the runtime tokenizes text as the source's tokenizer does."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HINT = "this should have been noticed while planning; please report it, with the
 
 
 def agreement(runtime: Scorer, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Compare the ids of tricky texts; `ExportError` where everyday text gets others."""
+    """Compare the token ids of difficult texts; `ExportError` if everyday text gets other ids."""
     reasons = Reasons(tokenizer)
 
     def encode(text: str) -> list[int]:

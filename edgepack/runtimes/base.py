@@ -1,4 +1,4 @@
-"""What edgepack asks of a program that runs a model."""
+"""The methods that edgepack needs of a program that runs a model."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from edgepack.runtimes.forks import Fork
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn; the default is the likeliest token, the same every time.
+    """How the next token is sampled; the default is always the likeliest token.
 
-    `repeat_penalty` > 1 lowers what the model itself has said among its last 64 tokens;
-    `ignore_eos` goes on behind the end of its turn, for timing.
+    `repeat_penalty` > 1 lowers the tokens that the model generated among its last 64;
+    `ignore_eos` continues after the end of its turn, for timing.
     """
 
     temperature: float = 0.0
@@ -35,7 +35,7 @@ class Sampling:
 MAX_CONTEXT = 2**31 - 1
 LIKELIEST = Sampling()
 PENALTY_WINDOW = 64
-"""Tokens back that a repeat penalty looks."""
+"""Number of last tokens that a repeat penalty takes into account."""
 
 
 class Scorer(Protocol):
@@ -44,28 +44,28 @@ class Scorer(Protocol):
     context: int
     """Most tokens of one `logits` or `branches`."""
     sequences: int
-    """Most sequences of one `branches`, summed over its forks."""
+    """Most sequences of one `branches`, in all its forks together."""
     vocab_size: int
     bos: int | None
-    """Token that every sequence starts with, None where the model adds none."""
+    """Token that every sequence starts with, None if the model adds none."""
 
     def logits(self, tokens: Sequence[int], first: int = 0) -> NDArray[np.float32]:
-        """Logits ``[len(tokens) − first, vocab]`` of positions `first` and later, with no history
-        but the tokens themselves."""
+        """Logits ``[len(tokens) − first, vocab]`` of the positions from `first` on, without any
+        earlier history."""
         ...
 
     def branches(self, forks: Sequence[Fork]) -> Iterator[NDArray[np.float32]]:
         """For every branch of every fork, in order, the logits ``[len(branch), vocab]`` that
-        predict its tokens, with no history but its fork's stem and itself; in one decoding."""
+        predict its tokens, given only its fork's stem; all are decoded together."""
         ...
 
     def tokenize(self, text: str, *, bos: bool = True, special: bool = False) -> list[int]:
-        """Tokens of a text; `bos` puts the model's first token before it (if it has one),
-        `special` reads ``<|im_end|>`` and the like as one token."""
+        """Tokens of a text. `bos` adds the model's first token (if it has one); `special` reads
+        ``<|im_end|>`` and the like as one token."""
         ...
 
     def close(self) -> None:
-        """Free the model; more than once does no harm."""
+        """Free the model; may be called more than once."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -79,7 +79,7 @@ class Scorer(Protocol):
 
 
 def check_length(tokens: Sequence[int], context: int) -> None:
-    """Refuse what is longer than a context, or nothing at all."""
+    """Refuse tokens that are more than the context, or none."""
     if not 0 < len(tokens) <= context:
         raise EdgepackError(
             f"{len(tokens)} tokens do not fit into the context of {context}",
@@ -88,7 +88,7 @@ def check_length(tokens: Sequence[int], context: int) -> None:
 
 
 def check_memory(context: int, bytes_per_token: int) -> None:
-    """Refuse a context whose keys and values alone do not fit in memory."""
+    """Refuse a context whose keys and values do not fit in memory."""
     needed, free = context * bytes_per_token, psutil.virtual_memory().available
     if context > MAX_CONTEXT or needed > free:
         why = f"{needed / 1e9:.1f} GB for keys and values, {free / 1e9:.1f} GB are free"
@@ -99,7 +99,7 @@ def check_memory(context: int, bytes_per_token: int) -> None:
 
 
 def check_numbers(logits: NDArray[np.floating]) -> None:
-    """Refuse predictions of which one is no number; an infinity can be meant."""
+    """Refuse logits with NaN; infinities are allowed."""
     if np.isnan(logits).any():
         raise EdgepackError(
             "the model predicts NaN",
@@ -108,10 +108,10 @@ def check_numbers(logits: NDArray[np.floating]) -> None:
 
 
 class Closing:
-    """What is closed when its `with` block ends."""
+    """A context manager that calls `close` at its end."""
 
     def close(self) -> None:
-        """Free it."""
+        """Free the resources."""
         raise NotImplementedError
 
     def __enter__(self) -> Self:
@@ -127,7 +127,7 @@ class Closing:
 
 
 class Runtime(Scorer, Protocol):
-    """A loaded model that can also be talked to; `context` holds for `generate` too."""
+    """A loaded model that can also generate text; `context` limits `generate` too."""
 
     def generate(
         self,
@@ -136,21 +136,21 @@ class Runtime(Scorer, Protocol):
         sampling: Sampling = LIKELIEST,
         stop: Collection[int] = (),
     ) -> Iterator[int]:
-        """What follows the tokens, until the model ends its turn (that token is left out), one of
-        `stop`, `max_tokens` or the end of the context."""
+        """The tokens that the model generates after `tokens`. It ends when the model ends its turn
+        (without that token), at one of `stop`, after `max_tokens`, or when the context is full."""
         ...
 
     def piece(self, token: int) -> bytes:
-        """The bytes of a token (not always whole characters); none for control tokens."""
+        """The bytes of a token (not always whole characters); empty for control tokens."""
         ...
 
     def chat_prompt(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The messages in the model's own chat template, up to where its answer begins."""
+        """The messages in the model's chat template, up to the start of its answer."""
         ...
 
 
 def tokenize_prefix(runtime: Scorer, text: str, *, special: bool = False) -> list[int]:
-    """Tokens of a text that something follows: the model's first token before it, and nothing after
-    it, also where the tokenizer ends every text with EOS."""
+    """Tokens of a text that more text will follow: with the model's first token, but without the
+    EOS that some tokenizers add at the end."""
     ids = runtime.tokenize(text, bos=False, special=special)
     return ids if runtime.bos is None else [runtime.bos, *ids]

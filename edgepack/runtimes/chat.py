@@ -1,4 +1,4 @@
-"""A conversation with any runtime, as text that can be printed while it arrives."""
+"""A conversation with any runtime; the answer is yielded as text while it is generated."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def chat(
 
 
 def prompt(runtime: Runtime, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Token ids up to where the answer begins.
+    """Token ids of the messages, up to the start of the answer.
 
-    They begin with one BOS where the tokenizer adds one, whether the template writes it as well or
-    not, and never end with an EOS that only the tokenizer adds.
+    They begin with exactly one BOS if the tokenizer adds one, even if the template writes it too.
+    They never end with an EOS that only the tokenizer adds.
     """
     ids = runtime.tokenize(runtime.chat_prompt(messages), bos=False, special=True)
     bos = runtime.bos
@@ -39,14 +39,14 @@ def prompt(runtime: Runtime, messages: Sequence[Mapping[str, Any]]) -> list[int]
 
 
 def render(template: Any, messages: Sequence[Mapping[str, Any]], special: Mapping[str, str]) -> str:
-    """Messages in a chat template, up to where the answer begins; `special` are tokens that it
-    names."""
+    """Messages in a chat template, up to the start of the answer; `special` are tokens by the names
+    that the template uses."""
     return templates.render(template, messages, special, add_generation_prompt=True)
 
 
 def text(pieces: Iterable[bytes]) -> Iterator[str]:
-    """Join pieces to text; a character whose bytes are split over tokens is held back until it is
-    whole, and one that never becomes whole turns into U+FFFD."""
+    """Join pieces to text. A character whose bytes are split over tokens is yielded when it is
+    complete; one that is never completed becomes U+FFFD."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for piece in pieces:
         if ready := decoder.decode(piece):

@@ -1,8 +1,8 @@
-"""Token sequences that begin alike, laid out so that what they share is computed once.
+"""Token sequences with the same beginning, in a layout that computes the beginning only once.
 
-llama.cpp lets a token of a batch belong to several sequences: the shared beginning is decoded once
-with the numbers of all its continuations, each of which then sees that and itself. Nothing here
-knows llama.cpp; `LlamaCpp.branches` hands the layout over.
+llama.cpp lets a token of a batch belong to several sequences. The shared beginning is decoded once
+with the numbers of all its continuations; each continuation then attends to it and to itself. This
+module does not depend on llama.cpp; `LlamaCpp.branches` gives it the layout.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from edgepack.core.errors import EdgepackError
 
 @dataclass(frozen=True)
 class Fork:
-    """A beginning (`stem`) and the continuations (`branches`) whose probabilities are asked for."""
+    """A beginning (`stem`) and the continuations (`branches`) to be scored."""
 
     stem: tuple[int, ...]
     branches: tuple[tuple[int, ...], ...]
@@ -27,17 +27,17 @@ class Fork:
 
     @property
     def tokens(self) -> int:
-        """Tokens to decode: a branch's last one predicts nothing that is asked for."""
+        """Tokens to decode; the last token of a branch need not be, as it predicts nothing."""
         return len(self.stem) + sum(len(branch) - 1 for branch in self.branches)
 
     @property
     def sequences(self) -> int:
-        """Sequences to hold apart: a branch of one token is read off the stem."""
+        """Sequences that are needed; a branch of one token needs none, as the stem predicts it."""
         return max(1, sum(len(branch) > 1 for branch in self.branches))
 
 
 class Step(NamedTuple):
-    """One token of a batch: where it stands, in which sequences, and whether its logits count."""
+    """One token of a batch: its position, its sequences, and whether its logits are needed."""
 
     token: int
     position: int
@@ -46,7 +46,7 @@ class Step(NamedTuple):
 
 
 def layout(forks: Iterable[Fork]) -> tuple[list[Step], list[list[int]]]:
-    """The batch, and for every branch which of the wanted rows of logits predict its tokens."""
+    """The batch, and for every branch the rows of logits that predict its tokens."""
     steps: list[Step] = []
     rows: list[list[int]] = []
     sequence = row = 0
@@ -68,8 +68,8 @@ def layout(forks: Iterable[Fork]) -> tuple[list[Step], list[list[int]]]:
 
 
 def pack(forks: Iterable[Fork], tokens: int, sequences: int) -> Iterator[list[Fork]]:
-    """Consecutive forks that fit together into a batch of so many tokens and sequences; a fork
-    that is too long by itself goes alone."""
+    """Groups of consecutive forks that fit into a batch of that many tokens and sequences; a fork
+    that is too long for a batch is a group of its own."""
     batch: list[Fork] = []
     for fork in forks:
         together = [*batch, fork]
@@ -83,7 +83,7 @@ def pack(forks: Iterable[Fork], tokens: int, sequences: int) -> Iterator[list[Fo
 
 
 def check_fits(forks: Sequence[Fork], context: int, sequences: int) -> None:
-    """An error where forks are together more than a runtime holds."""
+    """Refuse forks that need more tokens or sequences than a runtime has."""
     tokens, branches = sum(f.tokens for f in forks), sum(f.sequences for f in forks)
     if tokens > context:
         raise EdgepackError(

@@ -1,4 +1,4 @@
-"""ggml's own quantizer, for the stock file that a compressed one is compared with."""
+"""ggml's quantizer, for the stock file that a compressed one is compared with."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgepack.core import plugins
 from edgepack.core.errors import EdgepackError, missing_extra
 
 LIBRARY = {"darwin": "libggml-base.dylib", "win32": "ggml-base.dll"}
-"""File in llama-cpp-python's ``lib`` folder by platform; the rest have ``libggml-base.so``."""
+"""File in llama-cpp-python's ``lib`` folder by platform; on others, ``libggml-base.so``."""
 
 _i64 = ctypes.c_int64
 _ptr = ctypes.c_void_p
@@ -25,7 +25,7 @@ SIGNATURES = {
     "ggml_blck_size": (_i64, [ctypes.c_int]),
     "ggml_row_size": (ctypes.c_size_t, [ctypes.c_int, _i64]),
 }
-"""Name → result and arguments of the C functions in use."""
+"""Name → types of result and arguments of the C functions in use."""
 
 
 @cache
@@ -54,7 +54,7 @@ def stock_quantize(
     """GGUF bytes ``[rows, bytes]`` that llama-quantize would make of W ``[rows, cols]``.
 
     `kind` is a format's name or a number of ``enum ggml_type``; `imatrix` ``[cols]`` is the mean
-    square of each input. What ggml would abort the process for is an error here.
+    square of each input. Input for which ggml would abort the process is an error here.
     """
     ggml_type = kind if isinstance(kind, int) else plugins.find("formats", kind).ggml_type
     lib = library()

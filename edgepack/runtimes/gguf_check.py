@@ -1,8 +1,8 @@
-"""What llama.cpp asserts of a file, looked at before it is given the file.
+"""Checks of a GGUF file before llama.cpp opens it.
 
-llama.cpp ends the process (GGML_ASSERT, GGML_ABORT) where it finds in a GGUF what its own writers
-never write. Everything here is common to all architectures; what llama.cpp refuses by itself with a
-message is left to it, and so is all that only some architectures know.
+llama.cpp ends the process (GGML_ASSERT, GGML_ABORT) if a GGUF holds something that its own writers
+never write. The checks here are common to all architectures. They leave out what llama.cpp itself
+refuses with a message, and what only some architectures have.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_EXPERTS = 512  # LLAMA_MAX_EXPERTS of the oldest version that is supported, 
 UNSIGNED = {Type.UINT8, Type.UINT16, Type.UINT32, Type.UINT64}
 WHOLE = {*UNSIGNED, Type.INT8, Type.INT16, Type.INT32, Type.INT64}
 NOT_WEIGHTS = {Kind.I8, Kind.I16, Kind.I32, Kind.I64, Kind.F64, Kind.Q8_1, Kind.Q8_K}
-"""Types that no product takes as a weight."""
+"""Types that no matrix product accepts as a weight."""
 ROPE_SCALING = ("none", "linear", "yarn", "longrope")
 NO_VOCABULARY = ("none", "no_vocab")
 VOCABULARIES = ("llama", "gpt2", "bert", "t5", "rwkv", "plamo2")
@@ -33,7 +33,7 @@ VOCABULARIES = ("llama", "gpt2", "bert", "t5", "rwkv", "plamo2")
 
 
 class Key(NamedTuple):
-    """What a key's value must be, where the file has it."""
+    """Requirements of a key's value, if the file has the key."""
 
     types: frozenset[Type]
     holds: Callable[[Any], bool] = lambda value: True
@@ -59,7 +59,7 @@ MODEL_KEYS = {
         _one(Type.STRING), lambda v: v in ROPE_SCALING, f"one of {ROPE_SCALING}"
     ),
 }
-"""Key after the architecture's name → what it must be."""
+"""Key, without the architecture's name → requirements."""
 ADAPTER_KEYS = {
     "general.type": Key(_one(Type.STRING), lambda v: v == "adapter", '"adapter"'),
     "general.architecture": Key(_one(Type.STRING)),
@@ -69,7 +69,7 @@ ADAPTER_KEYS = {
 
 
 def check_model(path: Path) -> GgufHeader:
-    """The header of a model that llama.cpp can be given."""
+    """Refuse a model at which llama.cpp would end the process; returns its header."""
     header = GgufHeader(path)
     architecture = header.metadata.get("general.architecture", ("",))[0]
     if not isinstance(architecture, str):
@@ -85,7 +85,7 @@ def check_model(path: Path) -> GgufHeader:
 
 
 def check_adapter(path: Path, model: GgufHeader) -> None:
-    """Refuse factors that llama.cpp cannot be given with that model."""
+    """Refuse factors at which llama.cpp would end the process with that model."""
     header = GgufHeader(path)
     _check_keys(header, ADAPTER_KEYS)
     for key in ("adapter.lora.task_name", "adapter.lora.prompt_prefix"):
@@ -146,7 +146,7 @@ def _check_keys(header: GgufHeader, keys: dict[str, Key]) -> None:
 
 
 def _number(header: GgufHeader, key: str) -> int:
-    """A count; 0 where the file does not say, or says it in another way."""
+    """A count; 0 if the file does not have it, or not as a number."""
     value = header.metadata.get(key, (0,))[0]
     return value if isinstance(value, int) and not isinstance(value, bool) else 0
 
@@ -159,7 +159,7 @@ def _check_experts(header: GgufHeader, architecture: str) -> None:
 
 
 def _check_heads(header: GgufHeader, architecture: str) -> None:
-    """A block that has queries has keys for them; other blocks of mixed models have neither."""
+    """Check that every block with queries has keys; other blocks of mixed models have neither."""
     key = f"{architecture}.attention.head_count_kv"
     value: Any = header.metadata.get(key, ([],))[0]
     for block, heads in enumerate(value if isinstance(value, list) else []):
@@ -168,7 +168,7 @@ def _check_heads(header: GgufHeader, architecture: str) -> None:
 
 
 def cache_bytes(header: GgufHeader) -> int:
-    """Bytes of keys and values that a token of context takes at least, as float16."""
+    """Least bytes of keys and values per token of context, as float16."""
     metadata = header.metadata
     architecture = metadata.get("general.architecture", ("",))[0]
     heads = max(1, _number(header, f"{architecture}.attention.head_count"))
@@ -185,7 +185,7 @@ def cache_bytes(header: GgufHeader) -> int:
 
 
 def _check_vocabulary(header: GgufHeader) -> None:
-    """Every token once, and lists about them that are as long."""
+    """Check that every token occurs once, and that lists about tokens have their length."""
     metadata, path = header.metadata, header.path
     model = metadata.get("tokenizer.ggml.model", ("",))[0]
     if model in NO_VOCABULARY:
@@ -210,8 +210,8 @@ def _check_vocabulary(header: GgufHeader) -> None:
 
 
 def _twice(tokens: Iterable[str]) -> str | None:
-    """The first token that was there before. llama.cpp's end at a NUL, and it gives empty ones
-    names of their own."""
+    """The first token that occurs a second time. In llama.cpp tokens end at a NUL, and empty ones
+    get names of their own."""
     seen: set[str] = set()
     for token in tokens:
         text = token.partition("\0")[0]
@@ -222,8 +222,8 @@ def _twice(tokens: Iterable[str]) -> str | None:
 
 
 class Encodable(NamedTuple):
-    """What a sentencepiece vocabulary can say: llama.cpp dies at a character that is no token and
-    whose bytes are none."""
+    """The characters that a sentencepiece vocabulary can encode. llama.cpp ends the process at a
+    character if neither it nor its bytes are tokens; `missing` are bytes without a token."""
 
     characters: frozenset[str] = frozenset()
     missing: frozenset[int] = frozenset()
@@ -241,7 +241,7 @@ class Encodable(NamedTuple):
 
 
 def read_encodable(header: GgufHeader) -> Encodable:
-    """What the vocabulary of a model can say; of other kinds than sentencepiece, everything."""
+    """The characters that a model's vocabulary can encode; all of them if not sentencepiece."""
     if header.metadata.get("tokenizer.ggml.model", ("",))[0] != "llama":
         return Encodable()
     tokens = set(header.metadata.get("tokenizer.ggml.tokens", ([],))[0])
@@ -251,7 +251,7 @@ def read_encodable(header: GgufHeader) -> Encodable:
 
 
 def _check_tensor(path: Path, name: str, stored: Stored) -> None:
-    """Sizes of a tensor, and types that operators have kernels for."""
+    """Check the sizes of a tensor, and that operators have kernels for its type."""
     if 0 in stored.shape or len(stored.shape) > 4:
         raise _bad(path, f"{shorten(name, 80)} has the shape {list(stored.shape)}")
     vector = sum(size > 1 for size in stored.shape) < 2

@@ -1,4 +1,4 @@
-"""The tokenizer of a Hugging Face folder, for runtimes that bring none."""
+"""The tokenizer of a Hugging Face folder, for runtimes without one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class HfTokenizer:
         return frozenset(special.ends(self._tokenizer, *configs))
 
     def _config(self, name: str) -> dict[str, Any]:
-        """A JSON file of the folder, empty where there is none."""
+        """A JSON file of the folder; empty if there is none."""
         path = self.folder / name
         content = read_json(path, CheckpointError) if path.is_file() else {}
         if not isinstance(content, dict):

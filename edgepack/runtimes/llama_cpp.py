@@ -41,12 +41,12 @@ _MICRO_BATCH = 512  # llama.cpp's default, here so that a long context does not 
 _PREFIX = re.compile(r"^\w+: ((error loading model|failed to apply lora adapter): )?(\w+: )?")
 
 _errors: deque[str] = deque(maxlen=8)
-"""llama.cpp's last error lines; its log is one for the process, and so is this."""
+"""llama.cpp's last error lines; global, because llama.cpp has one log per process."""
 
 
 @cache
 def bindings() -> Any:
-    """The module of C functions, with its log kept off the terminal."""
+    """The module of C functions; its log does not reach the terminal."""
     try:
         from llama_cpp import llama_cpp as lib
     except ImportError as error:
@@ -67,8 +67,8 @@ def bindings() -> Any:
 def extra_buffers_are_safe() -> bool:
     """Whether weights may be repacked for the CPU's own matrix instructions.
 
-    llama.cpp uses AMX wherever the CPU advertises it; where the kernel (or the sandbox) forbids
-    it the process dies with SIGILL at the first product. There is no way to ask, so: no AMX.
+    llama.cpp uses AMX wherever the CPU advertises it. Where the kernel (or the sandbox) forbids it,
+    the process dies with SIGILL at the first product. There is no way to find out, so AMX is off.
     """
     cpu = Path("/proc/cpuinfo")
     return not (cpu.exists() and "amx_tile" in cpu.read_text())
@@ -77,8 +77,8 @@ def extra_buffers_are_safe() -> bool:
 class LlamaCpp(Closing):
     """A `Runtime`: base.gguf, and factors.gguf on top of it at scale 1 when `adapter` is given.
 
-    `threads` defaults to the number of physical cores. `sequences` above 1 is for `branches`; all
-    of them together hold `context` tokens.
+    `threads` defaults to the number of physical cores. `sequences` above 1 is for `branches`; they
+    share the `context` tokens.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class LlamaCpp(Closing):
         )
 
     def _decode(self, steps: Sequence[Step]) -> None:
-        """Run a batch of tokens on top of what was run before."""
+        """Run a batch of tokens after the tokens that were run before."""
         batch = self._lib.llama_batch_init(len(steps), 0, self.sequences)
         try:
             batch.n_tokens = len(steps)
@@ -164,7 +164,7 @@ class LlamaCpp(Closing):
             self._lib.llama_batch_free(batch)
 
     def _start(self, tokens: Sequence[int], first: int) -> None:
-        """Run tokens with an empty history; logits for those from index `first` on."""
+        """Run tokens without history; logits for those from index `first` on."""
         check_length(tokens, self.context)
         self._forget()
         self._decode([Step(token, i, (0,), i >= first) for i, token in enumerate(tokens)])
@@ -173,7 +173,7 @@ class LlamaCpp(Closing):
         self._lib.llama_memory_clear(self._lib.llama_get_memory(self._ctx), True)
 
     def _last_logits(self, rows: int) -> NDArray[np.float32]:
-        """The rows of logits that the last batch asked for; llama.cpp's memory, until the next."""
+        """The `rows` logits of the last batch; a view that is valid until the next batch."""
         found = self._lib.llama_get_logits(self._ctx)
         return np.ctypeslib.as_array(found, (rows, self.vocab_size))
 
@@ -264,7 +264,7 @@ class LlamaCpp(Closing):
         return render(self._templates(), messages, special)
 
     def _templates(self) -> str | dict[str, str] | None:
-        """The chat template; where none is the default, all of them by name."""
+        """The chat template; all templates by name, if none is the default."""
         if (default := self._metadata_text(TEMPLATE)) is not None:
             return default
         keys = (
@@ -281,7 +281,7 @@ class LlamaCpp(Closing):
         return self._string(self._lib.llama_model_meta_val_str, key.encode())
 
     def _string(self, function: Callable[..., int], which: Any) -> str | None:
-        """What a function writes into a buffer, whose length it returns; below 0 for nothing."""
+        """The text that a C function writes into a buffer; None if it returns a length below 0."""
         size = function(self._model, which, None, 0)
         if size < 0:
             return None
@@ -304,11 +304,11 @@ class LlamaCpp(Closing):
 
 
 def _checked(failure: str, call: Callable[[], Any]) -> Any:
-    """The call's result; when it is none, one line with llama.cpp's own reason."""
+    """The call's result; if there is none, an error with llama.cpp's reason."""
     _errors.clear()
     if result := call():
         return result
-    # the first line is the cause, those after it say where it was noticed
+    # the first line is the cause; later ones only say where it was noticed
     reason = shorten(_PREFIX.sub("", _errors[0]), 120) if _errors else "no reason given"
     raise EdgepackError(
         f"{failure}: {reason}",

@@ -1,4 +1,4 @@
-"""What can be run: files of ours, of the original, of anybody's making, or a checkpoint."""
+"""Models that can be run: exported files, files from elsewhere, or a checkpoint."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Runnable(Protocol):
 
     @property
     def name(self) -> str:
-        """What tables call it."""
+        """Its name in tables."""
         ...
 
     @property
@@ -36,7 +36,7 @@ class Runnable(Protocol):
 
 @dataclass(frozen=True)
 class Streamed:
-    """A checkpoint through our own forward pass; `bytes` are those of its files."""
+    """A checkpoint, run by our own forward pass; `bytes` is the size of its files."""
 
     name: str
     checkpoint: Checkpoint
@@ -49,7 +49,7 @@ class Streamed:
 
 @dataclass(frozen=True)
 class Model:
-    """Something that can be run: a .gguf file, perhaps with an adapter, or an .onnx file."""
+    """A model that can be run: a .gguf file, perhaps with an adapter, or an .onnx file."""
 
     name: str
     base: Path
@@ -57,7 +57,7 @@ class Model:
 
     @staticmethod
     def from_path(path: Path) -> Model:
-        """An output folder, a GGUF or ONNX file, or a folder with a graph of another's making."""
+        """From an output folder, a GGUF or ONNX file, or a folder with an ONNX graph."""
         if path.is_dir() and not (path / MANIFEST).is_file() and any(path.rglob("*.onnx")):
             return Model(str(path), model_file(path))
         if path.is_dir():

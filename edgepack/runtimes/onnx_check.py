@@ -1,4 +1,4 @@
-"""A folder with an ONNX graph of anybody's making: its settings, its files, what it takes."""
+"""Checks of a folder with an ONNX graph of any origin: its settings, its files, its inputs."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class _GenaiModel(Untrusted):
 
 
 class _Genai(Untrusted):
-    """genai_config.json, as far as it is read."""
+    """The parts of genai_config.json that are read."""
 
     model: _GenaiModel
 
 
 class _Config(Untrusted):
-    """config.json, as far as it is read."""
+    """The parts of config.json that are read."""
 
     max_position_embeddings: Count | None = None
     vocab_size: Count | None = None
@@ -50,7 +50,7 @@ class _Config(Untrusted):
 
 
 class Numbers(NamedTuple):
-    """What a graph itself may keep to names."""
+    """Dimensions that a graph may give by name instead of by number."""
 
     positions: int
     vocab_size: int | None = None
@@ -84,7 +84,7 @@ def read_numbers(folder: Path) -> Numbers:
 
 
 def model_file(folder: Path) -> Path:
-    """The graph in a folder: the one that genai_config.json names, else the only one there is."""
+    """The graph in a folder: the one that genai_config.json names, else the only one."""
     if (folder / GENAI).is_file():
         name = _genai(folder).model.decoder.filename
         return _inside(folder, name, f"{_place(folder, GENAI)}: filename")
@@ -97,7 +97,7 @@ def model_file(folder: Path) -> Path:
 
 
 def data_files(model: Path) -> list[Path]:
-    """The files with a graph's tensors, in its own folder and below."""
+    """The files with a graph's tensors, in its folder or below it."""
     try:
         import onnx
         from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
@@ -133,14 +133,14 @@ def _locations(graph: Any) -> Iterator[str]:
 
 
 def _inside(folder: Path, name: str, what: str) -> Path:
-    """A file that a folder's own files name; the name does not lead out of the folder."""
+    """The path of a file that a folder's files name; refused if it leads out of the folder."""
     paths, shown = (PurePosixPath(name), PureWindowsPath(name)), quote(name[:80])
     leads_out = any(path.is_absolute() or path.drive or ".." in path.parts for path in paths)
     if leads_out or not name.isprintable():
         raise EdgepackError(f"{what} {shown} is outside of its folder", hint=AGAIN)
     try:
         found = (folder / name).is_file()
-    except OSError:  # a name too long
+    except OSError:  # the name is too long
         found = False
     if not found:
         raise EdgepackError(f"{what} {shown} is not there", hint=AGAIN)
@@ -185,7 +185,7 @@ EXPORTED = "take a decoder exported for text generation, with logits as its outp
 
 
 def check_decoder(place: str, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
-    """Refuse a graph that is no decoder; nodes have a `name`, a `type` and a `shape`."""
+    """Refuse a graph that is not a decoder; nodes have a `name`, a `type` and a `shape`."""
     if missing := sorted(set(NEEDED) - set(inputs)):
         names = " and ".join(missing)
         raise EdgepackError(f"{place}: is no decoder, it does not take {names}", hint=EXPORTED)
@@ -217,6 +217,6 @@ def _check_node(place: str, node: Any, wanted: _Wanted) -> None:
 
 
 def reason(error: Exception) -> str:
-    """The first line of what ONNX Runtime says, without its codes."""
+    """The first line of ONNX Runtime's message, without its codes."""
     first = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
     return shorten(first.rpartition("failed:")[2].strip() or first, 120)

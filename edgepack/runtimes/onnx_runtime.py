@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU, for decoders with keys and values as inputs and outputs."""
+"""ONNX Runtime on the CPU, for decoders whose keys and values are inputs and outputs."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def bindings() -> Any:
 
 
 def data_files(model: Path) -> list[Path]:
-    """The files with a graph's tensors, beside it, and with factors that it takes as inputs."""
+    """The files with a graph's tensors, and with factors that it takes as inputs."""
     given = _given_factors(model)
     return sorted({*onnx_check.data_files(model), *([given] if given else [])})
 
 
 def _given_factors(model: Path) -> Path | None:
-    """Factors that are inputs: a graph for browsers holds none (see `export.profiles`)."""
+    """The file of factors that are inputs, as in graphs for browsers (see `export.profiles`)."""
     files = (folder / "factors.safetensors" for folder in model.resolve().parents[:2])
     return next((path for path in files if path.is_file()), None)
 
@@ -66,8 +66,8 @@ def _given_factors(model: Path) -> Path | None:
 class OnnxRuntime(Closing):
     """A `Runtime`: an .onnx file, with the tokenizer of the folder it is in (or the one above).
 
-    `adapter` (an .onnx_adapter file) replaces factors that are in the graph. `context` is no more
-    than the graph knows. `threads` defaults to the number of physical cores.
+    `adapter` (an .onnx_adapter file) replaces factors that are in the graph. `context` is at most
+    the graph's. `threads` defaults to the number of physical cores.
     """
 
     def __init__(
@@ -81,14 +81,14 @@ class OnnxRuntime(Closing):
         self.context, self.sequences = context, sequences
         self._ort = bindings()
         self._place = shorten(str(model), 120)
-        data_files(model)  # none of them outside its folder
+        data_files(model)  # checks that none is outside its folder
         self._session: Any = self._load(model, threads or psutil.cpu_count(logical=False) or 1)
         self._options = self._attach(adapter) if adapter else None
         try:
             self._inputs = {node.name: node for node in self._session.get_inputs()}
             outputs = {node.name: node for node in self._session.get_outputs()}
             check_decoder(self._place, self._inputs, outputs)
-        except UnicodeDecodeError as error:  # ONNX Runtime hands names on unchecked
+        except UnicodeDecodeError as error:  # ONNX Runtime does not check names
             message = f"{self._place}: names in the graph are no UTF-8"
             raise EdgepackError(message, hint=AGAIN) from error
         self._past = [name for name in self._inputs if name.startswith("past_key_values.")]
@@ -123,7 +123,7 @@ class OnnxRuntime(Closing):
             ) from error
 
     def _attach(self, adapter: Path) -> Any:
-        """What tells a run to use it; adapter and options must both stay."""
+        """Run options that use the adapter; both objects must stay alive."""
         options, self._adapter = self._ort.RunOptions(), self._ort.LoraAdapter()
         try:
             self._adapter.Load(str(adapter))
@@ -153,14 +153,14 @@ class OnnxRuntime(Closing):
         return {name: self._value(value) for name, value in values.items()}
 
     def _empty(self, name: str, rows: int) -> Any:
-        """No keys or values yet, ``[rows, kv_heads, 0, head_dim]``."""
+        """Empty keys or values, ``[rows, kv_heads, 0, head_dim]``."""
         node, known = self._inputs[name], self._numbers
         heads = self._size(node.shape[1], known.key_value_heads, "num_key_value_heads")
         width = self._size(node.shape[3], known.head_dim, "head_dim")
         return self._value(np.zeros((rows, heads, 0, width), _TYPES[node.type]))
 
     def _size(self, own: int | str | None, known: int | None, key: str) -> int:
-        """A dimension of the graph, which its settings say where it is only named."""
+        """A dimension of the graph; from its settings if the graph only names it."""
         found = own if isinstance(own, int) else known
         if found is None:
             raise EdgepackError(f"{self._place}: neither it nor config.json says {key}")
@@ -172,8 +172,8 @@ class OnnxRuntime(Closing):
     def _run(
         self, ids: NDArray[np.int64], past: Sequence[Any] | None, *, keep: bool
     ) -> tuple[NDArray[np.float32], list[Any]]:
-        """Logits ``[rows, time, vocab]`` of ids ``[rows, time]`` behind what `past` holds, and what
-        is past then (if `keep`)."""
+        """Logits ``[rows, time, vocab]`` of ids ``[rows, time]`` after the keys and values `past`,
+        and the new keys and values (if `keep`)."""
         rows, time = ids.shape
         if past is None:
             past = [self._empty(name, rows) for name in self._past]
@@ -201,7 +201,7 @@ class OnnxRuntime(Closing):
         return found, present
 
     def _failed(self, error: Exception) -> EdgepackError:
-        """The error for a run that ONNX Runtime gave up."""
+        """The error for a run that ONNX Runtime aborted."""
         if self._options is None and not self._given:
             return EdgepackError(f"{self._place}: cannot be run: {reason(error)}", hint=AGAIN)
         return EdgepackError(
@@ -216,8 +216,8 @@ class OnnxRuntime(Closing):
         return found[0, first:]
 
     def branches(self, forks: Sequence[Fork]) -> Iterator[NDArray[np.float32]]:
-        """See `Scorer.branches`; a fork's stem is computed once, its branches one by one behind
-        it (GroupQueryAttention takes several tokens behind others in one row only)."""
+        """See `Scorer.branches`. A fork's stem is computed once, then its branches one by one,
+        because GroupQueryAttention appends several tokens to a history in one row only."""
         check_fits(forks, self.context, self.sequences)
         for fork in forks:
             *stem, last = fork.stem

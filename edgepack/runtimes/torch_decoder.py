@@ -1,4 +1,4 @@
-"""A checkpoint that no other runtime runs (yet), through edgepack's own forward pass in float32."""
+"""edgepack's own forward pass in float32 as a runtime, for checkpoints that no other one runs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from edgepack.runtimes.forks import Fork, check_fits
 
 
 class TorchDecoder(Closing):
-    """A `Scorer`. The blocks stay in memory if all of them fit well, else they are read again for
-    every call."""
+    """A `Scorer`. The blocks stay in memory if the model fits (`fits_in_memory`); otherwise every
+    call reads them again."""
 
     def __init__(self, decoder: Decoder, context: int, sequences: int = 1) -> None:
         self.decoder, self.context, self.sequences = decoder, context, sequences
@@ -49,8 +49,8 @@ class TorchDecoder(Closing):
 
     @torch.no_grad()
     def branches(self, forks: Sequence[Fork]) -> Iterator[NDArray[np.float32]]:
-        """See `Scorer.branches`; a fork's branches go through side by side, filled up at their ends
-        with what they cannot see."""
+        """See `Scorer.branches`; a fork's branches are one batch, padded at their ends with tokens
+        that they do not attend to."""
         check_fits(forks, self.context, self.sequences)
         for fork in forks:
             rows = [torch.tensor([*fork.stem, *branch[:-1]]) for branch in fork.branches]
