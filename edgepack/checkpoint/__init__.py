@@ -1,4 +1,4 @@
-"""Checkpoints: lazy tensors, dimensions and tokenizer of a model, wherever it is kept."""
+"""Checkpoints: lazy tensors, dimensions and tokenizer of a model, from any kind of source."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def open_checkpoint(model: str, base: Path | None = None) -> Checkpoint:
         return GgufCheckpoint(_in_package(model), model)
     try:
         path = (base or Path()) / Path(model).expanduser()
-        str(path).encode()  # safetensors opens no other path
+        str(path).encode()  # safetensors opens only paths that are valid UTF-8
         if path.is_dir():
             return FolderCheckpoint(path, model)
         there, place = path.exists(), path.parent.resolve()
@@ -51,8 +51,8 @@ def open_checkpoint(model: str, base: Path | None = None) -> Checkpoint:
 
 
 def _in_package(model: str) -> Path:
-    """The file in an installed package, found without importing it (nor a package around it, which
-    a dotted name would)."""
+    """The file in an installed package, found without importing the package (a dotted name would
+    import the outer package)."""
     package, _, name = model.removeprefix(PACKAGE).partition("/")
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if not name.isprintable() or ".." in Path(name).parts or Path(name).is_absolute():

@@ -1,4 +1,4 @@
-"""Which tensors a model of a family has, and what shapes; the order of q and k rows in GGUF."""
+"""Names and shapes of the tensors of a family's models; the order of q and k rows in GGUF."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ SHAPES = {
     "ffn_up.bias": ("ffn",),
     "ffn_down.bias": ("hidden",),
 }
-"""Role → shape, in the words of `sizes`."""
+"""Role → shape, as keys of `sizes`."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a file's header says of a tensor."""
+class TensorInfo:
+    """Shape and type of a tensor in a file's header."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -56,39 +56,40 @@ def match(
     place: str,
     architecture: Architecture,
     dimensions: Dimensions,
-    found: Mapping[str, Found],
+    tensors: Mapping[str, TensorInfo],
     name_of: Callable[[str, int | None], str],
 ) -> tuple[dict[str, WeightSpec], dict[str, str]]:
-    """The specs by Hugging Face name, and under which name each weight is stored.
+    """The specs by Hugging Face name, and the name under which each weight is stored.
 
     `name_of(role, block)` is the name in the source. Missing, unexpected and misshapen tensors
-    are errors: a model that is not exactly its family computes something else.
+    are errors, because a model that differs from its family computes something else.
     """
     blocks = dimensions.num_hidden_layers
-    if blocks > len(found):  # before anything loops over them
+    if blocks > len(tensors):  # checked before anything loops over the blocks
         raise CheckpointError(
-            f"{place}: the configuration says {blocks} blocks, and there are {len(found)} tensors",
+            f"{place}: the configuration says {blocks} blocks, "
+            f"and there are {len(tensors)} tensors",
             hint="the configuration and the weights are not of the same model",
         )
-    places = list(_places(architecture, dimensions, found, name_of))
+    places = list(_places(architecture, dimensions, tensors, name_of))
     stored = {name_of(role, block): (role, block) for role, block in places}
-    _refuse(place, "lacks tensors", [name for name in stored if name not in found])
+    _refuse(place, "lacks tensors", [name for name in stored if name not in tensors])
     _refuse(
         place,
         f"has tensors that are no part of a {architecture.name} model",
-        [name for name in found if name not in stored],
+        [name for name in tensors if name not in stored],
     )
     widths, specs, names = sizes(architecture, dimensions), {}, {}
     for name, (role, block) in stored.items():
         wanted = tuple(widths[word] for word in SHAPES[role])
-        if found[name].shape != wanted:
+        if tensors[name].shape != wanted:
             raise CheckpointError(
-                f"{place}: {name} has shape {list(found[name].shape)}, "
+                f"{place}: {name} has shape {list(tensors[name].shape)}, "
                 f"its configuration says {list(wanted)}",
                 hint="the configuration and the weights are not of the same model",
             )
         hf = architecture.hf_name(role, block)
-        specs[hf] = WeightSpec(hf, wanted, found[name].dtype, role, block)
+        specs[hf] = WeightSpec(hf, wanted, tensors[name].dtype, role, block)
         names[hf] = name
     return specs, names
 
@@ -96,7 +97,7 @@ def match(
 def interleaved_rows(heads: int, head_dim: int) -> Tensor:
     """Row order of q and k in a llama GGUF: its row i is Hugging Face's row ``order[i]``.
 
-    Hugging Face keeps the two halves of a rotary pair half a head apart, llama.cpp side by side.
+    Hugging Face stores the two rows of a rotary pair half a head apart, llama.cpp side by side.
     """
     rows = torch.arange(heads * head_dim)
     return rows.reshape(heads, 2, head_dim // 2).transpose(1, 2).reshape(-1)
@@ -116,12 +117,12 @@ def gguf_rows(architecture: Architecture, dimensions: Dimensions, role: str) -> 
 def _places(
     architecture: Architecture,
     dimensions: Dimensions,
-    found: Mapping[str, Found],
+    tensors: Mapping[str, TensorInfo],
     name_of: Callable[[str, int | None], str],
 ) -> Iterator[tuple[str, int | None]]:
-    """(role, block) of every weight. Optional weights are there in all blocks or in none."""
+    """(role, block) of every weight. Optional weights exist in all blocks or in none."""
     blocks = range(dimensions.num_hidden_layers)
-    optional = [r for r in architecture.optional if any(name_of(r, i) in found for i in blocks)]
+    optional = [r for r in architecture.optional if any(name_of(r, i) in tensors for i in blocks)]
     yield "token_embd", None
     for block in blocks:
         for role in [*architecture.block, *optional]:
@@ -132,7 +133,7 @@ def _places(
 
 
 def sizes(architecture: Architecture, dimensions: Dimensions) -> dict[str, int]:
-    """The widths of a model by the words of `SHAPES`."""
+    """The widths of a model, by the names that `SHAPES` uses."""
     return {
         "vocab": dimensions.vocab_size,
         "positions": dimensions.max_position_embeddings + architecture.unused_positions,

@@ -1,7 +1,7 @@
-"""The process that renders chat templates: a script of its own, which `templates` runs.
+"""The process that renders chat templates: a separate script, which `templates` runs.
 
-A template comes from whoever made the model. Jinja's sandbox keeps it from files and from Python's
-internals, but limits neither time nor memory, so templates run in this process, which is limited
+A template is written by the model's authors. Jinja's sandbox keeps it from files and from Python's
+internals, but limits neither time nor memory. So templates run in this process, which has limits
 and may be killed. It reads requests from stdin and answers on stdout, one JSON object a line.
 
 The environment is transformers' (``utils/chat_template_utils.py``), which this script does not
@@ -24,16 +24,16 @@ from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 REASONING = ("reasoning_content", "thinking", "reasoning")
-"""Names a message's reasoning is passed under; templates read the first."""
+"""Keys under which a message's reasoning is passed; templates read the first."""
 
 
 class Generation(Extension):
-    """``{% generation %}`` marks an answer for training; its content is rendered as it stands."""
+    """``{% generation %}`` marks an answer for training; its content is rendered unchanged."""
 
     tags = {"generation"}  # noqa: RUF012
 
     def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
-        """A call that returns what is between the tags; names set there stay there."""
+        """A call that returns the text between the tags; names set there are local."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         call = self.call_method("_content")
@@ -44,7 +44,7 @@ class Generation(Extension):
 
 
 class Namespace(jinja2.utils.Namespace):
-    """Jinja's, without names that begin with an underscore."""
+    """Jinja's namespace, without names that begin with an underscore."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:  # `self` may be one of its names
         self, *rest = args
@@ -114,7 +114,7 @@ def _compiled(template: str) -> jinja2.Template:
 
 
 def _with_reasoning(message: Any) -> Any:
-    """A message's reasoning under every name that templates look for it."""
+    """The message with its reasoning under all keys that templates read."""
     if not isinstance(message, dict):
         return message
     found = next((message[k] for k in REASONING if message.get(k) is not None), None)
@@ -124,7 +124,7 @@ def _with_reasoning(message: Any) -> Any:
 
 
 def render(request: Mapping[str, Any]) -> dict[str, Any]:
-    """``text``, or ``error`` (what went wrong) and ``refused`` (the template itself said so)."""
+    """``text``, or ``error`` (the message) and ``refused`` (the template raised it on purpose)."""
     try:
         template = _compiled(request["template"])
         messages = [_with_reasoning(message) for message in request["messages"]]
@@ -151,7 +151,7 @@ def render(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _limit(resource: Any, kind: str, soft: int) -> None:
-    """Lower a limit of this process; some systems know only some of them."""
+    """Lower a limit of this process; some systems do not have all of them."""
     with suppress(AttributeError, ValueError, OSError):
         number = getattr(resource, kind)
         _, hard = resource.getrlimit(number)
@@ -159,8 +159,8 @@ def _limit(resource: Any, kind: str, soft: int) -> None:
 
 
 def _limits() -> Callable[[float], None]:
-    """Limit memory and files; the function that is returned limits the time of one request: the
-    system then ends this process."""
+    """Limit memory and files. The returned function limits the time of one request; after it, the
+    system ends this process."""
     try:
         import resource
     except ImportError:  # Windows

@@ -1,4 +1,4 @@
-"""What a checkpoint is, wherever its bytes come from."""
+"""The interface of checkpoints from all kinds of sources."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Dimensions:
-    """The numbers of a decoder, as Hugging Face's config names them."""
+    """The dimensions of a decoder, with the names of Hugging Face's config."""
 
     num_hidden_layers: int
     hidden_size: int
@@ -39,8 +39,8 @@ class Dimensions:
 
 @dataclass(frozen=True)
 class OwnCode:
-    """A modelling file for transformers (its classes are called `prefix` + the family's), and the
-    entries of config.json that it reads."""
+    """A modelling file for transformers, and the entries of config.json that it reads. Its classes
+    are named `prefix` + the family's class."""
 
     file: Path
     prefix: str
@@ -50,8 +50,8 @@ class OwnCode:
 class Checkpoint(ABC):
     """Lazy tensors, dimensions and tokenizer of one model.
 
-    Opening reads headers only. Names, shapes and the order of rows are Hugging Face's, whatever
-    the source: q and k of a llama GGUF are put back from llama.cpp's rotary order on reading.
+    Opening reads headers only. Names, shapes and the order of rows are always Hugging Face's: q and
+    k of a llama GGUF are converted from llama.cpp's rotary order on reading.
     """
 
     architecture: Architecture
@@ -61,13 +61,13 @@ class Checkpoint(ABC):
 
     @property
     def original(self) -> Checkpoint:
-        """The checkpoint as it was found, where this one is made of it."""
+        """The checkpoint that this one was made from, or this one itself."""
         return self
 
     @property
     def counted(self) -> Checkpoint:
-        """The checkpoint whose weights bits per weight are counted by: zeros around a weight are
-        none (`invariances`)."""
+        """The checkpoint whose number of weights divides the bits, for bits per weight: zeros that
+        pad a weight do not count."""
         return self
 
     @property
@@ -78,28 +78,28 @@ class Checkpoint(ABC):
     @property
     @abstractmethod
     def key(self) -> str:
-        """Hex digest that changes whenever the bytes of the model or the tokenizer do."""
+        """Hex digest of the bytes of the model and the tokenizer."""
 
     @abstractmethod
     def tensor(self, name: str) -> Tensor:
         """One weight as float32, lossless for every source type that float32 can hold."""
 
     def stored(self, name: str) -> tuple[Tensor, str]:
-        """A weight as it is kept, and its type (`WeightSpec.dtype`): a float tensor, or for types
-        in blocks the bytes ``[rows, bytes of a row]``. Rows are in the file's order."""
+        """A weight as the file stores it, and its type (`WeightSpec.dtype`): a float tensor, or for
+        block types the bytes ``[rows, bytes of a row]``. Rows are in the file's order."""
         return self.tensor(name), "F32"
 
     def warnings(self) -> tuple[str, ...]:
-        """What of the source was passed over."""
+        """Warnings about parts of the source that were not read."""
         return ()
 
     def gguf_warnings(self) -> tuple[str, ...]:
-        """What of the model a GGUF has no place for."""
+        """Warnings about parts of the model that a GGUF cannot store."""
         return ()
 
     @abstractmethod
     def quantized(self, name: str) -> QuantizedTensor | None:
-        """The weight as stored, where it is stored in one of edgepack's formats, else None."""
+        """The weight as stored if it is in one of edgepack's formats, else None."""
 
     @property
     @abstractmethod
@@ -113,11 +113,11 @@ class Checkpoint(ABC):
         without what depends on the quantization."""
 
     def generation_config(self) -> Mapping[str, Any]:
-        """How its makers sample from it (generation_config.json), empty where that is not known."""
+        """The authors' sampling options (generation_config.json); empty if there are none."""
         return {}
 
     def own_code(self) -> OwnCode | None:
-        """What transformers needs to load it, where it is no model of transformers'."""
+        """The code that transformers needs to load it; None for models that transformers has."""
         return None
 
     def extra_tensors(self) -> Mapping[str, Tensor]:

@@ -10,19 +10,19 @@ from typing import Any
 import gguf
 
 MAX_CARD = 256 << 10
-"""Bytes of a README.md that is read; the longest of the Hub's popular models has a tenth of it."""
+"""Largest README.md that is read; the longest of the Hub's popular models has a tenth of it."""
 MAX_TEXT = 10_000
-"""Characters of one entry; longer descriptions do not belong into the header of a GGUF."""
+"""Most characters of one entry; longer descriptions do not belong in the header of a GGUF."""
 
 STORED = ("name", "license", "license_name", "license_link", "language", "tags", "base_model")
-"""Entries whose loss is told; many others of a card have no place in GGUF."""
+"""Entries whose loss is warned about; GGUF cannot store many others of a card."""
 
 
 def describe(folder: Path, name: Path, numel: int) -> tuple[gguf.Metadata, tuple[str, ...]]:
-    """What a GGUF says of the model, and warnings about what of the card could not be kept."""
+    """A GGUF's description of the model, and warnings about entries of the card that are lost."""
     card, warnings = _read(folder)
     metadata = _apply(card, name, numel)
-    if metadata is None:  # gguf's guesses trip over entries that it does not expect
+    if metadata is None:  # gguf's heuristics fail at entries that they do not expect
         warnings = (*warnings, "README.md: its description of the model cannot be stored in GGUF")
         metadata = _apply({}, name, numel) or gguf.Metadata()
     metadata.name = metadata.name or _text(name.name) or "model"
@@ -41,7 +41,7 @@ def _apply(card: dict[str, Any], name: Path, numel: int) -> gguf.Metadata | None
         entries = trial.kv_data[0].values()
         if not all(_fits(entry.value) for entry in entries):
             return None
-    except Exception:  # whatever a card of unexpected shape makes of third-party code
+    except Exception:  # third-party code may raise anything at an unexpected card
         return None
     return metadata
 
@@ -66,14 +66,14 @@ def _read(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
 
 
 def _fits(value: Any) -> bool:
-    """Whether a GGUF can hold it."""
+    """Whether a GGUF can hold the value."""
     if isinstance(value, list):
         return all(isinstance(item, str) for item in value)
     return isinstance(value, str | int)
 
 
 def _plain(value: Any) -> str | list[str] | None:
-    """A text or a list of texts; None for what is neither."""
+    """The value if it is a text or a list of texts, else None."""
     if isinstance(value, list):
         texts = [_text(item) for item in value]
         return [text for text in texts if text] or None

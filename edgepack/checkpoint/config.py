@@ -18,17 +18,17 @@ from edgepack.core.untrusted import Untrusted, quote, shorten, validate
 HINT = "take the config.json published with the model"
 
 Width = Annotated[int, Field(ge=1, le=1 << 24)]
-"""Of a matrix; GPT-4's vocabulary has 2^17 rows."""
+"""Width of a matrix; GPT-4's vocabulary has 2^17 rows."""
 Blocks = Annotated[int, Field(ge=1, le=100_000)]
 Positions = Annotated[int, Field(ge=1, le=(1 << 31) - 1)]
 Epsilon = Annotated[float, Field(ge=1e-20, le=1.0)]
 TokenId = Annotated[int, Field(ge=-1, le=1 << 31)]
-"""-1 is some exporters' word for none."""
+"""Some exporters write -1 for none."""
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class Config(Untrusted):
-    """What is read of config.json. `_model` gives some of it the family's names and defaults."""
+    """The entries of config.json that are read. `_model` adds the family's names and defaults."""
 
     num_hidden_layers: Blocks
     hidden_size: Width
@@ -59,7 +59,7 @@ class Config(Untrusted):
 
 
 class Generation(Untrusted):
-    """What is read of generation_config.json."""
+    """The entries of generation_config.json that are read."""
 
     bos_token_id: TokenId | list[TokenId] | None = None
     eos_token_id: TokenId | list[TokenId] | None = None
@@ -73,7 +73,7 @@ class Generation(Untrusted):
 
 
 def _plain_name(name: str) -> str:
-    """A shard lies in the folder itself, whatever the index says."""
+    """Check that a shard is in the folder itself."""
     plain = PurePosixPath(name).name == name and "\\" not in name and ":" not in name
     if not (plain and name.isprintable() and len(name) <= 255 and name.endswith(".safetensors")):
         raise ValueError(
@@ -83,7 +83,7 @@ def _plain_name(name: str) -> str:
 
 
 class Index(Untrusted):
-    """model.safetensors.index.json: which file each tensor is in."""
+    """model.safetensors.index.json: the file of each tensor."""
 
     weight_map: Annotated[
         dict[str, Annotated[str, AfterValidator(_plain_name)]],
@@ -104,14 +104,14 @@ def _model(family: str, defaults: tuple[tuple[str, str, Any], ...]) -> type[Conf
 def read_dimensions(
     content: Mapping[str, Any], architecture: Architecture, place: str
 ) -> tuple[Config, Dimensions]:
-    """The numbers of a config.json, as transformers understands them."""
+    """The dimensions in a config.json, as transformers reads them."""
     ignored = architecture.ignored
     heard = {key: value for key, value in content.items() if key not in ignored}
     where = f"{place}: config.json"
     config = validate(_model_of(architecture), heard, where, CheckpointError, hint=HINT)
     heads = config.num_attention_heads
     head_dim = config.head_dim or config.hidden_size // heads
-    theta, scaling, share = rope.of_config(config, architecture, place)
+    theta, scaling, share = rope.from_config(config, architecture, place)
     dimensions = Dimensions(
         num_hidden_layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
@@ -139,7 +139,7 @@ def read_dimensions(
 
 
 def check_heads(dims: Dimensions, architecture: Architecture, place: str) -> None:
-    """Raise unless queries divide into groups and rotary positions into pairs."""
+    """Raise unless query heads divide into groups, and rotary dimensions into pairs."""
     heads, groups = dims.num_attention_heads, dims.num_key_value_heads
     if heads % groups:
         raise CheckpointError(
@@ -175,7 +175,7 @@ def _model_of(architecture: Architecture) -> type[Config]:
 
 
 def _sliding_window(config: Config, architecture: Architecture, place: str) -> int | None:
-    """The window where all layers slide, None where none does."""
+    """The window if all layers have one, None if none has."""
     given = "sliding_window" in config.model_fields_set
     window = config.sliding_window if given else 4096  # transformers' default
     if architecture.window == "" or window is None:

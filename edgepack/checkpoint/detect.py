@@ -1,4 +1,4 @@
-"""Which family a folder is of, and what of it edgepack cannot read."""
+"""Detection of a folder's family, and refusal of folders that edgepack cannot read."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from edgepack.core.errors import CheckpointError
 from edgepack.core.untrusted import quote, shorten
 
 BARE = ("Model", "ForCausalLM")
-"""Endings of the classes whose weights are those of a language model."""
+"""Suffixes of the classes whose weights are those of a language model."""
 
 
 def architecture(config: Mapping[str, Any], place: str) -> Architecture:
-    """The family that config.json names, as transformers takes it: by ``model_type``."""
+    """The family that config.json names, by ``model_type`` as in transformers."""
     name, known = config.get("model_type"), plugins.names("architectures")
     _refuse_quantized(config, place)
     if not isinstance(name, str) or name not in known:
@@ -58,8 +58,8 @@ def _refuse_quantized(config: Mapping[str, Any], place: str) -> None:
 
 
 def _refuse_other_class(config: Mapping[str, Any], family: Architecture, place: str) -> None:
-    """A class of another family, or one whose code comes with the model, computes something else
-    than the family does."""
+    """Refuse a class of another family, or one whose code comes with the model: it computes
+    something else than the family."""
     stem = family.class_name.removesuffix("ForCausalLM")
     allowed = {stem + ending for ending in BARE}
     classes, own = config.get("architectures"), config.get("auto_map")
@@ -84,7 +84,7 @@ def _refuse_other_class(config: Mapping[str, Any], family: Architecture, place: 
 
 
 def no_config(folder: Path) -> str:
-    """What to do with a folder that has no config.json."""
+    """A hint for a folder without config.json."""
     files = sorted(path.name for path in folder.glob("*.gguf"))
     if files:
         return f"to start from a GGUF file, name it: {shorten(files[0], 100)}"

@@ -1,5 +1,5 @@
-"""Which file was read, and its sha256: remembered for large files as long as the file is the same
-in the same state."""
+"""The identity of a file that was read, and its sha256. Digests of large files are remembered while
+the file is unchanged."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from edgepack.core.errors import CheckpointError, EdgepackError
 from edgepack.core.untrusted import MakeError, Untrusted, read_json, shorten, validate
 
 LARGE = 16 << 20
-"""Bytes from which a digest is worth remembering (hashing 16 MB takes about 10 ms)."""
+"""Smallest file whose digest is remembered (hashing 16 MB takes about 10 ms)."""
 SETTLED = 2.0
-"""Seconds after its last change from which a file's times tell a further change. File systems stamp
-times in ticks of up to 2 s, and two writes within a tick look alike."""
+"""Seconds after a file's last change until a further change is certain to alter its times. File
+systems round times to up to 2 s, so that two writes within that time look alike."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Which file a path leads to, and which state of it: writing to the file, replacing it and
-    putting its modification time back each change at least one of these."""
+    """The file that a path leads to, and its state. Writing to the file, replacing it, or resetting
+    its modification time changes at least one of these."""
 
     device: int
     inode: int
@@ -39,12 +39,12 @@ class Identity:
 
     @classmethod
     def from_path(cls, path: Path) -> Identity:
-        """Of what a path leads to, through links."""
+        """The identity of the file that a path leads to, through links."""
         return cls._from_stat(path.stat())
 
     @classmethod
     def from_file(cls, file: BinaryIO) -> Identity:
-        """Of an open file, whatever its path leads to by now."""
+        """The identity of an open file, even if its path leads elsewhere now."""
         return cls._from_stat(os.fstat(file.fileno()))
 
     @classmethod
@@ -62,7 +62,7 @@ class Identity:
 
 
 def changed(path: Path, make_error: MakeError = CheckpointError) -> EdgepackError:
-    """The error for a file that is no longer what it was."""
+    """The error for a file that has changed."""
     return make_error(
         f"{shorten(path.name, 80)}: changed while edgepack was reading it",
         hint="leave the file alone while edgepack runs, and start again",
@@ -70,7 +70,7 @@ def changed(path: Path, make_error: MakeError = CheckpointError) -> EdgepackErro
 
 
 def sha256(path: Path, make_error: MakeError = CheckpointError) -> str:
-    """Hex digest of a file's contents. Raises if the file changes meanwhile."""
+    """Hex digest of a file's contents. Raises if the file changes while it is read."""
     with path.open("rb") as file:
         identity = Identity.from_file(file)
         recalled = _recall(path, identity) if identity.size >= LARGE else None
@@ -99,7 +99,7 @@ def _seal(path: Path, identity: Identity, digest: str) -> str:
 
 
 def _place(path: Path) -> Path:
-    """One small file for each path, so that processes lose nothing of each other's."""
+    """The file of a path's digest; one per path, so that processes do not overwrite others'."""
     name = hashlib.sha256(os.fsencode(path)).hexdigest()[:32]
     return root() / "digests" / f"{name}.json"
 
@@ -115,7 +115,7 @@ def _recall(path: Path, identity: Identity) -> str | None:
 
 
 def _remember(path: Path, identity: Identity, digest: str) -> None:
-    """Best effort: a cache that cannot be written costs time, not correctness."""
+    """Write the digest to the cache; errors are ignored, because they only cost time."""
     last = max(identity.mtime_ns, identity.ctime_ns) / 1e9
     if time.time() - last < SETTLED:
         return

@@ -43,7 +43,7 @@ TOKENIZER = (
     "chat_template*",
     "additional_chat_templates/*",
 )
-"""What transformers may read a tokenizer and its templates from."""
+"""Files from which transformers may read a tokenizer and its templates."""
 FILES = (
     "config.json",
     "model*.safetensors",
@@ -52,13 +52,13 @@ FILES = (
     "generation_config.json",
     "README.md",
 )
-"""What of a repository is downloaded; without ``consolidated.safetensors``, the same weights."""
+"""Files of a repository that are downloaded; ``consolidated.safetensors`` has the same weights."""
 CONFIG, GENERATION = "config.json", "generation_config.json"
 GENERATION_HINT = "take the one published with the model, or remove it"
 
 
 class FolderCheckpoint(Checkpoint):
-    """A folder as ``save_pretrained`` writes it; `revision` is the commit of a Hub snapshot."""
+    """A folder as written by ``save_pretrained``; `revision` is the commit of a Hub snapshot."""
 
     def __init__(self, folder: Path, model: str, revision: str | None = None) -> None:
         self.folder, self.model, self.revision = folder, model, revision
@@ -70,7 +70,7 @@ class FolderCheckpoint(Checkpoint):
         self._weights = shards.weight_files(folder, self._files, self.place)
         self._places = shards.tensors(self._weights, self.architecture, self._files, self.place)
         self._drop_tied_copy()
-        found = {name: _layout.Found(p.shape, p.dtype) for name, p in self._places.items()}
+        found = {name: _layout.TensorInfo(p.shape, p.dtype) for name, p in self._places.items()}
         self.specs, _ = _layout.match(
             self.place, self.architecture, self.dimensions, found, self.architecture.hf_name
         )
@@ -79,7 +79,7 @@ class FolderCheckpoint(Checkpoint):
         self._files.check(self._read_files)
 
     def _list_files(self) -> list[Path]:
-        """Every file that is read, but for the model card."""
+        """Every file that is read, except the model card."""
         index = shards.INDEX if self._weights != [self.folder / shards.SINGLE] else CONFIG
         named = [self.folder / name for name in (CONFIG, GENERATION, index)]
         matched = [path for pattern in TOKENIZER for path in self.folder.glob(pattern)]
@@ -129,7 +129,7 @@ class FolderCheckpoint(Checkpoint):
         return loaded
 
     def _check(self) -> None:
-        """Raise if a file changed, came or went since the folder was opened."""
+        """Raise if a file was changed, added or removed since the folder was opened."""
         self._files.check(self._read_files)
         if self._list_files() != self._read_files:
             raise digests.changed(self.folder)
@@ -158,7 +158,7 @@ class FolderCheckpoint(Checkpoint):
 
     @cached_property
     def _gguf_metadata(self) -> Mapping[str, tuple[Any, Any, Any]]:
-        """A large vocabulary takes seconds."""
+        """Cached, because a large vocabulary takes seconds."""
         writer = gguf.GGUFWriter(None, self.architecture.gguf)
         writer.add_type("model")
         self._description[0].set_gguf_meta_model(writer)
@@ -175,7 +175,7 @@ class FolderCheckpoint(Checkpoint):
 
     @cached_property
     def _description(self) -> tuple[gguf.Metadata, tuple[str, ...]]:
-        """Name, licence, size …, and what of the model card could not be kept."""
+        """Name, licence, size …, and warnings about entries of the model card that are lost."""
         name = Path(self.model.partition("@")[0] if self.revision else self.folder.resolve())
         return card.describe(self.folder, name, sum(spec.numel for spec in self.specs.values()))
 
@@ -212,7 +212,7 @@ class FolderCheckpoint(Checkpoint):
         return content
 
     def _drop_tied_copy(self) -> None:
-        """A tied model may come with a copy of the embedding as its head, not with another."""
+        """Ignore the head of a tied model if it is a copy of the embedding; refuse another head."""
         head, embedding = map(self.architecture.hf_name, ("output", "token_embd"))
         if not (self.dimensions.tie_word_embeddings and {head, embedding} <= set(self._places)):
             return
@@ -224,7 +224,7 @@ class FolderCheckpoint(Checkpoint):
         del self._places[head]
 
     def _refuse_unread_biases(self) -> None:
-        """transformers leaves biases out unless the configuration says that there are any."""
+        """Refuse biases that transformers would not load, because the configuration lacks them."""
         optional = {role for role in self.architecture.optional if role.endswith(".bias")}
         unread = [spec.name for spec in self.specs.values() if spec.role in optional]
         if unread and not self._config.attention_bias:

@@ -1,4 +1,4 @@
-"""A GGUF file as a checkpoint: names, shapes and row order as Hugging Face has them."""
+"""A GGUF file as a checkpoint, with Hugging Face's names, shapes and row order."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 PASSED_OVER = ("split.", "quantize.")
-"""Keys about this file's own quantization and splitting …"""
+"""Prefixes of keys about this file's quantization and splitting …"""
 DROPPED = {"general.file_type", "general.quantization_version", "general.alignment"}
-"""… of which these are others."""
+"""… and other such keys."""
 
 FLOATS = {
     GGMLQuantizationType.F32: torch.float32,
@@ -55,7 +55,7 @@ class GgufCheckpoint(Checkpoint):
         self._tokens = read_tokenizer(self._fields, self.place).tokens or []
         self.dimensions = self._dimensions()
         found = {
-            name: _layout.Found(stored.shape, stored.kind.name)
+            name: _layout.TensorInfo(stored.shape, stored.kind.name)
             for name, stored in self._header.tensors.items()
             if name != rope.TENSOR
         }
@@ -122,15 +122,15 @@ class GgufCheckpoint(Checkpoint):
         return {rope.TENSOR: self._values(rope.TENSOR)} if present else {}
 
     def _values(self, stored_name: str) -> Tensor:
-        """A stored tensor as float32, rows as they are in the file."""
+        """A stored tensor as float32, with rows in the file's order."""
         stored, data = self._header.tensors[stored_name], self._header.bytes_of(stored_name)
         if stored.kind in FLOATS:
             return data.view(FLOATS[stored.kind]).reshape(stored.shape).to(torch.float32)
         values = dequantize(data.reshape(*stored.shape[:-1], -1).numpy(), stored.kind)
-        return torch.from_numpy(values.reshape(stored.shape)).clone()  # aligned as torch does
+        return torch.from_numpy(values.reshape(stored.shape)).clone()  # in torch's alignment
 
     def _hf_rows(self, name: str) -> Tensor | None:
-        """Which stored row is each of Hugging Face's rows; None where they agree."""
+        """The stored row of each of Hugging Face's rows; None if the orders agree."""
         order = _layout.gguf_rows(self.architecture, self.dimensions, self.specs[name].role)
         return None if order is None else torch.argsort(order)
 
@@ -149,7 +149,7 @@ class GgufCheckpoint(Checkpoint):
     def _architecture(self) -> Architecture:
         general = read_general(self._fields, self.place)
         families: dict[str, Architecture] = {}
-        for family in plugins.names("architectures"):  # llama comes before mistral
+        for family in plugins.names("architectures"):  # sorted: llama is tried before mistral
             architecture: Architecture = plugins.find("architectures", family)
             if architecture.gguf:
                 families.setdefault(architecture.gguf, architecture)
@@ -187,7 +187,7 @@ class GgufCheckpoint(Checkpoint):
             max_position_embeddings=numbers.context_length,
             rms_norm_eps=_decimal(numbers.epsilon),
             rope_theta=theta,
-            rope_scaling=rope.of_gguf(
+            rope_scaling=rope.from_gguf(
                 numbers.scaling_type,
                 numbers.rope_factor,
                 self._divisors(head_dim),

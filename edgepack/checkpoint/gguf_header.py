@@ -1,8 +1,8 @@
-"""The header of a GGUF file: metadata and where each tensor lies.
+"""The header of a GGUF file: metadata, and the position of each tensor.
 
-gguf's own GGUFReader takes ten seconds for a vocabulary of Llama 3's size, a view per string, and
-does not notice a file that ends early until something else fails. This one reads the same layout,
-and holds every size in it against the file before anything is made of that size.
+gguf's own GGUFReader takes ten seconds for a vocabulary of Llama 3's size (a view per string), and
+does not notice a truncated file until something else fails. This one reads the same layout, and
+checks every size in it against the file before it allocates anything of that size.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ VERSIONS = (2, 3)
 DAMAGED = "the download may be incomplete: compare its size with the source and fetch it again"
 
 MAX_HEADER = 256 << 20
-"""Bytes before the tensor data; a vocabulary of 256k tokens with its merges takes 10 MB."""
+"""Most bytes before the tensor data; a vocabulary of 256k tokens with its merges takes 10 MB."""
 MAX_ENTRIES = 100_000
-"""Keys, and tensors; a model of 128 experts in 100 blocks has 40,000."""
+"""Most keys, and most tensors; a model of 128 experts in 100 blocks has 40,000."""
 MAX_ELEMENTS = 4 << 20
-"""Elements of an array."""
+"""Most elements of an array."""
 MAX_KEY = 1000
-"""Bytes of a key or a tensor's name; ggml holds 64 of the latter."""
+"""Most bytes of a key or a tensor's name; ggml holds 64 of a name."""
 MAX_DIMENSIONS = 4
 CHUNK = 16 << 20
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in the file: `shape` outermost dimension first, `start` as the file counts."""
+    """A tensor in the file: `shape` with the outermost dimension first, `start` in the file."""
 
     shape: tuple[int, ...]
     kind: GGMLQuantizationType
@@ -75,7 +75,7 @@ class GgufHeader:
         self.path, self._files = path, files or SourceFiles()
         self.metadata: Metadata = {}
         self.tensors: dict[str, Stored] = {}
-        with self._files.opened(path) as file:
+        with self._files.open(path) as file:
             parser = _Parser(file)
             try:
                 parser.read(self)
@@ -95,7 +95,7 @@ class GgufHeader:
 
 
 class _DamagedError(Exception):
-    """What is wrong with the header."""
+    """The header is damaged; the message says how."""
 
     def __init__(self, what: str, hint: str = "") -> None:
         super().__init__(what)
@@ -103,7 +103,7 @@ class _DamagedError(Exception):
 
 
 class _Parser:
-    """Reads a header from the beginning on, never more of the file than it needs."""
+    """Reads a header from its beginning, and no more of the file than it needs."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -159,7 +159,7 @@ class _Parser:
             )
 
     def _check_extents(self, tensors: dict[str, Stored]) -> None:
-        """Tensors lie within the file and beside one another."""
+        """Check that tensors lie within the file and do not overlap."""
         end = 0
         for name, stored in sorted(tensors.items(), key=lambda item: item[1].start):
             if stored.start < end:
@@ -232,7 +232,7 @@ class _Parser:
             raise _DamagedError(f"{shorten(what, 60)} is not valid UTF-8") from None
 
     def _take(self, count: int) -> int:
-        """Where the next `count` bytes begin in `_data`, which then holds them."""
+        """Read the next `count` bytes into `_data`; returns where they begin."""
         start, end = self._at, self._at + count
         if end > len(self._data):
             if end > self._size:

@@ -1,4 +1,4 @@
-"""The keys of a GGUF that edgepack reads: types and bounds."""
+"""Types and bounds of the keys of a GGUF that edgepack reads."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from edgepack.core.errors import CheckpointError
 from edgepack.core.untrusted import Untrusted, quote, shorten, validate
 
 MAX_TOKEN = 1024
-"""Characters of a token; merges are found by cutting every token everywhere."""
+"""Most characters of a token; merges are found by cutting every token at every position."""
 MAX_CHARACTERS = 16 << 20
-"""Characters of all tokens; a vocabulary of 256k tokens has 2 million."""
+"""Most characters of all tokens; a vocabulary of 256k tokens has 2 million."""
 
 HINT = "convert the model again with llama.cpp's convert_hf_to_gguf.py"
 
 
 def _same_everywhere(value: Any) -> Any:
-    """llama.cpp takes a list with a value for each block; here they have to be equal."""
+    """The value of a list with one for each block, as llama.cpp takes it; they must be equal."""
     if not isinstance(value, list) or not value:
         return value
     if any(type(other) is not type(value[0]) or other != value[0] for other in value):
@@ -40,18 +40,18 @@ def _neutral(value: Any) -> Any:
 
 Same = BeforeValidator(_same_everywhere)
 Neutral = Annotated[float | bool | None, AfterValidator(_neutral)]
-"""A number that changes what is computed unless it is 0 or 1, and that no model here needs."""
+"""A number that must be 0 or 1; others change the computation, and no family here has them."""
 
 
 class General(Untrusted):
-    """What the file says of itself."""
+    """The keys ``general.*``."""
 
     architecture: str = Field(alias="general.architecture")
     split_count: Annotated[int, Field(ge=0, le=65535)] = Field(1, alias="split.count")
 
 
 class Numbers(Untrusted):
-    """Keys with the architecture's name before them."""
+    """Keys that are prefixed with the architecture's name."""
 
     block_count: Annotated[Blocks, Same]
     context_length: Positions
@@ -84,7 +84,7 @@ class Numbers(Untrusted):
 
     @property
     def rope_factor(self) -> float:
-        """Of linear scaling; 0 means none to llama.cpp."""
+        """The factor of linear scaling; llama.cpp takes 0 as none."""
         given = self.scale_linear if self.scaling_factor is None else self.scaling_factor
         return given or 1.0
 
@@ -99,7 +99,7 @@ Strings = Annotated[list[Annotated[str, AfterValidator(_token)]], Field(max_leng
 
 
 class Tokenizer(Untrusted):
-    """The keys ``tokenizer.*``; ids are of tokens that there are."""
+    """The keys ``tokenizer.*``; every id must be that of a token."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -153,7 +153,7 @@ def read_general(fields: Mapping[str, Any], place: str) -> General:
 
 
 def read_numbers(fields: Mapping[str, Any], architecture: str, place: str) -> Numbers:
-    """The dimensions, by their keys without the architecture's name."""
+    """The dimensions, from the keys without the architecture's name."""
     prefix = f"{architecture}."
     own = {k.removeprefix(prefix): v for k, v in fields.items() if k.startswith(prefix)}
     return validate(Numbers, own, place, CheckpointError, hint=HINT, prefix=prefix)

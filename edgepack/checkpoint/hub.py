@@ -1,4 +1,4 @@
-"""Models on the Hugging Face Hub: download or find in the cache, and say plainly what failed."""
+"""Models on the Hugging Face Hub: downloaded, or found in the cache."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?(@[\w./-]+)?")
 
 
 def snapshot(model: str) -> Path:
-    """The folder of a repository's files in the cache; its name is the commit."""
+    """The folder of a repository's files in the cache, named by the commit."""
     from huggingface_hub import constants, errors, snapshot_download
 
     name, _, revision = model.partition("@")

@@ -1,8 +1,8 @@
 """llama.cpp's tokenizer, step by step, from the keys of a GGUF file (llama-vocab.cpp).
 
 `tokenizer.from_gguf` gives a fast tokenizer that is nearly the same. This one is slow and exact,
-for short texts: special tokens are found the longest first wherever they are, sentencepiece merges
-whatever makes a token, by score and then from the left.
+for short texts. Special tokens are found anywhere in the text, the longest first. Sentencepiece
+merges any pair that is a token, by score and then from the left.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DEFAULTS = {
     "llama": {"bos": 1, "eos": 2, "add_bos": True, "space": True},
     "gpt2": {"bos": 11, "eos": 11, "add_bos": False, "space": False},
 }
-"""``tokenizer.ggml.model`` → what holds where the file does not say."""
+"""``tokenizer.ggml.model`` → defaults for keys that the file lacks."""
 
 
 class LlamaVocab:
@@ -54,11 +54,11 @@ class LlamaVocab:
             self._bytes = [self._byte(byte, place) for byte in range(256)]
 
     def _id(self, given: int | None, default: int) -> int:
-        """A special token's id; the default where the file has none or one without a token."""
+        """A special token's id; the default if the file has none, or one without a token."""
         return given if given is not None and 0 <= given < len(self.tokens) else default
 
     def _byte(self, byte: int, place: str) -> int:
-        """The token of a byte; llama.cpp ends the process over a text that needs a missing one."""
+        """The token of a byte; llama.cpp ends the process if a text needs one that is missing."""
         index = self._ids.get(f"<0x{byte:02X}>")
         if index is None and byte < 128:
             index = self._ids.get(chr(byte))
@@ -85,7 +85,7 @@ class LlamaVocab:
         return [*ids, self.eos] if special and self.add_eos else ids
 
     def _parts(self, text: str) -> Sequence[str | int]:
-        """The text cut at tokens that are found whole, those as ids."""
+        """The text, cut at tokens that are matched whole; these are given as ids."""
         parts: list[str | int] = [text] if text else []
         for index in self._whole:
             token = self.tokens[index]
@@ -94,7 +94,7 @@ class LlamaVocab:
         return parts
 
     def _merged(self, text: str) -> Iterator[int]:
-        """Sentencepiece's BPE: the best pair of neighbours is merged until none makes a token."""
+        """Sentencepiece's BPE: the best pair of neighbours is merged until no pair is a token."""
         symbols: list[str] = list(text)
         before = [i - 1 for i in range(len(symbols))]
         after = [i + 1 for i in range(len(symbols))]
@@ -110,7 +110,7 @@ class LlamaVocab:
             push(i - 1, i)
         while queue:
             _, left, right, pair = heappop(queue)
-            # A pair is outdated once one of its sides has grown or gone.
+            # A pair is outdated once one of its sides has been merged.
             if not symbols[left] or not symbols[right] or symbols[left] + symbols[right] != pair:
                 continue
             symbols[left], symbols[right] = pair, ""
@@ -127,7 +127,7 @@ class LlamaVocab:
 
 
 def _cut(part: str | int, token: str, index: int) -> Iterator[str | int]:
-    """A text as the pieces between occurrences of a token, and the token's id for those."""
+    """The pieces of a text between the occurrences of a token, with the token's id in between."""
     if isinstance(part, int):
         yield part
         return

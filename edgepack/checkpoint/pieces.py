@@ -1,4 +1,4 @@
-"""Tokens of a vocabulary as the bytes that they stand for."""
+"""The bytes of a vocabulary's tokens."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BYTE_OF = {chr(byte): byte for byte in _PRINTABLE} | {
 """Character → byte in byte-level vocabularies (GPT-2)."""
 BYTE = re.compile("<0x([0-9A-F]{2})>")
 UNUSED = re.compile(r"[<\[]\S*(unused|reserved|extra_id|pad)\S*[>\]]", re.IGNORECASE)
-"""Tokens that no training text had, by their names."""
+"""Names of tokens that occur in no training text."""
 
 
 class Pieces:
@@ -36,7 +36,7 @@ class Pieces:
         self._names = {index: token for token, index in tokenizer.get_vocab().items()}
 
     def bytes_of(self, index: int) -> bytes:
-        """What a token adds to a text; an added token stands for itself."""
+        """The bytes that a token adds to a text; for an added token, its content."""
         name = self._names.get(index, "")
         if index in self._added:
             return name.replace(SPACE, " ").encode() if not self._byte_level else name.encode()
@@ -49,8 +49,8 @@ class Pieces:
         return name.replace(SPACE, " ").encode()
 
     def openings(self, rows: int) -> list[int]:
-        """Tokens that a text may begin with: text of any script, with or without a space before
-        it; no added or unused tokens, no bytes, no parts of characters or of words."""
+        """Tokens that a text may begin with: text of any script, with or without a leading space.
+        Added and unused tokens, bytes, and parts of characters or of words are left out."""
         return [index for index in sorted(self._names) if index < rows and self._opens(index)]
 
     def _opens(self, index: int) -> bool:

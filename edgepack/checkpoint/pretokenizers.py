@@ -1,4 +1,4 @@
-"""llama.cpp's vocabulary in tables: how text is split before BPE, which tokens are special."""
+"""Tables of llama.cpp's tokenizer: how text is split before BPE, and which tokens are special."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LLAMA3 = rf"{ANY_CASE}|{WORD}|\p{{N}}{{1,3}}|{REST}"
 QWEN2 = rf"{ANY_CASE}|{WORD}|\p{{N}}|{REST}"
 QWEN35 = rf"{ANY_CASE}|{MARKS}|\p{{N}}|{MARKS_REST}"
 
-# Upper and lower case as llama.cpp approximates them, and as tokenizer.json has them.
+# Upper and lower case: llama.cpp's approximation, and that of tokenizer.json.
 UPPER, LOWER = r"(?:(?=[\p{L}])[^a-z])", r"(?:(?=[\p{L}])[^A-Z])"
 UPPER_HF, LOWER_HF = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 
@@ -30,11 +30,11 @@ def _by_case(upper: str, lower: str, suffix: str, digits: str) -> str:
 
 @dataclass(frozen=True)
 class Splitting:
-    """Regular expressions applied one after the other, each to what the last one left.
+    """Regular expressions that are applied in turn, each to the pieces of the one before.
 
-    `patterns` are llama.cpp's; `original` are those of the models' own tokenizer.json where they
-    differ. `ignore_merges`: a piece that is a token is that token, whatever the merges say.
-    `add_bos`: llama.cpp's default where the file does not say.
+    `patterns` are llama.cpp's; `original` are those of the models' tokenizer.json where they
+    differ. `ignore_merges`: a piece that is a token becomes that token, without any merges.
+    `add_bos`: llama.cpp's default for files without that key.
     """
 
     patterns: tuple[str, ...]
@@ -43,7 +43,7 @@ class Splitting:
     add_bos: bool = False
 
     def recognises(self, patterns: tuple[str, ...], ignore_merges: bool) -> bool:
-        """Whether a tokenizer.json with these patterns splits as this does."""
+        """Whether a tokenizer.json with these patterns splits text in the same way."""
         return ignore_merges == self.ignore_merges and patterns in (self.patterns, self.original)
 
 
@@ -93,7 +93,7 @@ CHECK_TEXT = (
     "'told he's there, 'RE you sure? 'M not sure I'll mak"
     "e it, 'D you like some tea? We'Ve a'lL"
 )
-"""What llama.cpp's conversion encodes to recognise a pre-tokenizer …"""
+"""The text that llama.cpp's conversion encodes to recognise a pre-tokenizer …"""
 
 CHECK_HASHES = {
     "0fe1cf6eda062318a1af7270f3331a85c539a01778ff948e24388e949c5282f4": "gpt-2",
@@ -123,7 +123,7 @@ CHECK_HASHES = {
     "53e325976a6e142379c19b09afcae354f2f496f147afa8f9e189a33fe4e3024e": "granite-docling",
     "1994ffd01900cfb37395608534236ecd63f2bd5995d6cb1004dda1af50240f15": "trillion",
 }
-"""… and the sha256 of the token ids, as Python prints the list."""
+"""… and the sha256 of the token ids, printed as a Python list."""
 
 ENDS = """
 <|eot_id|> <|im_end|> <|end|> <end_of_turn> <|endoftext|> <|end_of_text|> <EOT> _<EOT> [EOT]
@@ -138,8 +138,8 @@ FILL_IN_THE_MIDDLE = """
 <reponame> <|file_sep|>
 """
 ENDS_BY_NAME = frozenset(ENDS.split())
-"""Tokens at which llama.cpp ends an answer whatever the file says."""
+"""Tokens at which llama.cpp always ends an answer, even if the file does not list them."""
 CONTROL_LOOKING = ENDS_BY_NAME | frozenset(FILL_IN_THE_MIDDLE.split())
-"""Tokens that llama.cpp treats as control tokens whatever type the file gives them."""
+"""Tokens that llama.cpp always treats as control tokens, of any type in the file."""
 USER_DEFINED_BY_NAME = frozenset(["<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"])
-"""Tokens that llama.cpp treats as text to be found whole, whatever type the file gives them."""
+"""Tokens that llama.cpp always matches whole as text, of any type in the file."""

@@ -1,4 +1,4 @@
-"""Texts that tokenizers tend to disagree about, and what it means where two of them do."""
+"""Texts that tokenizers often split differently, and a comparison of two tokenizers on them."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ EVERYDAY = (
     "שלום עולם", "مرحبا بالعالم", "हिन्दी में", "ไทย", "½ ² ™ … ﹪ ｆｕｌｌ", "🤗 🏳️‍🌈 👍🏽",
     "".join(map(chr, range(33, 256))), "<b>bold</b> &amp; {{x}} [INST] <|x|>",
 )  # fmt: skip
-"""What anybody writes: a tokenizer that cuts these otherwise is another tokenizer …"""
+"""Everyday texts: a tokenizer that splits them differently is another tokenizer …"""
 RARE = (
     "e\u0301 a\u0308 n\u0303", "\u1100\u1161", "\ufb01 \u212b \u2126", "ſ ẞ İ ı ǅ",
     "a\u00a0x\u3000y\u200bz\ufeff", "ÉCOLEécole ÜBERüber", "\u2028\x85\x0b\x0c\x1c", "\x01\x02\x7f",
     "a\u2581b \u2581\u2581 c", "\U00010348\U0001d54f", "\ufffd", "١٢٣ Ⅷ ¼",
 )  # fmt: skip
-"""… what few texts contain, and llama.cpp's own conversions of common models get wrong."""
+"""… and rare texts, which llama.cpp's own conversions of common models get wrong."""
 AROUND = ("{}", "a{}b", " {} ", "a {} b", "{}{}", "{}\n", "\n\n{}x", "1{}2", "{} the", "the {}")
-"""Where added tokens are tried: between letters, spaces, line ends, and beside each other."""
-MOST_ADDED = 48
-"""Added tokens that are tried, those first whose flags say that something is special about them."""
+"""Contexts in which added tokens are tried: between letters, spaces, line ends, and each other."""
+MAX_ADDED = 48
+"""Most added tokens that are tried; those with flags come first."""
 FLAGS = ("lstrip", "rstrip", "single_word")
 
 Encode = Callable[[str], list[int]]
@@ -46,7 +46,7 @@ Encode = Callable[[str], list[int]]
 
 @dataclass(frozen=True)
 class Difference:
-    """A text whose ids differ: the source's, and those of the runtime or of the file."""
+    """A text with different ids: those of the source, and those of the runtime or the file."""
 
     text: str
     source: Sequence[int]
@@ -68,24 +68,24 @@ class Difference:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`wrong`: everyday text differs; `rare`: only text that few people write does."""
+    """`wrong`: differences in everyday texts; `rare`: differences in rare texts."""
 
     wrong: tuple[Difference, ...] = ()
     rare: tuple[Difference, ...] = ()
 
 
 def compare(
-    tokenizer: PreTrainedTokenizerFast, other: Encode, forgiven: Callable[[str], bool]
+    tokenizer: PreTrainedTokenizerFast, other: Encode, excused: Callable[[str], bool]
 ) -> Verdict:
-    """Encode all texts both ways, without what is put around a text; differences in texts that are
-    `forgiven` count as rare."""
+    """Encode all texts with both tokenizers, without the tokens put around a text. Differences in
+    texts that are `excused` count as rare."""
     wrong: list[Difference] = []
     rare: list[Difference] = []
     for text, everyday in texts(tokenizer):
         ours = tokenizer.encode(text, add_special_tokens=False)
         theirs = other(text)
         if ours != theirs:
-            (wrong if everyday and not forgiven(text) else rare).append(
+            (wrong if everyday and not excused(text) else rare).append(
                 Difference(text, ours, theirs)
             )
     return Verdict(tuple(wrong), tuple(rare))
@@ -94,16 +94,16 @@ def compare(
 def texts(tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[str, bool]]:
     """The texts to try, and whether they are everyday ones."""
     yield from ((text, True) for text in EVERYDAY)
-    for token in tried(tokenizer):
+    for token in tokens_to_try(tokenizer):
         yield from ((form.format(*[token.content] * 2), True) for form in AROUND)
     yield from ((text, False) for text in RARE)
     yield from ((f"a {name} b", False) for name in known_by_name(tokenizer))
 
 
-def tried(tokenizer: PreTrainedTokenizerFast) -> list[AddedToken]:
+def tokens_to_try(tokenizer: PreTrainedTokenizerFast) -> list[AddedToken]:
     """Added tokens to try: those with flags, then plain ones, then special ones."""
     added = tokenizer.added_tokens_decoder.values()
-    return sorted(added, key=lambda t: (not flags(t), t.special))[:MOST_ADDED]
+    return sorted(added, key=lambda t: (not flags(t), t.special))[:MAX_ADDED]
 
 
 def known_by_name(tokenizer: PreTrainedTokenizerFast) -> list[str]:
@@ -113,12 +113,12 @@ def known_by_name(tokenizer: PreTrainedTokenizerFast) -> list[str]:
 
 
 def flags(token: AddedToken) -> list[str]:
-    """The flags of an added token that GGUF has no place for."""
+    """The flags of an added token that GGUF cannot store."""
     return [flag for flag in FLAGS if getattr(token, flag)]
 
 
 def steps(part: Any) -> list[dict[str, Any]]:
-    """The steps of a normalizer or pre-tokenizer of a tokenizer.json, sequences flattened."""
+    """The steps of a normalizer or pre-tokenizer of a tokenizer.json, with sequences flattened."""
     if not part:
         return []
     inner = part.get("normalizers") or part.get("pretokenizers")

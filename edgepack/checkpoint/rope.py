@@ -1,4 +1,4 @@
-"""Rotary positions: what Hugging Face configures, and how GGUF stores it."""
+"""Rotary positions: Hugging Face's configuration, and its form in GGUF."""
 
 from __future__ import annotations
 
@@ -57,17 +57,16 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
-"""What every published Llama 3 has; only `factor` varies (8 in 3.1, 32 in 3.2)."""
+"""Values of every published Llama 3; only `factor` varies (8 in 3.1, 32 in 3.2)."""
 
 HINT = "supported: " + ", ".join(SUPPORTED)
 
 
-def of_config(
+def from_config(
     config: Config, architecture: Architecture, place: str
 ) -> tuple[float, dict[str, Any] | None, float]:
-    """(theta, scaling, share of a head that turns) of a config.json, resolved as transformers does:
-    ``rope_scaling`` before ``rope_parameters``, what stands in either before what stands outside.
-    """
+    """(theta, scaling, rotated share of a head) of a config.json, resolved as in transformers:
+    ``rope_scaling`` before ``rope_parameters``, and keys in either before keys outside them."""
     place = f"{place}: config.json"
     given = _chosen(config)
     inside = given.model_fields_set
@@ -93,7 +92,7 @@ def of_config(
 
 
 def _chosen(config: Config) -> Parameters:
-    """An empty mapping is no mapping to transformers."""
+    """The parameters that transformers uses; it ignores an empty mapping."""
     for given in (config.rope_scaling, config.rope_parameters):
         if given is not None and (given.model_fields_set or given.model_extra):
             return given
@@ -101,7 +100,7 @@ def _chosen(config: Config) -> Parameters:
 
 
 def _share(config: Config, given: Parameters, architecture: Architecture) -> float:
-    """How much of a head turns with the position."""
+    """The share of a head that is rotated by the position."""
     for place in (given, config):
         if "partial_rotary_factor" in place.model_fields_set:
             return place.partial_rotary_factor or 1.0
@@ -129,7 +128,7 @@ def _scaling(kind: str, config: Config, given: Parameters, place: str) -> dict[s
     return {"rope_type": kind} | values if values else None
 
 
-def of_gguf(
+def from_gguf(
     kind: str,
     factor: float,
     divisors: Tensor | None,
@@ -139,8 +138,8 @@ def of_gguf(
 ) -> dict[str, Any] | None:
     """The scaling of a GGUF, None for none.
 
-    Llama 3's parameters are not in the file, only the divisors made from them: they are
-    recognised by making them again.
+    The file does not hold Llama 3's parameters, only the divisors computed from them. They are
+    recognised by computing them again.
     """
     if kind not in ("linear", "none"):
         raise CheckpointError(f"{place}: rope scaling {quote(kind)} is not supported", hint=HINT)

@@ -21,17 +21,17 @@ from edgepack.core.weights import WeightSpec
 
 INDEX = "model.safetensors.index.json"
 SHARD = 500_000_000
-"""Bytes of a shard, at most, unless one block has more; they are in memory while it is written."""
+"""Most bytes of a shard, unless one block has more; a shard is in memory while it is written."""
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-"""Storage type of a weight → what it is written as; quantized sources become float16."""
+"""Storage type of a weight → type that it is written as; quantized sources become float16."""
 
 
 def save(
     checkpoint: Checkpoint, load: Callable[[str], Tensor], folder: Path, stage: str
 ) -> Steps[None]:
-    """Write `checkpoint` into `folder`, the weights being what `load` gives for their names.
+    """Write `checkpoint` into `folder`; `load` gives each weight by its name.
 
-    A folder that a killed run left is gone on with, shard by shard.
+    A killed run resumes after its last whole shard.
     """
     shards = _shards(checkpoint)
     weight_map: dict[str, str] = {}
@@ -55,12 +55,12 @@ def save(
 
 
 def is_saved(folder: Path) -> bool:
-    """Whether `save` came to its end."""
+    """Whether `save` has finished."""
     return (folder / INDEX).exists()
 
 
 def _shards(checkpoint: Checkpoint) -> list[list[WeightSpec]]:
-    """Weights that share a file: what is outside the blocks, then whole blocks up to `SHARD`."""
+    """Weights that share a file: those outside the blocks, then whole blocks up to `SHARD`."""
     groups: dict[int | None, list[WeightSpec]] = {}
     for spec in checkpoint.specs.values():
         groups.setdefault(spec.block, []).append(spec)
@@ -77,18 +77,18 @@ def _nbytes(spec: WeightSpec) -> int:
 
 
 def shard_of(folder: Path) -> dict[str, str]:
-    """The file that each weight of a folder written by `save` is in."""
+    """The file of each weight in a folder written by `save`."""
     index: dict[str, dict[str, str]] = json.loads((folder / INDEX).read_text(encoding="utf-8"))
     return index["weight_map"]
 
 
 def dtype_of(spec: WeightSpec) -> torch.dtype:
-    """What a weight is written as."""
+    """The type that a weight is written as."""
     return DTYPES.get(spec.dtype, torch.float16)
 
 
 def config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """config.json of a checkpoint, as transformers 4 and 5 read it."""
+    """config.json of a checkpoint, for transformers 4 and 5."""
     d, family, tokenizer = checkpoint.dimensions, _family(checkpoint), checkpoint.tokenizer
     own, classes = checkpoint.own_code(), family.class_name
     more: dict[str, Any] = {}
@@ -119,9 +119,9 @@ def config(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _family(checkpoint: Checkpoint) -> Architecture:
-    """The family under whose name transformers loads it. transformers' Llama refuses widths that
-    its heads do not divide, and has all biases of attention or none; Mistral and Qwen2 compute the
-    same and do not mind."""
+    """The family under whose name transformers loads the model. transformers' Llama refuses widths
+    that its heads do not divide, and has all biases of attention or none. Mistral and Qwen2 compute
+    the same without these limits."""
     family, d = checkpoint.architecture, checkpoint.dimensions
     if family.name != "llama":
         return family
@@ -132,7 +132,7 @@ def _family(checkpoint: Checkpoint) -> Architecture:
 
 
 def _window(checkpoint: Checkpoint, family: Architecture) -> dict[str, Any]:
-    """The sliding window, where there is one, of all layers."""
+    """The entries for a sliding window of all layers, if there is one."""
     window = checkpoint.dimensions.sliding_window
     if window is None or family.name == "mistral":
         return {"sliding_window": window}

@@ -1,4 +1,4 @@
-"""Which files of a folder hold its weights, and where in them each weight lies."""
+"""The files of a folder that hold its weights, and the position of each weight in them."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ INDEX = "model.safetensors.index.json"
 
 READABLE = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 IGNORED = ".rotary_emb.inv_freq"
-"""Buffers that old transformers saved and that follow from the configuration."""
+"""Buffers that old transformers saved; they follow from the configuration."""
 OTHERS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.npz")
 """Weights that are not read: most are pickles, which can run code."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor lies: `start` and `nbytes` count in the file."""
+    """The position of a tensor: `start` and `nbytes` in the file `path`."""
 
     path: Path
     shape: tuple[int, ...]
@@ -38,14 +38,14 @@ class Place:
     nbytes: int
 
     def read(self, files: SourceFiles) -> Tensor:
-        """The tensor as it is stored."""
+        """The tensor as stored."""
         data = files.read(self.path, self.start, self.nbytes)
         return data.view(READABLE[self.dtype]).reshape(self.shape)
 
 
 def weight_files(folder: Path, files: SourceFiles, place: str) -> list[Path]:
-    """The files that transformers would load: ``model.safetensors`` before any index. An index that
-    makes no sense is refused all the same: somebody has been at the folder."""
+    """The files that transformers would load: ``model.safetensors`` before any index. An invalid
+    index is refused even then, because it shows that somebody has changed the folder."""
     index = _read_index(folder, files, place) if (folder / INDEX).is_file() else None
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
@@ -62,8 +62,8 @@ def weight_files(folder: Path, files: SourceFiles, place: str) -> list[Path]:
 
 
 def missing(folder: Path) -> list[str]:
-    """Files that the index names and the folder lacks: those not called ``model*`` are not fetched
-    with the rest."""
+    """Files that the index names and the folder lacks; a download does not fetch weights whose name
+    is not ``model*``."""
     if (folder / SINGLE).exists() or not (folder / INDEX).is_file():
         return []
     index = _read_index(folder, SourceFiles(), folder.name)
@@ -99,8 +99,8 @@ def tensors(
 
 
 def full_name(stored: str, architecture: Architecture) -> str:
-    """The name with or without the prefix ``model.``, as transformers has it: checkpoints of the
-    inner model lack it, and others put it before the head as well."""
+    """The name with or without the prefix ``model.``, as in transformers. Checkpoints of the inner
+    model lack the prefix, and others have it on the head as well."""
     prefix = architecture.layers.partition(".")[0] + "."
     names = [*architecture.outside.values(), architecture.layers]
     inner = {n.removeprefix(prefix).partition(".")[0] for n in names if n.startswith(prefix)}
@@ -112,8 +112,9 @@ def full_name(stored: str, architecture: Architecture) -> str:
 
 
 def header(path: Path, files: SourceFiles) -> dict[str, Place]:
-    """What the header of a safetensors file says; the library checks it, and we its offsets."""
-    with files.opened(path) as file:
+    """The tensors in the header of a safetensors file. Its offsets are checked here, the rest by
+    the library."""
+    with files.open(path) as file:
         beginning = file.read(128)
         refuse_pointer(path, beginning)
         try:

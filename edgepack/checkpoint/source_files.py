@@ -1,5 +1,4 @@
-"""The files of one checkpoint. What was read first is what is read later: a file that changes in
-between is refused."""
+"""The files of one checkpoint; a file that changes between two reads is refused."""
 
 from __future__ import annotations
 
@@ -20,15 +19,15 @@ LFS = b"version https://git-lfs"
 
 
 class SourceFiles:
-    """Reads files and remembers the identity each had when it was first read. Every later use
-    checks that the path still leads to that file in that state."""
+    """Reads files and remembers their identity at the first read. Every later use checks that the
+    path still leads to that file in that state."""
 
     def __init__(self) -> None:
         self._identities: dict[Path, Identity] = {}
         self._digests: dict[Path, str] = {}
 
     def check(self, paths: Iterable[Path]) -> None:
-        """Raise unless every file is as it was; those not seen before are noted."""
+        """Raise if a file has changed; files not seen before are remembered."""
         for path in paths:
             known = self._identities.get(path)
             if known is None:
@@ -38,8 +37,8 @@ class SourceFiles:
                 known.check(path)
 
     @contextmanager
-    def opened(self, path: Path) -> Iterator[BinaryIO]:
-        """The file, open; it is the noted one before and after the body."""
+    def open(self, path: Path) -> Iterator[BinaryIO]:
+        """The open file; its identity is checked before and after the body."""
         with _readable(path), path.open("rb") as file:
             known = self._identities.setdefault(path, Identity.from_file(file))
             if Identity.from_file(file) != known:
@@ -50,10 +49,10 @@ class SourceFiles:
         known.check(path)
 
     def read(self, path: Path, start: int, nbytes: int) -> Tensor:
-        """uint8 ``[nbytes]``, in memory of torch's own, which is aligned the same every time."""
+        """uint8 ``[nbytes]``, in memory that torch allocates, with always the same alignment."""
         out = torch.empty(nbytes, dtype=torch.uint8)
         view = out.numpy().data
-        with self.opened(path) as file:
+        with self.open(path) as file:
             file.seek(start)
             done = 0
             while done < nbytes:
@@ -65,12 +64,12 @@ class SourceFiles:
 
     def read_json(self, path: Path) -> Any:
         """The content of a JSON file of the checkpoint."""
-        with self.opened(path) as file:
+        with self.open(path) as file:
             refuse_pointer(path, file.read(len(LFS)))
             return read_json(path, CheckpointError)
 
     def sha256(self, path: Path) -> str:
-        """Hex digest of a file, taken once."""
+        """Hex digest of a file, computed once."""
         self.check([path])
         if path not in self._digests:
             with _readable(path):
@@ -80,7 +79,7 @@ class SourceFiles:
 
 
 def refuse_pointer(path: Path, beginning: bytes) -> None:
-    """Raise for a file that Git LFS has not fetched yet, by its first bytes."""
+    """Raise if a file's first bytes are those of a Git LFS pointer: the file is not fetched yet."""
     if beginning.startswith(LFS):
         raise CheckpointError(
             f"{shorten(path.name, 80)}: a Git LFS pointer, not the file itself",

@@ -1,4 +1,4 @@
-"""Tokens with a task: put around every text, ending an answer, named by chat templates."""
+"""Special tokens: those put around every text, those that end an answer, those in templates."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 QUESTION, ANSWER = "\x01QUESTION\x01", "\x01ANSWER\x01"
-"""Markers in place of what is said; no template has a reason to change them."""
+"""Markers in place of the messages' texts; no template has a reason to change them."""
 EOS = "eos_token_id"
 
 GGUF_ENDS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
-"""Ids at which llama.cpp ends an answer, beside the tokens that it knows by name …"""
+"""Keys of ids at which llama.cpp ends an answer, beside the tokens that it knows by name …"""
 MORE_ENDS = "edgepack.eos_token_ids"
-"""… and a key of edgepack's own for those without a place: ids, with spaces between them."""
+"""… and edgepack's key for all further ids, separated by spaces."""
 
 
 class Turns(NamedTuple):
-    """What a chat template puts around a question and its answer."""
+    """The text that a chat template puts around a question and its answer."""
 
     before: str
     between: str
@@ -48,14 +48,14 @@ def wrapping(tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
 def ends(tokenizer: PreTrainedTokenizerFast, *configs: Mapping[str, Any]) -> tuple[int, ...]:
     """The ids that end an answer: those that `configs` (generation_config.json, config.json) list,
     the tokenizer's EOS, and the token by which the chat template closes an answer."""
-    found = [token for config in configs for token in listed(config)]
+    found = [token for config in configs for token in listed_ends(config)]
     if tokenizer.eos_token_id is not None:
         found.append(tokenizer.eos_token_id)
     closing = _closing(tokenizer)
     return tuple(dict.fromkeys([*found, *([] if closing is None else [closing])]))
 
 
-def listed(config: Mapping[str, Any]) -> list[int]:
+def listed_ends(config: Mapping[str, Any]) -> list[int]:
     """The ids under ``eos_token_id``: a number, a list of numbers, or nothing."""
     value = config.get(EOS)
     ids = value if isinstance(value, list) else [] if value is None else [value]
@@ -65,13 +65,13 @@ def listed(config: Mapping[str, Any]) -> list[int]:
                 f"{EOS}: should be a number or a list of numbers, not {quote(value)}",
                 hint="correct it in generation_config.json and config.json",
             )
-    return [index for index in ids if 0 <= index < 1 << 31]  # −1 says that there is none
+    return [index for index in ids if 0 <= index < 1 << 31]  # −1 means none
 
 
 def with_ends(generation: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """generation_config.json with the ids that only config.json lists."""
-    ids = list(dict.fromkeys([*listed(generation), *listed(config)]))
-    if not isinstance(config.get(EOS), list) or ids == listed(generation):
+    ids = list(dict.fromkeys([*listed_ends(generation), *listed_ends(config)]))
+    if not isinstance(config.get(EOS), list) or ids == listed_ends(generation):
         return dict(generation)
     return {**generation, EOS: ids}
 
@@ -84,7 +84,7 @@ def gguf_ends(fields: Mapping[str, Any]) -> list[int]:
 
 
 def names_of(tokenizer: PreTrainedTokenizerFast) -> dict[str, str]:
-    """The special tokens' texts as chat templates name them (``bos_token``, …)."""
+    """The special tokens' texts, by the names that chat templates use (``bos_token``, …)."""
     return {
         name: str(text)
         for name, text in tokenizer.special_tokens_map.items()
@@ -93,9 +93,9 @@ def names_of(tokenizer: PreTrainedTokenizerFast) -> dict[str, str]:
 
 
 def turns(tokenizer: PreTrainedTokenizerFast) -> Turns | None:
-    """What the chat template puts around a question and an answer; None without a template.
+    """The text that the chat template puts around a question and an answer; None without one.
 
-    `TemplateError` where the template does not take them or changes what is said.
+    `TemplateError` if the template refuses the messages or changes their text.
     """
     template = tokenizer.chat_template
     known = _turns.get(tokenizer)
@@ -114,7 +114,7 @@ def turns(tokenizer: PreTrainedTokenizerFast) -> Turns | None:
 _turns: WeakKeyDictionary[PreTrainedTokenizerFast, tuple[Any, Turns | TemplateError | None]] = (
     WeakKeyDictionary()
 )
-"""Template and what came of it, so that it is rendered once."""
+"""Template → result, so that each template is rendered only once."""
 
 
 def _render_turns(tokenizer: PreTrainedTokenizerFast) -> Turns | None:
@@ -133,7 +133,7 @@ def _render_turns(tokenizer: PreTrainedTokenizerFast) -> Turns | None:
 
 
 def _closing(tokenizer: PreTrainedTokenizerFast) -> int | None:
-    """The special token by which the template closes an answer, if it does so."""
+    """The special token that the template puts after an answer, if any."""
     try:
         found = turns(tokenizer)
     except TemplateError:

@@ -1,7 +1,7 @@
 """Chat templates: messages as the text that a model was trained on.
 
-A template is a program by whoever made the model. It is rendered in a process of its own
-(`_template_child`) with limits of time and memory; whatever it does wrong becomes one line.
+A template is a program by the model's authors. It is rendered in a separate process
+(`_template_child`) with limits of time and memory; any failure becomes an error of one line.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from edgepack.core.errors import EdgepackError
 from edgepack.core.untrusted import quote, shorten
 
 SECONDS = 5
-"""Longest time of a processor that one rendering may take; real templates take a millisecond."""
+"""Most processor time of one rendering; real templates take a millisecond."""
 PATIENCE = 60.0
-"""Longest time on the clock, for systems that cannot limit a process's time. Much longer, so that
-no result depends on what else the machine does."""
+"""Most wall-clock seconds, for systems that cannot limit processor time. Much longer, so that no
+result depends on the machine's other load."""
 MAX_CHARACTERS = 32 << 20
-"""Longest text that a template may write."""
+"""Most characters that a template may write."""
 DEFAULT = "default"
 
 Message = Mapping[str, Any]
 
 
 class TemplateError(EdgepackError):
-    """A chat template cannot be rendered; `refused` says that it raised an exception on purpose."""
+    """A chat template cannot be rendered; `refused` if it raised an exception on purpose."""
 
     def __init__(self, message: str, *, hint: str | None = None, refused: bool = False) -> None:
         super().__init__(message, hint=hint)
@@ -41,7 +41,7 @@ class TemplateError(EdgepackError):
 
 
 def choose(template: Any) -> str | None:
-    """The template that chats are rendered with; None where there is none.
+    """The template that chats are rendered with; None if there is none.
 
     A model may have several by name. The one for chats is called ``default``, or is the only one.
     """
@@ -70,8 +70,8 @@ def render(
     *,
     add_generation_prompt: bool = False,
 ) -> str:
-    """Messages in a chat template as transformers renders it; `names` are variables that it reads,
-    the texts of special tokens among them."""
+    """Messages in a chat template, rendered as in transformers; `names` are the variables that it
+    reads, including the texts of special tokens."""
     chosen = choose(template)
     if chosen is None:
         raise TemplateError("the model has no chat template", hint="it is not made for chat")
@@ -96,7 +96,7 @@ def render(
 
 
 class _Child:
-    """The process that renders, started at the first rendering and again after it was killed."""
+    """The process that renders; started at the first rendering, and again after it was killed."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -104,7 +104,7 @@ class _Child:
         self._owner = 0
 
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Send a request and wait for its answer, but not for long."""
+        """Send a request and wait for its answer, up to the time limits."""
         line = json.dumps(request).encode() + b"\n"
         with self._lock:
             process = self._started()
@@ -119,7 +119,7 @@ class _Child:
             timer.start()
             try:
                 answer = self._exchange(process, line)
-            except BaseException:  # Ctrl-C: the answer must not be taken for the next one
+            except BaseException:  # Ctrl-C: a late answer must not be taken for the next one
                 self.close()
                 raise
             finally:
@@ -133,7 +133,7 @@ class _Child:
 
     @staticmethod
     def _exchange(process: subprocess.Popen[bytes], line: bytes) -> dict[str, Any] | None:
-        """The answer; None where the process ended before it gave one."""
+        """The answer; None if the process ended without one."""
         if process.stdin is None or process.stdout is None:
             raise RuntimeError("the process that renders templates has no pipes")
         try:
@@ -148,7 +148,7 @@ class _Child:
         return found
 
     def _started(self) -> subprocess.Popen[bytes]:
-        """The process; another one in a fork, which must not read its parent's answers."""
+        """The process; a forked process starts another, so as not to read its parent's answers."""
         if self._process is None or self._owner != os.getpid() or self._process.poll() is not None:
             if self._owner == os.getpid():
                 self.close()

@@ -1,4 +1,4 @@
-"""The tokenizer that llama.cpp makes of the metadata of a GGUF file."""
+"""The tokenizer that llama.cpp builds from the metadata of a GGUF file."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ SPECIAL_IDS = {
     "pad_token": "tokenizer.ggml.padding_token_id",
 }
 SPM_IDS = {"bos_token": 1, "eos_token": 2, "unk_token": 0}
-"""llama.cpp's defaults for a sentencepiece vocabulary that does not name its special tokens."""
+"""llama.cpp's defaults for a sentencepiece vocabulary without ids of special tokens."""
 
 
 def from_gguf(fields: Mapping[str, Any], place: str) -> PreTrainedTokenizerFast:
-    """The tokenizer that llama.cpp makes of a GGUF's ``tokenizer.*`` keys (key → value)."""
+    """The tokenizer that llama.cpp builds from a GGUF's ``tokenizer.*`` keys (key → value)."""
     from transformers import PreTrainedTokenizerFast
 
     model = fields.get("tokenizer.ggml.model", "")
@@ -92,7 +92,7 @@ def names(fields: Mapping[str, Any], place: str) -> list[str]:
 
 
 def kinds(tokens: Sequence[str], fields: Mapping[str, Any]) -> list[TokenType]:
-    """What llama.cpp takes every token for: it knows some by name, whatever the file says."""
+    """llama.cpp's type of every token; it knows some by name and ignores their type in the file."""
     given = fields.get("tokenizer.ggml.token_type") or [TokenType.NORMAL] * len(tokens)
     if len(given) < len(tokens):
         raise CheckpointError(
@@ -110,7 +110,7 @@ def kinds(tokens: Sequence[str], fields: Mapping[str, Any]) -> list[TokenType]:
 
 
 def _templates(fields: Mapping[str, Any]) -> str | dict[str, str] | None:
-    """The chat template, or all of them by name where there are several."""
+    """The chat template; if there are several, all by name."""
     default = fields.get(TEMPLATE)
     named = {
         key.removeprefix(TEMPLATE_PREFIX): value
@@ -125,14 +125,14 @@ def _templates(fields: Mapping[str, Any]) -> str | dict[str, str] | None:
 def _special_tokens(
     tokens: Sequence[str], fields: Mapping[str, Any], defaults: Mapping[str, int]
 ) -> dict[str, str]:
-    """Texts of the special tokens; an id that is out of range counts as none, as in llama.cpp."""
+    """Texts of the special tokens; an id out of range is ignored, as in llama.cpp."""
     ids = {name: fields.get(key, defaults.get(name)) for name, key in SPECIAL_IDS.items()}
     return {name: tokens[i] for name, i in ids.items() if i is not None and 0 <= i < len(tokens)}
 
 
 def byte_level_bpe(tokens: Sequence[str], fields: Mapping[str, Any], place: str) -> Tokenizer:
-    """GPT-2's kind without its added tokens: bytes as printable characters, split by regular
-    expressions, then merged."""
+    """A tokenizer like GPT-2's, without added tokens: bytes are written as printable characters,
+    split by regular expressions, then merged."""
     splitting = _splitting(fields, place)
     vocab = {token: index for index, token in enumerate(tokens)}
     # The separator is the first space after the first character: a merge may begin with one.
@@ -171,7 +171,7 @@ def _byte_level(
 def _sentencepiece(
     tokens: Sequence[str], fields: Mapping[str, Any], place: str
 ) -> tuple[Tokenizer, bool]:
-    """Sentencepiece's BPE: scores say what to merge first, unknown characters become bytes."""
+    """Sentencepiece's BPE: scores give the order of merges, unknown characters become bytes."""
     scores = token_scores(tokens, fields, place)
     vocab = {token: index for index, token in enumerate(tokens)}
     unknown = _special_tokens(tokens, fields, SPM_IDS).get("unk_token")
@@ -204,7 +204,7 @@ def token_scores(tokens: Sequence[str], fields: Mapping[str, Any], place: str) -
 
 
 def merges_of_scores(vocab: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
-    """Every way of making a token from two tokens, in the order in which scores prefer them."""
+    """Every pair of tokens that makes a token, in the order of their scores."""
     ways = [
         (-scores[index], index, vocab[token[:cut]], vocab[token[cut:]], token[:cut], token[cut:])
         for token, index in vocab.items()
@@ -215,4 +215,4 @@ def merges_of_scores(vocab: Mapping[str, int], scores: Sequence[float]) -> list[
 
 
 BACKENDS = {"gpt2": _byte_level, "llama": _sentencepiece}
-"""``tokenizer.ggml.model`` → (backend, whether llama.cpp adds BOS where the file is silent)."""
+"""``tokenizer.ggml.model`` → (backend, whether llama.cpp adds BOS by default)."""

@@ -1,4 +1,4 @@
-"""The tokenizer of a Hugging Face folder, whose files others wrote."""
+"""The tokenizer of a Hugging Face folder, from files that are not trusted."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ JSON_FILES = (
     "chat_template.json",
 )
 TEMPLATE_NAME = re.compile(r"[\w.-]{1,100}")
-"""Names of chat templates become names of files."""
+"""Valid names of chat templates, which become names of files."""
 MAX_ID = (1 << 31) - 1
 MAX_DEPTH = 20
 CODE_HINT = "edgepack runs no code that comes with a model; the folder needs a tokenizer.json"
@@ -34,8 +34,8 @@ HINT = (
 def from_folder(folder: Path) -> PreTrainedTokenizerFast:
     """The tokenizer of a Hugging Face folder.
 
-    ``tokenizer.json`` is loaded as it stands: AutoTokenizer would rebuild the pre-tokenizer from
-    the class named in the configuration, and so lose SmolLM2's splitting of digits.
+    ``tokenizer.json`` is loaded as it is. AutoTokenizer would rebuild the pre-tokenizer from the
+    class in the configuration, and so lose SmolLM2's splitting of digits.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -48,7 +48,7 @@ def from_folder(folder: Path) -> PreTrainedTokenizerFast:
             _try_out(tokenizer)
     except EdgepackError as error:
         raise CheckpointError(f"{folder.name}: {error}", hint=error.hint or HINT) from error
-    except BaseException as error:  # transformers raises whatever its converters raise
+    except BaseException as error:  # transformers passes on anything that its converters raise
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise  # Ctrl-C; a panic in tokenizers is no Exception either
         own_code = "trust_remote_code" in str(error)
@@ -66,7 +66,7 @@ def from_folder(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def _check_json(folder: Path) -> None:
-    """That every JSON file is an object of sensible size."""
+    """Check that every JSON file is an object of sensible size."""
     for name in JSON_FILES:
         path = folder / name
         if not path.exists():
@@ -88,7 +88,7 @@ def _check_json(folder: Path) -> None:
 
 
 def _check_post_processor(step: Any, place: str, depth: int = 0) -> None:
-    """That a template only names tokens that it defines: tokenizers panics, aloud, over others."""
+    """Check that a template names only tokens that it defines: tokenizers panics at others."""
     if not isinstance(step, dict) or depth > MAX_DEPTH:
         return
     inner = step.get("processors")
@@ -110,7 +110,7 @@ def _check_post_processor(step: Any, place: str, depth: int = 0) -> None:
 
 
 def _try_out(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Use what the rest of edgepack uses, so that what is broken fails here."""
+    """Call the methods that the rest of edgepack uses, so that a broken tokenizer fails here."""
     ids = tokenizer.get_vocab().values()
     if not ids or min(ids) < 0 or max(ids) > MAX_ID:
         raise CheckpointError("the tokenizer has no tokens, or ids that are no 31-bit numbers")

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 LOOKS_SPECIAL = re.compile(r"<\|.*\|>|<｜.*｜>|<unused.*>|<pad>|<mask>")
-"""Added tokens that llama.cpp's conversion makes control tokens though they are not special."""
+"""Added tokens that llama.cpp's conversion makes control tokens, although they are not special."""
 SURROGATE = re.compile("[\ud800-\udfff]")
 NO_NAME = re.compile(r"[^A-Za-z0-9]")
-"""What the name of a chat template cannot have in GGUF."""
+"""Characters that the name of a chat template cannot have in GGUF."""
 LLAMA_CPPS_DEFAULT = 11
-"""BOS and EOS of a byte-level vocabulary that names none."""
+"""Id of BOS and EOS in llama.cpp for a byte-level vocabulary without them."""
 UNMERGED = -1e6
-"""Score of sentencepiece tokens that no merge makes: after everything else."""
+"""Score of sentencepiece tokens that no merge makes: lower than all others."""
 
 
 def write(
@@ -66,8 +66,8 @@ def write(
 def pretokenizer_name(
     tokenizer: PreTrainedTokenizerFast, backend: Mapping[str, Any] | None = None
 ) -> str:
-    """``tokenizer.ggml.pre``: by llama.cpp's own test, else by the regular expressions. `backend`
-    is the tokenizer's tokenizer.json, where that is at hand."""
+    """``tokenizer.ggml.pre``: by llama.cpp's test, else by the regular expressions. `backend` is
+    the tokenizer's tokenizer.json, if the caller has it."""
     ids = tokenizer.encode(pretokenizers.CHECK_TEXT)
     digest = hashlib.sha256(str(ids).encode()).hexdigest()
     if digest in pretokenizers.CHECK_HASHES:
@@ -96,9 +96,9 @@ def _begins_with_space(backend: Mapping[str, Any]) -> bool:
 
 
 def _pattern(step: Mapping[str, Any]) -> str | None:
-    """The regular expression a step splits by, in llama.cpp's spelling; None for no splitting.
+    """The regular expression that a step splits by, in llama.cpp's spelling; None for no splitting.
 
-    A step that has no such expression gives its own JSON, which no table contains.
+    For a step without such an expression, its JSON, which no table contains.
     """
     match step:
         case {"type": "ByteLevel", "use_regex": True, "add_prefix_space": False}:
@@ -154,7 +154,7 @@ def _token(
 
 
 def _filler(index: int, known: Mapping[str, int]) -> str:
-    """A name for a row without a token, which no token has."""
+    """An unused name for a row without a token."""
     name = f"[PAD{index}]"
     while name in known:
         name = f"[{name}]"
@@ -162,7 +162,8 @@ def _filler(index: int, known: Mapping[str, int]) -> str:
 
 
 def _check_names(tokens: Sequence[str], by_id: Mapping[int, str]) -> None:
-    """llama.cpp ends the process over names that are not unique, and cuts them off at a NUL."""
+    """Refuse names that are not unique, or contain a NUL: llama.cpp cuts names at a NUL, and ends
+    the process if they are not unique."""
     first: dict[str, int] = {}
     for index, name in enumerate(tokens):
         problem = None
@@ -182,14 +183,14 @@ def _check_names(tokens: Sequence[str], by_id: Mapping[int, str]) -> None:
 
 
 def _merge(merge: Any) -> str:
-    """One merge as GGUF writes it: spaces inside a part in GPT-2's printable form."""
+    """One merge in GGUF's form: spaces inside a part are written in GPT-2's printable form."""
     if isinstance(merge, str):
         return merge
     return " ".join(part.replace(" ", "Ġ") for part in merge)
 
 
 def _scores(tokenizer: PreTrainedTokenizerFast, merges: list[Any], rows: int) -> list[float]:
-    """Sentencepiece's scores, which merges were made from: minus the rank of a token's first."""
+    """Sentencepiece's scores, restored from merges: minus the rank of a token's first merge."""
     vocab, scores = tokenizer.get_vocab(), [UNMERGED] * rows
     rank = 0
     for merge in merges:
@@ -208,10 +209,10 @@ def _write_special(
     config: Mapping[str, Any],
     generation: Mapping[str, Any],
 ) -> dict[str, int]:
-    """Ids of the special tokens, and which of them are put around every text; returns the ids.
+    """Write the ids of the special tokens, and which are put around every text; returns the ids.
 
-    llama.cpp puts its BOS and EOS around a text, so what the tokenizer puts there is stored under
-    these names, as llama.cpp's conversion does it.
+    llama.cpp puts its BOS and EOS around a text. So the tokens that the tokenizer puts there are
+    stored under these names, as in llama.cpp's conversion.
     """
     ids = {}
     for name in ("bos", "eos", "unk", "sep", "pad", "mask"):
@@ -247,14 +248,14 @@ def _ends_by_name(tokenizer: PreTrainedTokenizerFast, index: int) -> bool:
 
 
 def _unnamed_first(ends: Sequence[int], tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """Those first that llama.cpp does not know by name: places are few."""
+    """The ids with those first that llama.cpp does not know by name, because GGUF has few keys."""
     return sorted(ends, key=lambda end: _ends_by_name(tokenizer, end))
 
 
 def _write_template(
     writer: GGUFWriter, tokenizer: PreTrainedTokenizerFast, ids: Mapping[str, int]
 ) -> None:
-    """The chat template, or several by name, as GGUFWriter has them but in a fixed order."""
+    """Write the chat template, or several by name, as GGUFWriter does but in a fixed order."""
     given = tokenizer.chat_template
     named = given if isinstance(given, dict) else {DEFAULT: given}
     others: dict[str, str] = {}
@@ -276,8 +277,8 @@ def _write_template(
 
 
 def _naming(tokenizer: PreTrainedTokenizerFast, ids: Mapping[str, int], template: str) -> str:
-    """A line that sets ``bos_token`` or ``eos_token`` where the template reads it and the ids of
-    the file would give it another text than the source."""
+    """A line that sets ``bos_token`` or ``eos_token``, if the template reads it and the ids of the
+    file would give it another text than the source."""
     lines = []
     for name in ("bos", "eos"):
         text = getattr(tokenizer, f"{name}_token") or ""

@@ -1,4 +1,4 @@
-"""Whether the vocabulary of a GGUF file to come cuts text as the source's tokenizer does."""
+"""A check that the vocabulary of a GGUF file splits text as the source's tokenizer does."""
 
 from __future__ import annotations
 
@@ -22,43 +22,43 @@ HINT = "--target onnx takes any tokenizer.json as it is"
 
 
 def check(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """What of the tokenizer a GGUF file changes, as warnings; `CheckpointError` where everyday text
-    would get other tokens, or where llama.cpp cannot load the file."""
+    """Warnings about changes of the tokenizer in a GGUF file. `CheckpointError` if everyday text
+    would get other tokens, or llama.cpp could not load the file."""
     fields = {key: entry[0] for key, entry in checkpoint.gguf_metadata().items()}
     return compare(fields, checkpoint.tokenizer)
 
 
 def compare(fields: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast) -> tuple[str, ...]:
-    """`check`, from the keys of the file."""
+    """`check`, for the keys of a file."""
     vocab = LlamaVocab(fields, "the vocabulary")
     reasons = Reasons(tokenizer)
-    verdict = probes.compare(tokenizer, vocab.encode, reasons.forgives)
+    verdict = probes.compare(tokenizer, vocab.encode, reasons.excuses)
     if verdict.wrong:
         first = min(verdict.wrong, key=lambda difference: len(difference.text))
         raise CheckpointError(
-            f"GGUF cannot hold this tokenizer: {reasons.of(first)}; {first}", hint=HINT
+            f"GGUF cannot hold this tokenizer: {reasons.explain(first)}; {first}", hint=HINT
         )
-    for token in probes.tried(tokenizer)[:1]:
+    for token in probes.tokens_to_try(tokenizer)[:1]:
         if flags := probes.flags(token):
             raise CheckpointError(
                 f"GGUF cannot hold this tokenizer: the token {_name(token.content)} has {flags[0]}",
                 hint=HINT,
             )
     _check_wrapping(vocab, tokenizer)
-    why = {reasons.of(difference): difference for difference in reversed(verdict.rare)}
+    why = {reasons.explain(difference): difference for difference in reversed(verdict.rare)}
     warnings = [f"tokenizer: {reason}; {difference}" for reason, difference in why.items()]
     return (*reversed(warnings), *_ends(fields, vocab), *_templates(fields, tokenizer))
 
 
 class Reasons:
-    """Why a vocabulary cuts text otherwise than the tokenizer: what GGUF has no place for."""
+    """Reasons why a vocabulary splits text differently: features that GGUF cannot store."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self._tokenizer = tokenizer
 
     @cached_property
     def _backend(self) -> dict[str, Any]:
-        """Read only where there is a difference: a large tokenizer takes a second."""
+        """Read only if there is a difference, because a large tokenizer takes a second."""
         return probes.backend_of(self._tokenizer)
 
     @cached_property
@@ -71,7 +71,7 @@ class Reasons:
 
     @cached_property
     def _normalizers(self) -> list[str]:
-        """Those that do more than write spaces as sentencepiece does."""
+        """Normalizers that do more than write spaces as sentencepiece does."""
         kinds = [step["type"] for step in probes.steps(self._backend.get("normalizer"))]
         return [k for k in kinds if not (self._spm and k in ("Prepend", "Replace"))]
 
@@ -84,14 +84,14 @@ class Reasons:
         return probes.known_by_name(self._tokenizer)
 
     def _puts_space(self, text: str, inside: list[AddedToken]) -> bool:
-        """Whether sentencepiece puts a space where transformers' Metaspace does not: before what
-        begins with one, and after special tokens."""
+        """Whether sentencepiece adds a space where transformers' Metaspace does not: before a text
+        that begins with one, and after special tokens."""
         return "Metaspace" in self._splitting and (text.startswith(" ") or bool(inside))
 
-    def forgives(self, text: str) -> bool:
-        """Whether llama.cpp is known to cut such a text otherwise, in its own conversions too:
+    def excuses(self, text: str) -> bool:
+        """Whether llama.cpp is known to split such a text differently, even in its own conversions:
         plain text that is the name of a control token; special tokens that are only found in
-        normalized text, as old conversions of Llama have them; spaces that Metaspace omits."""
+        normalized text, as in old conversions of Llama; spaces that Metaspace omits."""
         inside = [token for content, token in self._added.items() if content in text]
         if any(map(probes.flags, inside)):
             return False
@@ -101,7 +101,7 @@ class Reasons:
             or self._puts_space(text, inside)
         )
 
-    def of(self, difference: Difference) -> str:
+    def explain(self, difference: Difference) -> str:
         """The likeliest reason for a difference."""
         text = difference.text
         inside = [token for content, token in self._added.items() if content in text]
@@ -144,7 +144,7 @@ def _check_wrapping(vocab: LlamaVocab, tokenizer: PreTrainedTokenizerFast) -> No
 
 
 def _ends(fields: Mapping[str, Any], vocab: LlamaVocab) -> list[str]:
-    """What the file does about the ends of texts and answers that people should know."""
+    """Warnings about the ends of texts and answers in the file."""
     warnings = []
     if vocab.add_eos and vocab.eos < len(vocab.tokens):
         name = quote(vocab.tokens[vocab.eos])
@@ -168,7 +168,7 @@ def _ends(fields: Mapping[str, Any], vocab: LlamaVocab) -> list[str]:
 
 
 def _templates(fields: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast) -> list[str]:
-    """Chat templates that chats cannot be rendered with, or that the file changes."""
+    """Warnings about chat templates that cannot be rendered, or that the file changes."""
     warnings = []
     given = tokenizer.chat_template
     if isinstance(given, str) and fields.get(TEMPLATE) not in (None, given):

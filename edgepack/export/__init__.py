@@ -1,1 +1,1 @@
-"""Files that other programs read: GGUF, Ollama's Modelfile, PEFT's adapter folder."""
+"""Files for other programs: GGUF, ONNX, Ollama's Modelfile, PEFT's adapter folder."""

@@ -1,4 +1,4 @@
-"""A GGUF file streamed to disk, one tensor in memory at a time."""
+"""Writing of a GGUF file, with one tensor in memory at a time."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _F32 = 0  # GGML_TYPE_F32
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor of a file: its header, and how to get its values when its turn comes.
+    """One tensor of a file: its header, and the function that reads its values when it is written.
 
-    `format` None is float32; `rows` is their order in the file where that differs from the
+    `format` None is float32; `rows` is the order of rows in the file if that differs from the
     source's.
     """
 
@@ -47,7 +47,7 @@ class Entry:
         return 4 * math.prod(self.shape) if self.format is None else self.format.nbytes(self.shape)
 
     def data(self) -> NDArray[Any]:
-        """The bytes, with rows in the file's order."""
+        """The tensor's bytes, with rows in the file's order."""
         value = self.read()
         if self.format is None:
             if not isinstance(value, Tensor):
@@ -72,7 +72,7 @@ def write(
     metadata: Mapping[str, tuple[Any, Any, Any]],
     entries: list[Entry],
 ) -> int:
-    """Stream a file under a temporary name; it gets its own when complete."""
+    """Write a file under a temporary name; it is renamed when it is complete."""
     unfinished = path.with_name(path.name + ".unfinished")
     writer = _announced(unfinished, architecture, metadata, entries)
     try:
@@ -82,7 +82,7 @@ def write(
         writer.close()
         return unfinished.replace(path).stat().st_size
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, None):  # None: numpy wrote only a part
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, None):  # None: numpy wrote a part only
             raise
         needed = sum(entry.nbytes for entry in entries)
         raise ExportError(
@@ -99,10 +99,10 @@ def _announced(
     metadata: Mapping[str, tuple[Any, Any, Any]],
     entries: list[Entry],
 ) -> GGUFWriter:
-    """A writer that knows everything but the values."""
+    """A writer that has everything but the values."""
     writer = GGUFWriter(path, architecture.gguf)
     for key, (value, kind, sub_type) in metadata.items():
-        if key != "general.architecture":  # the writer's own first key
+        if key != "general.architecture":  # the writer adds this key itself
             writer.add_key_value(key, value, kind, sub_type)
     for entry in entries:
         # any dtype but uint8 makes the writer take the shape as elements
@@ -122,7 +122,7 @@ def size_of(
     metadata: Mapping[str, tuple[Any, Any, Any]],
     entries: list[Entry],
 ) -> int:
-    """Bytes of the file `write` would write: its header, really written, and padded tensors."""
+    """Bytes of the file that `write` would write: its header, built here, and padded tensors."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "header"
         writer = _announced(path, architecture, metadata, entries)
@@ -134,7 +134,7 @@ def size_of(
 
 
 def _abandon(writer: GGUFWriter) -> None:
-    """Close the file even where its buffer cannot be written out any more."""
+    """Close the file even if its buffer cannot be written any more."""
     for file in writer.fout or ():
         try:
             file.close()

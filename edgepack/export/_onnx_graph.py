@@ -1,7 +1,7 @@
-"""A graph of ONNX protos, and its tensors streamed to files beside it.
+"""A graph of ONNX protos, and the files of its tensors.
 
-Tensors are known by name, type and shape when the graph is made; their values are asked for one at
-a time when it is written, so that memory holds one of them.
+The graph is built from the names, types and shapes of tensors. Their values are read one at a time
+when the graph is written, so that memory holds only one of them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MICROSOFT = {
     "RotaryEmbedding",
     "SkipSimplifiedLayerNormalization",
 }
-"""Operators of ONNX Runtime's own domain."""
+"""Operators of ONNX Runtime's domain."""
 
 Shape = Sequence[int | str]
 """A dimension is a number or a name."""
@@ -41,8 +41,8 @@ Shape = Sequence[int | str]
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor to come: its values are what `load` returns. With `int4`, those are bytes of two
-    signed or unsigned (by `dtype`) values each, the first one low."""
+    """A tensor whose values `load` returns. With `int4`, these are bytes of two values each, signed
+    or unsigned by `dtype`, the first one in the low bits."""
 
     name: str
     dtype: np.dtype[Any]
@@ -52,13 +52,13 @@ class Stored:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its values."""
+        """Bytes of the values."""
         count = prod(self.shape)
         return -(-count // 2) if self.int4 else count * self.dtype.itemsize
 
     @property
     def kind(self) -> int:
-        """ONNX's number of its type."""
+        """ONNX's number of the type."""
         if self.int4:
             return int(TensorProto.INT4 if self.dtype == np.int8 else TensorProto.UINT4)
         return kind(self.dtype)
@@ -66,8 +66,8 @@ class Stored:
 
 @dataclass
 class Graph:
-    """Nodes in order, inputs, outputs, small constants, tensors to be stored, and what may be
-    replaced."""
+    """Nodes in order, inputs, outputs, small constants, tensors to store, and `factors` that a
+    caller may replace."""
 
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     inputs: list[onnx.ValueInfoProto] = field(default_factory=list)
@@ -76,16 +76,16 @@ class Graph:
     stored: dict[str, Stored] = field(default_factory=dict)
     factors: dict[str, Stored] = field(default_factory=dict)
     scope: str = ""
-    """What the names of new values begin with."""
+    """Prefix of the names of new values."""
 
     def add(self, op: str, *inputs: str, out: str = "", **attributes: Any) -> str:
-        """A node with one output; its name."""
+        """Add a node with one output; returns the output's name."""
         return self.add_many(op, *inputs, outs=(out or self._fresh(op),), **attributes)[0]
 
     def add_many(
         self, op: str, *inputs: str, outs: Sequence[str], **attributes: Any
     ) -> Sequence[str]:
-        """A node with several outputs; "" is one that is not wanted, "*" one to be named."""
+        """Add a node with several outputs; "" is an unused one, "*" one that gets a new name."""
         fresh = self._fresh(op)
         names = [f"{fresh}.{i}" if out == "*" else out for i, out in enumerate(outs)]
         domain = "com.microsoft" if op in MICROSOFT else ""
@@ -95,7 +95,7 @@ class Graph:
         return names
 
     def bits(self, x: str, by: int, mask: int) -> str:
-        """Bytes shifted to the right (left, where `by` is negative) and masked."""
+        """Bytes shifted to the right (to the left if `by` is negative) and masked."""
         if by:
             direction = "RIGHT" if by > 0 else "LEFT"
             x = self.add("BitShift", x, self.constant(abs(by), np.uint8), direction=direction)
@@ -105,16 +105,16 @@ class Graph:
         return f"{self.scope}/{op}_{len(self.nodes)}"
 
     def input(self, name: str, dtype: Any, shape: Shape | None) -> str:
-        """A value that the caller gives; of any shape, where that is None."""
+        """Add an input; None is any shape."""
         self.inputs.append(_value(name, dtype, shape))
         return name
 
     def output(self, name: str, dtype: Any, shape: Shape) -> None:
-        """A value that the caller gets."""
+        """Add an output."""
         self.outputs.append(_value(name, dtype, shape))
 
     def constant(self, value: Any, dtype: Any) -> str:
-        """A small constant inside the graph, the same one for the same value."""
+        """A small constant inside the graph; equal values share one."""
         array = np.asarray(value, dtype)
         raw, own = array.tobytes(), kind(array.dtype)
         for name, known in self.constants.items():
@@ -134,16 +134,16 @@ class Graph:
         *,
         int4: bool = False,
     ) -> str:
-        """A tensor in a file beside the graph; one that is there already is taken again."""
+        """A tensor in a file beside the graph; a name that exists is not stored again."""
         if name not in self.stored:
             self.stored[name] = Stored(name, np.dtype(dtype), tuple(shape), load, int4)
         return name
 
-    def factor(self, tensor: Stored, shape: Shape, *, given: bool) -> str:
-        """A tensor that a caller may replace, by one of a shape that may have names in it (ONNX: an
-        initializer that is an input too); if `given`, the caller must give it."""
+    def factor(self, tensor: Stored, shape: Shape, *, required: bool) -> str:
+        """A tensor that a caller may replace (in ONNX, an initializer that is also an input); its
+        shape may have named dimensions. If `required`, the caller must give it."""
         self.factors[tensor.name] = tensor
-        if not given:
+        if not required:
             self.stored[tensor.name] = tensor
         return self.input(tensor.name, tensor.dtype, shape)
 
@@ -171,14 +171,14 @@ def _value(name: str, dtype: Any, shape: Shape | None) -> onnx.ValueInfoProto:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor's values are."""
+    """The position of a tensor's values in a file."""
 
     tensor: Stored
     file: str
     offset: int
 
     def proto(self) -> TensorProto:
-        """The initializer that says so."""
+        """The initializer with this position."""
         shape, own = self.tensor.shape, self.tensor.kind
         found = TensorProto(name=self.tensor.name, data_type=own, dims=shape)
         found.data_location = TensorProto.EXTERNAL
@@ -188,9 +188,9 @@ class Place:
         return found
 
 
-def places(graph: Graph, name: str, chunk: int) -> list[Place]:
-    """Where every tensor of the model `name` goes: files of `chunk` bytes at most, unless one
-    tensor is larger; called as Transformers.js expects it."""
+def place_tensors(graph: Graph, name: str, chunk: int) -> list[Place]:
+    """The position of every tensor of the model `name`. Files have at most `chunk` bytes, unless
+    one tensor is larger, and the names that Transformers.js expects."""
     found: list[Place] = []
     files, offset = 0, 0
     for tensor in graph.stored.values():
@@ -205,8 +205,8 @@ def places(graph: Graph, name: str, chunk: int) -> list[Place]:
 
 
 def write(graph: Graph, path: Path, chunk: int) -> Iterator[str]:
-    """Write the model and the files beside it, yielding each tensor's name before its turn."""
-    placed = places(graph, path.name, chunk)
+    """Write the model and its files of tensors; yields each tensor's name before it is written."""
+    placed = place_tensors(graph, path.name, chunk)
     for file in dict.fromkeys(place.file for place in placed):
         with (path.parent / file).open("wb") as data:
             for place in (p for p in placed if p.file == file):
@@ -217,8 +217,8 @@ def write(graph: Graph, path: Path, chunk: int) -> Iterator[str]:
 
 
 def size_of(graph: Graph, name: str, chunk: int) -> int:
-    """Bytes that `write` will write."""
-    placed = places(graph, name, chunk)
+    """Number of bytes that `write` writes."""
+    placed = place_tensors(graph, name, chunk)
     ends = {p.file: p.offset + p.tensor.nbytes for p in placed}
     return sum(ends.values()) + int(graph.proto([p.proto() for p in placed]).ByteSize())
 

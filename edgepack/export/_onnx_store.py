@@ -17,12 +17,12 @@ from edgepack.export.values import F32
 
 Load = Callable[[str], FactoredWeight]
 LORA = {"R": "lora_A", "L": "lora_B"}
-"""Factor → name behind the module's; they are stored transposed, as the graph multiplies them."""
+"""Factor → suffix of the module's name; factors are stored transposed, as the graph needs them."""
 
 
 class Store:
-    """Puts weights into a graph, each part once. `parts` says of every matrix how it is stored,
-    `load` reads one; `norms` replaces some norms and biases."""
+    """Stores weights in a graph, each part once. `parts` gives the format of every matrix, `load`
+    reads one, and `norms` replaces some norms and biases."""
 
     def __init__(
         self,
@@ -48,18 +48,18 @@ class Store:
 
         def load() -> Array:
             value = self.norms[name] if name in self.norms else self.checkpoint.tensor(name)
-            with np.errstate(over="ignore"):  # an infinity is refused when it is written
+            with np.errstate(over="ignore"):  # infinities are refused when they are written
                 found: Array = (value.float() * factor).numpy().astype(self.options.dtype)
             return found
 
         return self.graph.store(name, self.options.dtype, self.checkpoint.specs[name].shape, load)
 
     def widened(self, half: str) -> str:
-        """A stored fp16 tensor as what the graph computes in."""
+        """A stored fp16 tensor in the type that the graph computes in."""
         return half if self.options.half else self.float32(half)
 
     def float32(self, half: str) -> str:
-        """A stored fp16 tensor as float32, once; a session does it when it loads."""
+        """A stored fp16 tensor as float32; a session converts it once, when it loads."""
         name = f"{half}.f32"
         if name not in self.wide:
             self.wide.add(self.graph.add("Cast", half, out=name, to=kind(np.float32)))
@@ -85,13 +85,13 @@ class Store:
         stored = Stored(f"{module}.{LORA[part]}", np.dtype(np.float16), shape, load)
         rank = f"{module}.rank"
         named = (columns, rank) if part == "R" else (rank, rows)
-        given = self.options.profile.given_factors
-        return self.widened(self.graph.factor(stored, named, given=given))
+        required = self.options.profile.given_factors
+        return self.widened(self.graph.factor(stored, named, required=required))
 
     def whole_rows(self, names: Sequence[str], rows: int, columns: int) -> tuple[str, str]:
-        """Codes of format int8 ``[in, out]``, 128 standing for 0, and their scales as fp16
-        ``[out]``. As uint8: on CPUs with AVX2 and without VNNI, products of uint8 and int8 go
-        through sums of two in 16 bits, which overflow."""
+        """Codes of format int8 as uint8 ``[in, out]``, where 128 means 0, and their scales as fp16
+        ``[out]``. uint8, because on CPUs with AVX2 and without VNNI, products of uint8 and int8 add
+        two at a time in 16 bits, which overflows."""
         read, g = partial(self._tensor, names, "Q"), self.graph
 
         def codes() -> Array:
@@ -107,65 +107,65 @@ class Store:
         return weight, g.store(f"{name}.scales", np.float16, (rows,), scales)
 
     def blocks(
-        self, names: Sequence[str], part: str, how: pack.Layout, rows: int, columns: int
+        self, names: Sequence[str], part: str, layout: pack.Layout, rows: int, columns: int
     ) -> list[str]:
-        """Codes ``[out, blocks, bytes]``, scales ``[out, blocks]`` and perhaps zero points, as
-        MatMulNBits takes them."""
-        g, blocks = self.graph, columns // how.size
+        """Codes ``[out, blocks, bytes]``, scales ``[out, blocks]`` and zero points if any, for
+        MatMulNBits."""
+        g, blocks = self.graph, columns // layout.size
         read = partial(self._tensor, names, part)
         name = _label(names, part)
 
         def plane(suffix: str, bits: int, make: Callable[[QuantizedTensor], Array]) -> str:
-            shape = (rows, blocks, how.size * bits // 8)
+            shape = (rows, blocks, layout.size * bits // 8)
             return g.store(f"{name}.{suffix}", np.uint8, shape, lambda: make(read()))
 
-        if how.bits == 3:
-            low = plane("codes_low", 2, lambda q: pack.low_plane(q, how))
-            high = plane("codes_high", 1, lambda q: pack.high_plane(q, how))
+        if layout.bits == 3:
+            low = plane("codes_low", 2, lambda q: pack.low_plane(q, layout))
+            high = plane("codes_high", 1, lambda q: pack.high_plane(q, layout))
             codes = self._joined(low, high)
         else:
-            codes = plane("codes", how.bits, lambda q: pack.codes(q, how))
+            codes = plane("codes", layout.bits, lambda q: pack.codes(q, layout))
         half = g.store(
-            f"{name}.scales", np.float16, (rows, blocks), lambda: pack.scales(read(), how)
+            f"{name}.scales", np.float16, (rows, blocks), lambda: pack.scales(read(), layout)
         )
         found = [codes, self.widened(half)]
-        if how.zeros:
-            width = -(-blocks * how.computed // 8)
+        if layout.zeros:
+            width = -(-blocks * layout.computed // 8)
             zeros = g.store(
-                f"{name}.zeros", np.uint8, (rows, width), lambda: pack.zeros(read(), how)
+                f"{name}.zeros", np.uint8, (rows, width), lambda: pack.zeros(read(), layout)
             )
             found.append(zeros)
         return found
 
     def columns(
-        self, names: Sequence[str], part: str, how: pack.Layout, rows: int, columns: int
+        self, names: Sequence[str], part: str, layout: pack.Layout, rows: int, columns: int
     ) -> list[str]:
-        """Codes ``[in, out]``, scales ``[blocks, out]`` and perhaps zero points, as
-        DequantizeLinear takes them."""
-        g, blocks, int4 = self.graph, columns // how.size, how.bits == 4
-        read, dtype = partial(self._tensor, names, part), np.uint8 if how.zeros else np.int8
+        """Codes ``[in, out]``, scales ``[blocks, out]`` and zero points if any, for
+        DequantizeLinear."""
+        g, blocks, int4 = self.graph, columns // layout.size, layout.bits == 4
+        read, dtype = partial(self._tensor, names, part), np.uint8 if layout.zeros else np.int8
         name = _label(names, part)
 
         def codes() -> Array:
-            return pack.columns(read(), how)
+            return pack.columns(read(), layout)
 
         def scales() -> Array:
-            return pack.scales(read(), how).T
+            return pack.scales(read(), layout).T
 
         found = [g.store(f"{name}.codes", dtype, (columns, rows), codes, int4=int4)]
         found.append(self.widened(g.store(f"{name}.scales", np.float16, (blocks, rows), scales)))
-        if how.zeros:
-            zeros = partial(pack.column_zeros, how=how)
+        if layout.zeros:
+            zeros = partial(pack.column_zeros, layout=layout)
             shape = (blocks, rows)
             found.append(g.store(f"{name}.zeros", dtype, shape, lambda: zeros(read()), int4=int4))
         return found
 
     def _tensor(self, names: Sequence[str], part: str) -> QuantizedTensor:
         found = [getattr(self.load(name), part) for name in names]
-        return pack.stacked(found) if len(found) > 1 else found[0]
+        return pack.stack(found) if len(found) > 1 else found[0]
 
     def _joined(self, low: str, high: str) -> str:
-        """Planes of 2 and 1 bits as codes of 4; see `_onnx_pack.low_plane`."""
+        """Planes of 2 and 1 bits joined to codes of 4 bits; see `_onnx_pack.low_plane`."""
         g = self.graph
         lows = [g.bits(low, by, 0x33) for by in (0, 2)]
         highs = [g.bits(high, by, 0x44) for by in (-2, -1, 0, 1)]
@@ -174,5 +174,5 @@ class Store:
 
 
 def _label(names: Sequence[str], part: str) -> str:
-    """What the tensors of a part of weights that lie below one another are called."""
+    """Name of the tensors of a part of concatenated weights."""
     return f"{names[0].removesuffix('.weight')}.{part}" + ("+" if len(names) > 1 else "")

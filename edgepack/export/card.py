@@ -83,7 +83,7 @@ generate.model.forward = (inputs) => forward({{ ...inputs, ...values }});
 def card(
     checkpoint: Checkpoint, path: Path, dtype: str, graph: Graph, options: GraphOptions
 ) -> str:
-    """Text of the card of a graph that lies in a folder of the output folder."""
+    """Text of the model card; the graph is in a subfolder of the output folder."""
     profile, model = options.profile, str(checkpoint.source["model"])
     given = profile.given_factors and graph.factors
     sections = [CARD]

@@ -1,4 +1,4 @@
-"""genai_config.json, which tells onnxruntime-genai what the graph's inputs are called."""
+"""genai_config.json, which gives onnxruntime-genai the names of the graph's inputs."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 from edgepack.checkpoint import Checkpoint, special
 
 TYPES = ("llama", "mistral", "phi", "qwen2", "qwen3")
-"""Families that it knows; the name only picks how a decoder is driven, so any will do."""
+"""Families that it knows; for a decoder, all of them work in the same way."""
 
 
 def genai_config(
     checkpoint: Checkpoint, model: Path, inputs: Sequence[str], context: int
 ) -> dict[str, Any]:
-    """The configuration of a graph that lies in a folder of the output folder; `inputs` are what
-    it takes besides keys and values."""
+    """The configuration of a graph in a subfolder of the output folder; `inputs` are its inputs
+    besides keys and values."""
     d, tokenizer, name = checkpoint.dimensions, checkpoint.tokenizer, checkpoint.architecture.name
     ends = list(special.ends(tokenizer, checkpoint.generation_config()))
     pad = tokenizer.pad_token_id

@@ -1,4 +1,4 @@
-"""What a GGUF model and an adapter for it hold, and how large they are."""
+"""Contents and sizes of a GGUF model and of an adapter for it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ FILE_TYPES = {
     30: 32,  # BF16
     42: 41,  # Q2_0
 }
-"""``enum ggml_type`` → ``enum llama_ftype``: what llama.cpp prints as the kind of the file."""
+"""``enum ggml_type`` → ``enum llama_ftype``, which llama.cpp prints as the kind of the file."""
 
 
 def write_model(
@@ -55,10 +55,10 @@ def write_model(
 ) -> int:
     """Write a model and return its size in bytes.
 
-    `formats` gives the format of every matrix by Hugging Face name, or ``f32``; norms and biases
-    are float32, as llama.cpp requires, and `norms` replaces some of the checkpoint's. `load(name)`,
-    called once per matrix in file order, returns its codes (for ``f32`` its values) or, as a uint8
-    tensor ``[out, bytes]``, its GGUF bytes; rows are in Hugging Face's order.
+    `formats` gives the format of every matrix by Hugging Face name, or ``f32``. Norms and biases
+    are float32, as llama.cpp requires; `norms` replaces some of the checkpoint's. `load(name)` is
+    called once per matrix in file order. It returns the codes (for ``f32`` the values) or, as a
+    uint8 tensor ``[out, bytes]``, the GGUF bytes; rows are in Hugging Face's order.
     """
     entries = _model_entries(checkpoint, formats, load, norms)
     return write(path, checkpoint.architecture, _model_metadata(checkpoint, formats), entries)
@@ -88,8 +88,8 @@ def _model_entries(
         rows = gguf_rows(checkpoint.architecture, checkpoint.dimensions, spec.role)
         if len(spec.shape) > 1:
             wanted = formats[spec.name]
-            form = None if wanted == F32 else _format(wanted, spec.shape, spec.name)
-            entries.append(Entry(name, spec.shape, partial(load, spec.name), form, rows))
+            fmt = None if wanted == F32 else _format(wanted, spec.shape, spec.name)
+            entries.append(Entry(name, spec.shape, partial(load, spec.name), fmt, rows))
         else:
             source = norms.__getitem__ if norms and spec.name in norms else checkpoint.tensor
             read = partial(source, spec.name)
@@ -99,12 +99,12 @@ def _model_entries(
     return entries
 
 
-def write_plain(path: Path, checkpoint: Checkpoint, form: str = "f16") -> int:
-    """Write the model itself with every matrix rounded to `form` (default: the f16 reference, where
+def write_plain(path: Path, checkpoint: Checkpoint, fmt: str = "f16") -> int:
+    """Write the model with every matrix rounded to `fmt` (default: the f16 reference, in which
     matrices that float16 does not hold are float32)."""
-    plugin: GgmlFormat = plugins.find("formats", form)
-    formats = {s.name: form for s in checkpoint.specs.values() if len(s.shape) > 1}
-    if form == f16.PLUGIN.name:
+    plugin: GgmlFormat = plugins.find("formats", fmt)
+    formats = {s.name: fmt for s in checkpoint.specs.values() if len(s.shape) > 1}
+    if fmt == f16.PLUGIN.name:
         formats = plain_formats(checkpoint)
 
     def load(name: str) -> QuantizedTensor | Tensor:
@@ -122,10 +122,10 @@ def write_factors(
 ) -> int:
     """Write L and R as a LoRA adapter (lora_b, lora_a) for a base of Q; return its size in bytes.
 
-    `factors` names the weights that have any. alpha is 0: llama.cpp then scales L·R by 1 instead
-    of alpha/rank (``get_scale`` in llama-adapter.h), so that ranks may differ.
+    `factors` are the weights with factors. alpha is 0, so that llama.cpp scales L·R by 1 instead of
+    alpha/rank (``get_scale`` in llama-adapter.h), and ranks may differ.
     """
-    load = lru_cache(maxsize=1)(load)  # R's turn is followed by L's
+    load = lru_cache(maxsize=1)(load)  # L is written directly after R
     entries = _factor_entries(checkpoint, factors, load)
     return write(path, checkpoint.architecture, _factor_metadata(checkpoint), entries)
 
@@ -133,7 +133,7 @@ def write_factors(
 def files_size(
     checkpoint: Checkpoint, formats: Mapping[str, str], factors: Mapping[str, WeightFormat]
 ) -> int:
-    """Bytes that `write_model` and `write_factors` (where there are any) will write together."""
+    """Bytes that `write_model` and `write_factors` (if there are factors) write together."""
 
     def unread(name: str) -> Any:
         raise AssertionError(f"{name}: sizes need no values")
@@ -154,7 +154,7 @@ def _factor_entries(
 ) -> list[Entry]:
     entries: list[Entry] = []
     for spec in sorted((checkpoint.specs[name] for name in factors), key=_position):
-        if spec.role == "token_embd":  # stored transposed, and a tied head could not use it
+        if spec.role == "token_embd":  # it is stored transposed, and a tied head could not use it
             raise ExportError(f"{spec.name}: llama.cpp has no place for factors of the embedding")
         known = factors[spec.name]
         rows = gguf_rows(checkpoint.architecture, checkpoint.dimensions, spec.role)
@@ -164,9 +164,9 @@ def _factor_entries(
             ("L", (spec.shape[0], known.rank), "lora_b", rows),
         )
         for part, shape, suffix, order in parts:
-            form = _format(getattr(known, part), shape, spec.name)
+            fmt = _format(getattr(known, part), shape, spec.name)
             read = partial(_part, load, spec.name, part)
-            entries.append(Entry(f"{name}.{suffix}", shape, read, form, order))
+            entries.append(Entry(f"{name}.{suffix}", shape, read, fmt, order))
     return entries
 
 
@@ -183,16 +183,16 @@ def _factor_metadata(checkpoint: Checkpoint) -> dict[str, tuple[Any, Any, Any]]:
 
 
 def _position(spec: WeightSpec) -> tuple[int, int]:
-    """Sort key: embedding, blocks in order, output norm, head; within a block as found."""
+    """Sort key: embedding, blocks in order, output norm, head; blocks keep the source's order."""
     outside = {"token_embd": 0, "output_norm": 2, "output": 3}
     return (1, spec.block) if spec.block is not None else (outside[spec.role], 0)
 
 
 def _format(name: str, shape: tuple[int, ...], weight: str) -> GgmlFormat:
-    form: GgmlFormat = plugins.find("formats", name)
-    if not form.fits(shape[-1]):
+    fmt: GgmlFormat = plugins.find("formats", name)
+    if not fmt.fits(shape[-1]):
         raise ExportError(f"{weight}: rows of {shape[-1]} do not fit blocks of {name}")
-    return form
+    return fmt
 
 
 def _part(load: Callable[[str], FactoredWeight], name: str, part: str) -> QuantizedTensor:
@@ -205,6 +205,6 @@ def _uint32(value: int) -> tuple[Any, Any, Any]:
 
 
 def _file_type(formats: Mapping[str, str]) -> int:
-    """The kind most matrices have, ALL_F32 if it has no number."""
+    """The kind of most matrices, or ALL_F32 if it has no number."""
     most = Counter(formats.values()).most_common(1)[0][0]
     return 0 if most == F32 else FILE_TYPES.get(plugins.find("formats", most).ggml_type, 0)

@@ -1,4 +1,4 @@
-"""The file with which ``ollama create`` takes an exported folder."""
+"""The Modelfile with which ``ollama create`` imports an exported folder."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from edgepack.checkpoint import Checkpoint, special
 from edgepack.core.untrusted import shorten
 
 LONGEST_STOP = 100
-"""Characters; a special token is a few."""
+"""Most characters of a stop; a special token has a few."""
 
 
 def modelfile(
     base: str = "base.gguf", factors: str | None = "factors.gguf", stops: Sequence[str] = ()
 ) -> str:
-    """Text of a Modelfile beside the files it names; no ADAPTER line without factors.
+    """Text of a Modelfile beside the files that it names; no ADAPTER line without factors.
 
-    There is no TEMPLATE: Ollama reads the chat template and the tokens that end a turn from the
-    metadata of `base`. `stops` are texts of tokens that end a turn too.
+    There is no TEMPLATE, because Ollama reads the chat template and the tokens that end a turn from
+    the metadata of `base`. `stops` are texts of further tokens that end a turn.
     """
     lines = [f"FROM ./{base}"]
     if factors is not None:
@@ -26,14 +26,14 @@ def modelfile(
 
 
 def _parameter(stop: str) -> str:
-    """A stop parameter; Ollama knows no escapes, but quotation marks by three."""
+    """A stop parameter; Ollama has no escapes, but triple quotation marks."""
     marks = '"""' if '"' in stop or "\n" in stop else '"'
     return f"PARAMETER stop {marks}{stop}{marks}"
 
 
 def stops(checkpoint: Checkpoint) -> list[str]:
-    """The texts of the tokens that end an answer, where there are several: `base` names up to
-    three, of which some programs read the first only."""
+    """The texts of the tokens that end an answer, if there are several. `base` names up to three,
+    but some programs read only the first."""
     tokenizer = checkpoint.tokenizer
     ends = special.ends(tokenizer, checkpoint.generation_config())
     if len(ends) < 2:
@@ -44,5 +44,5 @@ def stops(checkpoint: Checkpoint) -> list[str]:
 
 
 def _can_stop(text: str) -> bool:
-    """Whether a text can stand in a Modelfile and says more than a space or a line end."""
+    """Whether a text can be written in a Modelfile, and is more than spaces or line ends."""
     return bool(text.strip()) and shorten(text, LONGEST_STOP) == text and '"""' not in text

@@ -1,4 +1,4 @@
-"""A folder that ONNX Runtime, onnxruntime-genai, optimum and Transformers.js read as it is."""
+"""A folder that ONNX Runtime, onnxruntime-genai, optimum and Transformers.js all read."""
 
 from __future__ import annotations
 
@@ -32,41 +32,41 @@ from edgepack.recipe.sections import Onnx
 
 FOLDER = "onnx"
 DTYPES = {"model": "fp32", "model_quantized": "q8"}
-"""Name of a graph → Transformers.js's word for it, where that is not the end of the name."""
+"""Name of a graph → Transformers.js's dtype, where that is not the suffix of the name."""
 HALF = {"": "_fp16", "_q2": "_q2f16", "_q4": "_q4f16"}
-"""Ends of names, where the graph computes in float16; others stay as they are."""
+"""Suffix of a name → suffix if the graph computes in float16; others do not change."""
 FACTORS = "factors"
-"""Name of the files with L and R, before the dot."""
+"""Name of the files with L and R, without extension."""
 SUFFIX = {2: "_q2", 4: "_q4", 8: "_int8"}
-"""Bits that the blocks are computed with → end of the file's name, as Transformers.js has it."""
+"""Bits that the blocks are computed with → suffix of the file's name, as in Transformers.js."""
 WHOLE = {"f16": "", F32: "", "int8": "_quantized"}
-"""The same for formats without blocks; Transformers.js calls the latter q8."""
+"""The same for formats without blocks; Transformers.js calls `_quantized` q8."""
 CONTEXT = 8192
-"""Positions, unless the recipe or the model says otherwise: a session holds their cosines."""
+"""Default number of positions; limited, because a session holds their cosines."""
 
 
-def positions(checkpoint: Checkpoint, wanted: int | None) -> int:
-    """Positions that the graph knows."""
+def positions(checkpoint: Checkpoint, context: int | None) -> int:
+    """Number of positions that the graph supports."""
     most = checkpoint.dimensions.max_position_embeddings
-    return min(most, wanted or CONTEXT)
+    return min(most, context or CONTEXT)
 
 
-def graph_options(checkpoint: Checkpoint, wanted: Onnx) -> GraphOptions:
-    """What a recipe asks of a model's graph."""
-    known = positions(checkpoint, wanted.context)
-    half = wanted.activations == "float16"
-    return GraphOptions(known, PROFILES[wanted.profile], half, wanted.qdq)
+def graph_options(checkpoint: Checkpoint, options: Onnx) -> GraphOptions:
+    """Options of a model's graph, from those of the recipe."""
+    known = positions(checkpoint, options.context)
+    half = options.activations == "float16"
+    return GraphOptions(known, PROFILES[options.profile], half, options.qdq)
 
 
 def stores(fmt: Format) -> bool:
     """Whether a graph can hold a format."""
-    return fmt.name in pack.WHOLE_ROWS or pack.layout(fmt) is not None
+    return fmt.name in pack.WHOLE_ROWS or pack.find_layout(fmt) is not None
 
 
-def short_context(checkpoint: Checkpoint, wanted: Onnx) -> list[str]:
-    """That a graph will know fewer positions than its model, where nobody asked for that."""
+def short_context(checkpoint: Checkpoint, options: Onnx) -> list[str]:
+    """A warning if a graph will support fewer positions than its model by default."""
     known, most = positions(checkpoint, None), checkpoint.dimensions.max_position_embeddings
-    if wanted.context is not None or known == most:
+    if options.context is not None or known == most:
         return []
     return [f"export.onnx.context: the graph will know {known} of the model's {most} positions"]
 
@@ -75,8 +75,8 @@ def slow_formats(profile: str, used: Collection[str]) -> list[str]:
     """Formats that the runtimes of a profile have no fast kernels for."""
     unfit, found = PROFILES[profile].unfit, []
     for name in sorted(used):
-        how = pack.layout_of(name)
-        reason = unfit.get(f"{how.bits} bits" if how else name)
+        layout = pack.layout_of(name)
+        reason = unfit.get(f"{layout.bits} bits" if layout else name)
         if reason:
             found.append(f"export.onnx.profile: {profile}, but `{name}`: {reason}")
     return found
@@ -93,7 +93,7 @@ def write_folder(
 ) -> Steps[Path]:
     """Write graph, data, configuration and tokenizer into `folder`; returns the graph's path.
 
-    `parts` says how every matrix is stored, `load` reads one, `norms` replaces some norms.
+    `parts` gives the format of every matrix, `load` reads one, `norms` replaces some norms.
     """
     graph = decoder_graph(checkpoint, parts, load, options, norms)
     path = folder / FOLDER / model_name(checkpoint, parts, options)
@@ -101,7 +101,7 @@ def write_folder(
     for done, tensor in enumerate(_onnx_graph.write(graph, path, options.profile.chunk)):
         yield Progress(stage, done, len(graph.stored), tensor)
     if graph.factors:
-        _write_factors(graph, folder, given=options.profile.given_factors)
+        _write_factors(graph, folder, as_inputs=options.profile.given_factors)
     own = (node.name for node in graph.inputs if node.name not in graph.factors)
     inputs = [name for name in own if not name.startswith("past_")]
     genai = genai_config(checkpoint, path, inputs, options.context)
@@ -117,20 +117,20 @@ def write_folder(
 
 
 def _browsers(path: Path, options: GraphOptions) -> dict[str, Any]:
-    """What Transformers.js wants to know."""
+    """The configuration for Transformers.js."""
     dtype = DTYPES.get(path.stem, path.stem.removeprefix("model_"))
     files = len(list(path.parent.glob(f"{path.name}_data*")))
     found = {"dtype": dtype, "use_external_data_format": {path.name: files}}
     return found | ({"device": options.profile.device} if options.profile.device else {})
 
 
-def _write_factors(graph: Graph, folder: Path, *, given: bool) -> None:
-    """L and R as a file of inputs: an adapter for ONNX Runtime and genai (what fine-tuning starts
-    from, and the form of what it leaves), or safetensors, which JavaScript reads in a few lines."""
+def _write_factors(graph: Graph, folder: Path, *, as_inputs: bool) -> None:
+    """Write L and R as a file: an adapter for ONNX Runtime and genai (the form that fine-tuning
+    starts from and writes), or safetensors, which JavaScript reads in a few lines."""
     loaded = {t.name: np.ascontiguousarray(t.load()) for t in graph.factors.values()}
     for name, values in loaded.items():
         check_finite(name, values)
-    if given:
+    if as_inputs:
         save_file(loaded, folder / f"{FACTORS}.safetensors")
         return
     import onnxruntime
@@ -150,8 +150,8 @@ def write_plain(
     options: GraphOptions,
     stage: str = "measure",
 ) -> Steps[Path]:
-    """The same, to measure: every matrix rounded to nearest in its format (None: all as f16, but
-    those as f32 that float16 does not hold)."""
+    """Write a graph to be measured, with every matrix rounded to nearest in its format. With None,
+    all are f16, or f32 if float16 does not hold them."""
     formats = formats or plain_formats(checkpoint)
 
     def load(name: str) -> FactoredWeight:
@@ -161,14 +161,14 @@ def write_plain(
         plugin: Format = plugins.find("formats", formats[name])
         return FactoredWeight(plugin.quantize(W))
 
-    parts = {name: WeightFormat(form) for name, form in formats.items()}
+    parts = {name: WeightFormat(fmt) for name, fmt in formats.items()}
     return (yield from write_folder(folder, checkpoint, parts, load, options, stage=stage))
 
 
-def unread(
+def graph_without_values(
     checkpoint: Checkpoint, parts: Mapping[str, WeightFormat], options: GraphOptions
 ) -> Graph:
-    """The graph without its values: what there is to say before anything is read."""
+    """The graph of a model before any values are read."""
 
     def load(name: str) -> FactoredWeight:
         raise AssertionError(f"{name}: sizes need no values")
@@ -179,11 +179,14 @@ def unread(
 def files_size(
     checkpoint: Checkpoint, parts: Mapping[str, WeightFormat], options: GraphOptions
 ) -> int:
-    """Bytes of the graph and its data, and of factors that are in neither (a little more than their
-    file has: every name is written with a shape and two offsets)."""
-    graph, name = unread(checkpoint, parts, options), model_name(checkpoint, parts, options)
-    given = [t for t in graph.factors.values() if t.name not in graph.stored]
-    beside = sum(t.nbytes + len(t.name) + 100 for t in given)
+    """Bytes of the graph and its data, and of factors that are in neither. For those it is slightly
+    too large: every name comes with a shape and two offsets."""
+    graph, name = (
+        graph_without_values(checkpoint, parts, options),
+        model_name(checkpoint, parts, options),
+    )
+    inputs = [t for t in graph.factors.values() if t.name not in graph.stored]
+    beside = sum(t.nbytes + len(t.name) + 100 for t in inputs)
     return _onnx_graph.size_of(graph, name, options.profile.chunk) + beside
 
 
@@ -195,15 +198,15 @@ def model_name(
     for name, known in parts.items():
         spec = checkpoint.specs[name]
         if spec.block is not None:
-            how = pack.layout_of(known.Q)
-            counts[SUFFIX[how.computed] if how else WHOLE[known.Q]] += spec.numel
+            layout = pack.layout_of(known.Q)
+            counts[SUFFIX[layout.computed] if layout else WHOLE[known.Q]] += spec.numel
     suffix = counts.most_common(1)[0][0]
     return f"model{HALF.get(suffix, suffix) if options.half else suffix}.onnx"
 
 
 def _config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """config.json. Its readers take the heads' width from the hidden size, and nothing else from
-    that, which is why a sliced model or one with wide heads says what its heads add up to."""
+    """config.json. Its readers use the hidden size only to compute the heads' width. So for a
+    sliced model, or one with wide heads, it is the total width of the heads."""
     d = checkpoint.dimensions
     wide = d.num_attention_heads * d.head_dim
     about = config(checkpoint)
@@ -212,8 +215,9 @@ def _config(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _write_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
-    """Tokenizer files that transformers 4 and 5 and Transformers.js read alike: 4 knows no
-    TokenizersBackend and would add token types, and JavaScript reads no chat_template.jinja."""
+    """Write tokenizer files that transformers 4 and 5 and Transformers.js read in the same way: 4
+    has no TokenizersBackend and would add token types, and JavaScript ignores chat_template.jinja.
+    """
     checkpoint.tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     about = json.loads(path.read_text(encoding="utf-8"))

@@ -1,10 +1,11 @@
 """A decoder as an ONNX graph: the forward pass of `model.decoder`, in ONNX Runtime's operators.
 
-Inputs and outputs are named as optimum, onnxruntime-genai and Transformers.js expect them, keys and
-values interleaved, with numbers where those need numbers. Rows may be padded on the left: what
-`attention_mask` hides is hidden by a bias, and rotary positions, of which only differences count,
-count the padding too. (GroupQueryAttention has an input for positions, but heeds it only where one
-token stands behind others.) Learned positions, and rotary ones of part of a head, are an input.
+Inputs and outputs have the names that optimum, onnxruntime-genai and Transformers.js expect. Keys
+and values are interleaved, and dimensions are numbers where those programs need numbers. Rows may
+be padded on the left: a bias hides the tokens that `attention_mask` hides. Rotary positions count
+the padding too, because only their differences matter. (GroupQueryAttention has an input for
+positions, but uses it only for one token after others.) Learned positions, and rotary positions of
+a part of a head, are an input.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from edgepack.export.profiles import GraphOptions
 from edgepack.model.decoder import Rotary
 
 HIDDEN = {np.float32: -1e9, np.float16: -6e4}
-"""Added to the attention logits of what is masked, by the type that a graph computes in."""
+"""Bias added to the attention logits of masked tokens, by the type that a graph computes in."""
 ACTIVATIONS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "silu": ("QuickGelu", {"alpha": 1.0}),
     "relu": ("Relu", {}),
@@ -41,11 +42,11 @@ def decoder_graph(
     options: GraphOptions,
     norms: Mapping[str, Tensor] | None = None,
 ) -> Graph:
-    """The graph of a model: input_ids, attention_mask, perhaps position_ids, past keys and values →
-    logits, present keys and values.
+    """The graph of a model: input_ids, attention_mask, position_ids (if it needs them), past keys
+    and values → logits, present keys and values.
 
-    `parts` says of every matrix how it is stored, `load` reads one; `norms` replaces some norms and
-    biases. Factors in f16 may be replaced when it runs.
+    `parts` gives the format of every matrix, `load` reads one; `norms` replaces some norms and
+    biases. Factors in f16 may be replaced when the graph runs.
     """
     graph = Graph()
     read = lru_cache(maxsize=4)(load)
@@ -83,7 +84,7 @@ class _Builder:
         self._head(self._norm("output_norm", None))
 
     def _masks(self) -> None:
-        """Lengths and bias, shared by all blocks."""
+        """Lengths and the mask's bias, shared by all blocks."""
         g = self.graph
         g.scope = "mask"
         shape = g.add("Shape", "attention_mask")
@@ -129,7 +130,7 @@ class _Builder:
             g.add("Cast", logits, out="logits", to=kind(np.float32))
 
     def _last(self, x: str) -> str:
-        """As many tokens' states from the end as are wanted; 0: all."""
+        """The states of the last num_logits_to_keep tokens; 0 means all."""
         g = self.graph
         kept = g.add("Reshape", "num_logits_to_keep", g.constant([1], np.int64))
         end, axis = (g.constant([number], np.int64) for number in (2**62, 1))
@@ -149,7 +150,7 @@ class _Builder:
         self._write(self._mlp(self._norm("ffn_norm", block), block), "ffn_shortcut", block)
 
     def _write(self, out: str, shortcut: str, block: int) -> None:
-        """Add to the residual stream, beside a shortcut matrix where there is one."""
+        """Add `out` to the residual stream (later), which first passes the shortcut if any."""
         self._resolve()
         spec = self.weights.find(shortcut, block)
         if spec is not None:
@@ -159,7 +160,7 @@ class _Builder:
         self.pending = out
 
     def _resolve(self) -> None:
-        """Carry out an addition that no norm has taken along."""
+        """Add a pending output to the residual stream, if no norm has done it."""
         if self.pending:
             self.stream, self.pending = self.graph.add("Add", self.stream, self.pending), ""
 
@@ -172,7 +173,7 @@ class _Builder:
             vector = self.weights.store.vector
             inputs = (self.stream, vector(spec.name), vector(bias.name))
             return g.add("LayerNormalization", *inputs, axis=-1, epsilon=eps)
-        # what slicing left of a wider stream is divided by the mean over the original's width
+        # in a sliced model, the norm divides by the mean over the original's width
         gain = self.weights.store.vector(spec.name, math.sqrt(of / width))
         eps *= of / width
         if not self.pending:
@@ -222,7 +223,7 @@ class _Builder:
         return self.weights.linear(out, ["attn_output"], block)
 
     def _projections(self, h: str, block: int) -> tuple[str, str, str]:
-        """Queries, keys and values; all in the first, where one product gives them."""
+        """Queries, keys and values; if one product gives them all, it is the first."""
         roles = ["attn_q", "attn_k", "attn_v"]
         known = [self.weights.parts[self.weights.spec(role, block).name] for role in roles]
         normed = [self.weights.find(f"{role}_norm", block) for role in roles]
@@ -238,7 +239,7 @@ class _Builder:
         return q, k, v
 
     def _head_norm(self, y: str, spec: WeightSpec) -> str:
-        """RMSNorm of every head by itself (Qwen3)."""
+        """RMSNorm of every head separately (Qwen3)."""
         g, d = self.graph, self.d
         heads = g.add("Reshape", y, g.constant([0, 0, -1, d.head_dim], np.int64))
         gain, eps = self.weights.store.vector(spec.name), d.rms_norm_eps
@@ -246,7 +247,7 @@ class _Builder:
         return g.add("Reshape", heads, g.constant([0, 0, -1], np.int64))
 
     def _turned(self, x: str, heads: int) -> str:
-        """Rotary positions in a part of every head (Phi)."""
+        """Rotary positions applied to a part of every head (Phi)."""
         width = int(self.d.head_dim * self.d.partial_rotary_factor)
         caches = (self._rotary("cos"), self._rotary("sin"))
         return self.graph.add(
@@ -257,9 +258,9 @@ class _Builder:
         )
 
     def _rotary(self, which: str) -> str:
-        """cos or sin of every position ``[context, width / 2]``: coarse and fine steps, multiplied
-        out when a session loads. Whole they would be 2 % of a small model, and not every runtime
-        has cosines in float64."""
+        """cos or sin of every position ``[context, width / 2]``, stored as coarse and fine steps
+        that a session combines when it loads. A whole table would be 2 % of a small model, and not
+        every runtime has cosines in float64."""
         g, name = self.graph, f"rotary.{which}"
         if name in self.tables:
             return name

@@ -27,9 +27,9 @@ def write_adapter(
 ) -> int:
     """Write adapter_config.json and adapter_model.safetensors; return the latter's bytes.
 
-    `names` are the Hugging Face names of the weights that have factors. The adapter belongs on
-    the dequantized Q, not on the original model; `base` says where PEFT finds that. float32 holds
-    every format's values exactly, float16 halves the file and rounds them.
+    `names` are the Hugging Face names of the weights with factors. The adapter belongs on the
+    dequantized Q, not on the original model; `base` is the path where PEFT finds that. float32
+    holds every format's values exactly; float16 halves the file and rounds them.
     """
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}

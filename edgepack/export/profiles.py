@@ -1,4 +1,4 @@
-"""What classes of runtimes ask of an ONNX graph and its files."""
+"""Requirements of classes of runtimes for an ONNX graph and its files."""
 
 from __future__ import annotations
 
@@ -10,25 +10,22 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Profile:
-    """What a class of runtimes asks for.
-
-    `chunk` is the most bytes of a data file (protobuf ends at 2 GB; browsers fetch a file in one
-    piece). `left_padding`: rows of a batch may differ in length. `few_logits`: an input
-    num_logits_to_keep spares a prompt's (optimum would ask its user for it). `given_factors`:
-    L and R are inputs that every call gives, because onnxruntime-web cannot replace what a graph
-    holds. `plain_lookup`: rows of a table are unpacked by operators that old runtimes and the
-    browsers' builds have too.
-    `device` is Transformers.js's word. `unfit` says of formats (by name, or by the bits of their
-    codes) that there are no fast kernels for them.
-    """
+    """Requirements of a class of runtimes."""
 
     chunk: int = 1_900_000_000
+    """Most bytes of a data file (protobuf's limit is 2 GB; browsers fetch a file in one piece)."""
     left_padding: bool = True
+    """Whether rows of a batch may differ in length."""
     few_logits: bool = False
+    """Whether an input num_logits_to_keep limits the logits (optimum would ask its user for it)."""
     given_factors: bool = False
+    """Whether L and R are inputs of every call, as onnxruntime-web cannot replace values."""
     plain_lookup: bool = False
+    """Whether rows of a table are unpacked by operators that old runtimes and browsers have."""
     device: str | None = None
+    """Device in Transformers.js's configuration."""
     unfit: Mapping[str, str] = field(default_factory=dict)
+    """Formats without fast kernels (by name, or by the bits of their codes) → the reason."""
 
 
 _WASM = "wasm has no fast product for it; `format: int8` decodes about ten times as fast there"
@@ -60,9 +57,9 @@ PROFILES: Mapping[str, Profile] = {
 
 @dataclass(frozen=True)
 class GraphOptions:
-    """A graph to be made: how many positions it knows, whether it computes in float16, and whether
-    its weights are multiplied by DequantizeLinear and MatMul (which ONNX Runtime fuses, and others
-    know too) in place of MatMulNBits."""
+    """Options of a graph: number of positions, whether it computes in float16 (`half`), and whether
+    its products are DequantizeLinear and MatMul (`qdq`; ONNX Runtime fuses them, and other runtimes
+    have them too) instead of MatMulNBits."""
 
     context: int
     profile: Profile = PROFILES["cpu"]
@@ -71,5 +68,5 @@ class GraphOptions:
 
     @property
     def dtype(self) -> type[np.floating]:
-        """What activations are."""
+        """Type of activations."""
         return np.float16 if self.half else np.float32

@@ -1,4 +1,4 @@
-"""The oldest ONNX Runtime that runs a graph, and what in the graph it is that needs it."""
+"""The oldest ONNX Runtime that runs a graph, and the part of the graph that needs it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Version = tuple[int, int]
 
 
 class Need(NamedTuple):
-    """A use of an operator that came with a version."""
+    """A use of an operator that is supported since a version."""
 
     since: Version
     what: str
     op: str
     is_used: Callable[[NodeProto], bool] = lambda node: True
     half: bool = False
-    """Only where the graph computes in float16."""
+    """Whether it is needed only if the graph computes in float16."""
 
 
 def _has_bits(bits: int) -> Callable[[NodeProto], bool]:
@@ -44,7 +44,7 @@ NEEDS = (
 
 
 def needed(graph: Graph, *, half: bool) -> tuple[Version, str]:
-    """The oldest version, and what needs it; `half`: the graph computes in float16."""
+    """The oldest version, and the part that needs it; `half`: the graph computes in float16."""
     asked = [need for need in NEEDS if half or not need.half]
     met = (need for n in graph.nodes for need in asked if n.op_type == need.op and need.is_used(n))
     newest = max(met, key=lambda need: need.since)

@@ -1,4 +1,4 @@
-"""What exporters refuse to write, and in what they write a model that is not packed."""
+"""Values that exporters refuse to write, and the formats of a model that is not packed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgepack.core.weights import QuantizedTensor
 from edgepack.formats import f16
 
 F32 = "f32"
-"""Stands for float32 where the name of a format does; no recipe can ask for it."""
+"""The name of float32 in place of a format's name; recipes cannot ask for it."""
 
 
 def plain_formats(checkpoint: Checkpoint) -> dict[str, str]:
@@ -23,7 +23,7 @@ def plain_formats(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def check_finite(name: str, value: Tensor | NDArray[np.generic] | QuantizedTensor) -> None:
-    """Refuse to write a tensor with a NaN or an infinity in it."""
+    """Refuse to write a tensor with NaN or infinity."""
     if not _is_finite(value):
         raise ExportError(
             f"{name}: has values that are not finite numbers",

@@ -23,7 +23,7 @@ def agreement(runtime: Scorer, tokenizer: PreTrainedTokenizerFast) -> None:
     def encode(text: str) -> list[int]:
         return runtime.tokenize(text, bos=False, special=True)
 
-    verdict = probes.compare(tokenizer, encode, reasons.forgives)
+    verdict = probes.compare(tokenizer, encode, reasons.excuses)
     wrong = list(verdict.wrong)
     before, after = special.wrapping(tokenizer)
     bare = tokenizer.encode("a", add_special_tokens=False)
@@ -33,6 +33,6 @@ def agreement(runtime: Scorer, tokenizer: PreTrainedTokenizerFast) -> None:
     if wrong:
         first = min(wrong, key=lambda difference: len(difference.text))
         raise ExportError(
-            f"the runtime reads text otherwise than the model: {reasons.of(first)}; {first}",
+            f"the runtime reads text otherwise than the model: {reasons.explain(first)}; {first}",
             hint=HINT,
         )

@@ -65,7 +65,9 @@ class Onnx(Target):
         from edgepack.export.requirements import needed
 
         options = onnx.graph_options(model, self.export.onnx)
-        (major, minor), what = needed(onnx.unread(model, formats, options), half=options.half)
+        (major, minor), what = needed(
+            onnx.graph_without_values(model, formats, options), half=options.half
+        )
         return f"ONNX Runtime {major}.{minor} or later (for {what})"
 
     def write(  # noqa: D102

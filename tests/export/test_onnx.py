@@ -169,7 +169,7 @@ def test_codes_of_stock_types_are_those_of_the_gguf(tmp_path):
         write_model(tmp_path / "base.gguf", checkpoint, formats, lambda n, w=weights: w[n].Q)
         stock = open_checkpoint(str(tmp_path / "base.gguf"))
         name = "model.layers.1.mlp.down_proj.weight"
-        how = _onnx_pack.layout(plugins.find("formats", form))
+        how = _onnx_pack.find_layout(plugins.find("formats", form))
         packed = _onnx_pack.codes(weights[name].Q, how)
         codes = packed if how.bits == 8 else np.stack([packed & 15, packed >> 4], -1)
         assert np.array_equal(codes.reshape(128, 256), stock.quantized(name).codes.numpy())
