@@ -148,7 +148,7 @@ def _is_template(value: Any) -> bool:
 
 
 def read_general(fields: Mapping[str, Any], place: str) -> General:
-    """What the file says of itself."""
+    """The keys ``general.*``, checked."""
     return validate(General, fields, place, CheckpointError, hint=HINT)
 
 

@@ -1,4 +1,4 @@
-"""What a format is: fit a grid, encode onto it, decode from it; llama.cpp's also pack to bytes."""
+"""The interface of formats: fit a grid, encode, decode; llama.cpp's also pack to bytes."""
 
 from __future__ import annotations
 
