@@ -17,6 +17,7 @@ from edgepack.model.decoder import Decoder
 from edgepack.model.places import kept_width
 from edgepack.model.rewritten import Rewritten
 from edgepack.recipe.sections import Slice
+from edgepack.slicing import stage
 from edgepack.slicing.basis import oriented, principal_directions
 from tests.cli.test_cli import fails, run
 from tests.support.dying import survives
@@ -107,7 +108,7 @@ def test_fewer_columns_are_the_norms_of_the_original_width(dense):
     made = sliced(dense, NARROW)
     out = open_checkpoint(str(build(dense, NARROW)))
     assert out.dimensions.hidden_size == NARROW
-    Q = load_tensors(made.slice.folder / "basis.safetensors")[0]["Q"]
+    Q = load_tensors(made.find(stage.Slice).folder / "basis.safetensors")[0]["Q"]
     whole = torch.linalg.qr(torch.cat([Q, torch.randn(HIDDEN, NARROW).double()], 1)).Q
     whole[:, :NARROW] = Q
     wanted = Decoder(Emptied(dense, whole, NARROW)).logits(IDS)
@@ -122,7 +123,7 @@ def test_transformers_and_llama_cpp_compute_the_same(dense, tmp_path):
     model = transformers.AutoModelForCausalLM.from_pretrained(out)
     with torch.no_grad():
         wanted = model(IDS).logits
-    narrow = sliced(dense, 40).checkpoint
+    narrow = sliced(dense, 40).model
     got = Decoder(narrow).logits(IDS)
     assert (got - wanted).abs().max() < 1e-3
     llama_cpp = pytest.importorskip("llama_cpp")
