@@ -211,7 +211,8 @@ def test_slicing_composes_with_compression(tmp_path):
     assert {w["formats"]["Q"] for n, w in manifest["weights"].items() if ".layers." in n} == {
         "q4_k"
     }
-    assert list(manifest["stages"]) == ["check", "slice", "calibrate", "decompose"]
+    stages = ["check", "slice", "calibrate", "decompose", "export", "measure"]
+    assert list(manifest["stages"]) == stages
     assert manifest["slice"]["head"] == (vocab * 288, vocab * 256)
     assert 4.5 <= manifest["bits_per_weight"]["blocks"] < 4.6
     assert "stock q4_k + imatrix of the slice" in manifest["measured"]["results"]
