@@ -24,16 +24,16 @@ import torch
 from torch import Tensor
 
 from benchmarks.same_type import RESULTS, recipe
-from edgepack import pipeline
 from edgepack import formats
 from edgepack.architectures.base import LINEAR_ROLES
 from edgepack.calibration.moments import load_hessian
-from edgepack.comparison.plots import STOCK, chart
+from edgepack.calibration.stage import Calibrate
+from edgepack.comparison.plots import STOCK_COLOUR, chart
 from edgepack.core.progress import finish
 from edgepack.core.weights import FactoredWeight, Hessian, QuantizedTensor, quadratic_cost
 from edgepack.decompose.ldlq import ldlq, metric
 from edgepack.decompose.low_rank import downdate, low_rank
-from edgepack.planning import plan as planning
+from edgepack.pipeline import make_plan, run
 from edgepack.recipe.read import parse
 
 PLAIN = ("q2_0", "mxfp4", "q4_0", "iq4_nl", "q5_0")
@@ -104,8 +104,10 @@ def draw(points: dict[str, list[tuple[float, float]]], path: Path) -> None:
         "bits per weight, factors included",
         "expected KL of these weights, nats a token",
     )
-    axes.plot(*mixed(points["rank 0"]), color=STOCK, linestyle="--", label="rank 0, types mixed")
-    axes.plot(*zip(*points["rank 0"], strict=True), "o", color=STOCK)
+    axes.plot(
+        *mixed(points["rank 0"]), color=STOCK_COLOUR, linestyle="--", label="rank 0, types mixed"
+    )
+    axes.plot(*zip(*points["rank 0"], strict=True), "o", color=STOCK_COLOUR)
     for label in WAYS:
         axes.plot(*zip(*sorted(points[label]), strict=True), marker="o", label=label)
     for name, point in zip(PLAIN, points["rank 0"], strict=True):
@@ -121,19 +123,20 @@ def main() -> None:
     parser.add_argument("--ranks", default="16,64")
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
     options = parser.parse_args()
-    made = planning.plan(parse(recipe("q4_0", options.shared.resolve())), "gguf", Path())
-    finish(pipeline.calibrate(made))
-    assert made.calibrate is not None
-    count, checkpoint = made.checkpoint.dimensions.num_hidden_layers, made.checkpoint
+    plan = make_plan(parse(recipe("q4_0", options.shared.resolve())), "gguf", Path())
+    finish(run(plan, until=Calibrate.name))
+    calibration, model = plan.find(Calibrate), plan.model
+    assert calibration is not None
+    count = model.dimensions.num_hidden_layers
     bits, cost, elements = defaultdict[str, float](float), defaultdict[str, float](float), 0
     for block in range(count // (2 * options.blocks), count, -(-count // options.blocks)):
         for role in LINEAR_ROLES:
-            W = checkpoint.tensor(checkpoint.architecture.hf_name(role, block))
-            H = load_hessian(made.calibrate.folder / str(block), role)
+            W = model.tensor(model.architecture.hf_name(role, block))
+            H = load_hessian(calibration.folder / str(block), role)
             elements += W.numel()
             found = {f"rank 0|{name}": plain(W, H, name) for name in PLAIN}
             for rank in map(int, options.ranks.split(",")):
-                found |= {f"{way}|{rank}": run(W, H, rank=rank) for way, run in WAYS.items()}
+                found |= {f"{way}|{rank}": pack(W, H, rank=rank) for way, pack in WAYS.items()}
             for label, weight in found.items():
                 bits[label] += 8 * weight.nbytes
                 cost[label] += kl(W, weight, H)

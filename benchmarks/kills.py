@@ -49,7 +49,13 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
             "recover": {"steps": 4},
         },
     ),
-    "layer by layer": ("onnx", {"compress": {"format": "int4_g32", "embeddings": "int4_g32"}}),
+    "layer by layer": (
+        "onnx",
+        {
+            "calibrate": {**CALIBRATE, "objective": "layer"},
+            "compress": {"format": "int4_g32", "embeddings": "int4_g32"},
+        },
+    ),
     "a checkpoint": ("checkpoint", {"slice": {"width": 32, "round_to": 32}}),
 }
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)

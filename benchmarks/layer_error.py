@@ -21,17 +21,17 @@ from pathlib import Path
 import torch
 
 from benchmarks.same_type import FFN_DOWN, RESULTS, recipe
-from edgepack import pipeline
+from edgepack import formats
 from edgepack.architectures.base import LINEAR_ROLES
 from edgepack.calibration.moments import load_hessian
+from edgepack.calibration.stage import Calibrate
 from edgepack.calibration.sweep import layer_hessians
-from edgepack.core import plugins
 from edgepack.core.progress import finish
 from edgepack.core.weights import Hessian, relative_error
 from edgepack.decompose.caldera import caldera
 from edgepack.model.decoder import Decoder
 from edgepack.model.stream import Activations, Tokens, micro_batches
-from edgepack.planning import plan as planning
+from edgepack.pipeline import make_plan, run
 from edgepack.planning.plan import Plan
 from edgepack.recipe.read import parse
 from edgepack.runtimes.ggml import stock_quantize
@@ -55,13 +55,12 @@ def plain(decoder: Decoder, tokens: Tokens, blocks: Sequence[int]) -> Iterator[d
             x = after
 
 
-def errors(made: Plan, name: str, block: int, role: str, H: Hessian) -> tuple[float, float]:
+def errors(plan: Plan, name: str, block: int, role: str, H: Hessian) -> tuple[float, float]:
     """(edgepack, stock + imatrix) on one weight."""
-    checkpoint = made.checkpoint
-    W = checkpoint.tensor(checkpoint.architecture.hf_name(role, block))
-    form = plugins.find("formats", name)
-    assert made.recipe.compress is not None
-    damping = made.recipe.compress.damping
+    model, form = plan.model, formats.get(name)
+    W = model.tensor(model.architecture.hf_name(role, block))
+    assert plan.recipe.compress is not None
+    damping = plan.recipe.compress.damping
     ours = caldera(W, H, form, rank=0, factors="f16", damping=damping, iterations=1)
     data = torch.from_numpy(stock_quantize(name, W.numpy(), H.imatrix.numpy()))
     stock = form.parse(data).dequantize()
@@ -75,22 +74,22 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=6)
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
     options = parser.parse_args()
-    made = planning.plan(parse(recipe("q4_0", options.shared.resolve())), "gguf", Path())
-    tokens = finish(pipeline.calibrate(made))
-    assert made.calibrate is not None
-    assert tokens is not None
-    folder = made.calibrate.folder
+    plan = make_plan(parse(recipe("q4_0", options.shared.resolve())), "gguf", Path())
+    finish(run(plan, until=Calibrate.name))
+    calibration = plan.find(Calibrate)
+    assert calibration is not None
+    folder, tokens = calibration.folder, calibration.text.tokens
     found: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    count = made.checkpoint.dimensions.num_hidden_layers
+    count = plan.model.dimensions.num_hidden_layers
     blocks = range(0, count, -(-count // options.blocks))
-    for block, hessians in zip(blocks, plain(made.decoder, tokens, blocks), strict=True):
+    for block, hessians in zip(blocks, plain(plan.decoder, tokens, blocks), strict=True):
         for role in LINEAR_ROLES:
             metrics = {"plain": hessians[role], "model": load_hessian(folder / str(block), role)}
             for name in options.types.split(","):
                 if name in FFN_DOWN and role != "ffn_down":
                     continue
                 for metric, H in metrics.items():
-                    pair = errors(made, name, block, role, H)
+                    pair = errors(plan, name, block, role, H)
                     found.setdefault((name, metric), []).append(pair)
         print(f"block {block}", flush=True)
     lines = [

@@ -6,7 +6,10 @@ from __future__ import annotations
 Changes = dict[str, tuple[str, str]]
 
 GROUPS: dict[tuple[str, str], Changes] = {
-    ("decompose/caldera.py", "tests/test_caldera.py tests/test_brute_force.py"): {
+    (
+        "decompose/caldera.py",
+        "tests/decompose/test_caldera.py tests/decompose/test_brute_force.py",
+    ): {
         "Q is rounded in H instead of the down-dated metric": (
             "free = downdate(H.train, R.dequantize())",
             "free = H.train",
@@ -69,7 +72,7 @@ GROUPS: dict[tuple[str, str], Changes] = {
             "plain = FactoredWeight(fmt.quantize(W))",
         ),
     },
-    ("decompose/low_rank.py", "tests/test_low_rank.py"): {
+    ("decompose/low_rank.py", "tests/decompose/test_low_rank.py"): {
         "C⁻ᵀ is forgotten with a full output side": (
             "return torch.linalg.solve_triangular(C.T, vectors, upper=True), vectors.T @ (C.T @ A)",
             "return vectors, vectors.T @ (C.T @ A)",
@@ -125,10 +128,10 @@ GROUPS: dict[tuple[str, str], Changes] = {
     },
     (
         "decompose/ldlq.py",
-        "tests/test_ldlq.py::test_columns_are_taken_by_blocks_in_descending_weight "
-        "tests/test_ldlq.py::test_scales_are_fitted_to_the_cost_that_feedback_leaves "
-        "tests/test_ldlq.py::test_every_round_of_descent_counts "
-        "tests/test_two_sided.py tests/test_brute_force.py",
+        "tests/decompose/test_ldlq.py::test_columns_are_taken_by_blocks_in_descending_weight "
+        "tests/decompose/test_ldlq.py::test_scales_are_fitted_to_the_cost_that_feedback_leaves "
+        "tests/decompose/test_ldlq.py::test_every_round_of_descent_counts "
+        "tests/decompose/test_two_sided.py tests/decompose/test_brute_force.py",
     ): {
         "all columns are equally important to the scales": (
             "importance = how.importance(U)[in_storage]",
@@ -188,8 +191,8 @@ GROUPS: dict[tuple[str, str], Changes] = {
     },
     (
         "decompose/_rounders.py",
-        "tests/test_ldlq.py::test_scales_are_fitted_to_the_cost_that_feedback_leaves "
-        "tests/test_ldlq.py::test_a_group_of_columns_is_as_important_as_its_errors_are_after_feedback",
+        "tests/decompose/test_ldlq.py::test_scales_are_fitted_to_the_cost_that_feedback_leaves "
+        "tests/decompose/test_ldlq.py::test_a_group_of_columns_is_as_important_as_its_errors_are_after_feedback",
     ): {
         "importances are 1/U instead of 1/U²": (
             "return U.diagonal() ** -2",
@@ -200,7 +203,7 @@ GROUPS: dict[tuple[str, str], Changes] = {
             "return U.diagonal() ** -2",
         ),
     },
-    ("decompose/allocate.py", "tests/test_allocate.py"): {
+    ("allocate/knapsack.py", "tests/allocate/test_allocate.py"): {
         "bytes left over are not spent": ("return _fill(options, chosen, left)", "return chosen"),
         "the smallest improvement is bought with what is left": (
             "_, name, option = max(found, key=lambda step: step[:2])",
@@ -228,7 +231,7 @@ GROUPS: dict[tuple[str, str], Changes] = {
             "        left -= 2 * option.nbytes",
         ),
     },
-    ("decompose/candidates.py", "tests/test_allocate.py"): {
+    ("allocate/costs.py", "tests/allocate/test_allocate.py"): {
         "costs are those of the calibration tokens": (
             "return quadratic_cost(E, H.held_out, H.out_held_out)",
             "return quadratic_cost(E, H.train, H.out_train)",
@@ -255,7 +258,7 @@ GROUPS: dict[tuple[str, str], Changes] = {
             'next_round(W, H, fmt, *self.first[rank], "f16", how.damping)',
         ),
     },
-    ("budget.py", "tests/test_budget.py tests/test_allocate.py"): {
+    ("allocate/budget.py", "tests/allocate/test_budget.py tests/allocate/test_allocate.py"): {
         "headers of factors are not made up for": ("        if over <= 0:", "        if True:"),
         "padding and headers count as nothing": (
             "overhead = size_of(smallest) - _matrices(smallest)",
@@ -266,8 +269,8 @@ GROUPS: dict[tuple[str, str], Changes] = {
             "wanted_ranks = ranks",
         ),
         "factors take no bytes": (
-            "formats.get(name).nbytes(spec.shape) + factor_bytes(spec, choice), cost)",
-            "formats.get(name).nbytes(spec.shape), cost)",
+            "nbytes = formats.get(name).nbytes(spec.shape) + factor_bytes(spec, fmt)",
+            "nbytes = formats.get(name).nbytes(spec.shape)",
         ),
         "bits per weight leave the embeddings out": (
             ".numel for name in specs)",
@@ -278,7 +281,10 @@ GROUPS: dict[tuple[str, str], Changes] = {
             "found for",
         ),
     },
-    ("calibration/moments.py", "tests/test_moments.py tests/test_calibration.py"): {
+    (
+        "calibration/moments.py",
+        "tests/calibration/test_moments.py tests/calibration/test_sweep.py",
+    ): {
         "a tied head's rows are forgotten": (
             "rows = share * embedding.out_train + (1 - share) * head.out_train",
             "rows = embedding.out_train",
@@ -316,7 +322,7 @@ GROUPS: dict[tuple[str, str], Changes] = {
             "head = load_hessian(folder / HEAD, HEAD)",
         ),
     },
-    ("calibration/sweep.py", "tests/test_calibration.py"): {
+    ("calibration/sweep.py", "tests/calibration/test_sweep.py"): {
         "no token's weight is bounded": (
             "return weights.clamp_max(MAX_TOKEN_WEIGHT * weights.mean())",
             "return weights",
@@ -350,7 +356,7 @@ GROUPS: dict[tuple[str, str], Changes] = {
             "return at_norm",
         ),
     },
-    ("recover/adam.py", "tests/test_adam.py"): {
+    ("recover/adam.py", "tests/recover/test_adam.py"): {
         "the mean is not corrected for its start": (
             "mean = self.first / (1 - FIRST ** (step + 1))",
             "mean = self.first",
@@ -382,7 +388,7 @@ GROUPS: dict[tuple[str, str], Changes] = {
         ),
         "no warm-up": ("return (step + 1) / warm", "return 1.0"),
     },
-    ("recover/training.py", "tests/test_adam.py"): {
+    ("recover/training.py", "tests/recover/test_adam.py"): {
         "gradients are not clipped": (
             "clip, rate = min(1.0, settings.clip / max(norm, 1e-30)), self.rate",
             "clip, rate = 1.0, self.rate",
@@ -425,7 +431,7 @@ GROUPS: dict[tuple[str, str], Changes] = {
             'return self.scales if part.startswith("Q.") else self.factors',
         ),
     },
-    ("evaluate/divergence.py", "tests/test_evaluate.py"): {
+    ("metrics/divergence.py", "tests/metrics/test_divergence.py"): {
         "the whole chunk is scored": (
             "in candidates}\n    first = chunks.shape[1] // 2",
             "in candidates}\n    first = 0",
@@ -457,7 +463,7 @@ GROUPS: dict[tuple[str, str], Changes] = {
             "in models}\n    first = 0",
         ),
     },
-    ("formats/_search.py", "tests/test_search.py"): {
+    ("formats/_search.py", "tests/formats/test_search.py"): {
         "what overflows becomes infinite": (
             "return scale.clamp(-FP16_MAX, FP16_MAX).to(torch.float16).to(torch.float32)",
             "return scale.to(torch.float16).to(torch.float32)",
@@ -487,7 +493,7 @@ GROUPS: dict[tuple[str, str], Changes] = {
             "return a / b",
         ),
     },
-    ("formats/_scale_kernels.py", "tests/test_search.py"): {
+    ("formats/_scale_kernels.py", "tests/formats/test_search.py"): {
         "scales are fitted without weights": (
             "        lx += w[j] * x[j] * level\n        ll += w[j] * level * level",
             "        lx += x[j] * level\n        ll += level * level",
@@ -506,7 +512,7 @@ GROUPS: dict[tuple[str, str], Changes] = {
             "",
         ),
     },
-    ("slicing/weights.py", "tests/test_slice_weights.py"): {
+    ("slicing/weights.py", "tests/slicing/test_weights.py"): {
         "the norms' width is not made up for": (
             "return torch.full((d,), 1 / c)",
             "return torch.ones(d)",
@@ -536,7 +542,7 @@ GROUPS: dict[tuple[str, str], Changes] = {
             "torch.cat([(rows.bfloat16().double() @ Q).float() for rows in torch.split(W, _ROWS)])",
         ),
     },
-    ("slicing/basis.py", "tests/test_slice_weights.py"): {
+    ("slicing/basis.py", "tests/slicing/test_weights.py"): {
         "the smallest directions come first": (
             "vectors = torch.linalg.eigh(C.double()).eigenvectors.flip(1)",
             "vectors = torch.linalg.eigh(C.double()).eigenvectors",
@@ -570,85 +576,75 @@ GROUPS: dict[tuple[str, str], Changes] = {
             "random_hadamard(width, 0)",
         ),
     },
-    ("planning.py", "tests/test_keys.py"): {
-        "decompose without the damping": (
-            '            "damping": recipe.compress.damping if recipe.compress else [],\n',
-            "",
-        ),
-        "decompose without the iterations": (
-            '            "iterations": recipe.compress.iterations if recipe.compress else 0,\n',
-            "",
-        ),
+    ("decompose/stage.py", "tests/planning/test_keys.py"): {
+        "decompose without the damping": ('            "damping": list(self.damping),\n', ""),
+        "decompose without the iterations": ('            "iterations": self.iterations,\n', ""),
         "decompose without what it was calibrated on": (
-            "(calibrate.key if calibrate else checkpoint.key,),",
-            "(checkpoint.key,),",
+            "return (self.calibration.key if self.calibration else self.model.key,)",
+            "return (self.model.key,)",
         ),
-        "decompose without the choices": (
-            '"choices": {name: vars(choice) for name, choice in choices.items()},',
-            '"choices": list(choices),',
+        "decompose without the formats": (
+            '"formats": {name: vars(fmt) for name, fmt in self.chosen.formats.items()},',
+            '"formats": list(self.chosen.formats),',
         ),
+    },
+    ("calibration/stage.py", "tests/planning/test_keys.py"): {
         "calibrate without its text": (
-            "inputs = (checkpoint.key, text_key)",
-            "inputs = (checkpoint.key,)",
+            "return (self.model.key, self.text.key)",
+            "return (self.model.key,)",
         ),
         "calibrate without its model": (
-            "inputs = (checkpoint.key, text_key)",
-            "inputs = (text_key,)",
+            "return (self.model.key, self.text.key)",
+            "return (self.text.key,)",
         ),
         "calibrate without its options": (
-            'return Stage("calibrate", CALIBRATES, described, inputs)',
-            'return Stage("calibrate", CALIBRATES, {}, inputs)',
+            'return self.calibrate.model_dump() | {"source": source}',
+            "return {}",
         ),
+        "the text without its options": ("return text_options(self.calibrate)", "return {}"),
+        "the text without its model": ("return (self.original.key,)", "return ()"),
+    },
+    ("recover/stage.py", "tests/planning/test_keys.py"): {
         "recover without what it starts from": (
-            "inputs = (decompose.key, calibrate.key)",
-            "inputs = (calibrate.key,)",
+            "return (self.decomposed.key, self.calibration.key)",
+            "return (self.calibration.key,)",
         ),
         "recover without its options": (
-            "options = recipe.recover.model_dump() | choose_arithmetic()",
-            "options = choose_arithmetic()",
+            "return self.recover.model_dump() | dict(self.arithmetic)",
+            "return dict(self.arithmetic)",
         ),
-        "allocate without what it tries": (
-            'allocate = Stage("allocate", ALLOCATES, asdict(tried), (calibrate.key,))',
-            'allocate = Stage("allocate", ALLOCATES, {}, (calibrate.key,))',
-        ),
+    },
+    ("allocate/stage.py", "tests/planning/test_keys.py"): {
+        "allocate without what it tries": ("return asdict(self.tried)", "return {}"),
         "allocate without what it was calibrated on": (
-            'allocate = Stage("allocate", ALLOCATES, asdict(tried), (calibrate.key,))',
-            'allocate = Stage("allocate", ALLOCATES, asdict(tried), (checkpoint.key,))',
+            "return (self.calibration.key,)",
+            "return (self.model.key,)",
         ),
     },
-    ("shape.py", "tests/test_keys.py"): {
-        "the text without its options": (
-            'return Stage("text", WRITES_TEXT, options, (dense.key,))',
-            'return Stage("text", WRITES_TEXT, {}, (dense.key,))',
-        ),
-        "the text without its model": (
-            'return Stage("text", WRITES_TEXT, options, (dense.key,))',
-            'return Stage("text", WRITES_TEXT, options, ())',
-        ),
+    ("slicing/stage.py", "tests/planning/test_keys.py"): {
         "the slice without its text": (
-            'stage = Stage("slice", SLICES, described, (dense.key, text))',
-            'stage = Stage("slice", SLICES, described, (dense.key,))',
+            "return (self.original.key, self.text.key)",
+            "return (self.original.key,)",
         ),
-        "the slice without its widths": (
-            'described = {**about, "widths": list(widths), "text": of_text}',
-            'described = {**about, "widths": [], "text": of_text}',
-        ),
+        "the slice without its widths": ('"widths": list(self.widths),', '"widths": [],'),
         "the slice without its seed": (
-            'used = {"method", "covariance", "orientation", "seed", "slice_head"}',
-            'used = {"method", "covariance", "orientation", "slice_head"}',
-        ),
-        "fine-tuning without the slice": (
-            "(stage.key, dense.key, text))",
-            "(dense.key, text))",
+            'OPTIONS = {"method", "covariance", "orientation", "seed", "slice_head"}',
+            'OPTIONS = {"method", "covariance", "orientation", "slice_head"}',
         ),
     },
-    ("cache.py", "tests/test_cache.py tests/test_keys.py"): {
+    ("recover/sliced.py", "tests/planning/test_keys.py"): {
+        "fine-tuning without the slice": (
+            "return (self.sliced.stage.key, self.original.key, self.text.key)",
+            "return (self.original.key, self.text.key)",
+        ),
+    },
+    ("core/stage.py", "tests/core/test_stage.py tests/planning/test_keys.py"): {
         "keys without inputs": (
-            "content = [self.name, code, dict(self.options), list(self.inputs)]",
-            "content = [self.name, code, dict(self.options)]",
+            "content = [self.name, code, self.options(), list(self.inputs)]",
+            "content = [self.name, code, self.options()]",
         ),
         "keys without options": (
-            "content = [self.name, code, dict(self.options), list(self.inputs)]",
+            "content = [self.name, code, self.options(), list(self.inputs)]",
             "content = [self.name, code, list(self.inputs)]",
         ),
     },

@@ -37,8 +37,9 @@ from edgepack.checkpoint.save import save
 from edgepack.core.progress import finish
 from edgepack.export.profiles import PROFILES
 from edgepack.metrics.speed import speeds
+from edgepack.planning.target import get
 from edgepack.recipe.read import parse
-from edgepack.runtimes.models import Model, write_original
+from edgepack.runtimes.models import Model
 
 BUILDER: dict[str, list[str]] = {
     "default": [],
@@ -159,7 +160,7 @@ def row(what: str, options: argparse.Namespace, folder: Path) -> tuple[Path, dic
     reference = folder / "reference"
     if not reference.exists():
         reference.mkdir()
-        finish(write_original("onnx", open_checkpoint(MODEL), reference))
+        finish(get("onnx").write_original(open_checkpoint(MODEL), reference, "original"))
     found = edgepack.evaluate(
         out, reference=Model.from_path(reference).base, text=text_of(shared), tokens=2048
     ).as_dict()["models"][str(out)]

@@ -19,9 +19,8 @@ import time
 from pathlib import Path
 
 import edgepack
-from edgepack.planning.memory import peak
 
-RECIPE = Path(__file__).parent.parent / "edgepack" / "recipes" / "quickstart.yaml"
+RECIPE = Path(__file__).parent.parent / "edgepack/recipe/examples/quickstart.yaml"
 
 
 def main() -> None:
@@ -30,7 +29,7 @@ def main() -> None:
     keep: Path | None = parser.parse_args().keep
     if keep is not None and keep.exists():
         parser.error(f"{keep} exists: the cache has to be an empty one")
-    expected = peak(edgepack.plan(RECIPE))
+    expected = edgepack.plan(RECIPE).memory
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {"EDGEPACK_CACHE": str(keep or f"{folder}/cache")}
         command = [sys.executable, "-m", "edgepack", "build", str(RECIPE), "--target", "gguf"]

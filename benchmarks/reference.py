@@ -26,24 +26,22 @@ from torch import Tensor
 
 from benchmarks.layer_error import plain
 from benchmarks.same_type import RESULTS, recipe
-from edgepack import pipeline
-from edgepack.core import plugins
+from edgepack import formats
 from edgepack.core.linalg import damp, inverse_factor
-from edgepack.core.progress import finish
 from edgepack.core.weights import relative_error
 from edgepack.decompose.ldlq import ldlq, metric
 from edgepack.decompose.low_rank import downdate, exact_low_rank, low_rank
 from edgepack.formats._levels import Table
 from edgepack.formats._scalar import OneScale, level_probes
-from edgepack.planning import plan as planning
+from edgepack.pipeline import make_plan
 from edgepack.recipe.read import parse
 
 N, BLOCK, GROUP = 1024, 15, 64
 FOUR_LEVELS = OneScale(
     "four levels",
-    plugins.find("formats", "q2_0").ggml_type,
+    formats.get("q2_0").ggml_type,
     Table(-3, -1, 1, 3),
-    plugins.find("formats", "q2_0").layout,
+    formats.get("q2_0").layout,
     size=GROUP,
     probes=level_probes(
         torch.tensor([-3.0, -1.0, 1.0, 3.0]), torch.linspace(0.6, 3.0, 25), group=3
@@ -60,10 +58,9 @@ def problem(shared: Path) -> tuple[Tensor, Tensor]:
     W = U * torch.arange(1, N + 1).float() ** -0.5 @ V.T
     options = recipe("q4_0", shared)
     options["calibrate"] |= {"tokens": 16384, "objective": "layer"}
-    made = planning.plan(parse(options), "gguf", Path())
-    text = finish(pipeline.calibrate(made))
-    assert text is not None
-    (only,) = plain(made.decoder, text, [BLOCK])
+    plan = make_plan(parse(options), "gguf", Path())
+    assert plan.text is not None
+    (only,) = plain(plan.decoder, plan.text.tokens, [BLOCK])
     return W, only["ffn_down"].train[:N, :N]
 
 
@@ -133,7 +130,7 @@ def main() -> None:
     options = parser.parse_args()
     W, H = problem(options.shared.resolve())
     how = W, H, options.rank, options.iterations
-    stock = plugins.find("formats", "q2_0")
+    stock = formats.get("q2_0")
     sides = [published(*how), ours(*how, FOUR_LEVELS), ours(*how, FOUR_LEVELS, q_first=True)]
     sides.append(ours(*how, stock))
     lines = ["| rounds | published | edgepack, same levels | ratio | Q first | edgepack, q2_0 |"]

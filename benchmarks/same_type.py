@@ -27,11 +27,10 @@ from typing import Any
 
 import torch
 
-from edgepack import pipeline
+from edgepack import formats, pipeline
 from edgepack.calibration.moments import load_hessian
 from edgepack.checkpoint import open_checkpoint
-from edgepack.core import plugins
-from edgepack.core import stage as cache
+from edgepack.core.disk import root
 from edgepack.core.progress import finish
 from edgepack.core.weights import relative_error
 from edgepack.recipe.read import parse
@@ -69,7 +68,7 @@ def layer_errors(
 ) -> Iterator[tuple[float, float]]:
     """(edgepack, stock + imatrix) held-out error of every weight of the type."""
     checkpoint = open_checkpoint(MODEL)
-    form = plugins.find("formats", name)
+    form = formats.get(name)
     for weight, about in manifest["weights"].items():
         spec = checkpoint.specs[weight]
         if about["formats"]["Q"] != name or spec.block is None:
@@ -88,7 +87,7 @@ def row(name: str, shared: Path) -> dict[str, Any]:
             parse(recipe(name, shared)), "gguf", base=Path(), out=Path(folder) / "out"
         )
         manifest = finish(steps).manifest
-    calibration = cache.root() / "calibrate" / manifest["stages"]["calibrate"]
+    calibration = root() / "calibrate" / manifest["stages"]["calibrate"]
     errors = list(layer_errors(name, manifest, calibration))
     results = manifest["measured"]["results"]
     stock = "stock, same types + imatrix" if name in FFN_DOWN else f"stock {name} + imatrix"

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from edgepack.measure.baselines import STOCK
+from edgepack.planning.target import get
 
 HEADER = (
     "| all files | mean KL | same top token | decode here "
@@ -22,10 +22,11 @@ HEADER = (
 def table(points: list[dict[str, Any]]) -> str:
     """Markdown."""
     lines = [HEADER, "|---:|---:|---:|---:|---|---:|---:|---:|"]
+    maker = get("gguf").maker
     for own in points:
-        if own["maker"] == STOCK:
+        if own["maker"] == maker:
             continue
-        stock = (p for p in points if p["maker"] == STOCK and p["nbytes"] <= own["nbytes"])
+        stock = (p for p in points if p["maker"] == maker and p["nbytes"] <= own["nbytes"])
         best = min(stock, key=lambda p: p["kl_mean"])
         label = best["label"].removeprefix("stock ").split(" + ")[0]
         label = "our choice of types" if "in the types of" in best["label"] else label

@@ -25,16 +25,19 @@ from typing import Any
 import numpy as np
 
 from benchmarks.same_type import MODEL, RESULTS
-from edgepack import pipeline
-from edgepack.checkpoint import open_checkpoint
+from edgepack.check.stage import Check
+from edgepack.checkpoint import Checkpoint, open_checkpoint
+from edgepack.core.executor import Threads
 from edgepack.core.progress import finish
 from edgepack.metrics.divergence import chunk, log_probabilities
 from edgepack.metrics.multiple_choice import SEQUENCES, Mean, answer
 from edgepack.metrics.tasks import load_all
 from edgepack.model.decoder import Decoder
-from edgepack.planning.plan import plan
+from edgepack.pipeline import make_plan, run
 from edgepack.recipe.read import parse
+from edgepack.recover.sliced import FineTune
 from edgepack.runtimes.torch_decoder import TorchDecoder
+from edgepack.slicing.stage import Slice
 
 TASKS = ("piqa", "hellaswag", "winogrande", "arc_easy")
 WIDTHS = (520, 512, 464, 432, 400)  # 10, 11, 20, 25 and 30 % of 576, to the nearest 8
@@ -63,6 +66,14 @@ def recipe(row: str, shared: Path, alpaca: Path) -> dict[str, Any]:
     }
 
 
+def sliced(given: dict[str, Any]) -> Checkpoint:
+    """The model of a recipe, sliced and perhaps fine-tuned; from the cache if that was done."""
+    plan = make_plan(parse(given), "checkpoint", Path())
+    last = FineTune if plan.find(FineTune) else Slice
+    finish(run(plan, until=last.name))
+    return plan.model
+
+
 def measured(decoder: Decoder, shared: Path, limit: int) -> dict[str, Any]:
     """Perplexity over every position, and mean accuracy with its standard error."""
     runtime = TorchDecoder(decoder, 2048, SEQUENCES)
@@ -81,14 +92,7 @@ def measured(decoder: Decoder, shared: Path, limit: int) -> dict[str, Any]:
 def result(row: str, shared: Path, alpaca: Path, limit: int) -> dict[str, Any]:
     """One row: slice (from the cache if it was done), measure."""
     start = time.monotonic()
-    if row == "dense":
-        checkpoint = open_checkpoint(MODEL)
-    else:
-        made = plan(parse(recipe(row, shared, alpaca)), "checkpoint", Path())
-        tokens = finish(pipeline.write_text(made))
-        for stage in (pipeline.slice_model, pipeline.finetune):
-            finish(stage(made, tokens))
-        checkpoint = made.checkpoint
+    checkpoint = open_checkpoint(MODEL) if row == "dense" else sliced(recipe(row, shared, alpaca))
     minutes = (time.monotonic() - start) / 60
     weights = sum(spec.numel for spec in checkpoint.specs.values())
     about = {"row": row, "weights": weights, "minutes": minutes}
@@ -125,9 +129,10 @@ def main() -> None:
         answers = json.loads((shared / "data/calib/alpaca_small.json").read_text())
         parts = (f"{a['instruction']}\n{a['input']}\n{a['output']}\n" for a in answers)
         alpaca.write_text("\n".join(parts), encoding="utf-8")
-        run = partial(result, shared=shared, alpaca=alpaca, limit=options.limit)
+        make = partial(result, shared=shared, alpaca=alpaca, limit=options.limit)
+        finish(Check(open_checkpoint(MODEL)).complete(Threads()))  # is in no row's minutes
         for row in options.rows.split(","):
-            rows[row] = run(row)
+            rows[row] = make(row)
             known = [*ROWS.split(","), *rows]
             ordered = {key: rows[key] for key in dict.fromkeys(known) if key in rows}
             print(table(ordered).splitlines()[2 + [*ordered].index(row)], flush=True)

@@ -42,9 +42,8 @@ def resident(): return int(re.search(r"VmHWM:\\s+(\\d+)", status.read_text())[1]
 """`resident()`: the peak of a process so far, in bytes."""
 BUILD = """
 import sys, time, edgepack
-from edgepack.planning.memory import peak
 start = time.monotonic()
-expected = peak(edgepack.plan(sys.argv[1], "checkpoint"))
+expected = edgepack.plan(sys.argv[1], "checkpoint").memory
 edgepack.build(sys.argv[1], "checkpoint", out=sys.argv[2])
 print(resident(), expected, time.monotonic() - start)
 """

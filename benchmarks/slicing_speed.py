@@ -21,15 +21,12 @@ import torch
 import transformers
 
 from benchmarks.same_type import MODEL, RESULTS
-from benchmarks.slicing import recipe
-from edgepack import pipeline
+from benchmarks.slicing import recipe, sliced
 from edgepack.checkpoint import Checkpoint, open_checkpoint
 from edgepack.checkpoint.save import save
 from edgepack.core.progress import finish
 from edgepack.export.gguf import write_plain
 from edgepack.metrics.speed import speeds
-from edgepack.planning.plan import plan
-from edgepack.recipe.read import parse
 from edgepack.runtimes.models import Model
 
 LENGTH, ROUNDS = 128, 5
@@ -38,10 +35,7 @@ LENGTH, ROUNDS = 128, 5
 def checkpoints(rows: list[str], shared: Path) -> dict[str, Checkpoint]:
     """The dense model and its slices, made if they are not in the cache."""
     found: dict[str, Checkpoint] = {"dense": open_checkpoint(MODEL)}
-    for row in rows:
-        made = plan(parse(recipe(row, shared, Path())), "checkpoint", Path())
-        finish(pipeline.slice_model(made, finish(pipeline.write_text(made))))
-        found[row] = made.checkpoint
+    found |= {row: sliced(recipe(row, shared, Path())) for row in rows}
     return found
 
 

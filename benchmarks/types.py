@@ -19,7 +19,6 @@ from torch import Tensor
 
 from benchmarks.same_type import RESULTS
 from edgepack import formats
-from edgepack.core import plugins
 from edgepack.core.weights import QuantizedTensor, relative_error
 from edgepack.decompose.ldlq import ldlq, metric
 from edgepack.formats._affine import Affine
@@ -47,7 +46,7 @@ def timed(work: Callable[[], QuantizedTensor]) -> tuple[float, QuantizedTensor]:
 
 
 def line(name: str, W: Tensor, H: Tensor, H_out: Tensor) -> str:
-    fmt = plugins.find("formats", name)
+    fmt = formats.get(name)
     one, two = (metric(H, fmt.block_size, 0.01, side, fmt.group) for side in (None, H_out))
     plain, _ = timed(lambda: fmt.quantize(W, H.diagonal()))
     feedback, Q = timed(lambda: ldlq(W, one, fmt))
@@ -63,7 +62,7 @@ def line(name: str, W: Tensor, H: Tensor, H_out: Tensor) -> str:
 
 @torch.no_grad()
 def main() -> None:
-    everything = {name: plugins.find("formats", name) for name in formats.stock()}
+    everything = {name: formats.get(name) for name in formats.stock()}
     types = {n: f.bits_per_weight for n, f in everything.items() if isinstance(f, Affine)}
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--types", default=",".join(sorted(types, key=types.__getitem__)))

@@ -12,21 +12,22 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from torch import Tensor
+
 from benchmarks.same_type import RESULTS
-from edgepack import pipeline
-from edgepack.comparison import compare as pareto
+from edgepack.calibration.moments import weight_hessian
+from edgepack.calibration.stage import Calibrate
+from edgepack.comparison.compare import at_size
 from edgepack.core.artifact import Artifact
 from edgepack.core.progress import finish
 from edgepack.core.tables import format_size
 from edgepack.export.gguf import write_plain
-from edgepack.measure import baselines as peers
 from edgepack.metrics.multiple_choice import CONTEXT, SEQUENCES, Mean, answer
 from edgepack.metrics.tasks import load_all
-from edgepack.planning.plan import plan
+from edgepack.pipeline import build, make_plan, run
 from edgepack.recipe.read import load
 from edgepack.runtimes.models import Model
 
@@ -39,30 +40,32 @@ def models(sizes: list[int], folder: Path) -> tuple[dict[str, Model], dict[int, 
     """The original and both makers' files by name, written into `folder`, and the name of stock's
     at each size."""
     recipe = load(YAML)
-    made = plan(pareto.at_size(recipe, sizes[0] * 10**6), "gguf", YAML.parent)
-    made = replace(made, recipe=recipe)
-    tokens = finish(pipeline.write_text(made))
-    finish(pipeline.calibrate(made, tokens))
-    types, found = dict(peers.stock_types(made)), {}
+    plan = make_plan(at_size(recipe, sizes[0] * 10**6), "gguf", YAML.parent)
+    finish(run(plan, until=Calibrate.name))
+    calibration, model, target = plan.find(Calibrate), plan.model, plan.target
+    assert calibration is not None
+
+    def imatrix(name: str) -> Tensor:
+        tied = model.dimensions.tie_word_embeddings
+        return weight_hessian(calibration.folder, model.specs[name], tied=tied).imatrix
+
+    types, found = target.all_baselines(model, plan.formats), {}
     points = json.loads((RESULTS / "sizes.json").read_text(encoding="utf-8"))
-    best, own = {}, {}
+    best = {}
     for wanted in sizes:
-        steps = pipeline.build(
-            pareto.at_size(recipe, wanted * 10**6),
-            "gguf",
-            base=YAML.parent,
-            out=folder / str(wanted),
-        )
-        own[wanted] = mine = finish(steps)
+        sized, out = at_size(recipe, wanted * 10**6), folder / str(wanted)
+        mine = finish(build(sized, "gguf", base=YAML.parent, out=out))
         found[f"edgepack, {wanted} MB"] = Model("", mine.base, mine.factors)
         types[f"stock + imatrix, in the types of sizes-{wanted}MB"] = matrix_types(mine)
-        smaller = (p for p in points if p["maker"] == peers.STOCK and p["nbytes"] <= wanted * 1e6)
+        smaller = (p for p in points if p["maker"] == target.maker and p["nbytes"] <= wanted * 1e6)
         best[wanted] = min(smaller, key=lambda p: p["kl_mean"])["label"]
-    write_plain(folder / "original.gguf", made.checkpoint)
+    write_plain(folder / "original.gguf", plan.original)
     found[ORIGINAL] = Model("", folder / "original.gguf")
-    chosen = {label: types[label] for label in best.values()}
-    stock = finish(peers.write_peers(made, chosen, folder))
-    return found | {model.name: model for model in stock}, best
+    for number, label in enumerate(dict.fromkeys(best.values())):
+        place = folder / f"stock-{number}"
+        steps = target.write_baseline(model, types[label], imatrix, place, "stock")
+        found[label] = Model(label, finish(steps))
+    return found, best
 
 
 def matrix_types(artifact: Artifact) -> dict[str, str]:

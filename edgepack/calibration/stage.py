@@ -48,7 +48,7 @@ class FileText:
 
 @dataclass(frozen=True)
 class WriteText(Stage):
-    """The model writes its own calibration text; its tokens are kept, sequence by sequence."""
+    """The model writes its own calibration text; its tokens are kept, batch by batch."""
 
     original: Checkpoint
     calibrate: sections.Calibrate

@@ -1,4 +1,5 @@
-"""A look at every weight before anything is computed of it: is it a number, can float16 hold it?
+"""Reads every weight once before anything is computed: is it a number, can float16 hold it?
 
-Takes the model as it was found, gives warnings. Imports what reads models.
+Takes the model as found; gives warnings, or an error that names the weight. May import
+``planning``, ``checkpoint`` and below.
 """

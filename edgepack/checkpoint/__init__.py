@@ -1,4 +1,8 @@
-"""Checkpoints: lazy tensors, dimensions and tokenizer of a model, from any kind of source."""
+"""Checkpoints: lazy tensors, dimensions and tokenizer of a model, wherever it is kept.
+
+Takes the name of a model; gives a `Checkpoint`, of which only headers were read. Everything in its
+files is checked here, once. May import ``formats``, ``architectures`` and ``core``.
+"""
 
 from __future__ import annotations
 

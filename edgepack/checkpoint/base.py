@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from torch import Tensor
 
 from edgepack.architectures.base import Architecture
+from edgepack.core.errors import CheckpointError
 from edgepack.core.weights import QuantizedTensor, WeightSpec
 
 if TYPE_CHECKING:
@@ -58,6 +60,12 @@ class Checkpoint(ABC):
     dimensions: Dimensions
     specs: Mapping[str, WeightSpec]
     """Every weight by its Hugging Face name; a tied head has no entry."""
+
+    def __copy__(self) -> Self:
+        """A copy here, which shares what is open (elsewhere a checkpoint is opened again)."""
+        made = object.__new__(type(self))
+        made.__dict__.update(self.__dict__)
+        return made
 
     @property
     def original(self) -> Checkpoint:
@@ -124,3 +132,20 @@ class Checkpoint(ABC):
         """Float32 tensors, by GGUF name, that a GGUF needs beside the weights: the frequency
         divisors ``rope_freqs.weight`` ``[head_dim / 2]`` of llama3's rotary scaling."""
         return {}
+
+
+def reopened(kind: Callable[..., Checkpoint], arguments: tuple[Any, ...], key: str) -> Checkpoint:
+    """A checkpoint opened again, in another process perhaps, with the content that it had."""
+    opened = _opened(kind, arguments)
+    if opened.key != key:
+        raise CheckpointError(
+            f"{opened.source['model']}: has changed since the work was handed out",
+            hint="run it again, and leave the model alone while it runs",
+        )
+    return opened
+
+
+@lru_cache(maxsize=4)
+def _opened(kind: Callable[..., Checkpoint], arguments: tuple[Any, ...]) -> Checkpoint:
+    """Opened once a process: every item of work names its model."""
+    return kind(*arguments)

@@ -22,7 +22,7 @@ from edgepack.checkpoint import (
     tokenizer,
     vocabulary,
 )
-from edgepack.checkpoint.base import Checkpoint, Dimensions
+from edgepack.checkpoint.base import Checkpoint, Dimensions, reopened
 from edgepack.checkpoint.config import Generation, read_dimensions
 from edgepack.checkpoint.source_files import SourceFiles
 from edgepack.core.errors import CheckpointError
@@ -77,6 +77,11 @@ class FolderCheckpoint(Checkpoint):
         self._refuse_unread_biases()
         self._read_files = self._list_files()
         self._files.check(self._read_files)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as the place that it is opened from."""
+        arguments = self.folder.resolve(), self.model, self.revision
+        return reopened, (FolderCheckpoint, arguments, self.key)
 
     def _list_files(self) -> list[Path]:
         """Every file that is read, except the model card."""

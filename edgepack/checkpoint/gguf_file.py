@@ -15,7 +15,7 @@ from torch import Tensor
 
 from edgepack.architectures.base import Architecture
 from edgepack.checkpoint import _layout, digests, rope, special, tokenizer
-from edgepack.checkpoint.base import Checkpoint, Dimensions
+from edgepack.checkpoint.base import Checkpoint, Dimensions, reopened
 from edgepack.checkpoint.config import check_heads
 from edgepack.checkpoint.gguf_header import GgufHeader
 from edgepack.checkpoint.gguf_keys import Numbers, read_general, read_numbers, read_tokenizer
@@ -64,6 +64,10 @@ class GgufCheckpoint(Checkpoint):
         )
         for name in found:
             self._refuse_unreadable(name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as the place that it is opened from."""
+        return reopened, (GgufCheckpoint, (self.path.resolve(), self.model), self.key)
 
     @cached_property
     def _sha256(self) -> str:

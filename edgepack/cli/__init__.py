@@ -1,4 +1,8 @@
-"""The command line: the only package that prints, catches errors and exits."""
+"""The command line: the only package that prints, catches errors and exits.
+
+Takes arguments; gives text on the terminal and an exit code. One file a command. May import all
+rooms, those that need torch only inside functions.
+"""
 
 from __future__ import annotations
 

@@ -39,8 +39,17 @@ def heed_signals() -> None:
             signal.signal(known, stop)
 
 
+ORDER = ("init", "plan", "build", "show", "chat", "evaluate", "compare", "schema")
+"""Commands as people come to need them."""
+
+
 class Commands(TyperGroup):
     """All commands, with their errors as one line and an exit code."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """In order; those that others add come last."""
+        names = super().list_commands(ctx)
+        return sorted(names, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command."""

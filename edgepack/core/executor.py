@@ -8,10 +8,8 @@ often an item is done: threads here, processes or a cluster elsewhere come to th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor as Pool
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from typing import Protocol, TypeVar
 
 import torch
@@ -38,40 +36,14 @@ class Threads:
     def map(self, work: Callable[[Item], None], items: Sequence[Item]) -> Iterator[Item]:
         """What is not begun when an error (or Ctrl-C) comes is left."""
         cores = torch.get_num_threads()
-        pool = ThreadPoolExecutor(min(AT_ONCE, cores), initializer=one_core)
+        pool = ThreadPoolExecutor(
+            min(AT_ONCE, cores), initializer=partial(torch.set_num_threads, 1)
+        )
         try:
-            yield from _in_order(pool, torch.no_grad()(work), items)
+            running = [(item, pool.submit(torch.no_grad()(work), item)) for item in items]
+            for item, future in running:
+                yield item
+                future.result()
         finally:
+            pool.shutdown(cancel_futures=True)
             torch.set_num_threads(cores)
-
-
-class Processes:
-    """Processes of this machine, to show that items are plain data; a build has no use for them."""
-
-    def __init__(self, count: int = 2) -> None:
-        self.count = count
-
-    def map(self, work: Callable[[Item], None], items: Sequence[Item]) -> Iterator[Item]:
-        """New processes, in which nothing is known but what an item says."""
-        pool = ProcessPoolExecutor(self.count, get_context("spawn"), initializer=one_core)
-        yield from _in_order(pool, partial(_without_gradients, work), items)
-
-
-def one_core() -> None:
-    """Let torch compute on one core in this thread or process."""
-    torch.set_num_threads(1)
-
-
-def _without_gradients(work: Callable[[Item], None], item: Item) -> None:
-    with torch.no_grad():
-        work(item)
-
-
-def _in_order(pool: Pool, work: Callable[[Item], None], items: Sequence[Item]) -> Iterator[Item]:
-    try:
-        running = [(item, pool.submit(work, item)) for item in items]
-        for item, future in running:
-            yield item
-            future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)

@@ -43,7 +43,7 @@ class Stage(ABC):
     """One step from a recipe to a folder: what goes in, and how what comes out is made.
 
     Subclasses are frozen dataclasses of the models, texts and earlier stages that they read, and of
-    the options that they heed. They import no other stage's room.
+    the options that they heed.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]

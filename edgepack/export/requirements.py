@@ -40,7 +40,7 @@ NEEDS = (
     Need((1, 27), "lookups in 2-bit embeddings", "GatherBlockQuantized", _has_bits(2)),
     Need((1, 28), "products with 2 bits in float16", "MatMulNBits", _has_bits(2), half=True),
 )
-"""Found by loading graphs in every version (tests/test_onnx_versions.py)."""
+"""Found by loading graphs in every version (tests/export/test_onnx_versions.py)."""
 
 
 def needed(graph: Graph, *, half: bool) -> tuple[Version, str]:

@@ -1,6 +1,7 @@
 """Quantization formats, one per file; the file's name is the name in a recipe.
 
-A format fits grids, encodes, decodes; llama.cpp's also pack to bytes. Imports nothing but ``core``.
+Takes values and their importance; gives a grid and codes, and values again; llama.cpp's types also
+pack to bytes. Imports nothing but ``core``.
 """
 
 from __future__ import annotations

@@ -265,7 +265,7 @@ def _again(manifest: Manifest) -> list[str]:
         *["```sh", f"edgepack build recipe.yaml --target {manifest['target']} --out again", "```"],
         "",
         f"With {versions.rstrip(',')}.",
-        f"Stages in the cache: {stages}.",
+        f"Stages, by their keys in the cache: {stages}.",
     ]
 
 

@@ -1,5 +1,5 @@
 """Rotate the residual stream so that few of its coordinates matter, and drop the others.
 
-SliceGPT (Ashkboos et al., arXiv 2401.15024). `globally`: one rotation for the whole model, whose
-result is an ordinary checkpoint of its family. `per_block`: a rotation per block, as published.
+SliceGPT (Ashkboos et al., arXiv 2401.15024): `globally` or `per_block`. Takes a model and tokens;
+gives the Hugging Face folder of a narrower model. May import ``calibration``, ``model`` and below.
 """

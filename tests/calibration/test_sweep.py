@@ -23,6 +23,7 @@ from edgepack.model import stream
 from edgepack.model.decoder import Decoder
 from edgepack.model.stream import Activations, Tokens
 from edgepack.recipe.sections import Calibrate
+from edgepack.recipe.texts import source_path
 from tests.support.dying import dies_before, files
 from tests.support.tiny import CHAT, LAYER_NORM, TEXT, make_model
 
@@ -316,7 +317,8 @@ def test_a_resumed_sweep_does_not_begin_again(tmp_path, decoder):
 
 def read(decoder: Decoder, path: Path, **options) -> Tokens:
     options = {"source": path.name, "sequence_length": 32, "tokens": 320} | options
-    return finish(calibration_text.tokens(decoder, Calibrate(**options), path.parent, path.parent))
+    path = source_path(options["source"], path.parent)
+    return calibration_text.read_tokens(decoder.checkpoint, Calibrate(**options), path)
 
 
 def positions(rows: Tensor, sequences: Tensor) -> list[int]:
@@ -422,7 +424,7 @@ def test_without_a_chat_template_messages_are_paragraphs(tmp_path, decoder, monk
 def written(decoder: Decoder, folder: Path, seed: int = 0) -> Tokens:
     folder.mkdir(exist_ok=True)
     options = Calibrate(tokens=320, sequence_length=32, held_out=0.3, seed=seed)
-    return finish(calibration_text.tokens(decoder, options, folder, folder))
+    return finish(calibration_text.write_tokens(decoder, options, folder))
 
 
 @torch.no_grad()

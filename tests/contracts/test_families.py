@@ -137,7 +137,7 @@ def test_compressed_by_every_objective(models, tmp_path, family, objective):
     logits = runtime_logits("onnx", artifact.folder)
     assert_same(logits, promised(plan), 1e-4)
     errors = {n: (a["error"], a["error_plain"]) for n, a in artifact.manifest["weights"].items()}
-    linear = [n for n, spec in plan.checkpoint.specs.items() if len(spec.shape) > 1 and spec.block]
+    linear = [n for n, spec in plan.model.specs.items() if len(spec.shape) > 1 and spec.block]
     assert all(errors[n][0] < 0.7 * errors[n][1] for n in linear), errors
     assert divergence(transformers_logits(model), logits) < 0.4  # of a random model
 
@@ -156,7 +156,7 @@ def test_a_size_is_spent(models, tmp_path, family):
     folder, model = models(family)
     compress = {"bits_per_weight": 6.0, "candidates": ["q8_0", "q4_0"]}
     plan, artifact = build(tmp_path, folder, "onnx", compress=compress)
-    assert {c.format for c in plan.choices.values()} >= {"q4_0", "q8_0"}
+    assert {fmt.Q for fmt in plan.formats.values()} >= {"q4_0", "q8_0"}
     logits = runtime_logits("onnx", artifact.folder)
     assert_same(logits, promised(plan), 1e-4)
     assert divergence(transformers_logits(model), logits) < 0.4  # of a random model
@@ -212,7 +212,7 @@ def test_sliced_and_fine_tuned(models, tmp_path, family, method):
         )
         logits = transformers_logits(written, ids)
         with torch.no_grad():
-            assert_same(logits, Decoder(plan.checkpoint).logits(ids), 1e-3)
+            assert_same(logits, Decoder(plan.model).logits(ids), 1e-3)
         kl[name] = divergence(transformers_logits(model, ids), logits)
     report = artifact.manifest["rft"]
     assert kl["best"] < kl["start"]

@@ -12,7 +12,8 @@ import torch
 from edgepack.core import stage as cache
 from edgepack.core.disk import atomic, scratch
 from edgepack.core.errors import EdgepackError
-from edgepack.core.progress import Progress
+from edgepack.core.executor import Threads
+from edgepack.core.progress import Progress, finish
 from edgepack.core.stage import Stage
 from edgepack.core.weight_files import load_tensors, save_tensors
 
@@ -225,7 +226,7 @@ def test_a_damaged_stage_with_files_of_the_user_is_not_removed():
 def test_a_stage_says_what_it_was_made_with():
     finished()
     said = json.loads((STAGE.folder / cache.LIST).read_text())
-    assert said["options"] == STAGE.options
+    assert said["options"] == STAGE.options()
     assert said["inputs"] == list(STAGE.inputs)
     assert {"python", "torch", "edgepack"} <= said["versions"].keys()
 
@@ -262,3 +263,21 @@ def test_what_killed_processes_left_is_cleared_and_what_live_ones_use_is_not(cac
             assert mine.exists()
             assert other != mine
     assert not list((cache_root / "scratch").iterdir())
+
+
+def test_a_stage_runs_once_and_is_gone_when_it_is_dropped():
+    steps = [step.stage for step in STAGE.complete(Threads())]
+    assert steps == ["calibrate"]
+    assert (STAGE.folder / "made").read_text() == "made"
+    assert list(STAGE.complete(Threads())) == []
+    assert list(STAGE.files()) == ["made"]
+    STAGE.drop()
+    assert not STAGE.is_done
+
+
+def test_dropping_leaves_what_edgepack_did_not_write():
+    finish(STAGE.complete(Threads()))
+    (STAGE.folder / "mine").write_text("keep")
+    with pytest.raises(EdgepackError, match="did not write"):
+        STAGE.drop()
+    assert (STAGE.folder / "mine").read_text() == "keep"

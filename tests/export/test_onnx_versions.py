@@ -1,7 +1,7 @@
 """What edgepack says a graph needs is what the versions of ONNX Runtime say. Opt-in:
 
 for v in 1.19.2 1.20.1 …; do pip install --no-deps --target FOLDER/$v onnxruntime==$v; done
-EDGEPACK_ORTS=FOLDER pytest tests/test_onnx_versions.py
+EDGEPACK_ORTS=FOLDER pytest tests/export/test_onnx_versions.py
 """
 
 import json

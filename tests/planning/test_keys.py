@@ -2,67 +2,155 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
+from pydantic import BaseModel
 
 import edgepack
+from edgepack.recipe.sections import Recipe
 from tests.support.tiny import TEXT, make_model
 
 BASE = {
     "model": "model",
     "calibrate": {"source": "text.txt", "tokens": 512, "sequence_length": 64},
-    "compress": {"format": "q4_0", "rank": 4, "damping": [0.1], "iterations": 1},
+    "compress": {
+        "format": "q4_0",
+        "rank": 4,
+        "damping": [0.1],
+        "iterations": 1,
+        "overrides": {"*.v_proj": {"format": "q8_0", "rank": 2, "factors": "f16"}},
+    },
     "recover": {"steps": 4},
-    "export": {"measure": {"tokens": 0}},
+    "export": {"measure": {"tokens": 256, "context": 64}},
 }
 SIZED = {**BASE, "compress": {"bits_per_weight": 6, "damping": [0.1], "iterations": 1}}
 SELF = {**BASE, "calibrate": {"tokens": 512, "sequence_length": 64}}
 SLICED = {
     **BASE,
-    "slice": {"width": 32, "orientation": "random", "allow_growth": True, "recover": {"steps": 4}},
+    "slice": {"sparsity": 0.4, "round_to": 32, "allow_growth": True, "recover": {"steps": 4}},
 }
-RECIPES = {"plain": BASE, "sized": SIZED, "self": SELF, "sliced": SLICED}
+PER_BLOCK = {
+    **BASE,
+    "slice": {
+        "method": "per_block",
+        "schedule": {"attention": [0.2, 0.4], "mlp": [0.2, 0.4]},
+        "round_to": 32,
+        "allow_growth": True,
+    },
+}
+RECIPES = {
+    "plain": (BASE, "gguf"),
+    "sized": (SIZED, "gguf"),
+    "self": (SELF, "gguf"),
+    "sliced": (SLICED, "gguf"),
+    "per_block": (PER_BLOCK, "onnx"),
+    "onnx": (BASE, "onnx"),
+}
 
-OF_THE_MODEL = {"check"}
-"""Stages that look at the model alone."""
-AFTER_CALIBRATE = {"calibrate", "decompose", "recover"}
-AFTER_SLICE = {"slice", "rft", *AFTER_CALIBRATE}
-EVERYTHING = {"text", *AFTER_CALIBRATE}
+CHAIN = ("text", "slice", "rft", "calibrate", "allocate", "decompose", "recover", "export")
+CHAIN += ("measure",)
+"""Every stage but `check`, each made of those before it."""
 
-# recipe, key of the recipe → new value, stages that are another's then
-CHANGES = [
-    ("plain", "calibrate.tokens", 1024, AFTER_CALIBRATE),
-    ("plain", "calibrate.held_out", 0.2, AFTER_CALIBRATE),
-    ("plain", "calibrate.seed", 1, AFTER_CALIBRATE),
-    ("plain", "calibrate.sequence_length", 32, AFTER_CALIBRATE),
-    ("plain", "calibrate.objective", "guided", AFTER_CALIBRATE),
-    ("plain", "compress.format", "q5_0", {"decompose", "recover"}),
-    ("plain", "compress.embeddings", "q4_0", {"decompose", "recover"}),
-    ("plain", "compress.rank", 8, {"decompose", "recover"}),
-    ("plain", "compress.factors", "q8_0", {"decompose", "recover"}),
-    ("plain", "compress.overrides", {"*.q_proj": {"rank": 2}}, {"decompose", "recover"}),
-    ("plain", "compress.damping", [0.2], {"decompose", "recover"}),
-    ("plain", "compress.damping", [0.1, 0.2], {"decompose", "recover"}),
-    ("plain", "compress.iterations", 2, {"decompose", "recover"}),
-    ("plain", "recover.steps", 8, {"recover"}),
-    ("plain", "recover.seed", 1, {"recover"}),
-    ("plain", "export.name", "other", set()),
-    ("sized", "compress.candidates", ["q4_0", "q8_0"], {"allocate", "decompose", "recover"}),
-    ("sized", "compress.damping", [0.2], {"allocate", "decompose", "recover"}),
-    ("sized", "compress.ranks", [0, 2], {"allocate"}),
-    ("sized", "calibrate.seed", 1, {"allocate", *AFTER_CALIBRATE}),
-    ("self", "calibrate.tokens", 1024, EVERYTHING),
-    ("self", "calibrate.held_out", 0.2, EVERYTHING),
-    ("self", "calibrate.seed", 1, EVERYTHING),
-    ("self", "calibrate.sequence_length", 32, EVERYTHING),
-    ("self", "calibrate.objective", "guided", AFTER_CALIBRATE),
-    ("sliced", "slice.width", 64, AFTER_SLICE),
-    ("sliced", "slice.seed", 1, AFTER_SLICE),
-    ("sliced", "slice.orientation", "pca", AFTER_SLICE),
-    ("sliced", "slice.recover.steps", 8, AFTER_SLICE - {"slice"}),
-    ("sliced", "compress.damping", [0.2], {"decompose", "recover"}),
-]
+OPTIONS = {
+    "model": [("plain", "other", {"check", *CHAIN})],
+    "slice.method": [("sliced", "per_block", "slice", "checkpoint")],
+    "slice.width": [("sliced", {"width": 32, "sparsity": None, "round_to": None}, set())],
+    "slice.sparsity": [("sliced", 0.1, "slice")],
+    "slice.schedule.attention": [("per_block", [0.6, 0.6], "slice")],
+    "slice.schedule.mlp": [("per_block", [0.6, 0.6], "slice")],
+    "slice.slice_head": [("per_block", True, "slice")],
+    "slice.round_to": [("sliced", 64, "slice")],
+    "slice.covariance": [("sliced", "raw", "slice")],
+    "slice.orientation": [("sliced", "random", "slice")],
+    "slice.seed": [("sliced", 1, "slice")],
+    "slice.recover.steps": [("sliced", 8, "rft")],
+    "slice.recover.tokens": [("sliced", 512, "rft")],
+    "slice.recover.learning_rate": [("sliced", 0.01, "rft")],
+    "slice.recover.evaluate_every": [("sliced", 2, "rft")],
+    "slice.recover.patience": [("sliced", 1, "rft")],
+    "slice.recover.seed": [("sliced", 1, "rft")],
+    "slice.recover.rank": [("sliced", 8, "rft")],
+    "calibrate.source": [("plain", "other.txt", "calibrate"), ("sliced", "other.txt", "slice")],
+    "calibrate.objective": [("plain", "guided", "calibrate"), ("self", "layer", "calibrate")],
+    "calibrate.tokens": [("plain", 1024, "calibrate"), ("self", 1024, "text")],
+    "calibrate.held_out": [("plain", 0.2, "calibrate"), ("self", 0.2, "text")],
+    "calibrate.sequence_length": [("plain", 32, "calibrate"), ("self", 32, "text")],
+    "calibrate.seed": [("plain", 1, "calibrate"), ("self", 1, "text"), ("sliced", 1, "slice")],
+    "compress.bits_per_weight": [("sized", 5, "decompose")],
+    "compress.target_size": [
+        ("sized", {"target_size": "150kB", "bits_per_weight": None}, "decompose")
+    ],
+    "compress.candidates": [("sized", ["q4_0", "q8_0"], "allocate")],
+    "compress.ranks": [("sized", [0, 2], {"allocate"})],
+    "compress.format": [("plain", "q5_0", "decompose")],
+    "compress.rank": [("plain", 8, "decompose")],
+    "compress.factors": [("plain", "q8_0", "decompose")],
+    "compress.embeddings": [("plain", "q4_0", "decompose")],
+    "compress.head": [("plain", "q4_0", "decompose")],
+    "compress.iterations": [("plain", 2, "decompose"), ("sized", 2, "decompose")],
+    "compress.damping": [
+        ("plain", [0.2], "decompose"),
+        ("plain", [0.1, 0.2], "decompose"),
+        ("sized", [0.2], "allocate"),
+    ],
+    "compress.pad_width": [("plain", 256, "calibrate")],
+    "compress.rotate": [("plain", "hadamard", "calibrate")],
+    "compress.overrides.*.v_proj.format": [("plain", "q4_0", "decompose")],
+    "compress.overrides.*.v_proj.rank": [("plain", 3, "decompose")],
+    "compress.overrides.*.v_proj.factors": [("plain", "q8_0", "decompose")],
+    "recover.steps": [("plain", 8, "recover")],
+    "recover.tokens": [("plain", 512, "recover")],
+    "recover.learning_rate": [("plain", 0.01, "recover")],
+    "recover.evaluate_every": [("plain", 2, "recover")],
+    "recover.patience": [("plain", 1, "recover")],
+    "recover.seed": [("plain", 1, "recover")],
+    "recover.train": [("plain", ["scales"], "recover")],
+    "export.onnx.profile": [("onnx", "mobile", "export"), ("plain", "mobile", set())],
+    "export.onnx.activations": [("onnx", "float16", "export")],
+    "export.onnx.qdq": [("onnx", True, "export")],
+    "export.onnx.context": [("onnx", 64, "export")],
+    "export.measure.text": [("plain", "other.txt", "measure")],
+    "export.measure.tokens": [("plain", 128, "measure"), ("plain", 0, "measure")],
+    "export.measure.context": [("plain", 128, "measure")],
+    "export.measure.stock": [("plain", False, "measure")],
+}
+"""Option → (recipe, new value, the stage from which on all are other ones, or exactly which; the
+target if it is another)."""
+IN_NO_KEY = {
+    "merge": "no stage merges yet, and recipes that name it are refused",
+    "slice.allow_growth": "allows what is otherwise refused, and changes nothing",
+    "compress.fallback": "leads to formats, which are in the key; where all fit, to nothing",
+    "export.name": "the name of the output folder",
+}
+
+
+def options(model: type[BaseModel] = Recipe, place: str = "") -> Iterator[str]:
+    """Every option that a recipe has."""
+    for name, field in model.model_fields.items():
+        sections = [kind for kind in kinds(field.annotation) if issubclass(kind, BaseModel)]
+        glob = "*.v_proj." if name == "overrides" else ""
+        for section in sections:
+            yield from options(section, f"{place}{name}.{glob}")
+        if not sections:
+            yield place + name
+
+
+def kinds(annotation: object) -> Iterator[type]:
+    """The types that an annotation names."""
+    if isinstance(annotation, type):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from kinds(argument)
+
+
+def test_every_option_of_a_recipe_is_tried_or_the_table_says_why_not():
+    known = list(options())
+    assert len(known) > 50
+    assert {*OPTIONS, *IN_NO_KEY} == set(known)
+    assert not OPTIONS.keys() & IN_NO_KEY.keys()
 
 
 @pytest.fixture(scope="module")
@@ -71,23 +159,25 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_model(folder / "model", tied=False)
     make_model(folder / "other", tied=False, seed=1)
     (folder / "text.txt").write_text("\n".join(TEXT * 30))
+    (folder / "other.txt").write_text("\n".join(reversed(TEXT * 30)))
     return folder
 
 
-def keys(place: Path, recipe: dict) -> dict[str, str]:
+def keys(place: Path, recipe: dict, target: str = "gguf") -> dict[str, str]:
     """Stage → key, as a plan has them."""
     path = place / "recipe.yaml"
     path.write_text(json.dumps(recipe))
-    return {stage.name: stage.key for stage in edgepack.plan(path, "gguf").stages}
+    return {stage.name: stage.key for stage in edgepack.plan(path, target).stages}
 
 
 def changed(recipe: dict, key: str, value: object) -> dict:
+    """The recipe with another value at a key, or with several beside it where they are a dict."""
     recipe = json.loads(json.dumps(recipe))
-    *sections, last = key.split(".")
+    *sections, last = key.replace("*.v_proj", "*|v_proj").split(".")
     inner = recipe
     for section in sections:
-        inner = inner[section]
-    inner[last] = value
+        inner = inner.setdefault(section.replace("|", "."), {})
+    inner.update(value if isinstance(value, dict) else {last: value})
     return recipe
 
 
@@ -96,31 +186,42 @@ def moved(before: dict[str, str], after: dict[str, str]) -> set[str]:
     return {name for name, key in before.items() if after.get(name) != key}
 
 
-@pytest.mark.parametrize(
-    ("name", "key", "value", "stages"), CHANGES, ids=[f"{c[0]}-{c[1]}" for c in CHANGES]
-)
-def test_a_changed_option_is_in_the_keys_of_what_depends_on_it(place, name, key, value, stages):
-    recipe = RECIPES[name]
-    before, after = keys(place, recipe), keys(place, changed(recipe, key, value))
-    assert moved(before, after) == stages
-    assert keys(place, recipe) == before
+TRIED = [(option, *change) for option, changes in OPTIONS.items() for change in changes]
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_another_model_is_in_every_key(place, name):
-    before = keys(place, RECIPES[name])
-    assert moved(before, keys(place, {**RECIPES[name], "model": "other"})) == set(before)
+@pytest.mark.parametrize("tried", TRIED, ids=[f"{t[1]}-{t[0]}-{t[2]}" for t in TRIED])
+def test_an_option_is_in_the_keys_of_all_that_depends_on_it(place, tried):
+    option, name, value, wanted, *others = tried
+    recipe, target = RECIPES[name]
+    target = others[0] if others else target
+    if target == "checkpoint":
+        recipe = {key: part for key, part in recipe.items() if key not in ("compress", "recover")}
+    before = keys(place, recipe, target)
+    after = keys(place, changed(recipe, option, value), target)
+    if isinstance(wanted, str):
+        wanted = set(CHAIN[CHAIN.index(wanted) :])
+    assert moved(before, after) == wanted & before.keys()
+    assert keys(place, recipe, target) == before
+
+
+@pytest.mark.parametrize("option", ["slice.allow_growth", "compress.fallback", "export.name"])
+def test_what_is_in_no_key_changes_none(place, option):
+    recipe = {**BASE, "slice": {"width": 32}} if option.startswith("slice") else BASE
+    value = {"slice.allow_growth": True, "compress.fallback": "nearest", "export.name": "x"}[option]
+    before = keys(place, recipe)
+    assert before == keys(place, changed(recipe, option, value))
 
 
 @pytest.mark.parametrize("name", ["plain", "sized", "sliced"])
 def test_another_text_is_in_every_key_whatever_its_name(place, name):
     """The file's content counts, not its path."""
-    before = keys(place, RECIPES[name])
+    recipe, _ = RECIPES[name]
+    before = keys(place, recipe)
     kept = (place / "text.txt").read_text()
     try:
         (place / "text.txt").write_text(kept.replace("fox", "cat"))
-        assert moved(before, keys(place, RECIPES[name])) == set(before) - OF_THE_MODEL
+        assert moved(before, keys(place, recipe)) == set(before) - {"check"}
     finally:
         (place / "text.txt").write_text(kept)
     shutil.copy(place / "text.txt", place / "copy.txt")
-    assert keys(place, changed(RECIPES[name], "calibrate.source", "copy.txt")) == before
+    assert keys(place, changed(recipe, "calibrate.source", "copy.txt")) == before

@@ -43,7 +43,14 @@ def test_scales_and_norms_move_and_nothing_else(folder: Path):
     assert before.manifest["recovered"] is None
     found = after.manifest["recovered"]
     assert found["best"] <= found["start"]
-    assert list(after.manifest["stages"]) == ["check", "calibrate", "decompose", "recover"]
+    assert list(after.manifest["stages"]) == [
+        "check",
+        "calibrate",
+        "decompose",
+        "recover",
+        "export",
+        "measure",
+    ]
     assert "recover: " in (after.folder / "report.md").read_text()
 
     files = [artifact.folder / "base.gguf" for artifact in (before, after)]

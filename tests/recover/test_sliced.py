@@ -8,7 +8,8 @@ import torch
 
 import edgepack
 from edgepack.checkpoint import open_checkpoint
-from edgepack.recover.sliced import principal_part
+from edgepack.recover.sliced import FineTune, principal_part
+from edgepack.slicing.stage import Slice
 from tests.slicing.test_global import recipe
 from tests.support.dying import survives
 from tests.support.tiny import make_model
@@ -36,8 +37,8 @@ def test_it_is_closer_to_the_model_before_slicing(tmp_path, method):
     path = finetuned(tmp_path, method=method)
     after = kl(path, tmp_path / "after")
     plan = edgepack.plan(path, "checkpoint")
-    assert [stage.name for stage in plan.stages] == ["check", "slice", "rft"]
-    assert not list(plan.rft.folder.glob("start"))
+    assert [stage.name for stage in plan.stages] == ["check", "slice", "rft", "export", "measure"]
+    assert not list(plan.find(FineTune).folder.glob("start"))
     report = json.loads((tmp_path / "after/manifest.json").read_text())["rft"]
     assert report["best"] < 0.9 * report["start"]
     assert "- fine-tuned: held-out KL" in (tmp_path / "after/report.md").read_text()
@@ -48,9 +49,9 @@ def test_it_is_closer_to_the_model_before_slicing(tmp_path, method):
     shapes = [
         {
             name: tuple(spec.shape)
-            for name, spec in edgepack.plan(path, "checkpoint").checkpoint.specs.items()
+            for name, spec in edgepack.plan(path, "checkpoint").model.specs.items()
         },
-        {name: tuple(plan.checkpoint.tensor(name).shape) for name in plan.checkpoint.specs},
+        {name: tuple(plan.model.tensor(name).shape) for name in plan.model.specs},
     ]
     assert shapes[0] == shapes[1]
 
@@ -61,12 +62,13 @@ def test_what_is_compressed_is_the_finetuned_model(tmp_path):
     given["export"]["measure"]["tokens"] = 0
     path.write_text(json.dumps(given))
     manifest = edgepack.build(path, out=tmp_path / "out").manifest
-    assert list(manifest["stages"]) == ["check", "slice", "rft", "calibrate", "decompose"]
+    stages = ["check", "slice", "rft", "calibrate", "decompose", "export", "measure"]
+    assert list(manifest["stages"]) == stages
     plan = edgepack.plan(path)
     name = "model.layers.0.mlp.up_proj.weight"
     stored = open_checkpoint(str(tmp_path / "out/base.gguf")).tensor(name)
-    tuned = plan.checkpoint.tensor(name)
-    before = plan.checkpoint.with_weights_from(plan.slice).tensor(name)
+    tuned = plan.model.tensor(name)
+    before = plan.model.with_weights_from(plan.find(Slice)).tensor(name)
     assert (stored - tuned).norm() < 0.02 * tuned.norm()
     assert (before - tuned).norm() > 0.02 * tuned.norm()
 

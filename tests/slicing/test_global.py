@@ -17,6 +17,7 @@ from edgepack.model.decoder import Decoder
 from edgepack.model.places import kept_width
 from edgepack.model.rewritten import Rewritten
 from edgepack.recipe.sections import Slice
+from edgepack.slicing import stage
 from edgepack.slicing.basis import orient, principal_directions
 from tests.cli.test_cli import fails, run
 from tests.support.dying import survives
@@ -107,7 +108,7 @@ def test_fewer_columns_are_the_norms_of_the_original_width(dense):
     made = sliced(dense, NARROW)
     out = open_checkpoint(str(build(dense, NARROW)))
     assert out.dimensions.hidden_size == NARROW
-    Q = load_tensors(made.slice.folder / "basis.safetensors")[0]["Q"]
+    Q = load_tensors(made.find(stage.Slice).folder / "basis.safetensors")[0]["Q"]
     whole = torch.linalg.qr(torch.cat([Q, torch.randn(HIDDEN, NARROW).double()], 1)).Q
     whole[:, :NARROW] = Q
     wanted = Decoder(Emptied(dense, whole, NARROW)).logits(IDS)
@@ -122,7 +123,7 @@ def test_transformers_and_llama_cpp_compute_the_same(dense, tmp_path):
     model = transformers.AutoModelForCausalLM.from_pretrained(out)
     with torch.no_grad():
         wanted = model(IDS).logits
-    narrow = sliced(dense, 40).checkpoint
+    narrow = sliced(dense, 40).model
     got = Decoder(narrow).logits(IDS)
     assert (got - wanted).abs().max() < 1e-3
     llama_cpp = pytest.importorskip("llama_cpp")
@@ -210,7 +211,8 @@ def test_slicing_composes_with_compression(tmp_path):
     assert {w["formats"]["Q"] for n, w in manifest["weights"].items() if ".layers." in n} == {
         "q4_k"
     }
-    assert list(manifest["stages"]) == ["check", "slice", "calibrate", "decompose"]
+    stages = ["check", "slice", "calibrate", "decompose", "export", "measure"]
+    assert list(manifest["stages"]) == stages
     assert manifest["slice"]["head"] == (vocab * 288, vocab * 256)
     assert 4.5 <= manifest["bits_per_weight"]["blocks"] < 4.6
     assert "stock q4_k + imatrix of the slice" in manifest["measured"]["results"]

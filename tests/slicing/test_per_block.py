@@ -15,6 +15,7 @@ from edgepack.model.centered import center
 from edgepack.model.decoder import Decoder
 from edgepack.model.places import kept_widths
 from edgepack.recipe.sections import Slice
+from edgepack.slicing import stage
 from tests.slicing.test_global import HIDDEN, IDS, recipe, says
 from tests.support.dying import survives
 from tests.support.tiny import FAMILIES, LAYER_NORM, make_model
@@ -182,7 +183,7 @@ def test_what_cannot_be_is_said_while_planning(tmp_path, options, said):
 def test_shortcuts_are_counted(tmp_path):
     make_model(tmp_path / "model", tied=False)
     path = recipe(tmp_path, 40, method="per_block")
-    parts = edgepack.plan(path, "checkpoint").sliced_parts()
+    parts = edgepack.plan(path, "checkpoint").find(stage.Slice).facts()["slice"]
     assert parts["shortcuts"] == (0, 3 * 40 * 40 + 40 * HIDDEN)
     growing = says(
         "plan",
