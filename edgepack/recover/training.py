@@ -187,7 +187,7 @@ class Run:
         _, gradients = self.student.gradient(x, target, self.teacher)
         sizes = {(name, part): unit_step(part, masters[name][part]) for name, part in gradients}
         for key, gradient in gradients.items():
-            gradient.mul_(sizes[key])  # the gradient with respect to relative changes of the part
+            gradient.mul_(sizes[key])  # with respect to relative changes of the part
         squares = (gradient.square().sum(dtype=torch.float64) for gradient in gradients.values())
         norm = math.sqrt(sum(map(float, squares)))
         if not math.isfinite(norm):
