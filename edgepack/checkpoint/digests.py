@@ -58,10 +58,10 @@ class Identity:
         except OSError:
             same = False
         if not same:
-            raise changed(path, make_error)
+            raise changed_error(path, make_error)
 
 
-def changed(path: Path, make_error: MakeError = CheckpointError) -> EdgepackError:
+def changed_error(path: Path, make_error: MakeError = CheckpointError) -> EdgepackError:
     """The error for a file that has changed."""
     return make_error(
         f"{shorten(path.name, 80)}: changed while edgepack was reading it",

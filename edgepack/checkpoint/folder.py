@@ -137,7 +137,7 @@ class FolderCheckpoint(Checkpoint):
         """Raise if a file was changed, added or removed since the folder was opened."""
         self._files.check(self._read_files)
         if self._list_files() != self._read_files:
-            raise digests.changed(self.folder)
+            raise digests.changed_error(self.folder)
 
     def generation_config(self) -> Mapping[str, Any]:  # noqa: D102
         path = self.folder / GENERATION

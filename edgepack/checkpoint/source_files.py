@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from edgepack.checkpoint import digests
-from edgepack.checkpoint.digests import Identity, changed
+from edgepack.checkpoint.digests import Identity, changed_error
 from edgepack.core.errors import CheckpointError
 from edgepack.core.untrusted import read_json, shorten
 
@@ -42,10 +42,10 @@ class SourceFiles:
         with _readable(path), path.open("rb") as file:
             known = self._identities.setdefault(path, Identity.from_file(file))
             if Identity.from_file(file) != known:
-                raise changed(path)
+                raise changed_error(path)
             yield file
             if Identity.from_file(file) != known:
-                raise changed(path)
+                raise changed_error(path)
         known.check(path)
 
     def read(self, path: Path, start: int, nbytes: int) -> Tensor:
@@ -58,7 +58,7 @@ class SourceFiles:
             while done < nbytes:
                 count = file.readinto(view[done : done + (1 << 30)])  # type: ignore[attr-defined]
                 if not count:
-                    raise changed(path)  # its length was checked when it was opened
+                    raise changed_error(path)  # its length was checked when it was opened
                 done += count
         return out
 

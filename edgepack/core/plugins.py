@@ -40,7 +40,7 @@ def find(kind: str, name: str) -> Any:
     return importlib.import_module(f"edgepack.{kind}.{name}").PLUGIN
 
 
-def suggest(word: str, known: tuple[str, ...]) -> str:
-    """A hint: the known word nearest to `word`, or all of them."""
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]}?" if near else "choose one of: " + ", ".join(known)
+def suggest(word: str, words: tuple[str, ...]) -> str:
+    """A hint: the one of `words` nearest to `word`, or all of them."""
+    near = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else "choose one of: " + ", ".join(words)

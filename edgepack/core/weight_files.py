@@ -29,10 +29,10 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             about: dict[str, Any] = json.loads(file.metadata()["edgepack"])
             return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
     except (SafetensorError, ValueError, LookupError, TypeError) as error:
-        raise damaged(path, error) from error
+        raise damaged_error(path, error) from error
 
 
-def damaged(path: Path, error: Exception) -> EdgepackError:
+def damaged_error(path: Path, error: Exception) -> EdgepackError:
     """The error for a file of the cache that cannot be read."""
     return EdgepackError(
         f"{path.name}: a file of the cache is damaged ({str(error).splitlines()[0]})",
@@ -63,7 +63,7 @@ def load_about(folder: Path, name: str) -> dict[str, Any]:
             about: dict[str, Any] = json.loads(file.metadata()["edgepack"])
             return about
     except (SafetensorError, ValueError, LookupError, TypeError) as error:
-        raise damaged(path, error) from error
+        raise damaged_error(path, error) from error
 
 
 def load_imatrix(folder: Path, name: str) -> Tensor:

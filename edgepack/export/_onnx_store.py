@@ -54,7 +54,7 @@ class Store:
 
         return self.graph.store(name, self.options.dtype, self.checkpoint.specs[name].shape, load)
 
-    def widened(self, half: str) -> str:
+    def widen(self, half: str) -> str:
         """A stored fp16 tensor in the type that the graph computes in."""
         return half if self.options.half else self.float32(half)
 
@@ -80,13 +80,13 @@ class Store:
                 raise ValueError(f"{spec.name}: float32 in a graph of float16")
             return self.graph.store(spec.name, np.float32, shape, load)
         if part == "Q":
-            return self.widened(self.graph.store(spec.name, np.float16, shape, load))
+            return self.widen(self.graph.store(spec.name, np.float16, shape, load))
         module = spec.name.removesuffix(".weight")
         stored = Stored(f"{module}.{LORA[part]}", np.dtype(np.float16), shape, load)
         rank = f"{module}.rank"
         named = (columns, rank) if part == "R" else (rank, rows)
         required = self.options.profile.given_factors
-        return self.widened(self.graph.factor(stored, named, required=required))
+        return self.widen(self.graph.factor(stored, named, required=required))
 
     def whole_rows(self, names: Sequence[str], rows: int, columns: int) -> tuple[str, str]:
         """Codes of format int8 as uint8 ``[in, out]``, where 128 means 0, and their scales as fp16
@@ -128,7 +128,7 @@ class Store:
         half = g.store(
             f"{name}.scales", np.float16, (rows, blocks), lambda: pack.scales(read(), layout)
         )
-        found = [codes, self.widened(half)]
+        found = [codes, self.widen(half)]
         if layout.zeros:
             width = -(-blocks * layout.computed // 8)
             zeros = g.store(
@@ -153,7 +153,7 @@ class Store:
             return pack.scales(read(), layout).T
 
         found = [g.store(f"{name}.codes", dtype, (columns, rows), codes, int4=int4)]
-        found.append(self.widened(g.store(f"{name}.scales", np.float16, (blocks, rows), scales)))
+        found.append(self.widen(g.store(f"{name}.scales", np.float16, (blocks, rows), scales)))
         if layout.zeros:
             zeros = partial(pack.column_zeros, layout=layout)
             shape = (blocks, rows)

@@ -140,7 +140,7 @@ class Weights:
         if fmt == "int8":
             weight, scales = self.store.whole_rows([spec.name], rows, columns)
             found = g.add("Transpose", g.add("Gather", weight, places, axis=1), perm=[1, 2, 0])
-            sizes = g.add("Gather", self.store.widened(scales), places)
+            sizes = g.add("Gather", self.store.widen(scales), places)
             sizes = g.add("Unsqueeze", sizes, g.constant([2], np.int64))
             wide = g.add("Cast", found, to=kind(self.options.dtype))
             zero = g.constant(128, self.options.dtype)

@@ -7,7 +7,7 @@ from pathlib import Path
 from edgepack.checkpoint import Checkpoint
 from edgepack.export._onnx_graph import Graph
 from edgepack.export.profiles import GraphOptions
-from edgepack.export.requirements import needed
+from edgepack.export.requirements import oldest_version
 
 CARD = """---
 library_name: transformers.js
@@ -90,7 +90,7 @@ def card(
     if not given:
         sections += ["\n## Python\n", GENAI, *([] if profile.few_logits else [OPTIMUM])]
     sections += [JAVASCRIPT, FACTORS] if given else [JAVASCRIPT]
-    (major, minor), _ = needed(graph, half=options.half)
+    (major, minor), _ = oldest_version(graph, half=options.half)
     return "".join(sections).format(
         title=f"{Path(model).name.removesuffix('.gguf')} for ONNX",
         model=model,

@@ -43,7 +43,7 @@ NEEDS = (
 """Found by loading graphs in every version (tests/export/test_onnx_versions.py)."""
 
 
-def needed(graph: Graph, *, half: bool) -> tuple[Version, str]:
+def oldest_version(graph: Graph, *, half: bool) -> tuple[Version, str]:
     """The oldest version, and the part that needs it; `half`: the graph computes in float16."""
     asked = [need for need in NEEDS if half or not need.half]
     met = (need for n in graph.nodes for need in asked if n.op_type == need.op and need.is_used(n))

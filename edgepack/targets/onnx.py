@@ -62,10 +62,10 @@ class Onnx(Target):
 
     def requires(self, model: Checkpoint, formats: Formats) -> str | None:  # noqa: D102
         from edgepack.export import onnx
-        from edgepack.export.requirements import needed
+        from edgepack.export.requirements import oldest_version
 
         options = onnx.graph_options(model, self.export.onnx)
-        (major, minor), what = needed(
+        (major, minor), what = oldest_version(
             onnx.graph_without_values(model, formats, options), half=options.half
         )
         return f"ONNX Runtime {major}.{minor} or later (for {what})"

@@ -18,7 +18,7 @@ from edgepack.checkpoint import open_checkpoint
 from edgepack.core.progress import finish
 from edgepack.core.weights import WeightFormat
 from edgepack.export.profiles import PROFILES, GraphOptions
-from edgepack.export.requirements import NEEDS, needed
+from edgepack.export.requirements import NEEDS, oldest_version
 from edgepack.runtimes.onnx_runtime import OnnxRuntime
 from tests.export.test_onnx import INT8
 from tests.support.tiny import make_model
@@ -58,7 +58,7 @@ def graphs(tmp_path_factory):
                     np.save(path.with_suffix(".npy"), runtime.logits(list(range(3, 15)))[None])
                 parts = {name: WeightFormat(form) for name, form in names.items()}
                 graph = onnx.graph_without_values(checkpoint, parts, options)
-                found[path] = needed(graph, half=half)[0]
+                found[path] = oldest_version(graph, half=half)[0]
     return found
 
 
