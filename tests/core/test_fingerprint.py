@@ -24,6 +24,7 @@ def double(x):
     return 2 * x
 '''
 STAGE = """
+from edgepack.calibration.helper import double
 
 def stage(x):
     return double(x) + 1
