@@ -115,7 +115,7 @@ class Manifest(Untrusted):
     """What manifest.json must have for anything to be done with its folder."""
 
     edgepack: str
-    target: Literal["gguf", "onnx", "checkpoint"]
+    target: str
     model: Model
     files: Annotated[dict[FileName, File], Field(max_length=100_000)]
     recipe: dict[str, Any]
