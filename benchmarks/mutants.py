@@ -394,7 +394,8 @@ GROUPS: dict[tuple[str, str], Changes] = {
             "clip, rate = 1.0, self.rate",
         ),
         "gradients are not those of shares": (
-            "gradient.mul_(sizes[key])  # the gradient with respect to relative changes of the part",
+            "gradient.mul_(sizes[key])  # the gradient with respect to relative "
+            "changes of the part",
             "pass",
         ),
         "steps are not shares": (
