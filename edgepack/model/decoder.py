@@ -124,9 +124,13 @@ class Block:
         """The same block with its weights on a device."""
         return replace(self, weights={role: w.to(device) for role, w in self.weights.items()})
 
-    def linear(self, role: str, x: Tensor) -> Tensor:
-        """x Wᵀ + b."""
-        return functional.linear(x, self.weights[role], self.weights.get(f"{role}.bias"))
+    def linear(self, role: str, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """x Wᵀ + b in float32; with a `dtype`, the product is computed in that."""
+        W, bias = self.weights[role], self.weights.get(f"{role}.bias")
+        if dtype is None:
+            return functional.linear(x, W, bias)
+        y = functional.linear(x.to(dtype), W.to(dtype)).float()
+        return y if bias is None else y + bias
 
     def __call__(
         self, x: Tensor, linear: Linear | None = None, cache: KeyValueCache | None = None
