@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from edgepack.core.weights import FactoredWeight
-from edgepack.model.decoder import Block, Decoder, Head
+from edgepack.model.block import Block
+from edgepack.model.decoder import Decoder, Head
 from edgepack.recover import trainable
 from edgepack.recover.distance import kl_gradient
 
