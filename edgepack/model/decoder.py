@@ -1,7 +1,7 @@
 """The forward pass of a decoder, one block in memory at a time: embedding, blocks, head.
 
-Every family of `architectures` has the same pre-norm block (`model.block`). Its variants follow from
-the weights and dimensions of the checkpoint.
+Every family of `architectures` has the same pre-norm block (`model.block`). Its variants follow
+from the weights and dimensions of the checkpoint.
 """
 
 from __future__ import annotations
