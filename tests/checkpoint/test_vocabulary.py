@@ -24,7 +24,7 @@ from edgepack.core.errors import CheckpointError, EdgepackError
 from edgepack.pipeline import make_plan as plan
 from edgepack.recipe.sections import Recipe
 from tests.support.tiny import SPECIAL, make_model, make_tokenizer
-from tests.support.tokenizers import (
+from tests.support.vocabularies import (
     GPT2_STYLE,
     Runtime,
     fields_of,
