@@ -23,7 +23,8 @@ from edgepack.checkpoint.pieces import Pieces
 from edgepack.checkpoint.templates import TemplateError
 from edgepack.core.errors import CalibrationError
 from edgepack.core.progress import Progress, Steps
-from edgepack.model.decoder import Block, Decoder, KeyValueCache, fits_in_memory
+from edgepack.model.block import Block, KeyValueCache
+from edgepack.model.decoder import Decoder, fits_in_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -26,7 +26,8 @@ from edgepack.calibration.moments import EMBEDDING, HEAD, OUT, OUTPUT, Moments, 
 from edgepack.calibration.sampling import sample
 from edgepack.core.progress import Progress, Steps
 from edgepack.core.weights import Hessian
-from edgepack.model.decoder import Block, Decoder, Head
+from edgepack.model.block import Block
+from edgepack.model.decoder import Decoder, Head
 from edgepack.model.stream import Activations, Batch, Tokens, micro_batches, states
 
 LABELS_AT_ONCE = 512  # tokens whose logits are in memory at once

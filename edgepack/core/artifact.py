@@ -115,7 +115,7 @@ class Manifest(Untrusted):
     """The fields of manifest.json. A folder is usable only if they are valid."""
 
     edgepack: str
-    target: Literal["gguf", "onnx", "checkpoint"]
+    target: str
     model: Model
     files: Annotated[dict[FileName, File], Field(max_length=100_000)]
     recipe: dict[str, Any]

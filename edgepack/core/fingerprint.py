@@ -1,8 +1,9 @@
 """A digest of the code that computes a result, so that results of older code are not reused. Nobody
 has to remember to bump a version.
 
-It covers modules and all of edgepack that they import, directly or not; a package means all of its
-modules. Comments, docstrings and the texts of errors are left out, since they change no result.
+It covers modules and all of edgepack that they import, directly or not; a package stands for all
+its modules. A plug-in counts with all of its own package that it imports. Comments, docstrings and
+the texts of errors are left out, since they change no result.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ SILENT = frozenset(
     f"edgepack.{name}"
     for name in (
         *("core.errors", "core.os_errors", "core.progress", "core.untrusted"),
-        *("core.disk", "core.stage", "core.weight_files"),
+        *("core.disk", "core.stage", "core.weight_files", "core.executor"),
+        *("planning", "planning.plan", "planning.steps", "planning.target"),
         *("recipe", "recipe.sections", "recipe.read", "recipe.fields", "recipe.plain_yaml"),
         "recipe.texts",
     )
@@ -30,7 +32,8 @@ SILENT = frozenset(
 
 
 class Code(NamedTuple):
-    """A module: the digest of its syntax tree, and the modules of edgepack that it imports."""
+    """What is known of a module: the digest of its syntax tree, and what it imports of edgepack and
+    of its own package."""
 
     digest: str
     imports: frozenset[str]
@@ -38,7 +41,8 @@ class Code(NamedTuple):
 
 @cache
 def digest(*modules: str) -> str:
-    """Hex digest of the code of modules, and of all of edgepack that they import."""
+    """Hex digest of the code of modules, and of all of edgepack (and, for plug-ins, of their own
+    package) that they import."""
     found = covered_code(modules)
     text = "\n".join(f"{name} {found[name].digest}" for name in sorted(found))
     return hashlib.sha256(text.encode()).hexdigest()
@@ -59,8 +63,8 @@ def covered_code(modules: tuple[str, ...]) -> dict[str, Code]:
 def _members(module: str) -> Iterator[str]:
     """A module; for a package all of its modules, and plug-ins from other packages."""
     yield module
-    folder = HOME.joinpath(*module.split(".")[1:])
-    for path in sorted(folder.glob("*.py")):
+    place = _place(module)
+    for path in sorted(place.glob("*.py")) if place else ():
         if path.stem != "__init__":
             yield f"{module}.{path.stem}"
     for entry in entry_points(group=module):
@@ -71,25 +75,46 @@ def _members(module: str) -> Iterator[str]:
 def _read(module: str) -> Code:
     path = _path(module)
     tree = ast.parse(path.read_bytes()) if path else ast.Module([], [])
+    within = {"edgepack", module.partition(".")[0]}
+    package = module if path and path.stem == "__init__" else module.rpartition(".")[0]
     named: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             named |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            named |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    imports = {name for name in named if name.startswith("edgepack.") and _path(name)}
+        elif isinstance(node, ast.ImportFrom):
+            start = _start(node, package)
+            named |= {start, *(f"{start}.{alias.name}" for alias in node.names)}
+    imports = {name for name in named if name.partition(".")[0] in within and _path(name)}
     text = ast.dump(_Computing().visit(tree))
-    return Code(hashlib.sha256(text.encode()).hexdigest(), frozenset(imports))
+    return Code(hashlib.sha256(text.encode()).hexdigest(), frozenset(imports - {"edgepack"}))
+
+
+def _start(node: ast.ImportFrom, package: str) -> str:
+    """The module that names are imported from; ``from . import x`` starts at `package`."""
+    if not node.level:
+        return node.module or ""
+    return importlib.util.resolve_name("." * node.level + (node.module or ""), package)
 
 
 def _path(module: str) -> Path | None:
     """The file of a module, None if there is no such module."""
-    if module.partition(".")[0] != "edgepack":  # a plug-in
-        spec = importlib.util.find_spec(module)
-        return Path(spec.origin) if spec and spec.origin else None
-    place = HOME.joinpath(*module.split(".")[1:])
-    found = (place.with_suffix(".py"), place / "__init__.py")
+    place = _place(module)
+    found = (place.with_suffix(".py"), place / "__init__.py") if place else ()
     return next((path for path in found if path.is_file()), None)
+
+
+def _place(module: str) -> Path | None:
+    """The folder of a package, or the file of a module without its suffix; None where the package
+    that it begins with is not installed. Nothing is imported."""
+    first, *rest = module.split(".")
+    if first == "edgepack":
+        return HOME.joinpath(*rest)
+    spec = importlib.util.find_spec(first) if first else None
+    if spec is None:
+        return None
+    folders = list(spec.submodule_search_locations or [])
+    home = Path(folders[0]) if folders else Path(spec.origin or first).with_suffix("")
+    return home.joinpath(*rest)
 
 
 class _Computing(ast.NodeTransformer):

@@ -1,8 +1,9 @@
 """Plug-ins by name: drop ``formats/q5_1.py`` and write ``q5_1`` in a recipe.
 
-A kind is a sub-package of edgepack (``formats``, ``architectures``). Each public module in it but
-``base`` is one plug-in and keeps it in the attribute ``PLUGIN``. Other packages add theirs through
-the entry-point group ``edgepack.<kind>``.
+A kind is a sub-package of edgepack: ``formats``, ``architectures``, ``targets``, ``devices``. Each
+public module in it but ``base`` is one plug-in and keeps it in the attribute ``PLUGIN``, whose
+``name`` is that of the module. Other packages add theirs through the entry-point group
+``edgepack.<kind>`` (``docs/extending.md``).
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from edgepack.core.errors import RecipeError
+from edgepack.core.errors import EdgepackError, RecipeError
 
 BASE = "base"
 """The module that defines the type of a kind's plug-ins; it is no plug-in itself."""
@@ -22,25 +24,83 @@ BASE = "base"
 
 @cache
 def names(kind: str) -> tuple[str, ...]:
-    """The sorted names of all plug-ins of a kind, built-in and from entry points."""
-    package = importlib.import_module(f"edgepack.{kind}")
-    modules = (module.name for module in pkgutil.iter_modules(package.__path__))
-    built_in = {name for name in modules if name != BASE and not name.startswith("_")}
-    outside = {entry.name for entry in entry_points(group=f"edgepack.{kind}")}
-    return tuple(sorted(built_in | outside))
+    """The names of all plug-ins of a kind: the built-in ones, then those of other packages, each in
+    alphabetical order."""
+    own = _built_in(kind)
+    return (*sorted(own), *sorted(set(_outside(kind)) - own))
 
 
 @cache
 def find(kind: str, name: str) -> Any:
-    """The plug-in object of that name; a `RecipeError` with a suggestion if there is none."""
+    """The plug-in object of that name; a `RecipeError` with "did you mean" where there is none.
+
+    Raises `EdgepackError` for a plug-in of another package that cannot be imported, that has
+    another name than its entry point, or whose name is taken.
+    """
+    place = module(kind, name)
+    entry = _outside(kind).get(name)
+    if entry is None:
+        return importlib.import_module(place).PLUGIN
+    hint = f"upgrade or remove the package {_package(entry)}"
+    try:
+        found = entry.load()
+    except (ImportError, AttributeError) as error:
+        raise EdgepackError(f"{kind}: {name} cannot be loaded ({error})", hint=hint) from error
+    own = getattr(found, "name", None)
+    if own != name:
+        raise EdgepackError(f"{kind}: {place} calls itself {own!r}, not {name!r}", hint=hint)
+    return found
+
+
+def module(kind: str, name: str) -> str:
+    """The module that a plug-in is in, which is not imported; the same errors as `find`."""
     if name not in names(kind):
         raise RecipeError(f"{kind}: there is no {name!r}", hint=suggest(name, names(kind)))
-    for entry in entry_points(group=f"edgepack.{kind}", name=name):
-        return entry.load()
-    return importlib.import_module(f"edgepack.{kind}.{name}").PLUGIN
+    entry = _outside(kind).get(name)
+    if entry is None:
+        return f"edgepack.{kind}.{name}"
+    if name in _built_in(kind):
+        raise EdgepackError(
+            f"{kind}: {name} is built in, and the package {_package(entry)} has another",
+            hint=f"remove the package {_package(entry)}",
+        )
+    return entry.module
 
 
 def suggest(word: str, words: tuple[str, ...]) -> str:
     """A hint: the one of `words` nearest to `word`, or all of them."""
     near = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
     return f"did you mean {near[0]}?" if near else "choose one of: " + ", ".join(words)
+
+
+def forget() -> None:
+    """Look for plug-ins again: packages have come or gone since this process started."""
+    importlib.invalidate_caches()
+    for remembered in (names, find, _built_in, _outside):
+        remembered.cache_clear()
+
+
+@cache
+def _built_in(kind: str) -> frozenset[str]:
+    package = importlib.import_module(f"edgepack.{kind}")
+    found = (info.name for info in pkgutil.iter_modules(package.__path__))
+    return frozenset(name for name in found if name != BASE and not name.startswith("_"))
+
+
+@cache
+def _outside(kind: str) -> Mapping[str, EntryPoint]:
+    """The entry points of other packages by name; of two packages with one name, neither."""
+    found: dict[str, EntryPoint] = {}
+    for entry in entry_points(group=f"edgepack.{kind}"):
+        known = found.setdefault(entry.name, entry)
+        if known.value != entry.value:
+            raise EdgepackError(
+                f"{kind}: the packages {_package(known)} and {_package(entry)} both have "
+                f"{entry.name!r}",
+                hint="remove one of them",
+            )
+    return found
+
+
+def _package(entry: EntryPoint) -> str:
+    return entry.dist.name if entry.dist else entry.module.partition(".")[0]

@@ -39,7 +39,7 @@ class Export(Stage):
 
     @property
     def code(self) -> tuple[str, ...]:  # type: ignore[override]  # noqa: D102
-        return ("edgepack.export", f"edgepack.targets.{self.target.name}", "edgepack.formats")
+        return ("edgepack.export", self.target.module, "edgepack.formats")
 
     @property
     def weights(self) -> Stage | None:

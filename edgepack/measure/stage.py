@@ -77,7 +77,7 @@ class Measure(Stage):
 
     @property
     def code(self) -> tuple[str, ...]:  # type: ignore[override]  # noqa: D102
-        return ("edgepack.measure", f"edgepack.targets.{self.export.target.name}")
+        return ("edgepack.measure", self.export.target.module)
 
     @property
     def inputs(self) -> tuple[str, ...]:  # noqa: D102

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from edgepack.core import plugins
 from edgepack.core.errors import RecipeError, missing_extra
+from edgepack.core.untrusted import quote
 from edgepack.recipe.sections import Export, Recipe
 
 if TYPE_CHECKING:
@@ -66,6 +67,11 @@ class Target(ABC):
 
     def __init__(self, export: Export) -> None:
         self.export = export
+
+    @property
+    def module(self) -> str:
+        """Where its code is, on which its files depend."""
+        return plugins.module("targets", self.name)
 
     def check_recipe(self, recipe: Recipe) -> None:
         """Raise `RecipeError` for what this target cannot do, before any model is opened."""
@@ -158,6 +164,6 @@ def get(name: str, export: Export | None = None) -> Target:
     """The target of that name, for what a recipe says under ``export``."""
     if name not in names():
         hint = "choose one of: " + ", ".join(names())
-        raise RecipeError(f"--target: {name!r} is not built", hint=hint)
+        raise RecipeError(f"--target: {quote(name)} is not built", hint=hint)
     plugin: type[Target] = plugins.find("targets", name)
     return plugin(export or Export())

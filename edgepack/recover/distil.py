@@ -20,7 +20,8 @@ from edgepack.core.hardware import multiplies_bfloat16
 from edgepack.core.progress import Progress, Steps
 from edgepack.core.weight_files import load_tensors, save_tensors
 from edgepack.core.weights import FactoredWeight
-from edgepack.model.decoder import Block, Decoder, Head
+from edgepack.model.block import Block
+from edgepack.model.decoder import Decoder, Head
 from edgepack.model.stream import Activations, Batch, Tokens, micro_batches, states
 from edgepack.recover import trainable
 from edgepack.recover.student import VALUE, Masters, Student

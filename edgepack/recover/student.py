@@ -8,10 +8,10 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from edgepack.core.weights import FactoredWeight
-from edgepack.model.decoder import Block, Decoder, Head
+from edgepack.model.block import Block
+from edgepack.model.decoder import Decoder, Head
 from edgepack.recover import trainable
 from edgepack.recover.distance import kl_gradient
 
@@ -132,13 +132,7 @@ class Student:
 
     def _apply(self, block: Block, x: Tensor) -> Tensor:
         """A block with its products of weights and activations in `dtype`."""
-
-        def linear(role: str, x: Tensor) -> Tensor:
-            y = functional.linear(x.to(self.dtype), block.weights[role].to(self.dtype)).float()
-            bias = block.weights.get(f"{role}.bias")
-            return y if bias is None else y + bias
-
-        return block(x, linear)
+        return block(x, partial(block.linear, dtype=self.dtype))
 
 
 def _to(weight: FactoredWeight, device: torch.device) -> FactoredWeight:

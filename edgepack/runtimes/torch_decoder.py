@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from edgepack.checkpoint.special import wrapping
-from edgepack.model.decoder import Block, Decoder, fits_in_memory
+from edgepack.model.block import Block
+from edgepack.model.decoder import Decoder, fits_in_memory
 from edgepack.runtimes.base import Closing
 from edgepack.runtimes.forks import Fork, check_fits
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from edgepack.calibration.sweep import embed_batches
 from edgepack.core.progress import Progress, Steps
 from edgepack.core.weight_files import load_tensors, save_tensors
-from edgepack.model.decoder import Decoder, rms_norm
+from edgepack.model.block import rms_norm
+from edgepack.model.decoder import Decoder
 from edgepack.model.stream import Tokens, micro_batches, states
 from edgepack.recipe.sections import Covariance
 

@@ -154,7 +154,7 @@ def test_self_written_text_is_documents_where_the_template_cannot_be_used(templa
 
 
 def test_several_templates_keep_their_names_in_gguf_in_one_order(tmp_path):
-    from tests.checkpoint.test_tokenizer import fields_of, from_gguf
+    from tests.support.vocabularies import fields_of, from_gguf
 
     tokenizer = make_tokenizer()
     tokenizer.chat_template = {"tool use": "t", "rag": "r", "default": CHAT}

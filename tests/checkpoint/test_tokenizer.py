@@ -3,21 +3,28 @@
 import importlib.util
 import json
 import os
-import random
-import unicodedata
 from pathlib import Path
 
 import gguf
 import pytest
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers
-from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split, WhitespaceSplit
+from tokenizers import Regex, Tokenizer
+from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split, WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
 from edgepack.checkpoint import open_checkpoint, pretokenizers, vocabulary
-from edgepack.checkpoint.gguf_header import GgufHeader
 from edgepack.checkpoint.tokenizer import from_folder, from_gguf
 from edgepack.core.errors import CheckpointError
 from tests.support.tiny import SPECIAL, make_model, make_tokenizer
+from tests.support.vocabularies import (
+    GPT2_STYLE,
+    Runtime,
+    fields_of,
+    fuzz,
+    reread,
+    sentencepiece,
+    splits,
+    write_vocabulary,
+)
 
 SHARED = Path(__file__).parents[3] / "shared/data/text"
 CORPORA = {"wikitext": "wikitext2-raw/wiki.test.raw", "c4": "c4/c4.utf8"}
@@ -31,37 +38,11 @@ TORTURE = (
 )
 
 
-def fuzz():
-    """Assigned characters only: the tables of the two libraries are of different Unicode ages."""
-    rng = random.Random(0)
-    ranges = [(32, 127), (0xA0, 0x2000), (0x2000, 0xD7FF), (0x10000, 0x1FFFF)]
-    pieces = [chr(rng.randrange(*rng.choice(ranges))) for _ in range(2000)]
-    pieces = [p for p in pieces if unicodedata.category(p) != "Cn"]
-    return "".join(p + rng.choice(["", "", " ", "\n", "'"]) for p in pieces)
-
-
 def corpus(name):
     path = SHARED / CORPORA[name]
     if not path.is_file():
         pytest.skip(f"no {path}")
     return path.read_bytes()[:20_000].decode(errors="ignore")
-
-
-def fields_of(tokenizer, rows=None):
-    writer = gguf.GGUFWriter(None, "llama")
-    vocabulary.write(writer, tokenizer, rows or len(tokenizer), {})
-    return {key: entry.value for key, entry in writer.kv_data[0].items()}
-
-
-class Runtime:
-    """llama.cpp's tokenizer on a vocabulary-only GGUF."""
-
-    def __init__(self, path):
-        llama_cpp = pytest.importorskip("llama_cpp")
-        self.model = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
-
-    def encode(self, text, special):
-        return self.model.tokenize(text.encode(), add_bos=special, special=True)
 
 
 @pytest.fixture(scope="module")
@@ -110,24 +91,6 @@ def test_llama_cpps_checksum_finds_smollm(smollm):
     assert vocabulary.pretokenizer_name(smollm.tokenizer) == "smollm"
 
 
-def any_case(pattern):
-    """The spelling that tokenizer.json has."""
-    return pattern.replace(pretokenizers.ANY_CASE, f"(?i:{pretokenizers.CONTRACTION})")
-
-
-def splits(name):
-    splitting = pretokenizers.SPLITTINGS[name]
-    patterns = splitting.original or splitting.patterns
-    last = ByteLevel(add_prefix_space=False, use_regex=False)
-    return Sequence([*(Split(Regex(any_case(p)), "isolated") for p in patterns), last])
-
-
-GPT2_STYLE = {
-    "gpt-2": ByteLevel(add_prefix_space=False),
-    "smollm": Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]),
-}
-
-
 @pytest.mark.parametrize("name", pretokenizers.SPLITTINGS)
 def test_folder_to_gguf_and_back_agrees_with_llama_cpp(name, tmp_path):
     tokenizer = make_tokenizer(GPT2_STYLE.get(name) or splits(name))
@@ -159,51 +122,6 @@ def test_whole_words_and_control_looking_tokens_as_llama_cpp_has_them(name, tmp_
     assert ids == runtime.encode("the whole</s> dog", False)
     assert (model["vocab"]["Ġwhole"] in ids) == ignoring
     assert model["vocab"]["</s>"] in ids
-
-
-def write_vocabulary(path, tokenizer, rows=None):
-    writer = gguf.GGUFWriter(path, "llama")
-    vocabulary.write(writer, tokenizer, rows or len(tokenizer), {})
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
-
-
-def reread(path):
-    return from_gguf({k: v[0] for k, v in GgufHeader(path).metadata.items()}, path.name)
-
-
-def sentencepiece(words=("▁the", "▁then", "he", "▁wor", "world", "ing", "▁▁")):
-    """Llama 2's kind of tokenizer: every piece has a way to be merged, bytes for the rest."""
-    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256))]
-    merges, known = [], dict.fromkeys([*pieces, *sorted(set("▁thenworldig"))])
-    for word in words:
-        for end in range(2, len(word) + 1):
-            if word[:end] not in known:
-                merges.append((word[: end - 1], word[end - 1]))
-            known[word[:end]] = None
-    vocab = {piece: index for index, piece in enumerate(known)}
-    model = models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
-    backend = Tokenizer(model)
-    backend.normalizer = normalizers.Sequence(
-        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-    )
-    backend.decoder = decoders.Sequence(
-        [
-            decoders.Replace("▁", " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(" ", 1, 0),
-        ]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        add_bos_token=True,
-        clean_up_tokenization_spaces=False,
-    )
 
 
 def test_sentencepiece_survives_gguf_and_agrees_with_llama_cpp(tmp_path):

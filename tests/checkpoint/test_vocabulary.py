@@ -23,7 +23,8 @@ from edgepack.checkpoint.vocabulary_check import compare
 from edgepack.core.errors import CheckpointError, EdgepackError
 from edgepack.pipeline import make_plan as plan
 from edgepack.recipe.sections import Recipe
-from tests.checkpoint.test_tokenizer import (
+from tests.support.tiny import SPECIAL, make_model, make_tokenizer
+from tests.support.vocabularies import (
     GPT2_STYLE,
     Runtime,
     fields_of,
@@ -33,7 +34,6 @@ from tests.checkpoint.test_tokenizer import (
     splits,
     write_vocabulary,
 )
-from tests.support.tiny import SPECIAL, make_model, make_tokenizer
 
 
 def added(make, *tokens):

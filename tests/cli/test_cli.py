@@ -22,15 +22,10 @@ import edgepack
 from edgepack.cli import app
 from edgepack.core.errors import EdgepackError
 from edgepack.recipe.read import load
+from tests.support.commands import RECIPE, fails, run, write
 from tests.support.tiny import TEXT, make_model
 
 COMMAND = [sys.executable, "-m", "edgepack"]
-RECIPE = {
-    "model": "llama",
-    "calibrate": {"source": "text.txt", "tokens": 512, "sequence_length": 64},
-    "compress": {"format": "q4_0", "rank": 4, "factors": "f16", "damping": [0.1]},
-    "export": {"measure": {"tokens": 256, "context": 64}},
-}
 
 llama = pytest.mark.llama
 
@@ -58,36 +53,6 @@ def built(place):
 @pytest.fixture(autouse=True)
 def _here(place, monkeypatch):
     monkeypatch.chdir(place)
-
-
-def write(path, **changes):
-    """RECIPE with sections changed key by key."""
-    recipe = dict(RECIPE)
-    for section, change in changes.items():
-        both = isinstance(change, dict) and isinstance(recipe.get(section), dict)
-        recipe[section] = recipe[section] | change if both else change
-    path.write_text(yaml.safe_dump(recipe))
-    return path
-
-
-def run(*arguments):
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
-
-
-def fails(*arguments):
-    """The error and hint of a command that must fail with two lines, and its exit code."""
-    before = set(Path.cwd().rglob("*"))
-    result = run(*arguments)
-    error, hint, *rest = result.stderr.splitlines()
-    assert result.stdout == ""
-    assert not rest
-    assert error.startswith("error: ")
-    assert hint.startswith("hint: ")
-    assert set(Path.cwd().rglob("*")) == before, "something was left behind"
-    return error, hint, result.exit_code
 
 
 def test_help_is_quick_and_needs_no_torch():

@@ -12,7 +12,7 @@ import edgepack
 from edgepack.core import stage as cache
 from edgepack.core.errors import EdgepackError
 from edgepack.metrics import tasks as edgepack_tasks
-from tests.cli.test_cli import RECIPE, fails, run
+from tests.support.commands import RECIPE, fails, run
 from tests.support.tiny import TEXT, make_model
 
 pytestmark = pytest.mark.llama

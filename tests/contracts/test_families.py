@@ -22,7 +22,7 @@ from edgepack.export import _onnx_weights
 from edgepack.model.decoder import Decoder
 from edgepack.planning.plan import Plan
 from edgepack.recover.stage import Recover
-from tests.cli.test_cli import fails
+from tests.support.commands import fails
 from tests.support.tiny import FAMILIES, LAYER_NORM, TEXT, make_model
 
 EVERY = plugins.names("architectures")

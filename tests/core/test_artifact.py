@@ -7,7 +7,7 @@ import pytest
 
 from edgepack.core.artifact import MANIFEST, Artifact
 from edgepack.core.errors import EdgepackError
-from tests.cli.test_cli import fails, run, write
+from tests.support.commands import fails, run, write
 from tests.support.tiny import TEXT, make_model
 
 pytest.importorskip("llama_cpp")

@@ -14,6 +14,7 @@ from edgepack.decompose import ldlq as module
 from edgepack.decompose._rounders import rounder
 from edgepack.decompose.ldlq import ldlq, metric
 from edgepack.formats._scalar import Scalar
+from tests.support.problems import correlated, cost, weights
 
 FORMATS = ["q4_0", "q4_1", "q2_0", "q8_0", "iq4_nl", "q2_k", "q3_k", "q4_k", "q6_k"]
 FORMATS += ["iq4_xs", "mxfp4", "tq2_0", "q1_0"]
@@ -22,20 +23,6 @@ FEEDS_BACK = ["q4_0", "q2_0", "q2_k", "q3_k", "iq4_xs", "mxfp4", "tq2_0", "q1_0"
 
 def form(name: str) -> Scalar:
     return plugins.find("formats", name)
-
-
-def correlated(columns: int, samples: int = 4096, seed: int = 0) -> Tensor:
-    """H of inputs as a transformer has them: a steep spectrum and a few loud channels."""
-    generator = torch.Generator().manual_seed(seed)
-    basis = torch.linalg.qr(torch.randn(columns, columns, generator=generator)).Q
-    scales = torch.arange(1, columns + 1).float() ** -0.7
-    X = torch.randn(samples, columns, generator=generator) * scales @ basis.T
-    X[:, ::37] *= 4
-    return X.T @ X / samples
-
-
-def weights(rows: int, columns: int, seed: int = 1) -> Tensor:
-    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) * 0.05
 
 
 class Case(NamedTuple):
@@ -60,12 +47,6 @@ def case(name: str) -> Case:
 def swept(name: str, passes: int) -> QuantizedTensor:
     fmt, W, m, _ = case(name)
     return ldlq(W, m, fmt, passes)
-
-
-def cost(E: Tensor, H: Tensor) -> float:
-    """tr(E H Eᵀ) in float64."""
-    E, H = E.double(), H.double()
-    return float(torch.einsum("ij,ij->", E @ H, E))
 
 
 def columnwise_cost(W: Tensor, q: QuantizedTensor, m: module.Metric) -> float:

@@ -1,6 +1,5 @@
 """Exported files against the libraries that read them: llama.cpp, transformers, gguf, PEFT."""
 
-import copy
 import errno
 import importlib.util
 import json
@@ -21,17 +20,16 @@ from edgepack.core.weights import FactoredWeight, WeightFormat
 from edgepack.export.gguf import write_factors, write_model, write_plain
 from edgepack.export.modelfile import modelfile
 from edgepack.export.peft import write_adapter
+from tests.support.ggufs import INT8, distance, expected, in_llama_cpp, q_of, quantize
 from tests.support.tiny import make_model
 
 FAMILIES = ["llama", "qwen2", "qwen3", "mistral"]
-TOKENS = np.random.default_rng(0).integers(3, 290, 64).tolist()
 
 # Relative RMS over all logits. llama.cpp rounds activations to the type that goes with the
 # weight's: float16 (2^-12 relative on average) or int8 per 32 values (1/127 of the largest, so
 # near 1 %), at each of the 7 products of a block; attention's softmax amplifies either a few
 # times. A wrong row order, scale or name is an error near 1.
 HALF = 0.003  # seen: 0.0017
-INT8 = 0.06  # seen: 0.038
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,10 +46,6 @@ def make(folder, family="llama", **config):
     # read back: casting a model to bfloat16 and back has rounded its rotary frequencies
     model = type(made).from_pretrained(folder, dtype=torch.float32).eval()
     return model, open_checkpoint(str(folder))
-
-
-def quantize(form, W):
-    return plugins.find("formats", form).quantize(W)
 
 
 def factored(checkpoint, Q="q8_0", L="f16", R="q8_0", rank=8):
@@ -85,31 +79,6 @@ def write_both(folder, checkpoint, weights):
     write_model(base, checkpoint, {n: w.Q.format for n, w in weights.items()}, q_of(weights))
     write_factors(factors, checkpoint, specs_of(weights), weights.__getitem__)
     return base, factors
-
-
-def q_of(weights):
-    return lambda name: weights[name].Q
-
-
-@torch.no_grad()
-def expected(model, weights=None):
-    model = copy.deepcopy(model)
-    for name, value in model.named_parameters():
-        if weights and name in weights:
-            value.copy_(weights[name].dense())
-    return model(torch.tensor([TOKENS])).logits[0].numpy()
-
-
-def in_llama_cpp(base, adapter=None):
-    pytest.importorskip("llama_cpp")
-    from edgepack.runtimes.llama_cpp import LlamaCpp
-
-    with LlamaCpp(base, adapter, context=64, threads=1) as runtime:
-        return runtime.logits(TOKENS)
-
-
-def distance(found, wanted):
-    return np.sqrt(np.square(found - wanted).mean() / np.square(wanted).mean())
 
 
 @pytest.mark.llama

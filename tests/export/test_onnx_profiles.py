@@ -16,7 +16,7 @@ from edgepack.core.errors import EdgepackError
 from edgepack.export.profiles import PROFILES, GraphOptions
 from edgepack.model.decoder import Decoder
 from edgepack.runtimes.onnx_runtime import OnnxRuntime, data_files
-from tests.export.test_onnx import FORMATS, INT8, distance, logits, rounded, write
+from tests.support.graphs import FORMATS, INT8, distance, logits, rounded, write
 from tests.support.tiny import make_model
 
 onnxruntime = pytest.importorskip("onnxruntime")

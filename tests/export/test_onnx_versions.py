@@ -20,7 +20,7 @@ from edgepack.core.weights import WeightFormat
 from edgepack.export.profiles import PROFILES, GraphOptions
 from edgepack.export.requirements import NEEDS, oldest_version
 from edgepack.runtimes.onnx_runtime import OnnxRuntime
-from tests.export.test_onnx import INT8
+from tests.support.graphs import INT8
 from tests.support.tiny import make_model
 
 onnx = pytest.importorskip("edgepack.export.onnx", reason="onnx is not installed")

@@ -13,8 +13,8 @@ from edgepack.core.weights import FactoredWeight, Grid, Hessian, QuantizedTensor
 from edgepack.decompose.caldera import caldera
 from edgepack.decompose.ldlq import Metric, ldlq, metric
 from edgepack.formats._codebook import Codebook
-from tests.decompose.test_ldlq import correlated, cost, weights
 from tests.support import ggml_oracle
+from tests.support.problems import correlated, cost, weights
 
 NAMES = ["iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s"]
 each = pytest.mark.parametrize("name", NAMES)

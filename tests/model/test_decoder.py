@@ -5,7 +5,8 @@ import torch
 
 from edgepack.checkpoint import open_checkpoint
 from edgepack.core import plugins
-from edgepack.model.decoder import Decoder, KeyValueCache, attention
+from edgepack.model.block import KeyValueCache, attention
+from edgepack.model.decoder import Decoder
 from tests.support.tiny import make_model
 
 TOLERANCE = 1e-4  # logits are of order 1 to 10; float32 sums in another order differ by 1e-6

@@ -8,7 +8,7 @@ import yaml
 
 import edgepack
 from edgepack.core.artifact import Artifact
-from tests.cli.test_cli import fails, run
+from tests.support.commands import fails, run
 from tests.support.tiny import TEXT, make_model
 
 pytest.importorskip("llama_cpp")

@@ -10,8 +10,8 @@ import edgepack
 from edgepack.checkpoint import open_checkpoint
 from edgepack.recover.sliced import FineTune, principal_part
 from edgepack.slicing.stage import Slice
-from tests.slicing.test_global import recipe
 from tests.support.dying import survives
+from tests.support.slices import recipe
 from tests.support.tiny import make_model
 
 TRAIN = {"rank": 8, "steps": 12, "tokens": 256, "evaluate_every": 4, "learning_rate": 0.03}

@@ -19,8 +19,8 @@ from edgepack.runtimes.agreement import agreement
 from edgepack.runtimes.base import Sampling, tokenize_prefix
 from edgepack.runtimes.chat import prompt
 from edgepack.runtimes.hf_tokenizer import HfTokenizer
-from tests.checkpoint.test_tokenizer import sentencepiece
 from tests.support.tiny import CHAT, SPECIAL, make_model, make_tokenizer
+from tests.support.vocabularies import sentencepiece
 
 QUESTION = [{"role": "user", "content": "the fox?"}]
 BOS, START, END = range(3)

@@ -9,7 +9,7 @@ from edgepack.checkpoint import open_checkpoint
 from edgepack.core.weights import FactoredWeight
 from edgepack.export.gguf import write_model
 from edgepack.formats import stock
-from tests.export.test_gguf import INT8, distance, expected, in_llama_cpp, q_of, quantize
+from tests.support.ggufs import INT8, distance, expected, in_llama_cpp, q_of, quantize
 from tests.support.tiny import make_model
 
 

@@ -13,7 +13,7 @@ from edgepack.model.decoder import Decoder
 from edgepack.runtimes import torch_decoder
 from edgepack.runtimes.llama_cpp import LlamaCpp
 from edgepack.runtimes.torch_decoder import TorchDecoder
-from tests.slicing.test_global import recipe
+from tests.support.slices import recipe
 from tests.support.tiny import make_model, write_gguf
 
 PAIRS = [("The fox", " rests."), ("The fox", " jumps over the dog."), ("A", " box")]

@@ -19,26 +19,10 @@ from edgepack.model.rewritten import Rewritten
 from edgepack.recipe.sections import Slice
 from edgepack.slicing import stage
 from edgepack.slicing.basis import orient, principal_directions
-from tests.cli.test_cli import fails, run
+from tests.support.commands import run
 from tests.support.dying import survives
-from tests.support.tiny import FAMILIES, TEXT, make_model, write_gguf
-
-HIDDEN, NARROW = 64, 32
-IDS = torch.arange(3, 67).view(2, 32)
-
-
-def recipe(folder: Path, width: int | None = None, **options) -> Path:
-    """A recipe that slices the model in `folder`."""
-    (folder / "text.txt").write_text("\n".join(TEXT * 30))
-    given = {
-        "model": "model",
-        "slice": {"allow_growth": True, **options} | ({"width": width} if width else {}),
-        "calibrate": {"source": "text.txt", "tokens": 512, "sequence_length": 64},
-        "export": {"measure": {"tokens": 0}},
-    }
-    path = folder / "slice.yaml"
-    path.write_text(json.dumps(given))
-    return path
+from tests.support.slices import HIDDEN, IDS, NARROW, recipe, says
+from tests.support.tiny import FAMILIES, make_model, write_gguf
 
 
 @pytest.fixture(params=[(f, t) for f in FAMILIES for t in (True, False)], ids=str)
@@ -48,12 +32,6 @@ def dense(request, tmp_path):
     head_dim = 16 if family == "qwen2" else 24
     make_model(tmp_path / "model", family, tied=tied, head_dim=head_dim, dtype=torch.float32)
     return open_checkpoint(str(tmp_path / "model"))
-
-
-def says(*command) -> str:
-    """The error of a command, its hint included."""
-    message, hint, _ = fails(*command)
-    return f"{message} {hint}"
 
 
 def sliced(dense, width: int, **options):

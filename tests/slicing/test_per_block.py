@@ -16,8 +16,8 @@ from edgepack.model.decoder import Decoder
 from edgepack.model.places import kept_widths
 from edgepack.recipe.sections import Slice
 from edgepack.slicing import stage
-from tests.slicing.test_global import HIDDEN, IDS, recipe, says
 from tests.support.dying import survives
+from tests.support.slices import HIDDEN, IDS, recipe, says
 from tests.support.tiny import FAMILIES, LAYER_NORM, make_model
 
 GATED = [(family, tied) for family in FAMILIES for tied in (True, False)]

@@ -1,0 +1,21 @@
+"""Where files are run: this machine, or one that is reached through a command.
+
+Plug-ins of the kind ``devices``: one file each, whose ``PLUGIN`` is a subclass of `Device`. Imports
+nothing but ``core``.
+"""
+
+from __future__ import annotations
+
+from edgepack.core import plugins
+from edgepack.devices.base import Device
+
+
+def get(text: str) -> Device:
+    """The device that a person names as ``NAME`` or ``NAME:ADDRESS``.
+
+    What an address is, each device says for itself. Raises `RecipeError` for an unknown name, and
+    whatever the device has against the address.
+    """
+    name, _, address = text.partition(":")
+    plugin: type[Device] = plugins.find("devices", name)
+    return plugin(address)
