@@ -99,8 +99,8 @@ def build(
         exported = next(stage for stage in plan.stages if stage.name == "export")
         files = _place(exported, output.folder)
         manifest = _describe(plan, files, output.folder)
+        exported.drop()  # before: a kill after `publish` must leave nothing behind
         output.publish()
-    exported.drop()
     return Artifact(out, manifest)
 
 

@@ -32,10 +32,11 @@ def closed_files():
         module.errnull_file.close()
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def own_cache(tmp_path_factory):
     """Tests neither find nor leave anything in the user's cache: that of stages, and the folder of
-    all caches, where digests of large files are kept."""
+    all caches, where digests of large files are kept. Nor do they find what other modules made, so
+    that their order does not matter."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGEPACK_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("caches")))

@@ -91,4 +91,5 @@ def join(plan: Plan) -> Plan:
     assert calibration is not None
     tried = search(plan.model, compress, plan.target)
     stage = Allocate(plan.model, calibration, tried, compress, plan.target)
+    _ = stage.allocation  # a size that is too small is found here
     return replace(plan, chosen=stage).adding(stage)

@@ -41,10 +41,10 @@ def recipe(request, tmp_path_factory) -> Path:
     return path
 
 
-def build(recipe: Path, folder: Path) -> None:
+def build(recipe: Path, folder: Path, *, force: bool = False) -> None:
     """A build with a cache of its own: `folder` gets ``cache`` and ``out``."""
     os.environ["EDGEPACK_CACHE"] = str(folder / "cache")
-    edgepack.build(recipe, out=folder / "out")
+    edgepack.build(recipe, out=folder / "out", force=force)
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +80,7 @@ def test_killed_before_every_few_file_operations(recipe, whole, tmp_path):
             assert {n: d for n, d in files(tmp_path).items() if n.startswith("out/")} == {
                 n: d for n, d in whole.items() if n.startswith("out/")
             }
-            edgepack.build(recipe, out=tmp_path / "out", force=True)
+            build(recipe, tmp_path, force=True)
             break
     assert runs >= 5 + len(first)
     assert_same(tmp_path, whole)
