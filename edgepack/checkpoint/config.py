@@ -20,14 +20,13 @@ HINT = "take the config.json published with the model"
 Width = Annotated[int, Field(ge=1, le=1 << 24)]
 """Width of a matrix; GPT-4's vocabulary has 2^17 rows."""
 Blocks = Annotated[int, Field(ge=1, le=100_000)]
-Positions = Annotated[int, Field(ge=1, le=(1 << 31) - 1)]
 Epsilon = Annotated[float, Field(ge=1e-20, le=1.0)]
 TokenId = Annotated[int, Field(ge=-1, le=1 << 31)]
 """Some exporters write -1 for none."""
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
-class Config(Untrusted):
+class Config(rope.Rotary):
     """The entries of config.json that are read. `_model` adds the family's names and defaults."""
 
     num_hidden_layers: Blocks
@@ -35,17 +34,11 @@ class Config(Untrusted):
     intermediate_size: Width
     num_attention_heads: Width
     vocab_size: Width
-    max_position_embeddings: Positions
     num_key_value_heads: Width | None
     head_dim: Width | None
     rms_norm_eps: Epsilon
     tie_word_embeddings: bool
-    rope_theta: rope.Theta | None = 10000.0
-    rope_parameters: rope.Parameters | None = None
-    rope_scaling: rope.Parameters | None = None
-    partial_rotary_factor: rope.Share | None = None
-    original_max_position_embeddings: Positions | None = None
-    sliding_window: Positions | None = None
+    sliding_window: rope.Positions | None = None
     use_sliding_window: bool = False
     max_window_layers: Annotated[int, Field(ge=0, le=1 << 31)] = 28  # transformers' default
     layer_types: Annotated[list[str], Field(max_length=100_000)] | None = None

@@ -9,7 +9,8 @@ from gguf import TokenType
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
 from edgepack.checkpoint import rope
-from edgepack.checkpoint.config import Blocks, Epsilon, Positions, Width
+from edgepack.checkpoint.config import Blocks, Epsilon, Width
+from edgepack.checkpoint.rope import Positions
 from edgepack.core.errors import CheckpointError
 from edgepack.core.untrusted import Untrusted, quote, shorten, validate
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import ConfigDict, Field
@@ -14,15 +14,13 @@ from edgepack.architectures.base import Architecture
 from edgepack.core.errors import CheckpointError
 from edgepack.core.untrusted import Untrusted, quote
 
-if TYPE_CHECKING:
-    from edgepack.checkpoint.config import Config
-
 TENSOR = "rope_freqs.weight"
 """GGUF's tensor of frequency divisors."""
 
 Theta = Annotated[float, Field(gt=0, le=1e30)]
 Factor = Annotated[float, Field(gt=0, le=1e9)]
 Share = Annotated[float, Field(gt=0, le=1)]
+Positions = Annotated[int, Field(ge=1, le=(1 << 31) - 1)]
 
 
 class Parameters(Untrusted):
@@ -38,6 +36,17 @@ class Parameters(Untrusted):
     low_freq_factor: Factor | None = None
     high_freq_factor: Factor | None = None
     original_max_position_embeddings: Annotated[int, Field(ge=1, le=1 << 31)] | None = None
+
+
+class Rotary(Untrusted):
+    """The entries of config.json about rotary positions."""
+
+    max_position_embeddings: Positions
+    rope_theta: Theta | None = 10000.0
+    rope_parameters: Parameters | None = None
+    rope_scaling: Parameters | None = None
+    partial_rotary_factor: Share | None = None
+    original_max_position_embeddings: Positions | None = None
 
 
 SUPPORTED = {
@@ -63,7 +72,7 @@ HINT = "supported: " + ", ".join(SUPPORTED)
 
 
 def from_config(
-    config: Config, architecture: Architecture, place: str
+    config: Rotary, architecture: Architecture, place: str
 ) -> tuple[float, dict[str, Any] | None, float]:
     """(theta, scaling, rotated share of a head) of a config.json, resolved as in transformers:
     ``rope_scaling`` before ``rope_parameters``, and keys in either before keys outside them."""
@@ -91,7 +100,7 @@ def from_config(
     return theta, _scaling(kind, config, given, place), share
 
 
-def _chosen(config: Config) -> Parameters:
+def _chosen(config: Rotary) -> Parameters:
     """The parameters that transformers uses; it ignores an empty mapping."""
     for given in (config.rope_scaling, config.rope_parameters):
         if given is not None and (given.model_fields_set or given.model_extra):
@@ -99,7 +108,7 @@ def _chosen(config: Config) -> Parameters:
     return Parameters()
 
 
-def _share(config: Config, given: Parameters, architecture: Architecture) -> float:
+def _share(config: Rotary, given: Parameters, architecture: Architecture) -> float:
     """The share of a head that is rotated by the position."""
     for place in (given, config):
         if "partial_rotary_factor" in place.model_fields_set:
@@ -107,7 +116,7 @@ def _share(config: Config, given: Parameters, architecture: Architecture) -> flo
     return architecture.usual_partial_rotary
 
 
-def _scaling(kind: str, config: Config, given: Parameters, place: str) -> dict[str, Any] | None:
+def _scaling(kind: str, config: Rotary, given: Parameters, place: str) -> dict[str, Any] | None:
     """The parameters of a kind of scaling, None for none."""
     values = {key: getattr(given, key) for key in SUPPORTED[kind]}
     if kind == "llama3":
