@@ -140,7 +140,7 @@ def test_the_stage_is_in_plan_manifest_and_cache(with_tails, here, monkeypatch, 
     plan = edgepack.plan(path)
     assert [stage.name for stage in plan.stages][:3] == ["check", "tails", without.stages[1].name]
     assert "tails" in run_cli("plan", path)
-    assert "edgepack_extra.tails.stage" in fingerprint.covered(plan.stages[1].code)
+    assert "edgepack_extra.tails.stage" in fingerprint.covered_code(plan.stages[1].code)
     others = {stage.name: stage.key for stage in without.stages}
     manifest = Artifact.open(here / "out").manifest
     key = manifest["stages"].pop("tails")
