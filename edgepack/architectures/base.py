@@ -71,7 +71,8 @@ class Architecture:
     If config.json says nothing, models are `tied`, norms have the `usual_eps`, and there are
     `usual_kv_heads` of `usual_head_dim` (None: as many as heads, an even share of the width) of
     which `usual_partial_rotary` turns: transformers' defaults. `window` says which layers may have
-    a sliding window: none (""), "all", or as the configuration has it "by layer".
+    a sliding window: none (""), "all", or as the configuration has it "by layer"; it is
+    `usual_window` positions wide (None: there is none) where config.json does not name it.
     Learned positions begin with `unused_positions` rows that no
     token meets. In a `parallel` block
     attention and feed-forward part read the residual stream behind the same norm.
@@ -100,6 +101,7 @@ class Architecture:
     usual_head_dim: int | None = None
     usual_partial_rotary: float = 1.0
     window: Literal["", "all", "by layer"] = ""
+    usual_window: int | None = 4096
     ignored: frozenset[str] = frozenset()
     unused_positions: int = 0
 

@@ -170,7 +170,7 @@ def _model_of(architecture: Architecture) -> type[Config]:
 def _sliding_window(config: Config, architecture: Architecture, place: str) -> int | None:
     """The window if all layers have one, None if none has."""
     given = "sliding_window" in config.model_fields_set
-    window = config.sliding_window if given else 4096  # transformers' default
+    window = config.sliding_window if given else architecture.usual_window
     if architecture.window == "" or window is None:
         return None
     if architecture.window == "by layer" and not config.use_sliding_window:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 HOME = Path(__file__).parents[1]
+INIT = "__init__.py"
 SILENT = frozenset(
     f"edgepack.{name}"
     for name in (
@@ -63,10 +64,10 @@ def covered_code(modules: tuple[str, ...]) -> dict[str, Code]:
 def _members(module: str) -> Iterator[str]:
     """A module; for a package all of its modules, and plug-ins from other packages."""
     yield module
-    place = _place(module)
-    for path in sorted(place.glob("*.py")) if place else ():
-        if path.stem != "__init__":
-            yield f"{module}.{path.stem}"
+    for place in _places(module):
+        for path in sorted(place.glob("*.py")):
+            if path.name != INIT:
+                yield f"{module}.{path.stem}"
     for entry in entry_points(group=module):
         yield entry.module
 
@@ -76,7 +77,7 @@ def _read(module: str) -> Code:
     path = _path(module)
     tree = ast.parse(path.read_bytes()) if path else ast.Module([], [])
     within = {"edgepack", module.partition(".")[0]}
-    package = module if path and path.stem == "__init__" else module.rpartition(".")[0]
+    package = module if path and path.name == INIT else module.rpartition(".")[0]
     named: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -98,23 +99,22 @@ def _start(node: ast.ImportFrom, package: str) -> str:
 
 def _path(module: str) -> Path | None:
     """The file of a module, None if there is no such module."""
-    place = _place(module)
-    found = (place.with_suffix(".py"), place / "__init__.py") if place else ()
+    found = (p for place in _places(module) for p in (place.with_suffix(".py"), place / INIT))
     return next((path for path in found if path.is_file()), None)
 
 
-def _place(module: str) -> Path | None:
-    """The folder of a package, or the file of a module without its suffix; None where the package
-    that it begins with is not installed. Nothing is imported."""
+def _places(module: str) -> Iterator[Path]:
+    """Where the folder of a package may be, or the file of a module, without its suffix: of several
+    places in a namespace package. Nothing is imported."""
     first, *rest = module.split(".")
     if first == "edgepack":
-        return HOME.joinpath(*rest)
+        yield HOME.joinpath(*rest)
+        return
     spec = importlib.util.find_spec(first) if first else None
     if spec is None:
-        return None
-    folders = list(spec.submodule_search_locations or [])
-    home = Path(folders[0]) if folders else Path(spec.origin or first).with_suffix("")
-    return home.joinpath(*rest)
+        return
+    for folder in spec.submodule_search_locations or [(spec.origin or first).removesuffix(".py")]:
+        yield Path(folder).joinpath(*rest)
 
 
 class _Computing(ast.NodeTransformer):

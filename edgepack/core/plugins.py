@@ -26,8 +26,8 @@ BASE = "base"
 def names(kind: str) -> tuple[str, ...]:
     """The names of all plug-ins of a kind: the built-in ones, then those of other packages, each in
     alphabetical order."""
-    own = _built_in(kind)
-    return (*sorted(own), *sorted(set(_outside(kind)) - own))
+    built_in = _built_in(kind)
+    return (*sorted(built_in), *sorted(set(_outside(kind)) - built_in))
 
 
 @cache
@@ -43,13 +43,14 @@ def find(kind: str, name: str) -> Any:
         return importlib.import_module(place).PLUGIN
     hint = f"upgrade or remove the package {_package(entry)}"
     try:
-        found = entry.load()
+        plugin = entry.load()
     except (ImportError, AttributeError) as error:
         raise EdgepackError(f"{kind}: {name} cannot be loaded ({error})", hint=hint) from error
-    own = getattr(found, "name", None)
-    if own != name:
-        raise EdgepackError(f"{kind}: {place} calls itself {own!r}, not {name!r}", hint=hint)
-    return found
+    calls_itself = getattr(plugin, "name", None)
+    if calls_itself != name:
+        message = f"{kind}: {place} calls itself {calls_itself!r}, not {name!r}"
+        raise EdgepackError(message, hint=hint)
+    return plugin
 
 
 def module(kind: str, name: str) -> str:
@@ -83,23 +84,21 @@ def forget() -> None:
 @cache
 def _built_in(kind: str) -> frozenset[str]:
     package = importlib.import_module(f"edgepack.{kind}")
-    found = (info.name for info in pkgutil.iter_modules(package.__path__))
-    return frozenset(name for name in found if name != BASE and not name.startswith("_"))
+    modules = (info.name for info in pkgutil.iter_modules(package.__path__))
+    return frozenset(name for name in modules if name != BASE and not name.startswith("_"))
 
 
 @cache
 def _outside(kind: str) -> Mapping[str, EntryPoint]:
     """The entry points of other packages by name; of two packages with one name, neither."""
-    found: dict[str, EntryPoint] = {}
+    entries: dict[str, EntryPoint] = {}
     for entry in entry_points(group=f"edgepack.{kind}"):
-        known = found.setdefault(entry.name, entry)
-        if known.value != entry.value:
-            raise EdgepackError(
-                f"{kind}: the packages {_package(known)} and {_package(entry)} both have "
-                f"{entry.name!r}",
-                hint="remove one of them",
-            )
-    return found
+        first = entries.setdefault(entry.name, entry)
+        if first.value != entry.value:
+            packages = f"{_package(first)} and {_package(entry)}"
+            message = f"{kind}: the packages {packages} both have {entry.name!r}"
+            raise EdgepackError(message, hint="remove one of them")
+    return entries
 
 
 def _package(entry: EntryPoint) -> str:

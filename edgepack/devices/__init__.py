@@ -1,7 +1,7 @@
-"""Where files are run: this machine, or one that is reached through a command.
+"""Machines that files are run on, one file a kind; its name is what people write before ``:``.
 
-Plug-ins of the kind ``devices``: one file each, whose ``PLUGIN`` is a subclass of `Device`. Imports
-nothing but ``core``.
+Takes files and commands; gives what the commands print, their time and peak memory, and files back.
+Imports nothing but ``core``.
 """
 
 from __future__ import annotations

@@ -36,6 +36,6 @@ def measured(command: list[str]) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    found = measured(sys.argv[2:])
+    result = measured(sys.argv[2:])
     with open(sys.argv[1], "w", encoding="utf-8") as report:  # noqa: PTH123 (pathlib takes 20 ms)
-        json.dump(found, report)
+        json.dump(result, report)

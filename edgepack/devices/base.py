@@ -44,8 +44,8 @@ class Device(ABC):
     def push(self, path: Path) -> str:
         """Make sure that a file, or a folder with all that is in it, is on the device; its place.
 
-        Names are kept, so that what lies side by side here does so there. Nothing is sent where the
-        same bytes are there already.
+        Names are kept, so that what lies side by side here does so there; what has the same name
+        and other bytes gets another place. Nothing is sent where the same bytes are there already.
         """
 
     @abstractmethod
@@ -80,8 +80,8 @@ def out_of_time(name: str, command: Sequence[str], timeout: float) -> EdgepackEr
 
 def files_of(path: Path) -> dict[str, Path]:
     """The files of a file or folder, by the names that they have from its parent on."""
-    found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    return {file.relative_to(path.parent).as_posix(): file for file in found}
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    return {file.relative_to(path.parent).as_posix(): file for file in files}
 
 
 def sha256(path: Path) -> str:

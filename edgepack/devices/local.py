@@ -42,14 +42,14 @@ class Local(Device):
             start = (sys.executable, "-I", "-S", _measured.__file__, str(report))
             if not _finish([*start, *command], timeout, stdout, stderr):
                 raise out_of_time(self.name, command, timeout)
-            found = json.loads(report.read_bytes()) if report.is_file() else {"error": "was killed"}
-            if "error" in found:
+            told = json.loads(report.read_bytes()) if report.is_file() else {"error": "was killed"}
+            if "error" in told:
                 raise EdgepackError(
-                    f"{self.name}: {command[0]}: {found['error']}",
+                    f"{self.name}: {command[0]}: {told['error']}",
                     hint="name a program that is installed, or the path of one",
                 )
             out, err = (path.read_bytes().decode(errors="replace") for path in (stdout, stderr))
-        return Output(out, err, **found)
+        return Output(out, err, **told)
 
     def pull(self, place: str, path: Path) -> None:  # noqa: D102
         source = Path(place)

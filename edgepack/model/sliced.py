@@ -31,6 +31,11 @@ PARTS = {"token_embd": "embeddings", "output": "head", **dict.fromkeys(SHORTCUT_
 """Role → part of the model; all else is the body."""
 
 
+def has_code(architecture: Architecture) -> bool:
+    """Whether transformers can be told how to load a model of a family that is sliced per block."""
+    return f"class Sliced{architecture.class_name}(" in MODELING.read_text(encoding="utf-8")
+
+
 class Sliced(Rewritten):
     """A model with a narrower residual stream. Its weights are in the folder of `stage` when that
     is done. Its head is untied, because the final norm's gains are merged into it."""

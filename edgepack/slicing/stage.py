@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from edgepack.architectures.base import Architecture
 from edgepack.calibration.stage import DOUBLE, FLOAT, text_options, with_text
 from edgepack.checkpoint import Checkpoint
 from edgepack.checkpoint.save import SHARD, is_saved
@@ -18,7 +19,7 @@ from edgepack.core.progress import Steps
 from edgepack.core.stage import Stage
 from edgepack.model.centered import center
 from edgepack.model.places import kept_widths
-from edgepack.model.sliced import Sliced
+from edgepack.model.sliced import Sliced, has_code
 from edgepack.model.stream import TOKENS_AT_ONCE
 from edgepack.planning.plan import READS, Plan, Text
 from edgepack.recipe import sections
@@ -99,12 +100,7 @@ def join(plan: Plan) -> Plan:
         return plan
     plan = with_text(plan)
     assert plan.text is not None
-    if options.method == "global" and not original.architecture.gguf:
-        raise RecipeError(
-            f"slice.method: a {original.architecture.name} model has LayerNorms, and would be no "
-            f"{original.architecture.name} model without them",
-            hint="use method: per_block",
-        )
+    _refuse(original.architecture, options, for_transformers=not plan.target.packs)
     widths = kept_widths(original, options)
     if options.orientation == "hadamard":
         with while_doing("slice.orientation"):
@@ -112,6 +108,21 @@ def join(plan: Plan) -> Plan:
                 paley_order(width)
     stage = Slice(original, options, plan.recipe.calibrate, widths, plan.text)
     return replace(plan, model=stage.model).adding(stage, notes=_growth(stage.model, options))
+
+
+def _refuse(family: Architecture, options: sections.Slice, *, for_transformers: bool) -> None:
+    """A method that a family cannot be sliced by."""
+    if options.method == "global" and not family.gguf:
+        raise RecipeError(
+            f"slice.method: a {family.name} model has LayerNorms, and would be no {family.name} "
+            "model without them",
+            hint="use method: per_block",
+        )
+    if options.method == "per_block" and for_transformers and not has_code(family):
+        raise RecipeError(
+            f"slice.method: transformers cannot load {family.name} models with shortcut matrices",
+            hint="write --target onnx, which can hold them",
+        )
 
 
 def _growth(model: Sliced, options: sections.Slice) -> list[str]:

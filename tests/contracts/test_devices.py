@@ -73,6 +73,15 @@ def test_other_bytes_under_the_same_name_are_sent(device, tmp_path):
     assert read(device, device.push(path), tmp_path) == BYTES[::-1]
 
 
+def test_files_of_one_name_do_not_take_each_other_s_place(device, tmp_path):
+    places = []
+    for name in ("ours", "stock"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "base.gguf").write_text(name)
+        places.append(device.push(tmp_path / name / "base.gguf"))
+    assert [read(device, place, tmp_path) for place in places] == [b"ours", b"stock"]
+
+
 def test_a_folder_keeps_its_names(device, tmp_path):
     folder = tmp_path / "out"
     (folder / "onnx").mkdir(parents=True)

@@ -110,9 +110,9 @@ def anything(fmt: Format, rows: int, generator: torch.Generator) -> QuantizedTen
 
 
 def stored(values: Tensor, like: Tensor) -> Tensor:
-    """As a grid keeps them: in fp16, or (mxfp4) as powers of two."""
-    if like.dtype == torch.float16:
-        return values.to(torch.float16)
+    """As a grid keeps them: in 16 bits, or (mxfp4) as powers of two."""
+    if like.dtype in (torch.float16, torch.bfloat16):
+        return values.to(like.dtype)
     return values.abs().log2().round().exp2()
 
 
