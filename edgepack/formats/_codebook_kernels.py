@@ -59,6 +59,11 @@ class Scratch(NamedTuple):
     low: Float
 
 
+Room = Scratch
+"""The name that numba's caches of earlier versions know. numba unpickles such a cache before it sees
+that it is old, so a class that kernels take never loses a name."""
+
+
 @_fast  # type: ignore[untyped-decorator]
 def new_scratch(book: Any) -> Any:
     """Allocate the arrays for one thread."""
