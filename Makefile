@@ -1,5 +1,6 @@
 # make quickstart   set up, pack a language model, let it answer
 # make test         set up what is missing, run the tests
+# make test-fast    the tests that take no time, for while you work
 # make check        lint, types, import contract
 # make fuzz         hostile inputs for all that edgepack reads; INPUTS=10000 for more of each
 # make clean        remove everything that make made (the cache of stages stays)
@@ -21,7 +22,7 @@ JOBS := $(shell $(PYTHON) -c 'import os; print(os.cpu_count() or 1)')
 
 INPUTS := 2000
 
-.PHONY: quickstart test check fuzz clean
+.PHONY: quickstart test test-fast check fuzz clean
 
 quickstart: $(VENV)/.model
 	$(BIN)/edgepack build edgepack/recipe/examples/quickstart.yaml --target gguf --out $(OUT) --force
@@ -33,6 +34,9 @@ quickstart: $(VENV)/.model
 
 test: $(VENV)/.dev $(VENV)/.model
 	$(BIN)/python -m pytest
+
+test-fast: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not slow"
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

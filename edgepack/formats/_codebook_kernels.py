@@ -60,7 +60,7 @@ class Scratch(NamedTuple):
 
 
 Room = Scratch
-"""The name that numba's caches of earlier versions know. numba unpickles such a cache before it sees
+"""The name in numba's caches of earlier versions. numba unpickles such a cache before it sees
 that it is old, so a class that kernels take never loses a name."""
 
 

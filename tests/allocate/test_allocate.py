@@ -69,6 +69,7 @@ def budgets(options: dict[str, list[Option]]) -> range:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
 def test_it_is_the_optimum_where_steps_are_alike_and_convex(seed: int):
     options = convex(seed)
@@ -78,6 +79,7 @@ def test_it_is_the_optimum_where_steps_are_alike_and_convex(seed: int):
         assert cost == pytest.approx(best(options, budget))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
 def test_any_options_are_near_the_optimum_never_over_the_budget_and_nothing_more_fits(seed: int):
     """Brute force over 1024 choices. The relaxed problem bounds the loss by the one step of a hull
@@ -232,6 +234,7 @@ def files(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.gguf"))
 
 
+@pytest.mark.slow
 def test_the_files_are_no_larger_than_asked_and_hardly_smaller(model: Path, tmp_path: Path):
     given = recipe(model, target_size="1GB", candidates=["q4_0", "q5_0", "q8_0"], ranks=[0, 4])
     small, large = (

@@ -80,6 +80,7 @@ def choices_of(checkpoint: Checkpoint, name: str) -> list[WeightFormat]:
     return [*map(WeightFormat, CANDIDATES), *(WeightFormat("q2_0", r, "f16", "f16") for r in ranks)]
 
 
+@pytest.mark.slow
 def test_files_are_never_larger_than_any_target_and_leave_no_improvement_unbought(
     checkpoint: Checkpoint, measured: Path
 ):

@@ -164,6 +164,7 @@ def assert_close(found: Hessian, expected: Hessian, tolerance: float, key: objec
         assert (a - b).norm() <= tolerance * b.norm(), (key, part)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [*FAMILIES, *LAYER_NORM])
 def test_guided_hessians_are_those_of_autograd_on_the_whole_model(tmp_path, family, monkeypatch):
     small_batches(monkeypatch)
@@ -264,6 +265,7 @@ def test_sampling_follows_the_probabilities():
 # ---------------------------------------------------------------------------- resuming
 
 
+@pytest.mark.slow
 def test_a_sweep_stopped_at_any_step_ends_as_if_it_had_not_been(tmp_path, decoder):
     tokens = random_tokens(decoder)
     whole, halved = tmp_path / "whole", tmp_path / "halved"
@@ -281,6 +283,7 @@ def test_a_sweep_stopped_at_any_step_ends_as_if_it_had_not_been(tmp_path, decode
         assert files(folder) == files(whole), f"stopped at step {stop}"
 
 
+@pytest.mark.slow
 def test_a_sweep_killed_between_any_two_file_operations_ends_the_same(tmp_path, decoder):
     def calibrate(folder: Path) -> None:
         finish(sweep.guided_hessians(decoder, random_tokens(decoder), folder, seed=2))
@@ -490,6 +493,7 @@ def test_a_document_that_ends_is_followed_by_a_chat():
     assert written == [5, 6, 0, 1, 2, 7]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_model_too_large_for_memory_writes_the_same_text(tmp_path, decoder, monkeypatch):
     kept = written(decoder, tmp_path / "kept")

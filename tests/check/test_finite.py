@@ -34,6 +34,7 @@ def put(*values):
     return change
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bad", [[float("nan")], [float("inf"), float("-inf")], [-float("nan")]])
 def test_what_is_no_number_is_counted_and_named(tmp_path, dtype, bad):
@@ -88,6 +89,7 @@ def test_many_weights_are_counted(tmp_path):
     assert len(warning) < 300
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])
 def test_scales_of_blocks_are_looked_at(tmp_path, kind):
     make_model(tmp_path / "m")

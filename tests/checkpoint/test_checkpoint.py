@@ -260,6 +260,7 @@ def test_source_says_where_the_model_came_from(folder, gguf_path):
 # What is refused: folders
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -322,6 +323,7 @@ def test_missing_files(tmp_path):
 # What is refused: GGUF files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [0, 3, 20, 3_000, -1000])
 def test_truncated_gguf(gguf_path, keep):
     gguf_path.write_bytes(gguf_path.read_bytes()[:keep])
@@ -333,6 +335,7 @@ def test_the_tensor_beyond_the_end_is_named(gguf_path):
     assert "ends before the data of output.weight" in refusal(gguf_path)
 
 
+@pytest.mark.slow
 def test_corrupted_gguf_headers(gguf_path):
     data = gguf_path.read_bytes()
     gguf_path.write_bytes(b"<!DO" + data[4:])
@@ -347,6 +350,7 @@ def test_corrupted_gguf_headers(gguf_path):
             open_checkpoint(str(gguf_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "value", "named"),
     [

@@ -150,6 +150,7 @@ def change(folder, family, changes):
     path.write_text(json.dumps({k: v for k, v in config.items() if v is not ...}))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("variant", VARIANTS, ids=name_of)
 def test_it_is_read_as_transformers_reads_it(tmp_path, variant):
@@ -166,6 +167,7 @@ def test_it_is_read_as_transformers_reads_it(tmp_path, variant):
     assert (decoder.logits(ids)[0] - wanted).abs().max() < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", REFUSED, ids=name_of)
 def test_what_cannot_be_read_is_refused_by_name(tmp_path, variant):
     *changed, named = variant

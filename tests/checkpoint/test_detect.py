@@ -155,6 +155,7 @@ def test_a_gguf_says_no_more_context_than_the_window(tmp_path, window):
 # Model cards, which gguf reads names and licences from
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("card", "warned"),
     [

@@ -71,6 +71,7 @@ LONG = [f"t{i}" for i in range(N - 1)] + ["a" * 100_000]
 TWICE = [f"t{i}" for i in range(N - 1)] + ["t0"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "entry", "named"),
     [

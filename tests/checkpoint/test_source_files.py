@@ -160,6 +160,7 @@ def opened(tmp_path):
     return open_checkpoint("m", tmp_path), tmp_path / "m"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [rewrite, truncate, replace, os.unlink])
 @pytest.mark.parametrize("hashed_before", [True, False])
 def test_weights_that_change_are_refused(opened, change, hashed_before):
@@ -291,6 +292,7 @@ def test_a_tensor_in_two_shards_is_refused(opened):
         open_checkpoint(str(folder))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content",
     [

@@ -74,6 +74,7 @@ def test_what_templates_do_wrong_is_one_line(template):
 LIMITS = {"SECONDS": (1, "more than 1 seconds"), "PATIENCE": (0.5, r"longer than 0\.5 seconds")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", LIMITS)
 def test_time_is_limited_and_the_next_template_is_rendered(monkeypatch, limit):
     """By the processor's time, and where a system does not know that, by the clock."""

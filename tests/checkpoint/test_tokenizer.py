@@ -57,6 +57,7 @@ def smollm_runtime(smollm):
     return Runtime(smollm.path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["wikitext", "c4", "torture", "fuzz"])
 def test_smollm_agrees_with_llama_cpp(smollm, smollm_runtime, text):
     text = {"torture": TORTURE, "fuzz": fuzz()}.get(text) or corpus(text)
@@ -75,6 +76,7 @@ def test_smollm_keeps_its_special_tokens_and_template(smollm):
     assert tokenizer.encode("<|im_start|>") == [1]
 
 
+@pytest.mark.slow
 def test_a_folder_is_read_as_its_tokenizer_json_says(smollm, tmp_path):
     """AutoTokenizer rebuilds SmolLM2 as a GPT2Tokenizer, which does not split digits."""
     from transformers import AutoTokenizer
@@ -91,6 +93,7 @@ def test_llama_cpps_checksum_finds_smollm(smollm):
     assert vocabulary.pretokenizer_name(smollm.tokenizer) == "smollm"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", pretokenizers.SPLITTINGS)
 def test_folder_to_gguf_and_back_agrees_with_llama_cpp(name, tmp_path):
     tokenizer = make_tokenizer(GPT2_STYLE.get(name) or splits(name))

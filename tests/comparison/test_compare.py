@@ -43,6 +43,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_stock_has_all_types_that_fit_and_both_kinds_of_embeddings(recipe: Path):
     made = edgepack.plan(recipe)
     types = list(made.target.all_baselines(made.model, made.formats).values())
@@ -69,6 +70,7 @@ def test_stock_takes_a_type_where_it_fits_and_llama_cpps_substitute_elsewhere(tm
     assert "stock q4_0 + imatrix, embeddings q8_0" in found
 
 
+@pytest.mark.slow
 @pytest.mark.llama
 def test_table_picture_and_figures(recipe: Path, tmp_path: Path):
     pytest.importorskip("llama_cpp")
@@ -114,6 +116,7 @@ def test_a_size_that_is_none(recipe: Path, tmp_path: Path):
     assert "'big' is not a size" in shown.output
 
 
+@pytest.mark.slow
 def test_onnx_stands_beside_plain_rounding(recipe: Path, tmp_path: Path):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("matplotlib")

@@ -51,6 +51,7 @@ def _here(place, monkeypatch):
 TASKS = ("--tasks", "copa,piqa", "--data", ".")
 
 
+@pytest.mark.slow
 def test_a_folder_is_compared_with_its_original_as_its_build_measured_it(place):
     found = json.loads(run("evaluate", "rank4", "--context", 64, "--tokens", 256, "--json").stdout)
     measured = json.loads((place / "rank4/manifest.json").read_text())["measured"]
@@ -64,6 +65,7 @@ def test_a_folder_is_compared_with_its_original_as_its_build_measured_it(place):
     assert not list(cache.root().glob("original-*"))
 
 
+@pytest.mark.slow
 def test_models_stand_side_by_side_in_tables():
     result = run("evaluate", "rank4", "--against", "rank0", "--text", "other.txt", *TASKS)
     assert result.exit_code == 0, result.stderr
@@ -94,6 +96,7 @@ def test_json_has_every_figure_with_its_error():
         assert scores["copa"]["acc_error"] == pytest.approx(wanted)
 
 
+@pytest.mark.slow
 def test_factors_count():
     arguments = ["rank4", "--against", "rank4/base.gguf", "--text", "other.txt"]
     models = json.loads(run("evaluate", *arguments, "--json").stdout)["models"]
@@ -101,6 +104,7 @@ def test_factors_count():
     assert models["rank4"]["bytes"] > models["rank4/base.gguf"]["bytes"]
 
 
+@pytest.mark.slow
 def test_a_bare_file_has_perplexity_and_with_a_reference_kl():
     bare = ["evaluate", "rank0/base.gguf", "--text", "other.txt", "--json"]
     alone = json.loads(run(*bare).stdout)
@@ -132,6 +136,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRONG)
 def test_mistakes_are_one_line_and_a_hint(name):
     arguments, message, hint, code = WRONG[name]
@@ -148,6 +153,7 @@ def test_a_short_text_and_an_adapter_in_a_models_place_are_named():
         edgepack.evaluate("rank4/factors.gguf", text="other.txt")
 
 
+@pytest.mark.slow
 def test_another_vocabulary_is_refused(place):
     make_model(place / "wide", rows=640, intermediate=128)
     (place / "wide.yaml").write_text(

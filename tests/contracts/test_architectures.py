@@ -27,6 +27,7 @@ def parameters(model, tied):
     }
 
 
+@pytest.mark.slow
 def test_names_shapes_and_tensors_are_those_of_transformers(made):
     folder, model, tied = made
     checkpoint, wanted = open_checkpoint(str(folder)), parameters(model, tied)
@@ -52,6 +53,7 @@ def test_dimensions_are_those_of_the_configuration(made):
     assert dims.partial_rotary_factor == 1.0
 
 
+@pytest.mark.slow
 def test_a_gguf_reads_as_the_folder_it_was_made_from(made, tmp_path):
     folder, _, _ = made
     original = open_checkpoint(str(folder))
@@ -67,6 +69,7 @@ def test_a_gguf_reads_as_the_folder_it_was_made_from(made, tmp_path):
     assert again.tokenizer.encode(text) == original.tokenizer.encode(text)
 
 
+@pytest.mark.slow
 def test_llama_cpp_computes_the_same_logits(made, tmp_path):
     """The end of the chain: rotary order, head size and biases as the runtime understands them."""
     llama_cpp = pytest.importorskip("llama_cpp")

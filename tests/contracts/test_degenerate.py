@@ -88,6 +88,7 @@ def out_sides(m: int) -> dict[str, Tensor | None]:
     return found | {"none": None, "rows": torch.zeros(m), "one row": torch.eye(m)[3]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inputs", sides(8))
 @pytest.mark.parametrize("rank", [0, 32])
 def test_every_singular_hessian_is_decomposed(inputs, rank):
@@ -104,6 +105,7 @@ def test_every_singular_hessian_is_decomposed(inputs, rank):
             assert found.error < 1e-4 or found.error_plain < 1e-4
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     states=st.integers(1, 40),
@@ -171,6 +173,7 @@ def test_costs_are_never_negative():
 # ------------------------------------------------------------------------ not finite
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", plugins.names("formats"))
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
 def test_no_format_takes_what_is_not_finite(form, bad):
@@ -229,6 +232,7 @@ def test_probabilities_that_are_not_finite_are_no_tokens():
             sample(p, torch.Generator())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "said"),
     [
@@ -272,6 +276,7 @@ FP16 = [name for name in plugins.names("formats") if has_float16_scales(name)]
 """Those of mxfp4 are powers of two, f16 has none and refuses."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FP16)
 def test_what_float16_cannot_hold_is_counted_and_nearest(form):
     W = normal(4, 256)
@@ -302,6 +307,7 @@ def test_one_block_alone_is_counted():
 # ------------------------------------------------------------------------ models of odd sizes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model",
     [

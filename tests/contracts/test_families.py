@@ -127,6 +127,7 @@ def divergence(original: Tensor, other: Tensor) -> float:
 # ------------------------------------------------------------------------ calibrate, decompose
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("family", EVERY)
 def test_compressed_by_every_objective(models, tmp_path, family, objective):
@@ -142,6 +143,7 @@ def test_compressed_by_every_objective(models, tmp_path, family, objective):
     assert divergence(transformers_logits(model), logits) < 0.4  # of a random model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_compressed_for_llama_cpp(models, tmp_path, family):
     folder, _ = models(family)
@@ -151,6 +153,7 @@ def test_compressed_for_llama_cpp(models, tmp_path, family):
     )  # llama.cpp rounds activations
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", *LAYER_NORM])
 def test_a_size_is_spent(models, tmp_path, family):
     folder, model = models(family)
@@ -165,6 +168,7 @@ def test_a_size_is_spent(models, tmp_path, family):
 # ------------------------------------------------------------------------ recover
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", EVERY)
 def test_recovery_is_closer_to_transformers_logits(models, tmp_path, family):
     """…on the held-out tokens as much as the report says."""
@@ -198,6 +202,7 @@ def sliced(family: str, method: str) -> dict:
 METHODS = [(family, "per_block") for family in EVERY] + [(family, "global") for family in FAMILIES]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "method"), METHODS)
 def test_sliced_and_fine_tuned(models, tmp_path, family, method):
     folder, model = models(family)
@@ -226,6 +231,7 @@ BY_OBJECTIVE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "method", "objective"), BY_OBJECTIVE)
 def test_sliced_and_compressed(models, tmp_path, family, method, objective):
     """Per-block slices have another width at every place."""

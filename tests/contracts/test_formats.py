@@ -147,6 +147,7 @@ def test_sizes_are_ggmls(name: str):
     assert fmt.nbytes((3, COLUMNS)) == fmt.pack(arbitrary(fmt, rows=3)).numel()
 
 
+@pytest.mark.slow
 @every_stock
 @every_tensor
 @both_importances
@@ -164,6 +165,7 @@ def test_pack_and_parse_are_inverse(name: str):
     assert same(FORMATS[name].parse(FORMATS[name].pack(q)), q)
 
 
+@pytest.mark.slow
 @every_stock
 @pytest.mark.parametrize("seed", range(3))
 def test_decode_is_the_runtimes(name: str, seed: int):
@@ -185,6 +187,7 @@ def test_decode_agrees_with_libggml(name: str):
     torch.testing.assert_close(q.dequantize(), theirs, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @every_stock
 @pytest.mark.parametrize("kind", ["normal", "heavy", "negative", "positive"])
 @both_importances
@@ -196,6 +199,7 @@ def test_fit_beats_stock(name: str, kind: str, importance: Tensor | None):
     assert ours <= theirs
 
 
+@pytest.mark.slow
 @every_block
 @pytest.mark.parametrize("kind", ["normal", "heavy", "tiny", "negative", "constant", "zero"])
 @both_importances
@@ -206,6 +210,7 @@ def test_fit_recovers_stock_grids(name: str, kind: str, importance: Tensor | Non
     assert torch.equal(fmt.quantize(x, importance).dequantize(), x)
 
 
+@pytest.mark.slow
 @every_block
 @pytest.mark.parametrize("unused", [0.1, 0.3, 0.5])
 def test_fit_recovers_grids_used_in_part(name: str, unused: float):
@@ -232,6 +237,7 @@ def test_fit_nearly_recovers_stock_k_grids(name: str):
     assert loss(x, again, None) < 2e-3 * float(x.square().sum())
 
 
+@pytest.mark.slow
 @every_format
 def test_zero_rows_stay_zero(name: str):
     x = normal(4)
@@ -242,6 +248,7 @@ def test_zero_rows_stay_zero(name: str):
     assert all(values.isfinite().all() for values in q.grid.values())
 
 
+@pytest.mark.slow
 @every_format
 def test_fit_stays_finite(name: str):
     """With columns, blocks and rows that do not count, and values too small or large for fp16."""
@@ -258,6 +265,7 @@ def test_fit_stays_finite(name: str):
     )
 
 
+@pytest.mark.slow
 @every_affine
 def test_importance_counts_per_row(name: str):
     fmt, x = AFFINES[name], normal(4)
@@ -268,6 +276,7 @@ def test_importance_counts_per_row(name: str):
         assert all(torch.equal(whole[field][row : row + 1], alone[field]) for field in whole)
 
 
+@pytest.mark.slow
 @every_format
 def test_columns_one_by_one(name: str):
     fmt, x = FORMATS[name], normal(5)[:, : max(FORMATS[name].block_size, 64)]
@@ -313,6 +322,7 @@ def test_zero_scale_takes_the_level_nearest_zero(name: str):
     assert torch.equal(fmt.levels[codes.long()].abs(), fmt.levels.abs().min().expand_as(x))
 
 
+@pytest.mark.slow
 @every_affine
 def test_candidates_start_with_the_fit(name: str):
     fmt = AFFINES[name]
@@ -326,6 +336,7 @@ def test_candidates_start_with_the_fit(name: str):
     assert all(len(d.unique()) > 1 for d in found["d"])
 
 
+@pytest.mark.slow
 @every_affine
 @settings(deadline=None, max_examples=12)
 @given(seed=st.integers(0, 2**32 - 1))

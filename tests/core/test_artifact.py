@@ -40,6 +40,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["show", "chat", "evaluate"])
 @pytest.mark.parametrize("name", ["base.gguf", "factors.gguf", "adapter/adapter_model.safetensors"])
 def test_a_file_of_another_model_is_noticed(built, folder, name, command):

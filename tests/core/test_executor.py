@@ -73,6 +73,7 @@ def results(stage: Stage) -> dict[str, str]:
     return dict(stage.files())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sections", "objective"),
     [(SLICED, "model"), (CHANGED, "guided"), (LAYER, "layer")],

@@ -92,6 +92,7 @@ COMPUTES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", COMPUTES, ids=lambda stage: stage.name)
 def test_stages_see_the_code_that_makes_them_and_no_words(stage):
     found = fingerprint.covered_code(stage.code)

@@ -186,6 +186,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", DAMAGES)
 @pytest.mark.parametrize("name", ["a", "deep/b"])
 def test_a_damaged_stage_is_made_anew(name, how):

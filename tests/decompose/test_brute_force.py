@@ -91,6 +91,7 @@ def excess(seed: int, fmt: OneScale, passes: int, *, output_side: bool) -> float
 NEAR = {False: (16, 22, 0.41, 0.19), True: (11, 14, 1.0, 0.34)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output_side", NEAR)
 def test_the_sweep_and_the_descent_are_near_the_best_codes(unit_scale, output_side):
     """Neither is exact (that is a closest-vector problem); what they reach here is theirs to

@@ -56,6 +56,7 @@ def decomposed(name: str, rank: int, factors: str = "f16", iterations: int = 1) 
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["q2_0", "q4_0"])
 def test_a_low_rank_part_lowers_the_error_at_the_same_format(name):
     without, low, high = (decomposed(name, rank) for rank in (0, 8, 32))
@@ -107,6 +108,7 @@ def rounds(count: int) -> list[FactoredWeight]:
     return found
 
 
+@pytest.mark.slow
 def test_the_best_round_on_held_out_tokens_ships_and_is_not_always_the_last():
     H, fmt = two_sided(), plugins.find("formats", "q2_0")
     errors = [error(candidate, H) for candidate in rounds(6)]

@@ -74,6 +74,7 @@ def textbook(W: Tensor, m: module.Metric, fmt: Scalar, q: QuantizedTensor) -> Te
     return Q
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_sweep_costs_what_its_own_identity_says(name):
     _, W, m, _ = case(name)
@@ -93,6 +94,7 @@ def test_the_sweep_makes_the_choices_of_a_textbook_gptq_on_its_grid(name):
     assert cost(W - q.dequantize(), m.H) == pytest.approx(cost(W - expected, m.H), rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 def test_it_never_costs_more_than_plain_rounding(name):
     _, W, m, plain = case(name)
@@ -117,6 +119,7 @@ def test_every_round_of_descent_counts(name):
     assert costs[0] > costs[1] > costs[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["q4_0", "q2_0", "q2_k"])
 def test_scales_are_fitted_to_the_cost_that_feedback_leaves(name, monkeypatch):
     """Importances are 1/U_jj², the Schur complements of the columns, in the order of storage."""
@@ -185,6 +188,7 @@ def assert_equal(a: QuantizedTensor, b: QuantizedTensor) -> None:
     assert all(a.grid[field].shape == b.grid[field].shape for field in b.grid)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["q4_0", "q4_1", "q5_0", "q8_0", "iq4_nl", "q2_0", "mxfp4", "tq2_0", "q1_0"]
 )

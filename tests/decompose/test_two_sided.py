@@ -61,6 +61,7 @@ def test_it_is_gptq_on_the_kronecker_product(
     assert (found != expected).float().mean() < 0.005  # float32 ties
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["q4_0", "iq4_nl", "q2_0", "q2_k", "q3_k"])
 def test_it_beats_feedback_into_columns_alone(name: str):
     fmt = plugins.find("formats", name)

@@ -23,6 +23,8 @@ from edgepack.model.decoder import Decoder
 from tests.docs.extending import RECIPE, recipe
 from tests.support.tiny import make_model
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 IDS = torch.arange(3, 67).view(2, 32)
 

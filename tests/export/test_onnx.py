@@ -47,6 +47,7 @@ def dense(request, tmp_path):
     return open_checkpoint(str(tmp_path / "model")), model.float()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_graph_of_plain_weights_has_transformers_logits(dense, tmp_path):
     checkpoint, model = dense
@@ -75,6 +76,7 @@ def test_windows_stretched_rotation_and_wide_heads(config, tmp_path):
     assert np.abs(logits(path) - model(IDS).logits[0].numpy()).max() < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "qwen2", "opt", "phi"])
 @pytest.mark.parametrize("method", ["global", "per_block"])
 def test_a_sliced_model_computes_what_its_checkpoint_does(family, method, tmp_path):
@@ -93,6 +95,7 @@ def test_a_sliced_model_computes_what_its_checkpoint_does(family, method, tmp_pa
     assert np.abs(logits(onnx_runtime.model_file(out)) - wanted).max() < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("tied", [True, False])
 def test_every_format_is_what_it_decodes_to(form, tied, tmp_path, monkeypatch):
@@ -109,6 +112,7 @@ def test_every_format_is_what_it_decodes_to(form, tied, tmp_path, monkeypatch):
     assert np.abs(exact - wanted).max() < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factors", ["f16", "q8_0", "q4_0"])
 def test_factors_are_added(factors, tmp_path, monkeypatch):
     monkeypatch.setattr(_onnx_weights, "ACCURACY", 0)
@@ -121,6 +125,7 @@ def test_factors_are_added(factors, tmp_path, monkeypatch):
     assert np.abs(found - expected(checkpoint, bare)).max() > 0.01
 
 
+@pytest.mark.slow
 def test_codes_of_stock_types_are_those_of_the_gguf(tmp_path):
     make_model(tmp_path / "model", hidden=128, intermediate=256)
     checkpoint = open_checkpoint(str(tmp_path / "model"))
@@ -136,6 +141,7 @@ def test_codes_of_stock_types_are_those_of_the_gguf(tmp_path):
         assert np.array_equal(codes.reshape(128, 256), stock.quantized(name).codes.numpy())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "qwen3", "opt", "phi"])
 def test_rows_padded_on_the_left_are_as_if_alone(family, tmp_path):
     make_model(tmp_path / "model", family, tied=False, dtype=torch.float16)
@@ -187,6 +193,7 @@ def runtime(built):
         yield runtime
 
 
+@pytest.mark.slow
 def test_tokens_one_by_one_are_those_of_a_whole_pass(runtime, monkeypatch):
     start = [3, 4, 5, 6]
     said = list(runtime.generate(start, 12))
@@ -283,6 +290,7 @@ def test_a_graph_that_knows_fewer_positions_than_its_model_says_so(tmp_path):
     assert not edgepack.plan(tmp_path / "recipe.yaml", "onnx").warnings
 
 
+@pytest.mark.slow
 def test_a_size_is_kept(tmp_path):
     make_model(tmp_path / "model", hidden=256, intermediate=512)
     rows = torch.randint(0, 26, (400, 12), generator=torch.Generator().manual_seed(0)) + 97
@@ -399,6 +407,7 @@ def test_an_adapter_takes_the_place_of_the_factors(built, tmp_path):
         found(other)
 
 
+@pytest.mark.slow
 def test_a_killed_build_goes_on(tmp_path, monkeypatch):
     make_model(tmp_path / "model", layers=1)
     (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 99)

@@ -63,6 +63,7 @@ def ours(folder, ids):
         return list(runtime.generate(ids, MORE)), runtime.tokenize(TEXT, special=True)
 
 
+@pytest.mark.slow
 def test_onnxruntime_genai(folder):
     python = environment("EDGEPACK_GENAI", "name a Python that has onnxruntime-genai")
     plain, adapted = answer(python, HERE / "genai.py", folder, MORE, *IDS)

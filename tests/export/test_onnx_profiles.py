@@ -37,6 +37,7 @@ def operators(path):
     return Counter(node.op_type for node in protos.load(path, load_external_data=False).graph.node)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("profile", OTHERS)
 @pytest.mark.parametrize("family", ["llama", "qwen3", "opt"])
 def test_every_profile_computes_the_same(profile, family, tmp_path):
@@ -47,6 +48,7 @@ def test_every_profile_computes_the_same(profile, family, tmp_path):
     assert np.abs(found - wanted).max() < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMATS)
 def test_plain_lookups_find_the_same_rows(form, tmp_path):
     checkpoint = model(tmp_path)
@@ -57,6 +59,7 @@ def test_plain_lookups_find_the_same_rows(form, tmp_path):
     assert np.abs(found - wanted).max() < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["f16", "q4_0", "int3_g64", "int8"])
 @pytest.mark.parametrize("family", ["qwen2", "phi"])
 def test_float16(form, family, tmp_path):
@@ -90,6 +93,7 @@ def test_only_the_last_logits_where_they_are_asked_for(tmp_path):
             assert np.allclose(last[0], everything[-2:], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_factors_of_a_page_are_inputs(tmp_path):
     checkpoint = model(tmp_path)
     weights = rounded(checkpoint, "q4_0", rank=4)
@@ -143,6 +147,7 @@ def recipe(tmp_path, form, profile, **more):
     return path
 
 
+@pytest.mark.slow
 def test_a_recipe_names_the_profile(tmp_path):
     model(tmp_path)
     built = edgepack.build(recipe(tmp_path, "q4_0", "mobile"), "onnx", out=tmp_path / "out")
@@ -199,6 +204,7 @@ def test_left_padding_is_the_default_and_mobile_is_without(tmp_path):
     assert np.abs(found[0] - found[1]).max() < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("form", ["q4_0", "int4_g32", "q8_0", "int4_g128"])
 def test_qdq(form, half, tmp_path, monkeypatch):
@@ -221,6 +227,7 @@ def test_qdq(form, half, tmp_path, monkeypatch):
     assert operators(tmp_path / "optimized.onnx")["MatMulNBits"] == count
 
 
+@pytest.mark.slow
 def test_qdq_leaves_what_has_no_type(tmp_path):
     checkpoint = model(tmp_path)
     weights = rounded(checkpoint, "int3_g64")
@@ -232,6 +239,7 @@ def test_qdq_leaves_what_has_no_type(tmp_path):
     assert np.abs(logits(path) - logits(write(tmp_path / "c", checkpoint, tied))).max() < 1e-4
 
 
+@pytest.mark.slow
 def test_8_bits_by_rows_take_factors_too(tmp_path):
     """They correct next to nothing, and are there to be trained in the page."""
     checkpoint = model(tmp_path)

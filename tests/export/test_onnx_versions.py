@@ -79,6 +79,7 @@ def test_a_version_runs_what_it_is_said_to_and_nothing_else(place, graphs):
             assert not (isinstance(result, float) and result < INT8), (label, since)
 
 
+@pytest.mark.slow
 def test_every_need_is_one_of_some_graph(graphs):
     assert {need.since for need in NEEDS} >= set(graphs.values())
     assert len(set(graphs.values())) > 4

@@ -115,6 +115,7 @@ def plain(checkpoint, form="q8_0"):
     return formats, lambda name: plugin.quantize(checkpoint.tensor(name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("where", ["a norm", "a trained norm", "a scale", "an f16 matrix"])
 def test_no_gguf_with_a_number_that_is_none(bad, where, tmp_path):

@@ -52,6 +52,7 @@ def nearest(fmt: Codebook, x: Tensor, D: Tensor, s: float) -> Tensor:
     return s * torch.cat(best, 1)[chosen] * signs(fmt)[chosen]
 
 
+@pytest.mark.slow
 @each
 def test_a_group_takes_the_best_of_all_points_and_signs(name: str):
     fmt, x = form(name), weights(2, 256)
@@ -79,6 +80,7 @@ def test_signs_that_a_file_cannot_hold_never_occur(name: str):
     assert bool(odd.any()) != fmt.even_signs
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not ggml_oracle.available(), reason="llama-cpp-python is not installed")
 @pytest.mark.parametrize(("importance", "most"), [(torch.ones(256), 0.96), (IMPORTANCE, 0.85)])
 @each
@@ -118,6 +120,7 @@ def textbook(W: Tensor, m: Metric, fmt: Codebook, scale: Tensor) -> Tensor:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("two_sided", [False, True])
 @pytest.mark.parametrize("name", ["iq2_xs", "iq3_xxs", "iq3_s"])
 def test_the_sweep_makes_the_choices_of_a_textbook(
@@ -140,6 +143,7 @@ def rounded(name: str, passes: int, two_sided: bool = False) -> tuple[Tensor, Qu
     return W, ldlq(W, metric(correlated(512), 256, 0.01, H_out, fmt.group), fmt, passes)
 
 
+@pytest.mark.slow
 @each
 def test_error_feedback_costs_far_less_than_plain_rounding(name: str):
     """Measured: 0.12 of it."""
@@ -149,6 +153,7 @@ def test_error_feedback_costs_far_less_than_plain_rounding(name: str):
     assert cost(W - q.dequantize(), H) < 0.5 * cost(W - plain, H)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("two_sided", [False, True])
 @pytest.mark.parametrize("name", ["iq2_xxs", "iq3_s"])
 def test_coordinate_descent_only_lowers_the_cost(name: str, two_sided: bool):

@@ -63,6 +63,7 @@ def test_one_scale_is_the_best_of_all_fp16_scales_but_for_a_few_blocks():
     assert max(excess) < 0.35
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("negative", [False, True])
 def test_scale_and_offset_are_near_the_best_of_a_fine_net(negative):
     fmt = plugins.find("formats", "q4_1")

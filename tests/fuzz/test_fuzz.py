@@ -19,6 +19,7 @@ INPUTS = 8
 """Of each reader; ``make fuzz`` has the rest."""
 
 
+@pytest.mark.slow
 def test_the_first_inputs_are_read_or_refused(tmp_path: Path):
     """In a process of its own: workers are forks, and this one has threads."""
     pytest.importorskip("llama_cpp")
@@ -87,6 +88,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outcome", KINDS)
 def test_every_outcome_is_told_from_the_others(outcome: str, template: Path, tmp_path: Path):
     found = run(Reader("x", nothing, KINDS[outcome]), range(3), template, tmp_path / "run")
@@ -100,6 +102,7 @@ def test_what_lies_beside_a_case_is_watched(read, template: Path, tmp_path: Path
     assert dict(found.counts) == {"leak": 1}
 
 
+@pytest.mark.slow
 def test_a_hang_costs_its_own_time_and_the_next_inputs_go_on(
     template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

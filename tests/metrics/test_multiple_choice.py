@@ -141,6 +141,7 @@ tokens = st.lists(st.integers(0, 9), min_size=1, max_size=4).map(tuple)
 some_forks = st.lists(st.builds(Fork, tokens, st.lists(tokens, min_size=1, max_size=4).map(tuple)))
 
 
+@pytest.mark.slow
 @given(some_forks)
 @settings(max_examples=100, deadline=None)
 def test_every_branch_sees_its_stem_and_itself_and_nothing_else(forks):
@@ -159,6 +160,7 @@ def test_every_branch_sees_its_stem_and_itself_and_nothing_else(forks):
             assert set(last.sequences) <= set(seen[0].sequences)
 
 
+@pytest.mark.slow
 @given(some_forks, st.integers(1, 12), st.integers(4, 8))
 @settings(max_examples=100, deadline=None)
 def test_batches_keep_the_order_and_the_limits(forks, room, sequences):

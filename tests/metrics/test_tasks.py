@@ -201,6 +201,7 @@ COUNTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not REAL.is_dir(), reason="the data sets are not here")
 @pytest.mark.parametrize("name", TASKS)
 def test_the_real_files_have_the_items_their_page_says(name):

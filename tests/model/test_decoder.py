@@ -58,6 +58,7 @@ def some_tokens(vocabulary: int, rows: int = 2, length: int = LENGTH) -> torch.T
     return torch.randint(vocabulary, (rows, length), generator=torch.Generator().manual_seed(3))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("case", CASES)
 def test_logits_are_those_of_transformers(tmp_path, case):
@@ -76,6 +77,7 @@ def test_the_window_matters():
     assert torch.equal(attention(q, k, v, 12), attention(q, k, v, None))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize(
     "case", ["llama tied", "multi-head", "multi-query", "window", "window of one", "qwen3 heads"]

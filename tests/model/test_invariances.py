@@ -31,6 +31,7 @@ def checkpoint(request, tmp_path_factory):
     return open_checkpoint(str(folder))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
 def test_logits_stay(checkpoint, change):
     changed = CHANGES[change](checkpoint)
@@ -45,6 +46,7 @@ def test_logits_stay(checkpoint, change):
             assert spec.shape[1] % 256 == 0
 
 
+@pytest.mark.slow
 @pytest.mark.llama
 def test_llama_cpp_computes_the_same_logits(checkpoint, tmp_path):
     llama_cpp = pytest.importorskip("llama_cpp")
@@ -112,6 +114,7 @@ def test_rotation_spreads_what_stands_out(tmp_path):
     assert even.max() < 3 * even.median()
 
 
+@pytest.mark.slow
 @pytest.mark.llama
 def test_a_padded_model_takes_a_type_of_256_columns(tmp_path):
     pytest.importorskip("llama_cpp")

@@ -213,6 +213,7 @@ def test_a_second_build_of_the_same_folder_is_refused_at_once(place):
     assert not hidden(place)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("old", [False, True])
 def test_killed_at_any_moment_the_old_or_the_new_folder_is_whole(place, old):
     operations = 0

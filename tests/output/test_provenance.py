@@ -43,6 +43,7 @@ def build(home, folder, target, *, absolute):
     return edgepack.build(folder / "recipe.yaml", target, out=folder / "out").folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("absolute", [False, True])
 @pytest.mark.parametrize("target", ["gguf", "onnx"])
 def test_nothing_in_the_folder_tells_where_its_sources_lay(home, target, absolute):

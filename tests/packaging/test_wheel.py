@@ -17,6 +17,8 @@ import yaml
 
 from tests.support.tiny import TEXT, make_model
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("setuptools", reason="builds the wheel; no network in tests")
 
 ROOT = Path(__file__).parents[2]

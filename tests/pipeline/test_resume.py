@@ -68,6 +68,7 @@ def assert_same(folder: Path, whole: dict[str, bytes]) -> None:
     assert [name for name in whole if found[name] != whole[name]] == []
 
 
+@pytest.mark.slow
 def test_killed_before_every_few_file_operations(recipe, whole, tmp_path):
     """Each run is killed after some renames and unlinks, the first ones after next to none, when
     a temporary file is all there is; the next goes on."""
@@ -86,6 +87,7 @@ def test_killed_before_every_few_file_operations(recipe, whole, tmp_path):
     assert_same(tmp_path, whole)
 
 
+@pytest.mark.slow
 def test_killed_at_five_random_moments(recipe, whole, tmp_path):
     start = time.monotonic()
     assert not dies_after(600, lambda: build(recipe, tmp_path / "timing"))
@@ -106,6 +108,7 @@ edgepack.build(sys.argv[1], out=sys.argv[2], progress=lambda _: time.sleep(0.03)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["text", "decompose"])
 def test_a_process_of_its_own_killed_when_a_stage_begins(recipe, whole, tmp_path, stage):
     """``kill -9`` of an interpreter; the pauses let a busy machine's test look in time."""
@@ -125,6 +128,7 @@ def test_a_process_of_its_own_killed_when_a_stage_begins(recipe, whole, tmp_path
 # ---------------------------------------------------------------------------- measuring
 
 
+@pytest.mark.slow
 @pytest.mark.llama
 @pytest.mark.parametrize("target", ["gguf", "onnx", "checkpoint"])
 def test_measuring_goes_on_chunk_by_chunk(tmp_path, target):
@@ -198,6 +202,7 @@ def small_disk(tmp_path):
         subprocess.run(["umount", place], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kibibytes", [64, 400])
 def test_a_full_disk_is_said_in_one_line_and_resumed(
     recipe, whole, tmp_path, small_disk, kibibytes
@@ -218,6 +223,7 @@ def test_a_full_disk_is_said_in_one_line_and_resumed(
     assert_same(disk, whole)
 
 
+@pytest.mark.slow
 def test_an_output_on_a_full_disk_leaves_no_output(recipe, whole, tmp_path, small_disk):
     disk = small_disk(64)
     os.environ["EDGEPACK_CACHE"] = str(tmp_path / "cache")

@@ -189,6 +189,7 @@ def moved(before: dict[str, str], after: dict[str, str]) -> set[str]:
 TRIED = [(option, *change) for option, changes in OPTIONS.items() for change in changes]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tried", TRIED, ids=[f"{t[1]}-{t[0]}-{t[2]}" for t in TRIED])
 def test_an_option_is_in_the_keys_of_all_that_depends_on_it(place, tried):
     option, name, value, wanted, *others = tried
@@ -212,6 +213,7 @@ def test_what_is_in_no_key_changes_none(place, option):
     assert before == keys(place, changed(recipe, option, value))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain", "sized", "sliced"])
 def test_another_text_is_in_every_key_whatever_its_name(place, name):
     """The file's content counts, not its path."""

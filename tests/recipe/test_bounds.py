@@ -83,6 +83,7 @@ def nested(place: str, value):
     return value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", YAML)
 def test_a_file_that_is_no_recipe_is_refused_by_its_line(what, tmp_path):
     text, message = YAML[what]
@@ -90,6 +91,7 @@ def test_a_file_that_is_no_recipe_is_refused_by_its_line(what, tmp_path):
     assert message in refused(lambda: load(tmp_path / "r.yaml")).message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", VALUES)
 def test_a_value_beyond_its_bounds_is_refused_by_its_key(place):
     value, message = VALUES[place]
@@ -103,6 +105,7 @@ def test_the_output_is_named_by_a_plain_name(name):
     assert refused(lambda: parse({"export": {"name": name}})).message.startswith("export.name: ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: ascii(path)[:20])
 @pytest.mark.parametrize("place", ["model", "calibrate.source", "export.measure.text"])
 def test_a_path_is_one_that_can_exist(place, path):

@@ -36,6 +36,7 @@ def built(folder: Path, name: str, **sections: object) -> Artifact:
     return edgepack.build(path, out=folder / name)
 
 
+@pytest.mark.slow
 def test_scales_and_norms_move_and_nothing_else(folder: Path):
     before = built(folder, "before")
     steps = {"steps": 6, "tokens": 256, "evaluate_every": 2}

@@ -138,6 +138,7 @@ def last_hidden(decoder: Decoder, tokens: Tensor) -> Tensor:
     return x
 
 
+@pytest.mark.slow
 def test_the_streamed_gradient_is_that_of_the_whole_model(packed):
     decoder, weights = packed
     student = _student(decoder, weights, Settings(), CPU, torch.float32)
@@ -164,6 +165,7 @@ def run(packed: tuple[Decoder, Path], settings: Settings, folder: Path) -> Recov
     return finish(recover(decoder, decoder, weights, tokens, settings, folder))
 
 
+@pytest.mark.slow
 def test_it_comes_closer_to_the_original_at_the_same_codes_and_bytes(packed, tmp_path):
     decoder, weights = packed
     found = run(packed, QUICK, tmp_path / "out")
@@ -189,6 +191,7 @@ def test_it_comes_closer_to_the_original_at_the_same_codes_and_bytes(packed, tmp
             assert all(torch.equal(old[key], new[key]) for key in old)
 
 
+@pytest.mark.slow
 def test_two_bits_gain_much(tmp_path):
     packed = make_packed(tmp_path, "q2_0")
     settings = replace(QUICK, steps=40, scales=0.03, norms=0.03)
@@ -196,6 +199,7 @@ def test_two_bits_gain_much(tmp_path):
     assert found.best < 0.7 * found.start
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", trainable.KINDS)
 def test_only_what_is_named_is_trained(simple, tmp_path, kind):
     decoder, weights = simple
@@ -214,6 +218,7 @@ def test_only_what_is_named_is_trained(simple, tmp_path, kind):
     assert (changed, moved) == expected.get(kind, (set(), set(norms)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [10.0, 1e30])
 def test_nothing_worse_than_the_start_is_written(simple, tmp_path, rate):
     decoder, weights = simple
@@ -230,6 +235,7 @@ def test_nothing_worse_than_the_start_is_written(simple, tmp_path, rate):
 # ---------------------------------------------------------------------------- resume
 
 
+@pytest.mark.slow
 def test_killed_before_every_few_file_operations(simple, tmp_path):
     settings = replace(QUICK, steps=6, evaluate_every=2)
     run(simple, settings, tmp_path / "whole")

@@ -32,6 +32,7 @@ def kl(path: Path, out: Path) -> float:
     return manifest["measured"]["results"]["edgepack"]["kl_mean"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["global", "per_block"])
 def test_it_is_closer_to_the_model_before_slicing(tmp_path, method):
     path = finetuned(tmp_path, method=method)
@@ -56,6 +57,7 @@ def test_it_is_closer_to_the_model_before_slicing(tmp_path, method):
     assert shapes[0] == shapes[1]
 
 
+@pytest.mark.slow
 def test_what_is_compressed_is_the_finetuned_model(tmp_path):
     path = finetuned(tmp_path, 32)
     given = json.loads(path.read_text()) | {"compress": {"format": "q8_0"}}
@@ -73,6 +75,7 @@ def test_what_is_compressed_is_the_finetuned_model(tmp_path):
     assert (before - tuned).norm() > 0.02 * tuned.norm()
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(tmp_path, monkeypatch):
     path = finetuned(tmp_path)
 

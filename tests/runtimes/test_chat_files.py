@@ -75,6 +75,7 @@ def opening(tmp_path):
 BEGINS_WITH_BOS = "{{ bos_token }}" + CHAT
 
 
+@pytest.mark.slow
 @pytest.mark.llama
 @pytest.mark.parametrize(
     ("single", "template", "first"),
@@ -120,6 +121,7 @@ def test_measured_text_gets_no_eos(tmp_path, opening):
     assert rest
 
 
+@pytest.mark.slow
 @pytest.mark.llama
 @pytest.mark.parametrize("which", range(6))
 def test_every_end_ends_an_answer(which, tmp_path, opening):

@@ -91,6 +91,7 @@ KEYS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", KEYS)
 def test_a_key_that_would_end_the_process_is_named(what, files, tmp_path):
     key, value = KEYS[what]
@@ -110,6 +111,7 @@ def test_a_token_that_is_there_twice_is_named(end, files, tmp_path):
         check_model(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["F16", "BF16", "I32", "F64"])
 @pytest.mark.parametrize("name", ["blk.0.attn_norm.weight", WEIGHT])
 def test_a_tensor_of_a_type_without_kernels_is_named(kind, name, files, tmp_path):

@@ -39,12 +39,14 @@ def model(path):
         yield loaded
 
 
+@pytest.mark.slow
 def test_greedy_chat_knows_france_and_repeats_itself_exactly(model):
     answer = "".join(chat(model, QUESTION, 24))
     assert "Paris" in answer
     assert "".join(chat(model, QUESTION, 24)) == answer
 
 
+@pytest.mark.slow
 def test_what_comes_behind_the_end_of_a_turn_can_be_asked_for(model):
     tokens = model.tokenize(model.chat_prompt(QUESTION), special=True)
     turn = list(model.generate(tokens, 64))
@@ -54,6 +56,7 @@ def test_what_comes_behind_the_end_of_a_turn_can_be_asked_for(model):
     assert longer[: len(turn)] == turn
 
 
+@pytest.mark.slow
 def test_the_seed_decides_what_is_sampled(model):
     tokens = model.tokenize("Once upon a time")
 
@@ -64,6 +67,7 @@ def test_the_seed_decides_what_is_sampled(model):
     assert len({tuple(said(seed)) for seed in range(4)}) > 1
 
 
+@pytest.mark.slow
 def test_generation_ends_at_stop_tokens_and_at_the_end_of_the_context(model):
     tokens = model.tokenize("one two three four five six")
     said = list(model.generate(tokens, 6))
@@ -107,6 +111,7 @@ def test_characters_split_over_tokens_arrive_whole():
     assert list(text(pieces)) == ["a", "🎉b", "\N{REPLACEMENT CHARACTER}"]
 
 
+@pytest.mark.slow
 def test_corrupt_files_are_one_line_with_the_cause(path, tmp_path):
     data = path.read_bytes()
     for content, cause in ((data[:30_000_000], "ends before"), (b"x" * 64, "not a GGUF file")):

@@ -13,6 +13,7 @@ from tests.support.ggufs import INT8, distance, expected, in_llama_cpp, q_of, qu
 from tests.support.tiny import make_model
 
 
+@pytest.mark.slow
 @pytest.mark.llama
 def test_a_model_of_all_types_has_the_logits_of_its_dequantized_weights(tmp_path):
     names = stock()

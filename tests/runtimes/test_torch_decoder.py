@@ -48,6 +48,7 @@ def test_a_branch_does_not_see_what_its_neighbours_are_filled_up_with(decoder):
     assert np.allclose(together, alone, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["global", "per_block"])
 def test_a_sliced_checkpoint_is_measured(tmp_path, method):
     make_model(tmp_path / "model", tied=False)

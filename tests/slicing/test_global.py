@@ -44,6 +44,7 @@ def build(dense, width: int, **options) -> Path:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("orientation", ["pca", "random", "hadamard"])
 def test_all_columns_kept_is_the_same_model(dense, orientation):
     out = open_checkpoint(str(build(dense, HIDDEN, orientation=orientation)))
@@ -82,6 +83,7 @@ class Emptied(Rewritten):
         return W.float()
 
 
+@pytest.mark.slow
 def test_fewer_columns_are_the_norms_of_the_original_width(dense):
     made = sliced(dense, NARROW)
     out = open_checkpoint(str(build(dense, NARROW)))
@@ -95,6 +97,7 @@ def test_fewer_columns_are_the_norms_of_the_original_width(dense):
     assert (got - Decoder(dense).logits(IDS)).abs().max() > 0.1  # something was left out
 
 
+@pytest.mark.slow
 def test_transformers_and_llama_cpp_compute_the_same(dense, tmp_path):
     """3 heads of 4 do not divide 40 columns: what transformers' Llama refuses."""
     out = build(dense, 40)
@@ -115,6 +118,7 @@ def test_transformers_and_llama_cpp_compute_the_same(dense, tmp_path):
     assert (scores - wanted[0]).abs().max() < 0.02 * wanted.std()
 
 
+@pytest.mark.slow
 def test_heads_that_do_not_divide_the_width_load_as_a_sibling(tmp_path):
     for family, sibling in (("llama", "mistral"), ("qwen3", "qwen3")):
         make_model(tmp_path / family / "model", family, hidden=48, heads=3, kv_heads=3, head_dim=16)
@@ -175,6 +179,7 @@ def test_what_cannot_be_sliced_is_said_while_planning(tmp_path, options, said):
     assert said in (says("plan", path) if said else run("plan", path).stdout)
 
 
+@pytest.mark.slow
 def test_slicing_composes_with_compression(tmp_path):
     """Sliced to 256 columns, a model takes K-quants that its own 288 do not."""
     make_model(tmp_path / "model", hidden=288, heads=4, head_dim=64, intermediate=512, tied=False)
@@ -201,6 +206,7 @@ def test_slicing_composes_with_compression(tmp_path):
     assert "not a multiple of the 256" in says("plan", path)
 
 
+@pytest.mark.slow
 def test_a_killed_slice_goes_on(tmp_path, monkeypatch):
     make_model(tmp_path / "model", tied=False, dtype=torch.float32)
     path = recipe(tmp_path, NARROW)

@@ -47,6 +47,7 @@ def logits(folder: Path) -> torch.Tensor:
     return load(folder)(IDS).logits
 
 
+@pytest.mark.slow
 def test_all_columns_kept_is_the_same_model(dense):
     wanted = Decoder(dense).logits(IDS)
     got = logits(build(dense, sparsity=0.0))
@@ -101,6 +102,7 @@ def published(model, tokens, width):
     return model.lm_head(rms(streams["test"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dense", GATED, indirect=True, ids=str)
 def test_it_is_the_published_algorithm(dense):
     out = build(dense, width=40, round_to=8)
@@ -115,6 +117,7 @@ def test_it_is_the_published_algorithm(dense):
     assert (got - Decoder(dense).logits(IDS)).abs().max() > 0.1 * wanted.std()
 
 
+@pytest.mark.slow
 def test_our_own_forward_pass_is_that_of_transformers(dense):
     out = build(dense, schedule={"attention": [0.1, 0.4], "mlp": [0.3, 0.2]}, slice_head=True)
     plan = edgepack.plan(dense.folder.parent / "slice.yaml", "checkpoint")
@@ -194,6 +197,7 @@ def test_shortcuts_are_counted(tmp_path):
     assert "every half of a block has a shortcut matrix" in growing
 
 
+@pytest.mark.slow
 def test_a_killed_slice_goes_on(tmp_path, monkeypatch):
     make_model(tmp_path / "model", tied=False, dtype=torch.float32)
     path = recipe(tmp_path, 40, method="per_block")
