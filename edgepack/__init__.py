@@ -26,7 +26,7 @@ T = TypeVar("T")
 def plan(recipe: str | Path, target: str = "gguf") -> Plan:
     """What `build` would do: stages, bytes, bits per weight; reads headers only.
 
-    Raises `edgepack.core.errors.EdgepackError` for everything in the recipe that cannot be done.
+    Raises `edgepack.errors.EdgepackError` for everything in the recipe that cannot be done.
     """
     from edgepack.pipeline import make_plan
     from edgepack.recipe.read import load
@@ -119,7 +119,7 @@ def compare(
     on from what is cached. The points come smallest first.
     """
     from edgepack.comparison import compare as comparison
-    from edgepack.core.errors import RecipeError
+    from edgepack.errors import RecipeError
     from edgepack.metrics.tasks import load_all
     from edgepack.recipe.read import load
 

@@ -15,8 +15,8 @@ from edgepack import formats
 from edgepack.allocate.costs import MAX_BITS_FOR_RANKS, Costs, Search, load_costs
 from edgepack.allocate.knapsack import Option, allocate, cheapest
 from edgepack.checkpoint import Checkpoint
-from edgepack.core.errors import RecipeError
 from edgepack.core.weights import WeightFormat, WeightSpec
+from edgepack.errors import RecipeError
 from edgepack.planning.formats import (
     UNQUANTIZED,
     check_overrides,

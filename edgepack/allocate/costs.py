@@ -18,7 +18,6 @@ from edgepack import formats
 from edgepack.calibration.moments import weight_hessian
 from edgepack.checkpoint import Checkpoint
 from edgepack.core.disk import atomic
-from edgepack.core.errors import while_doing
 from edgepack.core.executor import Executor
 from edgepack.core.progress import Progress, Steps
 from edgepack.core.weights import (
@@ -31,6 +30,7 @@ from edgepack.core.weights import (
 from edgepack.decompose.caldera import check_problem, next_round
 from edgepack.decompose.ldlq import Metric, ldlq, metric
 from edgepack.decompose.low_rank import low_rank
+from edgepack.errors import while_doing
 from edgepack.formats._affine import Affine
 from edgepack.formats._limits import LARGEST
 from edgepack.formats.base import Format

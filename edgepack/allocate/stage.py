@@ -12,11 +12,11 @@ from edgepack.allocate.budget import Allocation, search, spend
 from edgepack.allocate.costs import Item, Search, measure_costs
 from edgepack.calibration.stage import Calibrate
 from edgepack.checkpoint import Checkpoint
-from edgepack.core.errors import RecipeError
 from edgepack.core.executor import Executor
 from edgepack.core.progress import Steps
 from edgepack.core.stage import Stage
 from edgepack.core.weights import WeightFormat
+from edgepack.errors import RecipeError
 from edgepack.planning.plan import Plan
 from edgepack.planning.target import Target
 from edgepack.recipe.sections import Compress

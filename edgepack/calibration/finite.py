@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from edgepack.architectures.base import Architecture
-from edgepack.core.errors import CalibrationError
+from edgepack.errors import CalibrationError
 
 
 def check_finite(

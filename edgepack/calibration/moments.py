@@ -10,10 +10,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from edgepack.architectures.base import LINEAR_ROLES
-from edgepack.core.errors import CalibrationError
 from edgepack.core.linalg import damp, pack_symmetric, unpack_symmetric
 from edgepack.core.weight_files import save_tensors
 from edgepack.core.weights import Hessian, WeightSpec
+from edgepack.errors import CalibrationError
 
 OUT = " out"
 """Suffix of the role that names the moments of a weight's output gradients."""

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 
-from edgepack.core.errors import CalibrationError
 from edgepack.core.untrusted import Untrusted, explain, parse_json, shorten, validate
+from edgepack.errors import CalibrationError
 
 HINT = (
     'a row is {"text": …}, {"messages": [{"role": …, "content": …}]}, {"prompt": …, "response": …} '

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgepack.core.errors import CalibrationError
+from edgepack.errors import CalibrationError
 
 
 def sample(probabilities: Tensor, generator: torch.Generator) -> Tensor:

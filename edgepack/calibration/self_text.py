@@ -21,8 +21,8 @@ from edgepack.calibration.sampling import sample
 from edgepack.checkpoint import special
 from edgepack.checkpoint.pieces import Pieces
 from edgepack.checkpoint.templates import TemplateError
-from edgepack.core.errors import CalibrationError
 from edgepack.core.progress import Progress, Steps
+from edgepack.errors import CalibrationError
 from edgepack.model.block import Block, KeyValueCache
 from edgepack.model.decoder import Decoder, fits_in_memory
 

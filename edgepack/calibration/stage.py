@@ -13,11 +13,11 @@ from edgepack.calibration import self_text
 from edgepack.calibration.sweep import LABELS_AT_ONCE, guided_hessians
 from edgepack.calibration.text import MIN_SEQUENCES, check, counts, read_tokens, write_tokens
 from edgepack.checkpoint import Checkpoint
-from edgepack.core.errors import RecipeError
 from edgepack.core.executor import Executor
 from edgepack.core.progress import Steps, finish
 from edgepack.core.stage import Stage
 from edgepack.core.weights import WeightSpec
+from edgepack.errors import RecipeError
 from edgepack.model.decoder import Decoder, fits_in_memory
 from edgepack.model.stream import TOKENS_AT_ONCE, Tokens
 from edgepack.planning.plan import READS, Plan, Text

@@ -17,9 +17,9 @@ from edgepack.checkpoint import templates
 from edgepack.checkpoint.base import Checkpoint, Dimensions
 from edgepack.checkpoint.special import names_of
 from edgepack.core.disk import atomic
-from edgepack.core.errors import CalibrationError
 from edgepack.core.progress import Steps
 from edgepack.core.untrusted import shorten
+from edgepack.errors import CalibrationError
 from edgepack.model.decoder import Decoder
 from edgepack.model.stream import Tokens
 from edgepack.recipe.sections import Calibrate

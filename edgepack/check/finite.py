@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from edgepack.checkpoint.base import Checkpoint
-from edgepack.core.errors import CheckpointError
 from edgepack.core.progress import Progress, Steps
 from edgepack.core.untrusted import shorten
+from edgepack.errors import CheckpointError
 
 STAGE = "check"
 HALF_MAX = 65504.0

@@ -14,8 +14,8 @@ from edgepack.checkpoint._layout import gguf_rows, interleaved_rows
 from edgepack.checkpoint.base import Checkpoint, Dimensions
 from edgepack.checkpoint.folder import FolderCheckpoint
 from edgepack.checkpoint.gguf_file import GgufCheckpoint
-from edgepack.core.errors import CheckpointError
 from edgepack.core.untrusted import quote, shorten
+from edgepack.errors import CheckpointError
 
 __all__ = ["Checkpoint", "Dimensions", "gguf_rows", "interleaved_rows", "open_checkpoint"]
 

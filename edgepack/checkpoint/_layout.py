@@ -10,9 +10,9 @@ from torch import Tensor
 
 from edgepack.architectures.base import Architecture
 from edgepack.checkpoint.base import Dimensions
-from edgepack.core.errors import CheckpointError
 from edgepack.core.untrusted import shorten
 from edgepack.core.weights import WeightSpec
+from edgepack.errors import CheckpointError
 
 SHAPES = {
     "token_embd": ("vocab", "hidden"),

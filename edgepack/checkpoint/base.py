@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Self
 from torch import Tensor
 
 from edgepack.architectures.base import Architecture
-from edgepack.core.errors import CheckpointError
 from edgepack.core.weights import QuantizedTensor, WeightSpec
+from edgepack.errors import CheckpointError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

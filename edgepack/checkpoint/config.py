@@ -12,8 +12,8 @@ from pydantic import AfterValidator, Field, create_model
 from edgepack.architectures.base import Architecture
 from edgepack.checkpoint import rope
 from edgepack.checkpoint.base import Dimensions
-from edgepack.core.errors import CheckpointError
 from edgepack.core.untrusted import Untrusted, quote, shorten, validate
+from edgepack.errors import CheckpointError
 
 HINT = "take the config.json published with the model"
 

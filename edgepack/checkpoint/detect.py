@@ -8,8 +8,8 @@ from typing import Any
 
 from edgepack.architectures.base import NORMED_WRITERS, Architecture
 from edgepack.core import plugins
-from edgepack.core.errors import CheckpointError
 from edgepack.core.untrusted import quote, shorten
+from edgepack.errors import CheckpointError
 
 BARE = ("Model", "ForCausalLM")
 """Suffixes of the classes whose weights are those of a language model."""

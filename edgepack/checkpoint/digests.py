@@ -16,8 +16,8 @@ from typing import BinaryIO
 from pydantic import Field
 
 from edgepack.core.disk import root
-from edgepack.core.errors import CheckpointError, EdgepackError
 from edgepack.core.untrusted import MakeError, Untrusted, read_json, shorten, validate
+from edgepack.errors import CheckpointError, EdgepackError
 
 LARGE = 16 << 20
 """Smallest file whose digest is remembered (hashing 16 MB takes about 10 ms)."""

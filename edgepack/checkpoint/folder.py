@@ -25,9 +25,9 @@ from edgepack.checkpoint import (
 from edgepack.checkpoint.base import Checkpoint, Dimensions, reopened
 from edgepack.checkpoint.config import Generation, read_dimensions
 from edgepack.checkpoint.source_files import SourceFiles
-from edgepack.core.errors import CheckpointError
 from edgepack.core.untrusted import shorten, validate
 from edgepack.core.weights import QuantizedTensor
+from edgepack.errors import CheckpointError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

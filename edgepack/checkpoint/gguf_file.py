@@ -21,9 +21,9 @@ from edgepack.checkpoint.gguf_header import GgufHeader
 from edgepack.checkpoint.gguf_keys import Numbers, read_general, read_numbers, read_tokenizer
 from edgepack.checkpoint.source_files import SourceFiles
 from edgepack.core import plugins
-from edgepack.core.errors import CheckpointError
 from edgepack.core.untrusted import quote, shorten
 from edgepack.core.weights import QuantizedTensor
+from edgepack.errors import CheckpointError
 from edgepack.formats._ggml import GGML_QUANT_SIZES, GGMLQuantizationType
 
 if TYPE_CHECKING:

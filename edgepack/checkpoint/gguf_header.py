@@ -18,8 +18,8 @@ from gguf.constants import GGUF_DEFAULT_ALIGNMENT, GGUFValueType
 from torch import Tensor
 
 from edgepack.checkpoint.source_files import SourceFiles, refuse_pointer
-from edgepack.core.errors import CheckpointError
 from edgepack.core.untrusted import quote, shorten
+from edgepack.errors import CheckpointError
 from edgepack.formats._ggml import GGML_QUANT_SIZES, GGMLQuantizationType
 
 Metadata = dict[str, tuple[Any, GGUFValueType, GGUFValueType | None]]

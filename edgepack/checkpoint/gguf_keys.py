@@ -11,8 +11,8 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_v
 from edgepack.checkpoint import rope
 from edgepack.checkpoint.config import Blocks, Epsilon, Width
 from edgepack.checkpoint.rope import Positions
-from edgepack.core.errors import CheckpointError
 from edgepack.core.untrusted import Untrusted, quote, shorten, validate
+from edgepack.errors import CheckpointError
 
 MAX_TOKEN = 1024
 """Most characters of a token; merges are found by cutting every token at every position."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edgepack.checkpoint import shards
 from edgepack.checkpoint.folder import FILES
-from edgepack.core.errors import CheckpointError
+from edgepack.errors import CheckpointError
 
 ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?(@[\w./-]+)?")
 """``name`` or ``owner/name``, with an optional branch, tag or commit after ``@``."""

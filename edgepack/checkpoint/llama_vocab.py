@@ -16,7 +16,7 @@ from gguf import TokenType
 from tokenizers import Tokenizer
 
 from edgepack.checkpoint.tokenizer import SPACE, byte_level_bpe, kinds, names, token_scores
-from edgepack.core.errors import CheckpointError
+from edgepack.errors import CheckpointError
 
 FOUND_WHOLE = (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED)
 DEFAULTS = {

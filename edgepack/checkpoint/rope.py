@@ -11,8 +11,8 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from edgepack.architectures.base import Architecture
-from edgepack.core.errors import CheckpointError
 from edgepack.core.untrusted import Untrusted, quote
+from edgepack.errors import CheckpointError
 
 TENSOR = "rope_freqs.weight"
 """GGUF's tensor of frequency divisors."""

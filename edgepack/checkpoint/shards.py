@@ -14,8 +14,8 @@ from torch import Tensor
 from edgepack.architectures.base import Architecture
 from edgepack.checkpoint.config import Index
 from edgepack.checkpoint.source_files import SourceFiles, refuse_pointer
-from edgepack.core.errors import CheckpointError
 from edgepack.core.untrusted import shorten, validate
+from edgepack.errors import CheckpointError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

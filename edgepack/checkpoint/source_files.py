@@ -12,8 +12,8 @@ from torch import Tensor
 
 from edgepack.checkpoint import digests
 from edgepack.checkpoint.digests import Identity, changed_error
-from edgepack.core.errors import CheckpointError
 from edgepack.core.untrusted import read_json, shorten
+from edgepack.errors import CheckpointError
 
 LFS = b"version https://git-lfs"
 

@@ -8,8 +8,8 @@ from weakref import WeakKeyDictionary
 
 from edgepack.checkpoint import templates
 from edgepack.checkpoint.templates import TemplateError
-from edgepack.core.errors import CheckpointError
 from edgepack.core.untrusted import quote
+from edgepack.errors import CheckpointError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

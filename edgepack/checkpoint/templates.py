@@ -17,8 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from edgepack.core.errors import EdgepackError
 from edgepack.core.untrusted import quote, shorten
+from edgepack.errors import EdgepackError
 
 SECONDS = 5
 """Most processor time of one rendering; real templates take a millisecond."""

@@ -16,8 +16,8 @@ from edgepack.checkpoint.pretokenizers import (
     Splitting,
 )
 from edgepack.checkpoint.tokenizer_files import from_folder
-from edgepack.core.errors import CheckpointError
 from edgepack.core.untrusted import quote
+from edgepack.errors import CheckpointError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgepack.core.errors import CheckpointError, EdgepackError
 from edgepack.core.untrusted import quote, read_json, shorten
+from edgepack.errors import CheckpointError, EdgepackError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -13,8 +13,8 @@ from gguf import GGUFWriter, TokenType
 from edgepack.checkpoint import pretokenizers, probes, special
 from edgepack.checkpoint.templates import DEFAULT
 from edgepack.checkpoint.tokenizer import SPACE, TEMPLATE, TEMPLATE_NAMES
-from edgepack.core.errors import CheckpointError
 from edgepack.core.untrusted import quote
+from edgepack.errors import CheckpointError
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken

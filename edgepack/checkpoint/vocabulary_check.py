@@ -11,8 +11,8 @@ from edgepack.checkpoint.base import Checkpoint
 from edgepack.checkpoint.llama_vocab import LlamaVocab
 from edgepack.checkpoint.probes import Difference
 from edgepack.checkpoint.tokenizer import TEMPLATE
-from edgepack.core.errors import CheckpointError
 from edgepack.core.untrusted import quote, shorten
+from edgepack.errors import CheckpointError
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken

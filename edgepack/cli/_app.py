@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from edgepack.core.errors import EdgepackError
+from edgepack.errors import EdgepackError
 
 RESUMED = ("build", "compare")
 

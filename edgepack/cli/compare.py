@@ -10,7 +10,7 @@ import typer
 
 import edgepack
 from edgepack.cli._app import Against, Data, Json, Limit, Tasks, app, print_json, task_names
-from edgepack.core.errors import EdgepackError
+from edgepack.errors import EdgepackError
 
 
 @app.command()

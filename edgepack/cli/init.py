@@ -23,8 +23,8 @@ def init(
     ] = None,
 ) -> None:
     """Write a recipe to start from: quickstart, qwen2.5-0.5b, smollm2-web, tinyllama-sliced."""
-    from edgepack.core.errors import RecipeError
     from edgepack.core.plugins import suggest
+    from edgepack.errors import RecipeError
 
     known = tuple(sorted(path.stem for path in RECIPES.glob("*.yaml")))
     if name not in known:

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 from edgepack.calibration.moments import weight_hessian
 from edgepack.calibration.stage import Calibrate
 from edgepack.core.disk import scratch
-from edgepack.core.errors import RecipeError
 from edgepack.core.progress import Progress, Steps
 from edgepack.core.tables import format_size
+from edgepack.errors import RecipeError
 from edgepack.measure.stage import Measure, compare_models
 from edgepack.metrics.multiple_choice import CONTEXT, SEQUENCES, Answers, Mean, Open, answer
 from edgepack.metrics.speed import Speed, speeds

@@ -14,9 +14,9 @@ from edgepack.checkpoint import open_checkpoint
 from edgepack.comparison.scoreboard import Scoreboard
 from edgepack.core.artifact import Artifact
 from edgepack.core.disk import scratch
-from edgepack.core.errors import CheckpointError, EdgepackError, RecipeError
 from edgepack.core.progress import Steps
 from edgepack.core.stage import Stage
+from edgepack.errors import CheckpointError, EdgepackError, RecipeError
 from edgepack.metrics.divergence import Divergence, Perplexity, divergence, perplexity
 from edgepack.metrics.multiple_choice import CONTEXT, SEQUENCES, answer
 from edgepack.metrics.tasks import load_all

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepack.comparison.compare import OTHERS, Point, frontier
-from edgepack.core.errors import missing_extra
+from edgepack.errors import missing_extra
 from edgepack.planning.target import get, names
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from edgepack.core.errors import EdgepackError
 from edgepack.core.untrusted import Untrusted, read_json, validate
+from edgepack.errors import EdgepackError
 
 MANIFEST = "manifest.json"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import platformdirs
 from filelock import FileLock, Timeout
 
-from edgepack.core.errors import EdgepackError
+from edgepack.errors import EdgepackError
 
 
 def root() -> Path:

@@ -22,7 +22,7 @@ INIT = "__init__.py"
 SILENT = frozenset(
     f"edgepack.{name}"
     for name in (
-        *("core.errors", "core.os_errors", "core.progress", "core.untrusted"),
+        *("errors", "core.os_errors", "core.progress", "core.untrusted"),
         *("core.disk", "core.stage", "core.weight_files", "core.executor"),
         *("planning", "planning.plan", "planning.steps", "planning.target"),
         *("recipe", "recipe.sections", "recipe.read", "recipe.fields", "recipe.plain_yaml"),

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from edgepack.core.errors import RecipeError
+from edgepack.errors import RecipeError
 
 
 def hadamard(n: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgepack.core.errors import DecompositionError
+from edgepack.errors import DecompositionError
 
 NOISE = 1e-6
 """Values below this share of H are zero up to rounding: H is stored as float32, whose rounding unit

@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 from edgepack.core.disk import root
-from edgepack.core.errors import EdgepackError
 from edgepack.core.untrusted import shorten
+from edgepack.errors import EdgepackError
 
 NO_MEMORY_TEXTS = ("can't allocate memory", "not enough memory")
 """torch's texts for full memory, in a RuntimeError."""

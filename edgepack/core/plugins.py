@@ -16,7 +16,7 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from edgepack.core.errors import EdgepackError, RecipeError
+from edgepack.errors import EdgepackError, RecipeError
 
 BASE = "base"
 """The module that defines the type of a kind's plug-ins; it is no plug-in itself."""

@@ -22,10 +22,10 @@ from typing import Any, ClassVar
 
 from edgepack.core import fingerprint
 from edgepack.core.disk import atomic, lock_of, locked, root, sync, sync_tree
-from edgepack.core.errors import EdgepackError
 from edgepack.core.executor import Executor
 from edgepack.core.progress import Steps
 from edgepack.core.untrusted import Untrusted, read_json, validate
+from edgepack.errors import EdgepackError
 
 LIST = "stage.json"
 """What a finished stage says of itself: what it was made of and with, and its files' sha256."""

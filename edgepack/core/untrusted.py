@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from edgepack.core.errors import EdgepackError
+from edgepack.errors import EdgepackError
 
 MAX_BYTES = 256 << 20
 """Largest JSON file that is read; the index of a 1000-shard model has 10 MB."""

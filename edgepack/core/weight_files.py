@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from edgepack.core.disk import atomic
-from edgepack.core.errors import EdgepackError
 from edgepack.core.weights import FactoredWeight
+from edgepack.errors import EdgepackError
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:

@@ -15,12 +15,12 @@ from edgepack import formats
 from edgepack.calibration.moments import EMBEDDING, HEAD, OUTPUT, identity_hessian, weight_hessian
 from edgepack.calibration.sweep import embed_batches, head_moments, layer_hessians
 from edgepack.checkpoint import Checkpoint
-from edgepack.core.errors import while_doing
 from edgepack.core.executor import Executor
 from edgepack.core.progress import Progress, Steps
 from edgepack.core.weight_files import IMATRIX, load_weight, save_tensors, weight_path
 from edgepack.core.weights import Hessian, WeightFormat, WeightSpec
 from edgepack.decompose.caldera import Decomposition, caldera
+from edgepack.errors import while_doing
 from edgepack.model.decoder import Decoder
 from edgepack.model.stream import Tokens, micro_batches, states
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from edgepack.core.errors import EdgepackError
+from edgepack.errors import EdgepackError
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from edgepack.core.disk import atomic
-from edgepack.core.errors import EdgepackError, RecipeError
 from edgepack.devices import _measured
 from edgepack.devices.base import Device, Output, check_exists, out_of_time
+from edgepack.errors import EdgepackError, RecipeError
 
 
 class Local(Device):

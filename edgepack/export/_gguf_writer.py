@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edgepack.architectures.base import Architecture
-from edgepack.core.errors import ExportError
 from edgepack.core.weights import QuantizedTensor
+from edgepack.errors import ExportError
 from edgepack.export.values import check_finite
 from edgepack.formats.base import GgmlFormat
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from edgepack.checkpoint import Checkpoint, gguf_rows
 from edgepack.core import plugins
-from edgepack.core.errors import ExportError
 from edgepack.core.weights import FactoredWeight, QuantizedTensor, WeightFormat, WeightSpec
+from edgepack.errors import ExportError
 from edgepack.export._gguf_writer import Entry, size_of, write
 from edgepack.export.values import F32, plain_formats
 from edgepack.formats import f16

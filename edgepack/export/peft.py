@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from edgepack.core.errors import ExportError
 from edgepack.core.weights import FactoredWeight
+from edgepack.errors import ExportError
 from edgepack.export.values import check_finite
 
 

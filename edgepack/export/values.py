@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edgepack.checkpoint import Checkpoint
-from edgepack.core.errors import ExportError
 from edgepack.core.weights import QuantizedTensor
+from edgepack.errors import ExportError
 from edgepack.formats import f16
 
 F32 = "f32"

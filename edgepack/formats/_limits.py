@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from edgepack.core.errors import DecompositionError
 from edgepack.core.weights import QuantizedTensor
+from edgepack.errors import DecompositionError
 
 FP16_MAX, FP16_NORMAL = 65504.0, 2.0**-14
 LARGEST = 3e8

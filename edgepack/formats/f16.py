@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgepack.core.errors import DecompositionError
 from edgepack.core.weights import Grid, QuantizedTensor
+from edgepack.errors import DecompositionError
 from edgepack.formats._ggml import GGMLQuantizationType
 from edgepack.formats._limits import check_finite
 from edgepack.formats._search import FP16_MAX

@@ -21,12 +21,12 @@ import torch
 from edgepack.calibration import text as calibration_text
 from edgepack.calibration.stage import FLOAT
 from edgepack.core.disk import atomic, scratch
-from edgepack.core.errors import ExportError, RecipeError
 from edgepack.core.executor import Executor
 from edgepack.core.progress import Progress, Steps
 from edgepack.core.stage import Stage
 from edgepack.core.untrusted import read_json
 from edgepack.core.weight_files import load_imatrix
+from edgepack.errors import ExportError, RecipeError
 from edgepack.export.stage import Export
 from edgepack.metrics.divergence import CHUNK, compare, divergence
 from edgepack.metrics.text import HELD_OUT, Text

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgepack.core.errors import EdgepackError
 from edgepack.core.progress import Progress, Steps
 from edgepack.core.weight_files import load_tensors, save_tensors
+from edgepack.errors import EdgepackError
 from edgepack.runtimes.base import Scorer, check_numbers, tokenize_prefix
 
 _ROWS = 32  # positions per float64 block: 40 MB at a vocabulary of 150 000

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from edgepack.core.errors import EdgepackError, missing_extra
+from edgepack.errors import EdgepackError, missing_extra
 from edgepack.metrics.multiple_choice import score
 from edgepack.runtimes.base import Runtime
 

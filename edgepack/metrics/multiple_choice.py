@@ -15,8 +15,8 @@ from itertools import groupby
 import numpy as np
 from numpy.typing import NDArray
 
-from edgepack.core.errors import while_doing
 from edgepack.core.progress import Progress, Steps
+from edgepack.errors import while_doing
 from edgepack.metrics.divergence import log_probabilities, standard_error
 from edgepack.metrics.tasks import TASKS, Item
 from edgepack.runtimes.base import Scorer, tokenize_prefix

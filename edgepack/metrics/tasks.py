@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from edgepack.core import plugins
-from edgepack.core.errors import EdgepackError, RecipeError
 from edgepack.core.untrusted import parse_json, quote, shorten
+from edgepack.errors import EdgepackError, RecipeError
 
 MAX_TEXT = 256 << 20
 """Most characters that a compressed file may unpack to."""

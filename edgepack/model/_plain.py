@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgepack.checkpoint import Checkpoint
-from edgepack.core.errors import RecipeError
+from edgepack.errors import RecipeError
 
 
 def refuse_other_streams(checkpoint: Checkpoint, key: str) -> None:

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from edgepack.checkpoint.base import Checkpoint
-from edgepack.core.errors import CheckpointError
 from edgepack.core.hardware import available_memory
+from edgepack.errors import CheckpointError
 from edgepack.model.block import Block, Rotary, norm
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from edgepack.architectures.base import ATTENTION_READS, FEED_READS, START, Architecture
 from edgepack.checkpoint import Checkpoint
-from edgepack.core.errors import RecipeError
+from edgepack.errors import RecipeError
 from edgepack.recipe.sections import Slice
 
 ROUND_TO = {"global": 256, "per_block": 8}

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from edgepack.architectures.base import NORMS, WRITE
 from edgepack.checkpoint import Checkpoint
-from edgepack.core.errors import while_doing
 from edgepack.core.hadamard import paley_order, random_hadamard
 from edgepack.core.weights import WeightSpec
+from edgepack.errors import while_doing
 from edgepack.model._plain import refuse_other_streams
 from edgepack.model.rewritten import Rewritten
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from edgepack.core.disk import atomic
-from edgepack.core.errors import CalibrationError
+from edgepack.errors import CalibrationError
 from edgepack.model.decoder import Decoder
 
 TOKENS_AT_ONCE = 4096  # tokens whose activations are in memory at once

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from edgepack.core.artifact import MANIFEST, Artifact
 from edgepack.core.disk import lock_of, locked, root, sync, sync_tree
-from edgepack.core.errors import EdgepackError, ExportError
 from edgepack.core.untrusted import shorten
+from edgepack.errors import EdgepackError, ExportError
 
 MARK, LOCK = "edgepack-output.json", "lock"
 """In a working folder: whose it is (a folder without it is not ours to touch), and whether

@@ -11,7 +11,7 @@ from typing import Any
 
 from edgepack.core.artifact import Artifact
 from edgepack.core.disk import atomic, root
-from edgepack.core.errors import EdgepackError
+from edgepack.errors import EdgepackError
 from edgepack.planning.plan import Plan
 from edgepack.recipe.read import load, parse
 from edgepack.recipe.sections import Recipe

@@ -10,8 +10,8 @@ from typing import Any
 from edgepack import formats
 from edgepack.checkpoint import Checkpoint
 from edgepack.core import plugins
-from edgepack.core.errors import RecipeError
 from edgepack.core.weights import WeightFormat, WeightSpec
+from edgepack.errors import RecipeError
 from edgepack.formats import factor_format
 from edgepack.formats.base import Format
 from edgepack.planning.target import Target

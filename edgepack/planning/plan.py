@@ -10,9 +10,9 @@ from typing import Protocol, TypeVar
 from edgepack import formats
 from edgepack.checkpoint import Checkpoint, open_checkpoint
 from edgepack.checkpoint.save import dtype_of
-from edgepack.core.errors import RecipeError
 from edgepack.core.stage import Stage
 from edgepack.core.weights import WeightFormat, WeightSpec
+from edgepack.errors import RecipeError
 from edgepack.model.decoder import Decoder
 from edgepack.model.rewritten import Rewritten
 from edgepack.model.rotation import Rotated

@@ -13,8 +13,8 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from edgepack.core import plugins
-from edgepack.core.errors import RecipeError, missing_extra
 from edgepack.core.untrusted import quote
+from edgepack.errors import RecipeError, missing_extra
 from edgepack.recipe.sections import Export, Recipe
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 from yaml.events import AliasEvent
 
-from edgepack.core.errors import RecipeError
 from edgepack.core.untrusted import quote, shorten
+from edgepack.errors import RecipeError
 
 MAX_BYTES = 1 << 20
 MAX_NODES = 20_000

@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from edgepack.core.errors import RecipeError
 from edgepack.core.untrusted import quote, shorten
+from edgepack.errors import RecipeError
 from edgepack.recipe import plain_yaml
 from edgepack.recipe.sections import Recipe
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgepack.core.errors import CalibrationError
 from edgepack.core.untrusted import shorten
+from edgepack.errors import CalibrationError
 
 SOURCE = "calibrate.source"
 MEASURED = "export.measure.text"

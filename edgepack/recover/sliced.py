@@ -23,13 +23,13 @@ from edgepack.architectures.base import LINEAR_ROLES
 from edgepack.checkpoint import Checkpoint
 from edgepack.checkpoint.save import is_saved, save
 from edgepack.core.disk import atomic
-from edgepack.core.errors import DecompositionError
 from edgepack.core.executor import Executor
 from edgepack.core.linalg import top_left_singular_vectors
 from edgepack.core.progress import Progress, Steps
 from edgepack.core.stage import Stage
 from edgepack.core.weight_files import load_tensors, save_tensors
 from edgepack.core.weights import FactoredWeight, QuantizedTensor
+from edgepack.errors import DecompositionError
 from edgepack.formats._limits import FP16_MAX, check_finite
 from edgepack.model.decoder import Decoder
 from edgepack.model.sliced import Sliced

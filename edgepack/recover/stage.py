@@ -12,11 +12,11 @@ from torch import Tensor
 from edgepack.calibration.stage import FLOAT, Calibrate, matrices_by_block
 from edgepack.calibration.sweep import LABELS_AT_ONCE
 from edgepack.checkpoint import Checkpoint
-from edgepack.core.errors import RecipeError
 from edgepack.core.executor import Executor
 from edgepack.core.progress import Steps
 from edgepack.core.stage import Stage
 from edgepack.decompose.stage import Decompose
+from edgepack.errors import RecipeError
 from edgepack.model.decoder import Decoder
 from edgepack.planning.plan import Plan
 from edgepack.recipe import sections

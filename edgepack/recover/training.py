@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgepack.core.errors import EdgepackError
 from edgepack.core.weight_files import load_tensors, save_tensors
+from edgepack.errors import EdgepackError
 from edgepack.model.decoder import Head
 from edgepack.model.stream import Activations, Batch
 from edgepack.recover import trainable

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from edgepack.core.artifact import MANIFEST, Artifact
-from edgepack.core.errors import EdgepackError
 from edgepack.core.tables import align, format_size
 from edgepack.core.untrusted import shorten
+from edgepack.errors import EdgepackError
 from edgepack.recipe.read import load
 from edgepack.report.page import bought, commands, measurements, sliced
 

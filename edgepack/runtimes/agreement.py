@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from edgepack.checkpoint import probes, special
 from edgepack.checkpoint.probes import Difference
 from edgepack.checkpoint.vocabulary_check import Reasons
-from edgepack.core.errors import ExportError
+from edgepack.errors import ExportError
 from edgepack.runtimes.base import Scorer
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from edgepack.core.errors import EdgepackError
 from edgepack.core.untrusted import shorten
+from edgepack.errors import EdgepackError
 from edgepack.runtimes.forks import Fork
 
 

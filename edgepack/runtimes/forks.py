@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from edgepack.core.errors import EdgepackError
+from edgepack.errors import EdgepackError
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgepack.core import plugins
-from edgepack.core.errors import EdgepackError, missing_extra
+from edgepack.errors import EdgepackError, missing_extra
 
 LIBRARY = {"darwin": "libggml-base.dylib", "win32": "ggml-base.dll"}
 """File in llama-cpp-python's ``lib`` folder by platform; on others, ``libggml-base.so``."""

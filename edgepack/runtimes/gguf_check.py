@@ -16,8 +16,8 @@ from gguf.constants import GGMLQuantizationType as Kind
 from gguf.constants import GGUFValueType as Type
 
 from edgepack.checkpoint.gguf_header import GgufHeader, Stored
-from edgepack.core.errors import CheckpointError, EdgepackError
 from edgepack.core.untrusted import quote, shorten
+from edgepack.errors import CheckpointError, EdgepackError
 
 HINT = "the file is damaged, or another program wrote what llama.cpp does not take"
 MAX_BLOCKS = 512  # LLAMA_MAX_LAYERS

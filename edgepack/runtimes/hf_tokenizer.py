@@ -10,8 +10,8 @@ from typing import Any
 from edgepack.checkpoint import special
 from edgepack.checkpoint.pieces import Pieces
 from edgepack.checkpoint.tokenizer import from_folder
-from edgepack.core.errors import CheckpointError
 from edgepack.core.untrusted import quote, read_json
+from edgepack.errors import CheckpointError
 from edgepack.runtimes.chat import render
 
 

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from edgepack.checkpoint.special import MORE_ENDS, gguf_ends
 from edgepack.checkpoint.tokenizer import TEMPLATE, TEMPLATE_PREFIX
-from edgepack.core.errors import EdgepackError, missing_extra
 from edgepack.core.untrusted import shorten
+from edgepack.errors import EdgepackError, missing_extra
 from edgepack.runtimes.base import (
     LIKELIEST,
     PENALTY_WINDOW,

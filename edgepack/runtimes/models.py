@@ -8,7 +8,7 @@ from typing import Protocol
 
 from edgepack.checkpoint import Checkpoint
 from edgepack.core.artifact import MANIFEST, Artifact
-from edgepack.core.errors import EdgepackError
+from edgepack.errors import EdgepackError
 from edgepack.model.decoder import Decoder
 from edgepack.runtimes.base import Runtime, Scorer
 from edgepack.runtimes.llama_cpp import LlamaCpp

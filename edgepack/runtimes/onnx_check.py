@@ -8,8 +8,8 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
-from edgepack.core.errors import EdgepackError, missing_extra
 from edgepack.core.untrusted import Untrusted, quote, read_json, shorten, validate
+from edgepack.errors import EdgepackError, missing_extra
 
 GENAI = "genai_config.json"
 CONFIG = "config.json"

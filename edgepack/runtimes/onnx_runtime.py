@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from edgepack.core.errors import EdgepackError, missing_extra
 from edgepack.core.untrusted import shorten
+from edgepack.errors import EdgepackError, missing_extra
 from edgepack.runtimes import onnx_check
 from edgepack.runtimes._sampling import Sampler
 from edgepack.runtimes.base import (

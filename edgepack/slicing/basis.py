@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgepack.core.errors import CalibrationError
 from edgepack.core.hadamard import random_hadamard
+from edgepack.errors import CalibrationError
 from edgepack.recipe.sections import Orientation
 
 

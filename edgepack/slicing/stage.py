@@ -12,11 +12,11 @@ from edgepack.architectures.base import Architecture
 from edgepack.calibration.stage import DOUBLE, FLOAT, text_options, with_text
 from edgepack.checkpoint import Checkpoint
 from edgepack.checkpoint.save import SHARD, is_saved
-from edgepack.core.errors import RecipeError, while_doing
 from edgepack.core.executor import Executor
 from edgepack.core.hadamard import paley_order
 from edgepack.core.progress import Steps
 from edgepack.core.stage import Stage
+from edgepack.errors import RecipeError, while_doing
 from edgepack.model.centered import center
 from edgepack.model.places import kept_widths
 from edgepack.model.sliced import Sliced, has_code

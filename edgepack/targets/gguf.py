@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from edgepack.core.errors import RecipeError
 from edgepack.core.progress import Progress, Steps
+from edgepack.errors import RecipeError
 from edgepack.planning.target import Library, Target
 from edgepack.recipe.sections import Recipe
 

@@ -7,8 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgepack.core.errors import EdgepackError, missing_extra
 from edgepack.core.progress import Progress, Steps
+from edgepack.errors import EdgepackError, missing_extra
 from edgepack.planning.target import Library, Target
 from edgepack.recipe.sections import Onnx as Options
 from edgepack.recipe.sections import Recipe

@@ -17,11 +17,11 @@ from edgepack.allocate.knapsack import Option, allocate, hull
 from edgepack.allocate.stage import Allocate
 from edgepack.cli import app
 from edgepack.core import plugins
-from edgepack.core.errors import RecipeError
 from edgepack.core.weights import FactoredWeight, Hessian, quadratic_cost
 from edgepack.decompose.caldera import caldera, next_round
 from edgepack.decompose.ldlq import ldlq, metric
 from edgepack.decompose.low_rank import low_rank
+from edgepack.errors import RecipeError
 from edgepack.pipeline import make_plan
 from edgepack.recipe.read import parse
 from tests.support.tiny import make_model

@@ -16,9 +16,9 @@ from edgepack.calibration import text as calibration_text
 from edgepack.calibration.moments import EMBEDDING, HEAD, load_hessian
 from edgepack.calibration.sampling import sample
 from edgepack.checkpoint import open_checkpoint
-from edgepack.core.errors import CalibrationError
 from edgepack.core.progress import finish
 from edgepack.core.weights import Hessian
+from edgepack.errors import CalibrationError
 from edgepack.model import stream
 from edgepack.model.decoder import Decoder
 from edgepack.model.stream import Activations, Tokens

@@ -9,7 +9,7 @@ import pytest
 
 from edgepack.calibration import text as calibration_text
 from edgepack.checkpoint import open_checkpoint
-from edgepack.core.errors import CalibrationError
+from edgepack.errors import CalibrationError
 from edgepack.model.decoder import Decoder
 from edgepack.recipe.sections import Calibrate
 from edgepack.recipe.texts import source_path

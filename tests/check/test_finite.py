@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from edgepack.check import finite
 from edgepack.checkpoint import open_checkpoint
-from edgepack.core.errors import CheckpointError
 from edgepack.core.progress import finish
+from edgepack.errors import CheckpointError
 from tests.support.tiny import make_model, write_gguf
 
 NAME = "model.layers.1.self_attn.k_proj.weight"

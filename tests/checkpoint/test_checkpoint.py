@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from edgepack.checkpoint import digests, gguf_rows, interleaved_rows, open_checkpoint, rope
 from edgepack.checkpoint.gguf_header import GgufHeader
 from edgepack.core import plugins
-from edgepack.core.errors import CheckpointError
+from edgepack.errors import CheckpointError
 from tests.support.tiny import make_model, write_gguf
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from edgepack.checkpoint import open_checkpoint
-from edgepack.core.errors import CheckpointError
+from edgepack.errors import CheckpointError
 from edgepack.model.decoder import Decoder
 from tests.support.tiny import make_model
 

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from edgepack.checkpoint import open_checkpoint, save
-from edgepack.core.errors import CheckpointError
 from edgepack.core.progress import finish
+from edgepack.errors import CheckpointError
 from edgepack.model.decoder import Decoder
 from tests.support.tiny import FAMILIES, LAYER_NORM, make_model, write_gguf
 

@@ -8,7 +8,7 @@ import pytest
 from gguf import GGUFValueType as T
 
 from edgepack.checkpoint import open_checkpoint
-from edgepack.core.errors import CheckpointError
+from edgepack.errors import CheckpointError
 from tests.support.tiny import make_model
 
 ARRAY, STRING, UINT32, FLOAT32 = T.ARRAY, T.STRING, T.UINT32, T.FLOAT32

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from edgepack.checkpoint import digests, open_checkpoint
 from edgepack.core import stage as cache
-from edgepack.core.errors import CheckpointError, EdgepackError
+from edgepack.errors import CheckpointError, EdgepackError
 from tests.support.tiny import make_model, write_gguf
 
 UP = "model.layers.0.mlp.up_proj.weight"

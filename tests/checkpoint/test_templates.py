@@ -10,7 +10,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from edgepack.calibration import self_text
 from edgepack.checkpoint import special, templates
 from edgepack.checkpoint.templates import TemplateError, choose, render
-from edgepack.core.errors import EdgepackError
+from edgepack.errors import EdgepackError
 from tests.support.tiny import CHAT, make_tokenizer
 
 MESSAGES = [

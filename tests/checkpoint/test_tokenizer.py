@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from edgepack.checkpoint import open_checkpoint, pretokenizers, vocabulary
 from edgepack.checkpoint.tokenizer import from_folder, from_gguf
-from edgepack.core.errors import CheckpointError
+from edgepack.errors import CheckpointError
 from tests.support.tiny import SPECIAL, make_model, make_tokenizer
 from tests.support.vocabularies import (
     GPT2_STYLE,

@@ -20,7 +20,7 @@ from edgepack.checkpoint import (
 )
 from edgepack.checkpoint.llama_vocab import LlamaVocab
 from edgepack.checkpoint.vocabulary_check import compare
-from edgepack.core.errors import CheckpointError, EdgepackError
+from edgepack.errors import CheckpointError, EdgepackError
 from edgepack.pipeline import make_plan as plan
 from edgepack.recipe.sections import Recipe
 from tests.support.tiny import SPECIAL, make_model, make_tokenizer

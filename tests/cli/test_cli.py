@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 import edgepack
 from edgepack.cli import app
-from edgepack.core.errors import EdgepackError
+from edgepack.errors import EdgepackError
 from edgepack.recipe.read import load
 from tests.support.commands import RECIPE, fails, run, write
 from tests.support.tiny import TEXT, make_model

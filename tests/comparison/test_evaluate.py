@@ -10,7 +10,7 @@ import yaml
 
 import edgepack
 from edgepack.core import stage as cache
-from edgepack.core.errors import EdgepackError
+from edgepack.errors import EdgepackError
 from edgepack.metrics import tasks as edgepack_tasks
 from tests.support.commands import RECIPE, fails, run
 from tests.support.tiny import TEXT, make_model

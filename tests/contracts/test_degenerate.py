@@ -16,7 +16,6 @@ from edgepack.calibration.moments import identity_hessian
 from edgepack.calibration.sampling import sample
 from edgepack.checkpoint import open_checkpoint
 from edgepack.core import plugins
-from edgepack.core.errors import CalibrationError, DecompositionError, EdgepackError
 from edgepack.core.linalg import inverse_factor_up_to_rounding, solve_up_to_rounding
 from edgepack.core.progress import finish
 from edgepack.core.weights import Hessian, quadratic_cost
@@ -24,6 +23,7 @@ from edgepack.decompose import _kernels
 from edgepack.decompose.caldera import Decomposition, caldera
 from edgepack.decompose.ldlq import metric
 from edgepack.decompose.low_rank import downdate, exact_low_rank, low_rank
+from edgepack.errors import CalibrationError, DecompositionError, EdgepackError
 from edgepack.formats import _scale_kernels
 from edgepack.model.decoder import Decoder, Head
 from edgepack.model.stream import Activations, Tokens

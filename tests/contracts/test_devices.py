@@ -12,8 +12,8 @@ import pytest
 
 from edgepack import devices
 from edgepack.core import plugins
-from edgepack.core.errors import EdgepackError
 from edgepack.devices.base import Device
+from edgepack.errors import EdgepackError
 
 DEVICES = ["local", *filter(None, os.environ.get("EDGEPACK_TEST_DEVICES", "").split(";"))]
 MIB = 1 << 20

@@ -15,9 +15,9 @@ from torch import Tensor
 import edgepack
 from edgepack.core import plugins
 from edgepack.core.artifact import Artifact
-from edgepack.core.errors import RecipeError
 from edgepack.core.weight_files import load_weight
 from edgepack.decompose.stage import Decompose
+from edgepack.errors import RecipeError
 from edgepack.export import _onnx_weights
 from edgepack.model.decoder import Decoder
 from edgepack.planning.plan import Plan

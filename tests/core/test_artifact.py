@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from edgepack.core.artifact import MANIFEST, Artifact
-from edgepack.core.errors import EdgepackError
+from edgepack.errors import EdgepackError
 from tests.support.commands import fails, run, write
 from tests.support.tiny import TEXT, make_model
 

@@ -13,11 +13,11 @@ import torch
 import edgepack
 from edgepack.allocate.stage import Allocate
 from edgepack.checkpoint import open_checkpoint
-from edgepack.core.errors import CheckpointError
 from edgepack.core.executor import Threads
 from edgepack.core.progress import finish
 from edgepack.core.stage import Stage
 from edgepack.decompose.stage import Decompose
+from edgepack.errors import CheckpointError
 from edgepack.pipeline import run
 from tests.support.tiny import TEXT, make_model, write_gguf
 

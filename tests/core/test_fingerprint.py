@@ -97,4 +97,4 @@ COMPUTES = {
 def test_stages_see_the_code_that_makes_them_and_no_words(stage):
     found = fingerprint.covered_code(stage.code)
     assert {f"edgepack.{name}" for name in COMPUTES[stage]} <= found.keys()
-    assert not {"edgepack.core.errors", "edgepack.cli", "edgepack.report.page"} & found.keys()
+    assert not {"edgepack.errors", "edgepack.cli", "edgepack.report.page"} & found.keys()

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from edgepack.core.errors import DecompositionError
 from edgepack.core.linalg import (
     damp,
     inverse_factor,
@@ -11,6 +10,7 @@ from edgepack.core.linalg import (
     top_left_singular_vectors,
     unpack_symmetric,
 )
+from edgepack.errors import DecompositionError
 
 EXACT = 1e-9  # float64 on well-conditioned matrices of a few dozen columns
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edgepack.core import fingerprint, plugins
-from edgepack.core.errors import EdgepackError, RecipeError
+from edgepack.errors import EdgepackError, RecipeError
 from tests.support.outside import on_path, write_package
 
 KINDS = ["architectures", "devices", "formats", "targets"]

@@ -11,11 +11,11 @@ import torch
 
 from edgepack.core import stage as cache
 from edgepack.core.disk import atomic, scratch
-from edgepack.core.errors import EdgepackError
 from edgepack.core.executor import Threads
 from edgepack.core.progress import Progress, finish
 from edgepack.core.stage import Stage
 from edgepack.core.weight_files import load_tensors, save_tensors
+from edgepack.errors import EdgepackError
 
 
 @dataclass(frozen=True)

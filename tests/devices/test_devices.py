@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from edgepack import devices
-from edgepack.core.errors import EdgepackError, RecipeError
 from edgepack.devices.base import files_of, sha256
+from edgepack.errors import EdgepackError, RecipeError
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ import transformers
 import edgepack
 from edgepack.checkpoint import open_checkpoint
 from edgepack.core import plugins
-from edgepack.core.errors import CheckpointError, EdgepackError, RecipeError
+from edgepack.errors import CheckpointError, EdgepackError, RecipeError
 from edgepack.model.decoder import Decoder
 from tests.docs.extending import RECIPE, recipe
 from tests.support.tiny import make_model

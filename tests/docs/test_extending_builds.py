@@ -16,10 +16,10 @@ from edgepack.checkpoint import open_checkpoint
 from edgepack.cli import app
 from edgepack.core import fingerprint
 from edgepack.core.artifact import Artifact
-from edgepack.core.errors import EdgepackError, RecipeError
 from edgepack.core.progress import finish
 from edgepack.core.weight_files import load_weight
 from edgepack.decompose.stage import Decompose
+from edgepack.errors import EdgepackError, RecipeError
 from tests.docs.extending import recipe
 from tests.support.dying import dies_before
 from tests.support.tiny import make_model

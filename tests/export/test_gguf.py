@@ -14,9 +14,9 @@ from gguf import GGUFReader, GGUFWriter
 from edgepack.architectures.base import LINEAR_ROLES
 from edgepack.checkpoint import open_checkpoint
 from edgepack.core import plugins
-from edgepack.core.errors import EdgepackError, ExportError
 from edgepack.core.progress import finish
 from edgepack.core.weights import FactoredWeight, WeightFormat
+from edgepack.errors import EdgepackError, ExportError
 from edgepack.export.gguf import write_factors, write_model, write_plain
 from edgepack.export.modelfile import modelfile
 from edgepack.export.peft import write_adapter

@@ -13,8 +13,8 @@ import edgepack
 from edgepack.checkpoint import open_checkpoint
 from edgepack.core import plugins
 from edgepack.core.artifact import Artifact
-from edgepack.core.errors import EdgepackError
 from edgepack.core.weights import WeightFormat
+from edgepack.errors import EdgepackError
 from edgepack.export import _onnx_graph, _onnx_pack, _onnx_weights, onnx_decoder
 from edgepack.export.gguf import write_model
 from edgepack.export.profiles import GraphOptions

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 import edgepack
 from edgepack.checkpoint import open_checkpoint
-from edgepack.core.errors import EdgepackError
+from edgepack.errors import EdgepackError
 from edgepack.export.profiles import PROFILES, GraphOptions
 from edgepack.model.decoder import Decoder
 from edgepack.runtimes.onnx_runtime import OnnxRuntime, data_files

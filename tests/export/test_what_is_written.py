@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from edgepack.checkpoint import open_checkpoint
 from edgepack.core import plugins
-from edgepack.core.errors import DecompositionError, ExportError
 from edgepack.core.progress import finish
 from edgepack.core.weights import FactoredWeight, QuantizedTensor, WeightFormat
+from edgepack.errors import DecompositionError, ExportError
 from edgepack.export.gguf import write_factors, write_model, write_plain
 from edgepack.export.peft import write_adapter
 from edgepack.export.profiles import GraphOptions

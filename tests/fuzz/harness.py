@@ -95,8 +95,8 @@ _CACHE: dict[str, Any] = {}
 
 def judged(read: Callable[[], None]) -> tuple[str, str]:
     """(outcome, detail) of one input."""
-    from edgepack.core.errors import EdgepackError
     from edgepack.core.os_errors import from_os_error
+    from edgepack.errors import EdgepackError
 
     try:
         read()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edgepack.core.errors import EdgepackError
+from edgepack.errors import EdgepackError
 from tests.fuzz.harness import GOOD, Reader, judged, run
 from tests.fuzz.mutators import spoil_bytes, spoil_json, spoil_template, spoil_yaml
 from tests.fuzz.readers import READERS, SLOW, chance_of

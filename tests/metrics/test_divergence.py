@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from edgepack.core.errors import EdgepackError
 from edgepack.core.progress import finish
+from edgepack.errors import EdgepackError
 from edgepack.metrics.divergence import chunk, compare, divergence, perplexity
 
 

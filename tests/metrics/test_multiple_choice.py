@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgepack.checkpoint import open_checkpoint
-from edgepack.core.errors import EdgepackError, RuntimeMissingError
 from edgepack.core.progress import finish
+from edgepack.errors import EdgepackError, RuntimeMissingError
 from edgepack.metrics.multiple_choice import Answers, Mean, answer, encode, log_likelihoods
 from edgepack.metrics.tasks import Item
 from edgepack.runtimes.forks import Fork, layout, pack

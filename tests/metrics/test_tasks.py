@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edgepack.core.errors import EdgepackError, RecipeError
+from edgepack.errors import EdgepackError, RecipeError
 from edgepack.metrics import tasks
 from edgepack.metrics.tasks import TASKS, Item, load
 

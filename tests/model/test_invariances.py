@@ -8,8 +8,8 @@ import torch
 
 import edgepack
 from edgepack.checkpoint import open_checkpoint
-from edgepack.core.errors import RecipeError
 from edgepack.core.hadamard import hadamard
+from edgepack.errors import RecipeError
 from edgepack.model.decoder import Decoder
 from edgepack.model.padding import Padded, pad
 from edgepack.model.rotation import Rotated

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgepack.core.artifact import MANIFEST, Artifact, digest
-from edgepack.core.errors import EdgepackError, ExportError
+from edgepack.errors import EdgepackError, ExportError
 from edgepack.output import folder as output
 from tests.support.dying import dies_before
 

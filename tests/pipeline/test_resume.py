@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import edgepack
 from edgepack.cli import app
-from edgepack.core.errors import EdgepackError
+from edgepack.errors import EdgepackError
 from edgepack.metrics.divergence import CHUNK
 from tests.support.dying import dies_after, dies_before, files
 from tests.support.tiny import make_model

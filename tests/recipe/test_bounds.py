@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from edgepack.core.errors import RecipeError
+from edgepack.errors import RecipeError
 from edgepack.recipe.fields import MAX_SEED
 from edgepack.recipe.read import load, parse
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from edgepack.core import plugins
-from edgepack.core.errors import RecipeError
+from edgepack.errors import RecipeError
 from edgepack.recipe.read import load, parse
 from edgepack.recipe.sections import Recipe
 

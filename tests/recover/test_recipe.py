@@ -9,7 +9,7 @@ from gguf import GGUFReader
 
 import edgepack
 from edgepack.core.artifact import Artifact
-from edgepack.core.errors import RecipeError
+from edgepack.errors import RecipeError
 from edgepack.pipeline import make_plan
 from edgepack.recipe.read import parse
 from tests.support.tiny import make_model

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from edgepack.checkpoint import open_checkpoint
 from edgepack.checkpoint.pieces import Pieces
 from edgepack.checkpoint.tokenizer import from_folder
-from edgepack.core.errors import CheckpointError, EdgepackError, ExportError
+from edgepack.errors import CheckpointError, EdgepackError, ExportError
 from edgepack.export.genai import genai_config
 from edgepack.export.gguf import write_plain
 from edgepack.export.modelfile import modelfile, stops

@@ -12,8 +12,8 @@ from gguf import GGUFValueType as Type
 from edgepack.checkpoint import open_checkpoint
 from edgepack.checkpoint.gguf_header import GgufHeader
 from edgepack.core import plugins
-from edgepack.core.errors import EdgepackError
 from edgepack.core.weights import FactoredWeight, WeightFormat
+from edgepack.errors import EdgepackError
 from edgepack.export.gguf import write_factors, write_plain
 from edgepack.runtimes import base as _base
 from edgepack.runtimes.gguf_check import (

@@ -9,7 +9,7 @@ import pytest
 from gguf import quants
 from gguf.constants import GGMLQuantizationType
 
-from edgepack.core.errors import EdgepackError, RuntimeMissingError
+from edgepack.errors import EdgepackError, RuntimeMissingError
 from edgepack.runtimes import ggml, llama_cpp
 from edgepack.runtimes.base import Sampling
 from edgepack.runtimes.chat import chat, text

@@ -11,8 +11,8 @@ import torch
 from safetensors.numpy import save_file
 
 from edgepack.checkpoint import open_checkpoint
-from edgepack.core.errors import EdgepackError
 from edgepack.core.progress import finish
+from edgepack.errors import EdgepackError
 from edgepack.export.profiles import GraphOptions
 from edgepack.metrics.divergence import compare
 from edgepack.runtimes._sampling import Sampler

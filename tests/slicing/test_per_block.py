@@ -10,7 +10,7 @@ import transformers
 
 import edgepack
 from edgepack.checkpoint import open_checkpoint
-from edgepack.core.errors import RecipeError
+from edgepack.errors import RecipeError
 from edgepack.model.centered import center
 from edgepack.model.decoder import Decoder
 from edgepack.model.places import kept_widths
