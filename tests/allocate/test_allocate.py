@@ -262,6 +262,7 @@ def test_the_files_are_no_larger_than_asked_and_hardly_smaller(model: Path, tmp_
     assert costs[0] > costs[1]
 
 
+@pytest.mark.slow
 def test_overrides_stand(model: Path):
     given = recipe(
         model,
@@ -276,6 +277,7 @@ def test_overrides_stand(model: Path):
             assert choice.rank == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("compress", "words"),
     [
@@ -302,6 +304,7 @@ def test_layer_errors_cannot_be_compared(model: Path):
         make_plan(parse(given), "gguf", model)
 
 
+@pytest.mark.slow
 def test_a_plan_before_measuring_says_that_it_guesses(model: Path, tmp_path: Path):
     given = recipe(model, bits_per_weight=4.7)
     path = tmp_path / "recipe.yaml"

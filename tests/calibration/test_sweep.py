@@ -184,6 +184,7 @@ def test_guided_hessians_are_those_of_autograd_on_the_whole_model(tmp_path, fami
     assert (train - held_out).norm() > 0.05 * train.norm()  # telling them apart means something
 
 
+@pytest.mark.slow
 def test_what_calibration_keeps_is_symmetric_semidefinite_and_only_that(tmp_path, decoder):
     finish(sweep.guided_hessians(decoder, random_tokens(decoder), tmp_path, seed=0))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["0", "1", "2", HEAD]
@@ -196,6 +197,7 @@ def test_what_calibration_keeps_is_symmetric_semidefinite_and_only_that(tmp_path
         assert (hessian.imatrix >= 0).all()
 
 
+@pytest.mark.slow
 def test_another_seed_draws_other_labels(tmp_path, decoder):
     found = []
     for seed in (0, 1):
@@ -430,6 +432,7 @@ def written(decoder: Decoder, folder: Path, seed: int = 0) -> Tokens:
     return finish(calibration_text.write_tokens(decoder, options, folder))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_model_writes_the_same_text_for_the_same_seed(tmp_path, decoder):
     first = written(decoder, tmp_path / "a")
@@ -442,6 +445,7 @@ def test_the_model_writes_the_same_text_for_the_same_seed(tmp_path, decoder):
     assert len(torch.unique(first.all, dim=0)) == 13
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_batches_do_not_change_how_much_is_written(tmp_path, decoder, monkeypatch):
     monkeypatch.setattr(self_text, "_CACHE_BYTES", 5 * 2 * 4 * 3 * 2 * 16 * 32)

@@ -52,6 +52,7 @@ def test_norms_and_embeddings_are_looked_at_too(tmp_path, name):
         finish(finite.check_values(spoil(tmp_path / "m", put(float("nan")), name)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("value", [7e4, -3e38])
 def test_what_is_beyond_float16_is_a_warning(tmp_path, dtype, value):

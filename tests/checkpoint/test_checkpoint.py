@@ -166,6 +166,7 @@ def test_quantized_blocks_stay_what_they_are(gguf_path):
             assert torch.equal(stored.dequantize(), checkpoint.tensor(name)), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0"])
 def test_other_types_of_gguf_are_read(folder, kind):
     original = open_checkpoint(str(folder))
@@ -477,6 +478,7 @@ def answering(hub, monkeypatch):
     server.server_close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("status", "code", "named"),
     [

@@ -52,6 +52,7 @@ def test_weights_of_other_kinds(folder):
     assert "model.safetensors is missing" in refusal(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
@@ -69,6 +70,7 @@ def test_models_that_are_another(folder, changes, named):
     assert named in refusal(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -84,12 +86,14 @@ def test_models_that_are_not(folder, changes):
     assert open_checkpoint(str(folder)).architecture.name == "llama"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", ["[]", "3", "null", '"llama"', "", "{", "[" * 9000])
 def test_a_configuration_that_is_none(folder, content):
     (folder / "config.json").write_text(content)
     assert "config.json" in refusal(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES + LAYER_NORM)
 def test_names_without_the_prefix_are_the_inner_model(tmp_path, family):
     """As transformers saves `model.model`; the other way round, a prefix before the head."""
@@ -136,6 +140,7 @@ def test_a_saved_model_with_optional_biases_is_read_again(tmp_path):
 # Sliding windows, which GGUF has no place for
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [32, 255, 256, 4096])
 def test_a_gguf_says_no_more_context_than_the_window(tmp_path, window):
     make_model(tmp_path / "m", "mistral", sliding_window=window)

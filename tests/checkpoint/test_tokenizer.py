@@ -67,6 +67,7 @@ def test_smollm_agrees_with_llama_cpp(smollm, smollm_runtime, text):
     assert smollm.tokenizer.decode(ids) == text
 
 
+@pytest.mark.slow
 def test_smollm_keeps_its_special_tokens_and_template(smollm):
     tokenizer = smollm.tokenizer
     assert (tokenizer.bos_token, tokenizer.eos_token) == ("<|im_start|>", "<|im_end|>")
@@ -189,6 +190,7 @@ def refusals():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problem", refusals())
 def test_refusals_are_one_line_with_a_hint(problem):
     with pytest.raises(CheckpointError, match=problem) as caught:

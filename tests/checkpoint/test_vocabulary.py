@@ -122,6 +122,7 @@ def test_merges_by_score_are_llama_cpps(tmp_path):
         assert vocab.encode(text, special=True) == runtime.encode(text, True)
 
 
+@pytest.mark.slow
 def test_ordinary_vocabularies_are_taken_without_a_word():
     for make in (make_tokenizer, sentencepiece, lambda: metaspace("never")):
         tokenizer = make()
@@ -164,6 +165,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reason", REFUSED)
 def test_what_gguf_cannot_hold_is_one_line_that_says_why(reason):
     tokenizer = REFUSED[reason]()
@@ -220,6 +222,7 @@ def test_names_of_control_tokens_in_plain_text_are_a_warning():
     assert "'</s>' is plain text" in warning
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("single", "bos", "eos", "flags"),
     [

@@ -98,6 +98,7 @@ def test_build_of_another_architecture_prints_the_manifest_as_json(place):
     assert answer.exit_code == 0
 
 
+@pytest.mark.slow
 def test_plan_says_what_is_cached(built):
     text = run("plan", "llama.yaml").stdout
     assert "decompose  cached" in text

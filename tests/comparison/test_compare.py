@@ -109,6 +109,7 @@ def test_table_picture_and_figures(recipe: Path, tmp_path: Path):
     assert "mean KL" in (out / "compare.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_size_that_is_none(recipe: Path, tmp_path: Path):
     command = ["compare", str(recipe), "--sizes", "big", "--out", str(tmp_path / "x")]
     shown = CliRunner().invoke(app, command)

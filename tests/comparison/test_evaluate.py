@@ -81,6 +81,7 @@ def test_models_stand_side_by_side_in_tables():
     assert stages == ["original", "measure", "tasks"]
 
 
+@pytest.mark.slow
 def test_json_has_every_figure_with_its_error():
     arguments = ["rank0", "--against", "rank4/base.gguf", "--tokens", 0, *TASKS, "--limit", 5]
     found = json.loads(run("evaluate", *arguments, "--json").stdout)

@@ -40,6 +40,7 @@ def test_names_shapes_and_tensors_are_those_of_transformers(made):
         assert checkpoint.quantized(name) is None
 
 
+@pytest.mark.slow
 def test_dimensions_are_those_of_the_configuration(made):
     folder, model, tied = made
     dims, config = open_checkpoint(str(folder)).dimensions, model.config
@@ -89,6 +90,7 @@ def test_llama_cpp_computes_the_same_logits(made, tmp_path):
     assert (got - wanted).abs().max() < 0.05 * wanted.std()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_shards_make_no_difference(family, tmp_path):
     for count in (1, 3):

@@ -110,6 +110,7 @@ def test_there_is_no_input(device):
     assert device.run(["cat"], 20).stdout == ""
 
 
+@pytest.mark.slow
 def test_time_is_that_of_the_command(device):
     assert 0.3 <= device.run(["sleep", "0.3"], 20).seconds < 5
 
@@ -118,6 +119,7 @@ def test_a_signal_is_a_negative_exit_code(device):
     assert device.run(["sh", "-c", "kill -9 $$"], 20).exit_code == -9
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_the_command_and_not_of_this_process(device):
     ballast = b"\1" * (200 * MIB)
     small = device.run(["true"], 20).peak_bytes
@@ -129,6 +131,7 @@ def test_memory_is_that_of_the_command_and_not_of_this_process(device):
         assert 64 * MIB <= large < 96 * MIB
 
 
+@pytest.mark.slow
 def test_what_does_not_end_is_killed(device, tmp_path):
     here = tmp_path / "mark"
     here.write_text("")

@@ -255,6 +255,7 @@ def test_sliced_and_compressed(models, tmp_path, family, method, objective):
 # ------------------------------------------------------------------------ what is refused
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", LAYER_NORM)
 @pytest.mark.parametrize("option", [{"rotate": "hadamard"}, {"pad_width": 256}])
 def test_models_with_layer_norms_are_neither_rotated_nor_padded(models, tmp_path, family, option):
@@ -264,6 +265,7 @@ def test_models_with_layer_norms_are_neither_rotated_nor_padded(models, tmp_path
         edgepack.plan(path, "onnx")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", [{"rotate": "hadamard"}, {"pad_width": 256}])
 def test_a_slice_per_block_is_neither_rotated_nor_padded(models, tmp_path, option):
     folder, _ = models("llama")
@@ -273,6 +275,7 @@ def test_a_slice_per_block_is_neither_rotated_nor_padded(models, tmp_path, optio
         edgepack.plan(path, "onnx")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", LAYER_NORM)
 def test_no_gguf_has_a_place_for_them(models, tmp_path, family):
     folder, _ = models(family)

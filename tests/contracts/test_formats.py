@@ -229,6 +229,7 @@ def test_fit_recovers_grids_used_in_part(name: str, unused: float):
     torch.testing.assert_close(fmt.quantize(x).dequantize(), x, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted((SCALARS.keys() & STOCK.keys()) - BLOCKS.keys()))
 @needs_ggml
 def test_fit_nearly_recovers_stock_k_grids(name: str):
@@ -302,6 +303,7 @@ def test_values_are_scale_level_offset(name: str):
     assert bool((fmt.levels.diff() > 0).all())
 
 
+@pytest.mark.slow
 @every_scalar
 def test_encode_takes_the_nearest_code(name: str):
     fmt = SCALARS[name]
@@ -314,6 +316,7 @@ def test_encode_takes_the_nearest_code(name: str):
     torch.testing.assert_close(ours, best, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @every_scalar
 def test_zero_scale_takes_the_level_nearest_zero(name: str):
     fmt, x = SCALARS[name], normal(3)

@@ -52,6 +52,7 @@ def test_a_file_of_another_model_is_noticed(built, folder, name, command):
     assert code == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["show", "chat"])
 def test_a_file_that_is_gone_is_named(folder, command):
     (folder / "base.gguf").unlink()
@@ -106,6 +107,7 @@ def test_damaged_manifests_are_one_line_each(folder):
         assert refused.hint, what
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b'{"a": "\\ud800"}'])
 def test_a_manifest_that_is_no_json_is_one_line(folder, content):
     (folder / MANIFEST).write_bytes(content)

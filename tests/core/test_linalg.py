@@ -103,6 +103,7 @@ def test_packing_a_symmetric_matrix_loses_only_float64(n):
     assert torch.equal(unpack_symmetric(packed), H)
 
 
+@pytest.mark.slow
 def test_the_size_of_a_large_packed_matrix_is_recovered():
     n = 4097  # n(n+1)/2 needs more digits than float32 has
     assert unpack_symmetric(torch.zeros(n * (n + 1) // 2)).shape == (n, n)

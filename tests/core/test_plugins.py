@@ -106,6 +106,7 @@ def digest(site, files):
         return fingerprint.digest("extra.mine")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", PACKAGE)
 def test_a_plug_in_s_digest_covers_what_it_imports_of_its_package(file, tmp_path):
     write_package(tmp_path, "extra", PACKAGE, {"edgepack.formats": {"mine": "extra.mine:PLUGIN"}})

@@ -67,6 +67,7 @@ def test_a_low_rank_part_lowers_the_error_at_the_same_format(name):
     assert (without.weight.rank, high.weight.rank) == (0, 32)
 
 
+@pytest.mark.slow
 def test_quantized_factors_keep_most_of_the_gain():
     none, exact, rounded = (decomposed("q2_0", *a) for a in ((0,), (32,), (32, "q4_0")))
     assert rounded.weight.formats() == {"Q": "q2_0", "L": "q4_0", "R": "q4_0"}

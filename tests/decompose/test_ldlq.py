@@ -83,6 +83,7 @@ def test_the_sweep_costs_what_its_own_identity_says(name):
     assert columnwise_cost(W, q, m) == pytest.approx(direct, rel=1e-3)  # U in float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["q4_0", "iq4_nl", "q2_0", "q3_k", "q4_1"])
 def test_the_sweep_makes_the_choices_of_a_textbook_gptq_on_its_grid(name):
     fmt, W, m, _ = case(name)
@@ -102,6 +103,7 @@ def test_it_never_costs_more_than_plain_rounding(name):
     assert found <= cost(W - plain, m.H) * (0.75 if name in FEEDS_BACK else 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 def test_coordinate_descent_never_costs_more(name):
     _, W, m, _ = case(name)
@@ -160,6 +162,7 @@ def test_a_group_of_columns_is_as_important_as_its_errors_are_after_feedback(nam
         assert torch.allclose(found[here].double(), schur.diagonal(), rtol=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["q4_0", "q4_1", "q2_0", "iq4_nl", "q2_k"])
 def test_without_correlation_it_is_plain_rounding(name):
     fmt, W, _, _ = case(name)
@@ -169,6 +172,7 @@ def test_without_correlation_it_is_plain_rounding(name):
     assert found == pytest.approx(plain, rel=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["q4_0", "q2_k"])
 def test_rows_are_independent(name, monkeypatch):
     fmt, W, H = form(name), weights(40, 256), correlated(256)
@@ -211,6 +215,7 @@ def test_columns_are_taken_by_blocks_in_descending_weight():
     assert (inside.diff(dim=1) <= 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["q4_0", "q2_k"])
 def test_dead_columns_and_zero_rows_do_no_harm(name):
     fmt, W, H = form(name), weights(8, 256), correlated(256)

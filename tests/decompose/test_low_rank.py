@@ -42,6 +42,7 @@ def optimum(A: Tensor, H: Tensor, rank: int) -> float:
     return float(torch.linalg.svdvals(A.double() @ root(H))[rank:].square().sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factors", ["f16", "q8_0", "q4_0"])
 @pytest.mark.parametrize(("rows", "columns"), [(96, 128), (192, 64)])
 def test_the_product_is_nearly_the_best_of_its_rank(factors, rows, columns):

@@ -71,6 +71,7 @@ def test_it_beats_feedback_into_columns_alone(name: str):
     assert cost(two, H_out, H) < 0.8 * cost(one, H_out, H)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["q4_0", "q3_k"])
 def test_coordinate_descent_only_lowers_the_cost(name: str):
     fmt = plugins.find("formats", name)

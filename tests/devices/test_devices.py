@@ -56,6 +56,7 @@ def test_what_stays_in_the_background_is_not_waited_for(local):
     os.kill(int(found.stdout), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_what_a_command_started_is_killed_with_it(local, tmp_path):
     file = tmp_path / "pid"
     with pytest.raises(EdgepackError, match="did not end"):
@@ -84,6 +85,7 @@ except KeyboardInterrupt:
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_command_too(tmp_path):
     file = tmp_path / "pid"
     command = [sys.executable, "-c", INTERRUPTED, str(file)]

@@ -16,6 +16,7 @@ DOCS = ROOT / "docs"
 RESULTS_PAGE = DOCS / "results.md"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["help", "recipe"])
 def test_pages_made_by_the_program_are_current(name):
     spec = importlib.util.spec_from_file_location(f"make_{name}", DOCS / f"make_{name}.py")

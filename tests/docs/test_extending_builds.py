@@ -47,6 +47,7 @@ def mean_kl(original, other, chunks: torch.Tensor) -> float:
     return float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [{}, {"rank": 8}, {"rotate": "hadamard"}], ids=str)
 def test_the_target_is_built_and_measured(here, more):
     model = make_model(here / "model", tied=False, intermediate=128, dtype=torch.float32)
@@ -126,6 +127,7 @@ def kurtosis(W: torch.Tensor) -> float:
     return float((w**4).mean() / (w**2).mean() ** 2)
 
 
+@pytest.mark.slow
 def test_the_stage_is_in_plan_manifest_and_cache(with_tails, here, monkeypatch, capsys):
     monkeypatch.setenv("EDGEPACK_CACHE", str(here / "cache"))
     model = make_model(here / "model", tied=False)
@@ -165,6 +167,7 @@ def test_the_stage_is_in_plan_manifest_and_cache(with_tails, here, monkeypatch, 
     assert edgepack.plan(path).stages[1].key != key
 
 
+@pytest.mark.slow
 def test_a_killed_stage_goes_on_where_it_was(with_tails, here, monkeypatch):
     monkeypatch.setenv("EDGEPACK_CACHE", str(here / "cache"))
     make_model(here / "model", tied=False)

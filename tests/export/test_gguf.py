@@ -92,6 +92,7 @@ def test_f16_file_has_transformers_logits(family, tied, tmp_path):
     assert distance(in_llama_cpp(tmp_path / "f16.gguf"), expected(model)) < HALF
 
 
+@pytest.mark.slow
 @pytest.mark.llama
 def test_llama3s_stretched_rotary_frequencies_reach_the_file(tmp_path):
     rope = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0}
@@ -122,6 +123,7 @@ def test_base_and_factors_compute_q_plus_lr(family, Q, L, R, rank, tolerance, tm
     assert distance(in_llama_cpp(base), wanted) > 5 * INT8
 
 
+@pytest.mark.slow
 @pytest.mark.llama
 def test_stock_bytes_go_into_a_file_as_they_are(tmp_path):
     pytest.importorskip("llama_cpp")
@@ -168,6 +170,7 @@ def test_a_stock_file_comes_out_as_it_went_in(tmp_path):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.llama
 def test_divergence_of_files_grows_as_bits_shrink(tmp_path):
     pytest.importorskip("llama_cpp")
@@ -191,6 +194,7 @@ def test_divergence_of_files_grows_as_bits_shrink(tmp_path):
     assert found["q8_0"].top1 > found["q4_0"].top1
 
 
+@pytest.mark.slow
 def test_layout_of_the_base_file(tmp_path):
     _, checkpoint = make(tmp_path / "hf", "qwen2", tied=False)
     weights = factored(checkpoint, "q4_0")
@@ -212,6 +216,7 @@ def test_layout_of_the_base_file(tmp_path):
     assert "blk.1.attn_v.weight.lora_a" not in shapes
 
 
+@pytest.mark.slow
 def test_matrices_are_loaded_one_by_one_in_file_order(tmp_path):
     _, checkpoint = make(tmp_path / "hf")
     weights, seen = factored(checkpoint), []
@@ -242,6 +247,7 @@ def test_an_adapter_of_another_base_is_one_clear_error(tmp_path):
         in_llama_cpp(files["a"][0], cut)
 
 
+@pytest.mark.slow
 def test_what_has_no_place_in_the_file_is_refused(tmp_path):
     _, checkpoint = make(tmp_path / "hf")
     weights = factored(checkpoint)
@@ -258,6 +264,7 @@ def test_what_has_no_place_in_the_file_is_refused(tmp_path):
     assert not list(tmp_path.glob("f.gguf*"))
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
     _, checkpoint = make(tmp_path / "hf")
 
@@ -281,6 +288,7 @@ def test_modelfile_names_what_is_there():
     assert modelfile(factors=None) == "FROM ./base.gguf\n"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # peft asks for what transformers renamed
 def test_peft_adds_exactly_lr_to_the_dequantized_base(tmp_path):
     peft = pytest.importorskip("peft")

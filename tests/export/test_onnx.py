@@ -57,6 +57,7 @@ def test_a_graph_of_plain_weights_has_transformers_logits(dense, tmp_path):
     assert np.abs(logits(path) - wanted).max() < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
     [
@@ -206,6 +207,7 @@ def test_tokens_one_by_one_are_those_of_a_whole_pass(runtime, monkeypatch):
     assert list(runtime.generate(start, 12, Sampling(ignore_eos=True))) == said
 
 
+@pytest.mark.slow
 def test_sampling_follows_its_seed_and_a_penalty_changes_it(runtime):
     def said(**how):
         return list(runtime.generate([3, 4, 5], 8, Sampling(**how)))
@@ -262,6 +264,7 @@ def test_it_is_closer_than_plain_rounding_and_smaller_than_said(built):
     assert results["edgepack"]["bytes"] == files
 
 
+@pytest.mark.slow
 def test_evaluate_and_chat_take_the_folder(built):
     found = edgepack.evaluate(built.folder, tokens=256, context=64).as_dict()
     ours = found["models"][str(built.folder)]["text"]
@@ -327,6 +330,7 @@ def test_data_goes_to_files_of_the_size_asked_for(tmp_path):
     assert set(onnx_runtime.data_files(path)) == set(files)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["graph", "data", "gone", "tokenizer"])
 def test_damaged_files_are_named_in_one_line(built, damage, tmp_path):
     import shutil
@@ -348,6 +352,7 @@ def test_damaged_files_are_named_in_one_line(built, damage, tmp_path):
     assert len(said.splitlines()) <= 2
 
 
+@pytest.mark.slow
 def test_formats_of_the_other_target_are_refused_by_name(tmp_path):
     make_model(tmp_path / "model")
     given = {"model": "model", "compress": {"format": "int4_g32"}}
@@ -363,6 +368,7 @@ def test_formats_of_the_other_target_are_refused_by_name(tmp_path):
 # ---------------------------------------------------------------------------- factors
 
 
+@pytest.mark.slow
 def test_an_adapter_takes_the_place_of_the_factors(built, tmp_path):
     import onnxruntime as ort
 

@@ -73,6 +73,7 @@ def test_onnxruntime_genai(folder):
     assert len(plain) > 2
 
 
+@pytest.mark.slow
 def test_optimum(folder):
     python = environment("EDGEPACK_OPTIMUM", "name a Python that has optimum-onnx")
     rows = json.dumps([IDS, SHORT])

@@ -78,6 +78,7 @@ def test_float16(form, family, tmp_path):
     assert len(said) > 1
 
 
+@pytest.mark.slow
 def test_only_the_last_logits_where_they_are_asked_for(tmp_path):
     checkpoint = model(tmp_path)
     path = write(tmp_path / "out", checkpoint, rounded(checkpoint, "q4_0"), options("web"))
@@ -119,6 +120,7 @@ def test_factors_of_a_page_are_inputs(tmp_path):
         OnnxRuntime(path)
 
 
+@pytest.mark.slow
 def test_files_of_a_page_are_small(tmp_path):
     assert PROFILES["web"].chunk == PROFILES["webgpu"].chunk == 500_000_000
     checkpoint = model(tmp_path)
@@ -163,6 +165,7 @@ def test_a_recipe_names_the_profile(tmp_path):
     assert built.manifest["measured"]["results"]["edgepack"]["bytes"] == size
 
 
+@pytest.mark.slow
 def test_a_budget_counts_factors_that_are_inputs(tmp_path):
     checkpoint = model(tmp_path)
     from edgepack.core.weights import WeightFormat
@@ -179,6 +182,7 @@ def test_a_budget_counts_factors_that_are_inputs(tmp_path):
     assert 0 <= expected - files < 0.02 * files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "profile", "said"),
     [("q4_0", "web", "wasm has no fast product"), ("int8", "webgpu", "no product of 8-bit")],
@@ -191,6 +195,7 @@ def test_formats_that_a_profile_runs_slowly_are_named(form, profile, said, tmp_p
     assert not any(said in warning for warning in other.warnings)
 
 
+@pytest.mark.slow
 def test_left_padding_is_the_default_and_mobile_is_without(tmp_path):
     checkpoint = model(tmp_path)
     weights = rounded(checkpoint, "q4_0")

@@ -57,6 +57,7 @@ def near(found, wanted) -> bool:
     return bool(np.square(found - wanted).mean() < 1e-4 * np.square(wanted).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.llama
 def test_the_original_as_gguf_is_the_original(scaled, tmp_path):
     pytest.importorskip("llama_cpp")
@@ -142,6 +143,7 @@ def test_no_gguf_with_a_number_that_is_none(bad, where, tmp_path):
     assert not list(tmp_path.glob("out*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", BAD)
 def test_no_factors_with_a_number_that_is_none(bad, tmp_path):
     make_model(tmp_path / "m")
@@ -160,6 +162,7 @@ def test_no_factors_with_a_number_that_is_none(bad, tmp_path):
         write_adapter(tmp_path / "adapter", [UP], load)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["a norm", "a matrix"])
 def test_no_graph_with_a_number_that_is_none(where, tmp_path):
     onnx = pytest.importorskip("edgepack.export.onnx", reason="onnx is not installed")

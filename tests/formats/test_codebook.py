@@ -169,6 +169,7 @@ def test_coordinate_descent_only_lowers_the_cost(name: str, two_sided: bool):
     assert all(after < before for before, after in pairwise(costs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["iq2_xs", "iq3_s"])
 def test_feedback_into_rows_helps(name: str):
     H, H_out = correlated(512).double(), outputs(24).double()
@@ -189,6 +190,7 @@ def test_it_needs_a_metric_that_keeps_groups_together():
         ldlq(weights(2, 256), metric(H, 256, 0.01), fmt)
 
 
+@pytest.mark.slow
 def test_a_weight_survives_its_file_and_a_new_order_of_rows():
     _, q = rounded("iq3_s", 2)
     whole = FactoredWeight(q)
@@ -199,6 +201,7 @@ def test_a_weight_survives_its_file_and_a_new_order_of_rows():
     assert torch.equal(q.permute_rows(order).dequantize(), q.dequantize()[order])
 
 
+@pytest.mark.slow
 def test_caldera_rounds_it_with_feedback_and_repairs_it_with_factors():
     W, H = weights(32, 256), correlated(256)
     hessian = Hessian(H, correlated(256, seed=0), H.diagonal())

@@ -45,6 +45,7 @@ def miss(x: Tensor, w: Tensor, d: Tensor, m: Tensor, low: int, high: int) -> Ten
     return (w * (x - d * q - m).square()).sum(-1)
 
 
+@pytest.mark.slow
 def test_one_scale_is_the_best_of_all_fp16_scales_but_for_a_few_blocks():
     """Measured: 44 of 48 blocks have the very best of some 12,000 scales, the others at most a
     third more."""

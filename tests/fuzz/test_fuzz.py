@@ -96,6 +96,7 @@ def test_every_outcome_is_told_from_the_others(outcome: str, template: Path, tmp
     assert len(found.failures) == (0 if outcome in GOOD else 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("read", [reads_outside, writes_outside])
 def test_what_lies_beside_a_case_is_watched(read, template: Path, tmp_path: Path):
     found = run(Reader("x", nothing, read), range(1), template, tmp_path / "run")

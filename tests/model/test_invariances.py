@@ -62,6 +62,7 @@ def test_llama_cpp_computes_the_same_logits(checkpoint, tmp_path):
     assert (logits[1] - logits[0]).abs().max() < 0.02 * logits[0].std()
 
 
+@pytest.mark.slow
 def test_heads_are_added_where_that_is_cheapest(tmp_path):
     """SmolLM2's 9 heads in 3 groups become 12 in 3: keys and values do not grow."""
     make_model(tmp_path, hidden=576, heads=9, kv_heads=3, head_dim=64, intermediate=1536, layers=1)
@@ -88,6 +89,7 @@ def test_qwen2_stays_as_wide_as_its_heads(tmp_path):
     assert (got - wanted).abs().max() < 1e-4 * wanted.std()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 2, 4, 12, 20, 24, 28, 36, 44, 64, 128, 576, 896, 960, 1152])
 def test_hadamard(n):
     H = hadamard(n)

@@ -191,6 +191,7 @@ def test_what_cannot_be_written_is_said_before_any_work(place, where):
     assert len(str(refused.value)) < 300
 
 
+@pytest.mark.slow
 def test_a_second_build_of_the_same_folder_is_refused_at_once(place):
     """By name, by a link to it, and from a process with another cache."""
     (place / "link").symlink_to(place)

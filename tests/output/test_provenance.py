@@ -59,6 +59,7 @@ def test_nothing_in_the_folder_tells_where_its_sources_lay(home, target, absolut
     assert said["compress"]["rank"] == 4
 
 
+@pytest.mark.slow
 def test_a_folder_that_moved_is_still_evaluated_against_its_original(home, tmp_path):
     out = build(home, home / "moving", "gguf", absolute=False)
     shutil.move(out, tmp_path / "elsewhere")
@@ -70,6 +71,7 @@ def test_a_folder_that_moved_is_still_evaluated_against_its_original(home, tmp_p
     assert ours["kl_mean"] == pytest.approx(measured["results"]["edgepack"]["kl_mean"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_sources_that_are_gone_are_asked_for(home, tmp_path):
     out = build(home, home / "leaving", "gguf", absolute=False)
     away = home / "client-acme" / "away"

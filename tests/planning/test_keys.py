@@ -205,6 +205,7 @@ def test_an_option_is_in_the_keys_of_all_that_depends_on_it(place, tried):
     assert keys(place, recipe, target) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["slice.allow_growth", "compress.fallback", "export.name"])
 def test_what_is_in_no_key_changes_none(place, option):
     recipe = {**BASE, "slice": {"width": 32}} if option.startswith("slice") else BASE

@@ -100,6 +100,7 @@ def test_a_value_beyond_its_bounds_is_refused_by_its_key(place):
     assert message in error.message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
 def test_the_output_is_named_by_a_plain_name(name):
     assert refused(lambda: parse({"export": {"name": name}})).message.startswith("export.name: ")

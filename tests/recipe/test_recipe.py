@@ -38,6 +38,7 @@ def test_recipes_of_the_repository_name_real_formats(path):
     assert set(used) <= set(plugins.names("formats"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", WRONG, ids=str)
 def test_what_is_wrong_is_named_in_one_line_with_a_hint(text, tmp_path):
     (tmp_path / "r.yaml").write_text(text)

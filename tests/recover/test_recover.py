@@ -247,6 +247,7 @@ def test_killed_before_every_few_file_operations(simple, tmp_path):
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_finished_folder_is_read(simple, tmp_path):
     found = run(simple, replace(QUICK, steps=2), tmp_path / "out")
     before = files(tmp_path / "out")
@@ -257,6 +258,7 @@ def test_a_finished_folder_is_read(simple, tmp_path):
 # ---------------------------------------------------------------------------- the pieces
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", plugins.names("formats"))
 def test_masters_that_have_not_moved_are_stored_as_they_were(name):
     plugin = plugins.find("formats", name)
@@ -269,6 +271,7 @@ def test_masters_that_have_not_moved_are_stored_as_they_were(name):
         assert torch.equal(again.tensors()[key], value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", plugins.names("formats"))
 def test_every_format_decodes_differentiably(name):
     """…and linearly in its fp16 fields: what a step along the gradient promises, it gives."""

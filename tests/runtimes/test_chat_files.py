@@ -133,6 +133,7 @@ def test_every_end_ends_an_answer(which, tmp_path, opening):
     assert len(list(runtime.generate([START, 299], 4, Sampling(ignore_eos=True)))) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.llama
 def test_a_runtime_that_cuts_text_otherwise_is_found(tmp_path, opening):
     runtime = opening(write_model(tmp_path / "m"))
@@ -223,6 +224,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "content"), [(name, text) for name, texts in BROKEN.items() for text in texts]
 )

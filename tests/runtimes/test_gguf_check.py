@@ -102,6 +102,7 @@ def test_a_key_that_would_end_the_process_is_named(what, files, tmp_path):
     assert caught.value.message.isprintable()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["", "\0more"])
 def test_a_token_that_is_there_twice_is_named(end, files, tmp_path):
     tokens = list(GgufHeader(files[0]).metadata["tokenizer.ggml.tokens"][0])
@@ -149,6 +150,7 @@ ADAPTERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ADAPTERS)
 def test_factors_that_would_end_the_process_are_named(what, files, tmp_path):
     model = check_model(files[0])

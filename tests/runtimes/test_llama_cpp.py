@@ -78,6 +78,7 @@ def test_generation_ends_at_stop_tokens_and_at_the_end_of_the_context(model):
         model.logits([1] * 257)
 
 
+@pytest.mark.slow
 def test_a_repeat_penalty_stops_a_loop(model):
     tokens = model.tokenize("la la la la la la la la")
     loop = list(model.generate(tokens, 16))
@@ -85,6 +86,7 @@ def test_a_repeat_penalty_stops_a_loop(model):
     assert len(set(other)) > len(set(loop))
 
 
+@pytest.mark.slow
 def test_logits_have_no_memory_and_can_start_late(model):
     tokens = model.tokenize("The quick brown fox jumps over the lazy dog")
     everything = model.logits(tokens)
@@ -126,6 +128,7 @@ def test_corrupt_files_are_one_line_with_the_cause(path, tmp_path):
         LlamaCpp(path, adapter=path)
 
 
+@pytest.mark.slow
 def test_closing_twice_is_harmless(path):
     runtime = LlamaCpp(path, context=32)
     runtime.close()

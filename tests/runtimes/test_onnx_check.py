@@ -78,6 +78,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", SETTINGS)
 def test_settings_of_the_wrong_kind_are_one_line(what, folder):
     name, place, value = SETTINGS[what]
@@ -164,6 +165,7 @@ GRAPHS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", GRAPHS)
 def test_a_graph_that_is_no_decoder_is_one_line(what, folder):
     edit, message = GRAPHS[what]

@@ -26,6 +26,7 @@ def decoder(request, tmp_path, monkeypatch):
     return Decoder(open_checkpoint(str(tmp_path / "model")))
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_llama_cpp(decoder, tmp_path):
     pytest.importorskip("llama_cpp")
     write_gguf(tmp_path / "model.gguf", decoder.checkpoint)

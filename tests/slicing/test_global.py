@@ -163,6 +163,7 @@ def test_a_model_that_would_grow_is_refused(tmp_path, monkeypatch):
     assert "sliced as f16" in run("plan", recipe(tmp_path, NARROW)).stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -218,6 +219,7 @@ def test_a_killed_slice_goes_on(tmp_path, monkeypatch):
     survives(work, tmp_path / "out", first=1, step=2)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_not_compressed(tmp_path):
     make_model(tmp_path / "model", tied=False)
     path = recipe(tmp_path, NARROW)

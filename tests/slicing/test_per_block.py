@@ -145,6 +145,7 @@ def test_widths(tmp_path):
         kept_widths(model, Slice(method="per_block", width=65))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", LAYER_NORM)
 def test_layer_norm_models_are_sliced_per_block_and_no_gguf(tmp_path, family):
     make_model(tmp_path / "model", family)
@@ -157,6 +158,7 @@ def test_layer_norm_models_are_sliced_per_block_and_no_gguf(tmp_path, family):
     assert "name a text file" in says("plan", path, "--target", "checkpoint")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", LAYER_NORM)
 def test_centred_models_have_no_means(tmp_path, family):
     make_model(tmp_path / "model", family, dtype=torch.float32)
@@ -170,6 +172,7 @@ def test_centred_models_have_no_means(tmp_path, family):
             assert means.abs().max() < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -183,6 +186,7 @@ def test_what_cannot_be_is_said_while_planning(tmp_path, options, said):
     assert said in says("plan", recipe(tmp_path, **options))
 
 
+@pytest.mark.slow
 def test_shortcuts_are_counted(tmp_path):
     make_model(tmp_path / "model", tied=False)
     path = recipe(tmp_path, 40, method="per_block")
