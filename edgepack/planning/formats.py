@@ -166,14 +166,16 @@ def factor_bytes(spec: WeightSpec, fmt: WeightFormat) -> int:
     )
 
 
+def weight_bytes(spec: WeightSpec, fmt: WeightFormat | None) -> int:
+    """Bytes of a weight without its factors; what is no matrix has no format and is float32."""
+    return 4 * spec.numel if fmt is None else formats.get(fmt.Q).nbytes(spec.shape)
+
+
 def tensor_bytes(model: Checkpoint, chosen: Mapping[str, WeightFormat]) -> int:
-    """Bytes of all tensors, factors included; what is no matrix is float32."""
-    sizes = 0
-    for spec in model.specs.values():
-        fmt = chosen.get(spec.name)
-        own = formats.get(fmt.Q).nbytes(spec.shape) if fmt else 4 * spec.numel
-        sizes += own + (factor_bytes(spec, fmt) if fmt else 0)
-    return sizes
+    """Bytes of all tensors, factors included."""
+    specs = model.specs.values()
+    factors = sum(factor_bytes(model.specs[name], fmt) for name, fmt in chosen.items())
+    return factors + sum(weight_bytes(spec, chosen.get(spec.name)) for spec in specs)
 
 
 def matches(pattern: str, name: str) -> bool:

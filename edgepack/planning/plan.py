@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from edgepack import formats
 from edgepack.checkpoint import Checkpoint, open_checkpoint
 from edgepack.checkpoint.save import dtype_of
 from edgepack.core.stage import Stage
@@ -17,7 +16,7 @@ from edgepack.model.decoder import Decoder
 from edgepack.model.rewritten import Rewritten
 from edgepack.model.rotation import Rotated
 from edgepack.model.stream import Tokens
-from edgepack.planning.formats import Fallback, Given, factor_bytes
+from edgepack.planning.formats import Fallback, Given, factor_bytes, weight_bytes
 from edgepack.planning.target import Target, get
 from edgepack.recipe.sections import Recipe
 
@@ -127,7 +126,7 @@ class Plan:
         """Bytes of a weight, without its factors."""
         if not self.target.packs:
             return spec.numel * dtype_of(spec).itemsize
-        return formats.get(fmt.Q).nbytes(spec.shape) if fmt else 4 * spec.numel
+        return weight_bytes(spec, fmt)
 
     def bits_per_weight(self, *, blocks_only: bool) -> float:
         """Bits stored (Q, scales, L and R) per element of the matrices."""
