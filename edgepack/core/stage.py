@@ -27,6 +27,7 @@ from edgepack.core.progress import Steps
 from edgepack.core.untrusted import Untrusted, read_json, validate
 from edgepack.errors import EdgepackError
 
+CACHE = "_handed_over_from"
 LIST = "stage.json"
 """What a finished stage says of itself: what it was made of and with, and its files' sha256."""
 VERSIONS = ("edgepack", "numba", "numpy", "torch")
@@ -98,14 +99,21 @@ class Stage(ABC):
         self._remove(self.files())
 
     def __getstate__(self) -> dict[str, Any]:
-        """Its fields: what is computed from them is computed anew elsewhere."""
-        names = self.__dataclass_fields__
-        return {name: getattr(self, name) for name in names}
+        """Its fields, and which cache it is in: what is computed from them is computed anew
+        elsewhere."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return values | {CACHE: self._cache.resolve()}
 
     @property
     def folder(self) -> Path:
         """Where the finished stage stands."""
-        return root() / self.name / self.key
+        return self._cache / self.name / self.key
+
+    @property
+    def _cache(self) -> Path:
+        """The cache here, or for a stage that was handed over the one that it comes from."""
+        found: Path | None = self.__dict__.get(CACHE)
+        return root() if found is None else found
 
     @property
     def partial(self) -> Path:

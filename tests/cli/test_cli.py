@@ -51,7 +51,8 @@ def built(place):
 
 
 @pytest.fixture(autouse=True)
-def _here(place, monkeypatch):
+def _here(place, built, monkeypatch):
+    """In the folder; `built` has found an empty cache, whichever test comes first."""
     monkeypatch.chdir(place)
 
 
