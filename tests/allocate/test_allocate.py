@@ -297,6 +297,7 @@ def test_what_cannot_be_is_said_in_one_line(model: Path, compress: dict, words: 
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_layer_errors_cannot_be_compared(model: Path):
     given = recipe(model, bits_per_weight=4)
     given["calibrate"]["objective"] = "layer"

@@ -67,6 +67,7 @@ def refusal(model, base=None):
     return f"{caught.value} [{caught.value.hint}]"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.bfloat16])
 def test_tensors_are_float32_copies_without_loss(tmp_path, dtype):
     model = make_model(tmp_path / "m", dtype=dtype)
@@ -299,6 +300,7 @@ def test_half_of_the_biases_are_refused(folder):
     assert "model.layers.1.self_attn.q_proj.bias" in refusal(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [0, 4, 100, 20_000])
 def test_truncated_safetensors(folder, keep):
     path = folder / "model.safetensors"

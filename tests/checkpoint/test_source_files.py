@@ -202,6 +202,7 @@ def test_a_template_that_appears_is_noticed(opened):
         _ = checkpoint.key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [truncate, replace, os.unlink])
 def test_a_gguf_that_changes_is_refused(opened, tmp_path, change):
     path = tmp_path / "m.gguf"

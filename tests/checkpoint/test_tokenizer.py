@@ -90,6 +90,7 @@ def test_a_folder_is_read_as_its_tokenizer_json_says(smollm, tmp_path):
     assert AutoTokenizer.from_pretrained(tmp_path).encode(TORTURE) != exact
 
 
+@pytest.mark.slow
 def test_llama_cpps_checksum_finds_smollm(smollm):
     assert vocabulary.pretokenizer_name(smollm.tokenizer) == "smollm"
 

@@ -334,6 +334,7 @@ def recipe(**sections):
     return Recipe.model_validate({"model": "m", **sections})
 
 
+@pytest.mark.slow
 def test_plans_for_gguf_refuse_what_other_targets_take(tmp_path):
     make_model(tmp_path / "m")
     normalizing(N.Lowercase()).save_pretrained(tmp_path / "m")

@@ -67,6 +67,7 @@ def test_help_is_quick_and_needs_no_torch():
     assert time.monotonic() - start < 2  # 0.25 s on an idle machine
 
 
+@pytest.mark.slow
 def test_version():
     assert run("--version").stdout.strip() == version("edgepack")
 

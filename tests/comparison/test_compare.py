@@ -138,6 +138,7 @@ def test_onnx_stands_beside_plain_rounding(recipe: Path, tmp_path: Path):
     assert "'checkpoint' cannot be compared" in wrong.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["compare.json", "compare.md", "compare.png"])
 def test_files_of_somebody_elses_are_not_overwritten(recipe: Path, tmp_path: Path, name: str):
     (tmp_path / "out").mkdir()

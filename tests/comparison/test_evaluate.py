@@ -147,6 +147,7 @@ def test_mistakes_are_one_line_and_a_hint(name):
     assert exit_code == code
 
 
+@pytest.mark.slow
 def test_a_short_text_and_an_adapter_in_a_models_place_are_named():
     with pytest.raises(EdgepackError, match="one chunk needs 512"):
         edgepack.evaluate("rank0/base.gguf", text="rank4.yaml")

@@ -91,6 +91,7 @@ def changes(manifest):
     yield "measured of nothing", manifest | {"measured": {"results": {"x": {}}}}
 
 
+@pytest.mark.slow
 def test_damaged_manifests_are_one_line_each(folder):
     manifest = json.loads((folder / MANIFEST).read_text())
     for what, content in changes(manifest):

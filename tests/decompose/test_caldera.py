@@ -170,6 +170,7 @@ def test_plain_rounding_with_its_own_factors_ships_where_it_is_closest():
     assert found.error < 0.2 * relative_error(W, plain.dense(), H.held_out, H.out_held_out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 8])
 def test_errors_are_those_of_both_sides(rank):
     H, fmt = two_sided(), plugins.find("formats", "q2_0")

@@ -113,6 +113,7 @@ def test_coordinate_descent_never_costs_more(name):
     assert costs[2] < costs[0] or name == "q8_0"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["q4_0", "q2_k", "iq4_xs"])
 def test_every_round_of_descent_counts(name):
     """Rounds go on from one another until nothing changes."""

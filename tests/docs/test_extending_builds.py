@@ -85,6 +85,7 @@ def test_the_target_is_built_and_measured(here, more):
     assert plan.target.files_size(plan.model, plan.formats) == pytest.approx(sizes, rel=0.05)
 
 
+@pytest.mark.slow
 def test_the_target_says_what_it_cannot_do(here):
     make_model(here / "model")
     slices = {"method": "per_block", "sparsity": 0.25, "allow_growth": True}

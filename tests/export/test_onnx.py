@@ -219,6 +219,7 @@ def test_sampling_follows_its_seed_and_a_penalty_changes_it(runtime):
     assert len(set(penalised)) == len(penalised)
 
 
+@pytest.mark.slow
 def test_branches_are_as_if_each_were_alone(runtime):
     forks = [Fork((3, 4, 5), ((6, 7), (8, 9, 10, 11), (12,))), Fork((4,), ((5, 6),))]
     for fork in forks:

@@ -85,6 +85,7 @@ def test_optimum(folder):
         )
 
 
+@pytest.mark.slow
 def test_transformers_js(folder):
     modules = environment("EDGEPACK_NODE", "name a folder where npm installed Transformers.js")
     node = shutil.which("node")

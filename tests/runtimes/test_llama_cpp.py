@@ -98,6 +98,7 @@ def test_logits_have_no_memory_and_can_start_late(model):
     assert list(model.generate(tokens, 1)) == [everything[-1].argmax()]
 
 
+@pytest.mark.slow
 def test_tokens_and_pieces_give_the_text_back(model):
     sentence = "Größe 日本 🎉🙂 x<|im_end|>"
     assert b"".join(model.piece(t) for t in model.tokenize(sentence)).decode() == sentence

@@ -152,6 +152,7 @@ def test_sparsity_goes_to_whole_blocks(sparsity, round_to, width):
     assert kept_width(896, options) == width
 
 
+@pytest.mark.slow
 def test_a_model_that_would_grow_is_refused(tmp_path, monkeypatch):
     make_model(tmp_path / "model", tied=True, vocab=600)
     path = recipe(tmp_path, 56, allow_growth=False)
