@@ -82,7 +82,7 @@ def main() -> None:
     found: dict[tuple[str, str], list[tuple[float, float]]] = {}
     count = plan.model.dimensions.num_hidden_layers
     blocks = range(0, count, -(-count // options.blocks))
-    for block, hessians in zip(blocks, plain(plan.decoder, tokens, blocks), strict=True):
+    for block, hessians in zip(blocks, plain(Decoder(plan.model), tokens, blocks), strict=True):
         for role in LINEAR_ROLES:
             metrics = {"plain": hessians[role], "model": load_hessian(folder / str(block), role)}
             for name in options.types.split(","):

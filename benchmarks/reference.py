@@ -33,6 +33,7 @@ from edgepack.decompose.ldlq import ldlq, metric
 from edgepack.decompose.low_rank import downdate, exact_low_rank, low_rank
 from edgepack.formats._levels import Table
 from edgepack.formats._scalar import OneScale, level_probes
+from edgepack.model.decoder import Decoder
 from edgepack.pipeline import make_plan
 from edgepack.recipe.read import parse
 
@@ -60,7 +61,7 @@ def problem(shared: Path) -> tuple[Tensor, Tensor]:
     options["calibrate"] |= {"tokens": 16384, "objective": "layer"}
     plan = make_plan(parse(options), "gguf", Path())
     assert plan.text is not None
-    (only,) = plain(plan.decoder, plan.text.tokens, [BLOCK])
+    (only,) = plain(Decoder(plan.model), plan.text.tokens, [BLOCK])
     return W, only["ffn_down"].train[:N, :N]
 
 

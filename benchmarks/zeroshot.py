@@ -61,11 +61,9 @@ def models(sizes: list[int], folder: Path) -> tuple[dict[str, Model], dict[int, 
         best[wanted] = min(smaller, key=lambda p: p["kl_mean"])["label"]
     write_plain(folder / "original.gguf", plan.original)
     found[ORIGINAL] = Model("", folder / "original.gguf")
-    for number, label in enumerate(dict.fromkeys(best.values())):
-        place = folder / f"stock-{number}"
-        steps = target.write_baseline(model, types[label], imatrix, place, "stock")
-        found[label] = Model(label, finish(steps))
-    return found, best
+    chosen = {label: types[label] for label in best.values()}
+    stock = finish(target.write_baselines(model, chosen, imatrix, folder, "stock"))
+    return found | {label: Model(label, path) for label, path in stock.items()}, best
 
 
 def matrix_types(artifact: Artifact) -> dict[str, str]:

@@ -147,9 +147,6 @@ def _resolved(plan: Plan) -> dict[str, Any]:
 
 
 def _manifest(plan: Plan) -> dict[str, Any]:
-    facts: dict[str, Any] = {}
-    for stage in plan.stages:
-        facts |= stage.facts()
     return OPTIONAL | {
         "edgepack": version("edgepack"),
         "target": plan.target.name,
@@ -169,5 +166,5 @@ def _manifest(plan: Plan) -> dict[str, Any]:
         "fallbacks": [asdict(fallback) for fallback in plan.fallbacks],
         "requires": plan.target.requires(plan.model, plan.formats),
         "warnings": plan.warnings,
-        **facts,
+        **plan.facts,
     }

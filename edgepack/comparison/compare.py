@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from edgepack.calibration.moments import weight_hessian
 from edgepack.calibration.stage import Calibrate
 from edgepack.core.disk import scratch
-from edgepack.core.progress import Progress, Steps
+from edgepack.core.progress import Steps
 from edgepack.core.tables import format_size
 from edgepack.errors import RecipeError
 from edgepack.measure.stage import Measure, compare_models
@@ -135,18 +135,14 @@ def _baselines(plan: Plan, every: Mapping[str, Types], folder: Path) -> Steps[li
     """Others' files, given as label → types."""
     calibration = plan.find(Calibrate)
     assert calibration is not None
-    tied, models = plan.model.dimensions.tie_word_embeddings, []
+    tied = plan.model.dimensions.tie_word_embeddings
 
     def imatrix(name: str) -> Tensor:
         spec = plan.model.specs[name]
         return weight_hessian(calibration.folder, spec, tied=tied).imatrix
 
-    for number, (label, types) in enumerate(every.items()):
-        yield Progress("baselines", number, len(every), label)
-        place = folder / f"baseline-{number}"
-        steps = plan.target.write_baseline(plan.model, types, imatrix, place, "baselines")
-        models.append(Model(label, (yield from steps)))
-    return models
+    steps = plan.target.write_baselines(plan.model, every, imatrix, folder, "baselines")
+    return [Model(label, path) for label, path in (yield from steps).items()]
 
 
 def _metrics(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from edgepack.core.disk import sha256
 from edgepack.core.untrusted import Untrusted, read_json, validate
 from edgepack.errors import EdgepackError
 
@@ -230,8 +230,4 @@ def _is(path: Path, known: dict[str, Any]) -> bool:
 
 def digest(path: Path) -> dict[str, Any]:
     """A file's entry in the manifest."""
-    with path.open("rb") as file:
-        return {
-            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
-            "bytes": path.stat().st_size,
-        }
+    return {"sha256": sha256(path), "bytes": path.stat().st_size}

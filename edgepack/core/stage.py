@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from edgepack.core import fingerprint
-from edgepack.core.disk import atomic, lock_of, locked, root, sync, sync_tree
+from edgepack.core.disk import atomic, lock_of, locked, root, sha256, sync, sync_tree
 from edgepack.core.executor import Executor
 from edgepack.core.progress import Steps
 from edgepack.core.untrusted import Untrusted, read_json, validate
@@ -134,7 +134,7 @@ class Stage(ABC):
         if not self.is_done:
             return False
         listed = self.files()
-        if all(_sha256(self.folder / name) == known for name, known in listed.items()):
+        if all(_digest(self.folder / name) == known for name, known in listed.items()):
             return True
         self._remove(listed)
         return False
@@ -193,16 +193,15 @@ class Stage(ABC):
                 "python": sys.version.split()[0],
                 **{name: version(name) for name in VERSIONS},
             },
-            "files": {p.relative_to(self.partial).as_posix(): _sha256(p) for p in files},
+            "files": {p.relative_to(self.partial).as_posix(): _digest(p) for p in files},
         }
         with atomic(self.partial / LIST) as temporary:
             temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
-def _sha256(path: Path) -> str | None:
-    """Hex digest of a file's content, None if it cannot be read."""
+def _digest(path: Path) -> str | None:
+    """sha256 of a file, None if it cannot be read."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256(path)
     except OSError:
         return None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,17 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Inverse of `save_tensors`."""
+    with _opened(path) as file:
+        about: dict[str, Any] = json.loads(file.metadata()["edgepack"])
+        return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A file of the cache, open; what is wrong with it is one error."""
     try:
         with safe_open(path, framework="pt") as file:
-            about: dict[str, Any] = json.loads(file.metadata()["edgepack"])
-            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
+            yield file
     except (SafetensorError, ValueError, LookupError, TypeError) as error:
         raise damaged_error(path, error) from error
 
@@ -57,17 +65,13 @@ def load_weight(folder: Path, name: str) -> tuple[FactoredWeight, dict[str, Any]
 
 def load_about(folder: Path, name: str) -> dict[str, Any]:
     """The description of a decomposed weight, without reading its tensors."""
-    path = weight_path(folder, name)
-    try:
-        with safe_open(path, framework="pt") as file:
-            about: dict[str, Any] = json.loads(file.metadata()["edgepack"])
-            return about
-    except (SafetensorError, ValueError, LookupError, TypeError) as error:
-        raise damaged_error(path, error) from error
+    with _opened(weight_path(folder, name)) as file:
+        about: dict[str, Any] = json.loads(file.metadata()["edgepack"])
+        return about
 
 
 def load_imatrix(folder: Path, name: str) -> Tensor:
     """Mean squared inputs ``[in]`` of a decomposed weight, for llama.cpp's quantizer."""
-    with safe_open(weight_path(folder, name), framework="pt") as file:
+    with _opened(weight_path(folder, name)) as file:
         found: Tensor = file.get_tensor(IMATRIX)
         return found

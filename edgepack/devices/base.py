@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -82,9 +81,3 @@ def files_of(path: Path) -> dict[str, Path]:
     """The files of a file or folder, by the names that they have from its parent on."""
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     return {file.relative_to(path.parent).as_posix(): file for file in files}
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

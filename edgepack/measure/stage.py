@@ -128,15 +128,10 @@ class Measure(Stage):
         export, target = self.export, self.export.target
         assert export.decomposed is not None
         assert export.weights is not None
-        models = []
         chosen = target.nearest_baselines(export.model, export.decomposed.chosen.formats)
         imatrix = partial(load_imatrix, export.weights.folder)
-        for number, (label, types) in enumerate(chosen.items()):
-            yield Progress("measure", 0, 1, label)
-            place = folder / f"baseline-{number}"
-            steps = target.write_baseline(export.model, types, imatrix, place, "measure")
-            models.append(Model(label, (yield from steps)))
-        return models
+        steps = target.write_baselines(export.model, chosen, imatrix, folder, "measure")
+        return [Model(label, path) for label, path in (yield from steps).items()]
 
     def _check(self, reference: Runnable) -> Steps[float]:
         """The mean KL of the original as written from what our own reading of it predicts. A fault

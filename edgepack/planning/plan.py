@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from edgepack.checkpoint import Checkpoint, open_checkpoint
 from edgepack.checkpoint.save import dtype_of
 from edgepack.core.stage import Stage
 from edgepack.core.weights import WeightFormat, WeightSpec
 from edgepack.errors import RecipeError
-from edgepack.model.decoder import Decoder
 from edgepack.model.rewritten import Rewritten
 from edgepack.model.rotation import Rotated
 from edgepack.model.stream import Tokens
@@ -94,16 +93,16 @@ class Plan:
         return self.chosen.formats
 
     @property
-    def decoder(self) -> Decoder:
-        """The model that is packed, streamed."""
-        return Decoder(self.model)
-
-    @property
     def warnings(self) -> list[str]:
         """All that is to be said: of the recipe, of the formats, of what finished stages found."""
         remarks = self.target.remarks(self.model, self.formats)
         found = (line for stage in self.stages if stage.is_done for line in stage.warnings())
         return [*self.notes, *remarks, *found]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What its stages say of themselves, as far as it is known."""
+        return {key: value for stage in self.stages for key, value in stage.facts().items()}
 
     @property
     def memory(self) -> int:

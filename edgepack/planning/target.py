@@ -13,6 +13,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from edgepack.core import plugins
+from edgepack.core.progress import Progress
 from edgepack.core.untrusted import quote
 from edgepack.errors import RecipeError, missing_extra
 from edgepack.recipe.sections import Export, Recipe
@@ -110,8 +111,8 @@ class Target(ABC):
         norms: Mapping[str, Tensor],
         folder: Path,
     ) -> Steps[None]:
-        """Write the files into `folder`, leaving out those already there. `load` gives decomposed
-        weights, `norms` trained norms and biases."""
+        """Write the files into `folder`, which a target that packs finds empty. `load` gives
+        decomposed weights, `norms` trained norms and biases."""
 
     @abstractmethod
     def written(self, folder: Path, model: Checkpoint) -> Runnable:
@@ -140,6 +141,22 @@ class Target(ABC):
         """Write a baseline's file beside `place` (a path without suffix); the file to open."""
         raise NotImplementedError
         yield
+
+    def write_baselines(
+        self,
+        model: Checkpoint,
+        chosen: Mapping[str, Types],
+        imatrix: Callable[[str], Tensor],
+        folder: Path,
+        stage: str,
+    ) -> Steps[dict[str, Path]]:
+        """Write several into `folder`, given as label → types; label → file to open."""
+        files = {}
+        for number, (label, types) in enumerate(chosen.items()):
+            yield Progress(stage, 0, 1, f"{label} ({number + 1} of {len(chosen)})")
+            place = folder / f"baseline-{number}"
+            files[label] = yield from self.write_baseline(model, types, imatrix, place, stage)
+        return files
 
     def memory(self, elements: int, own: int, logits: int, *, stock: bool) -> int:
         """Expected peak bytes while files are measured: the original of so many `elements`, `own`

@@ -207,9 +207,7 @@ def plan_facts(plan: Plan) -> Facts:
     for fmt in plan.formats.values():
         key = f"{fmt.Q}, rank {fmt.rank}" if fmt.rank else fmt.Q
         counts[key] = counts.get(key, 0) + 1
-    facts: Facts = {"slice": None, "allocation": None}
-    for stage in plan.stages:
-        facts |= stage.facts()
+    facts = plan.facts
     return {
         "model": dict(plan.model.source),
         "architecture": plan.model.architecture.name,
@@ -218,8 +216,8 @@ def plan_facts(plan: Plan) -> Facts:
             {"stage": s.name, "key": s.key, "cached": s.is_done, "begun": s.partial.is_dir()}
             for s in plan.stages
         ],
-        "slice": facts["slice"],
-        "allocation": facts["allocation"],
+        "slice": facts.get("slice"),
+        "allocation": facts.get("allocation"),
         "formats": counts,
         "bytes": plan.bytes_by_part(),
         "bits_per_weight": {

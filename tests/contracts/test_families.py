@@ -246,7 +246,7 @@ def test_sliced_and_compressed(models, tmp_path, family, method, objective):
         compress={"format": "q4_0"},
         **more,
     )
-    assert len(set(plan.decoder.widths)) == (1 if method == "global" else 2)
+    assert len(set(Decoder(plan.model).widths)) == (1 if method == "global" else 2)
     assert_same(runtime_logits("onnx", artifact.folder), promised(plan), 1e-4)
     errors = [a["error"] for a in artifact.manifest["weights"].values()]
     assert max(errors) < 0.05

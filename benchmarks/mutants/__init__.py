@@ -1,0 +1,18 @@
+"""The breaks of `benchmarks.mutations`, one file a room of edgepack, and one for keys."""
+
+from __future__ import annotations
+
+from benchmarks.mutants import (
+    allocate,
+    calibration,
+    decompose,
+    formats,
+    keys,
+    metrics,
+    recover,
+    slicing,
+)
+from benchmarks.mutants._base import Groups
+
+ROOMS = (decompose, allocate, calibration, recover, metrics, formats, slicing, keys)
+GROUPS: Groups = {place: breaks for room in ROOMS for place, breaks in room.GROUPS.items()}
