@@ -12,7 +12,8 @@ import psutil
 import pytest
 
 from edgepack import devices
-from edgepack.devices.base import files_of, sha256
+from edgepack.core.disk import sha256
+from edgepack.devices.base import files_of
 from edgepack.errors import EdgepackError, RecipeError
 
 
