@@ -1,0 +1,93 @@
+"""A packed model as the base of adapters: Q, L and R of an output folder, read weight by weight."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from edgepack.adapters.adapter import BaseId
+from edgepack.adapters.gguf_factors import GgufFactors
+from edgepack.checkpoint import Checkpoint
+from edgepack.checkpoint.gguf_file import GgufCheckpoint
+from edgepack.core.artifact import Artifact
+from edgepack.core.weights import FactoredWeight, QuantizedTensor
+from edgepack.errors import EdgepackError
+
+GGUF, ONNX = "gguf", "onnx"
+FACTORS = "factors.gguf"
+WEIGHTS = (".gguf", ".onnx", ".safetensors", ".onnx_adapter")
+"""Suffixes of files with weights; a graph's data files have ``.onnx_data`` in their names."""
+
+
+@dataclass(frozen=True)
+class PackedBase:
+    """The files of one packed model in `folder`. `files` are those with weights, name → sha256."""
+
+    folder: Path
+    name: str
+    target: str
+    files: Mapping[str, str]
+
+    @staticmethod
+    def open(folder: Path) -> PackedBase:
+        """An output folder, whose files are checked against its manifest."""
+        artifact = Artifact.open(folder)
+        listed: Mapping[str, Any] = artifact.manifest["files"]
+        files = {name: entry["sha256"] for name, entry in listed.items() if _has_weights(name)}
+        name = str(artifact.manifest["model"]["model"])
+        return PackedBase(folder, name, artifact.manifest["target"], files)
+
+    @property
+    def identity(self) -> BaseId:
+        """What adapters remember of it."""
+        return BaseId.of(self.name, self.files)
+
+    @property
+    def file(self) -> Path:
+        """The file that a runtime opens."""
+        names = [name for name in self.files if name.endswith((".gguf", ".onnx"))]
+        return self.folder / min(names)
+
+    @property
+    def factors(self) -> Path | None:
+        """The GGUF adapter of L and R; None at rank 0 and for ONNX."""
+        return self.folder / FACTORS if FACTORS in self.files else None
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """Q as a checkpoint: dimensions, tokenizer, and its matrices dequantized one at a time."""
+        if self.target != GGUF:
+            raise EdgepackError(
+                f"{self.folder}: adapters of a {self.target} folder cannot be trained yet",
+                hint="build the recipe with --target gguf",
+            )
+        return GgufCheckpoint(self.file, self.name)
+
+    @cached_property
+    def _stored(self) -> GgufFactors | None:
+        return GgufFactors(self.factors, self.checkpoint) if self.factors else None
+
+    @cached_property
+    def ranks(self) -> Mapping[str, int]:
+        """Weight → rank of its L and R, for the weights that have any."""
+        return self._stored.ranks if self._stored else {}
+
+    def pair(self, name: str) -> tuple[QuantizedTensor, QuantizedTensor]:
+        """L ``[out, rank]`` and R ``[rank, in]`` of a weight, as they are stored."""
+        if self._stored is None:
+            raise KeyError(name)
+        return self._stored.pair(name)
+
+    def weight(self, name: str) -> FactoredWeight | None:
+        """Q, L and R of a weight as stored; None if Q is in no format of edgepack's."""
+        Q = self.checkpoint.quantized(name)
+        if Q is None:
+            return None
+        return FactoredWeight(Q, *self.pair(name)) if name in self.ranks else FactoredWeight(Q)
+
+
+def _has_weights(name: str) -> bool:
+    return name.endswith(WEIGHTS) or ".onnx_data" in name
