@@ -45,6 +45,17 @@ class Lora:
         scale = torch.exp2((ratio.log2() / 2).round().clamp(-60, 60))
         return Lora(self.lora_A / scale[:, None], self.lora_B * scale)
 
+    def reduced(self) -> Lora:
+        """The same ΔW of the least rank, up to rounding: singular values below 1e-5 of the largest
+        are left out. The pair itself if its rank is the least already."""
+        left, right = torch.linalg.qr(self.lora_B), torch.linalg.qr(self.lora_A.T)
+        U, S, Vh = torch.linalg.svd(left.R @ right.R.T)
+        rank = max(1, int((1e-5 * S[0] < S).sum()))
+        if rank >= self.rank:
+            return self
+        root = S[:rank].sqrt()
+        return Lora(root[:, None] * Vh[:rank] @ right.Q.T, left.Q @ U[:, :rank] * root)
+
     @staticmethod
     def joined(parts: list[Lora]) -> Lora:
         """One pair whose ΔW is the sum of those of `parts`."""

@@ -16,6 +16,8 @@ from edgepack.export.profiles import GraphOptions
 from edgepack.export.values import F32
 
 Load = Callable[[str], FactoredWeight]
+ROOM = ".adapter"
+"""Suffix of the module's name in empty factors, which are there for adapters."""
 LORA = {"R": "lora_A", "L": "lora_B"}
 """Factor → suffix of the module's name; factors are stored transposed, as the graph needs them."""
 
@@ -81,10 +83,33 @@ class Store:
             return self.graph.store(spec.name, np.float32, shape, load)
         if part == "Q":
             return self.widen(self.graph.store(spec.name, np.float16, shape, load))
-        module = spec.name.removesuffix(".weight")
-        stored = Stored(f"{module}.{LORA[part]}", np.dtype(np.float16), shape, load)
-        rank = f"{module}.rank"
-        named = (columns, rank) if part == "R" else (rank, rows)
+        return self._factor(spec.name.removesuffix(".weight"), part, shape, load)
+
+    def needs_room(self, name: str) -> bool:
+        """Whether a weight of the blocks takes adapters, but has no factors that they can replace.
+        (With L or R in blocks, only one of them could be replaced, or none.)"""
+        known, block = self.parts[name], self.checkpoint.specs[name].block
+        return self.options.adapters and block is not None and (known.L, known.R) != ("f16", "f16")
+
+    def room(self, name: str) -> tuple[str, str]:
+        """Zero factors ``[in, 1]`` and ``[1, out]`` of a weight, for adapters. Rank 1, because not
+        all runtimes multiply matrices of rank 0."""
+        rows, columns = self.checkpoint.specs[name].shape
+        stem = name.removesuffix(".weight") + ROOM
+        sides = {"R": (columns, 1), "L": (1, rows)}
+        A, B = (
+            self._factor(stem, part, shape, partial(np.zeros, shape, np.float16))
+            for part, shape in sides.items()
+        )
+        return A, B
+
+    def _factor(
+        self, stem: str, part: str, shape: tuple[int, int], load: Callable[[], Array]
+    ) -> str:
+        """L or R, transposed, of any rank: a caller may give others."""
+        stored = Stored(f"{stem}.{LORA[part]}", np.dtype(np.float16), shape, load)
+        rank = f"{stem}.rank"
+        named = (shape[0], rank) if part == "R" else (rank, shape[1])
         required = self.options.profile.given_factors
         return self.widen(self.graph.factor(stored, named, required=required))
 

@@ -291,6 +291,11 @@ class Onnx(Section):
         description="Positions the graph knows, whose cosines and sines it holds; default: 8192, "
         "or as many as the model has.",
     )
+    adapters: bool = Field(
+        False,
+        description="Give every weight of the blocks factors that an adapter can replace, of rank "
+        "1 and zero where it has none of type f16; it decodes a little slower.",
+    )
 
 
 class Export(Section):
