@@ -69,6 +69,7 @@ def evaluate(
     tasks: Sequence[str] = (),
     data: str | Path | None = None,
     limit: int | None = None,
+    adapters: Sequence[tuple[Path, float]] = (),
     progress: Callable[[Progress], None] | None = None,
 ) -> Scoreboard:
     """Perplexity, KL and top-1 agreement of models on a text, and their zero-shot accuracy.
@@ -77,7 +78,8 @@ def evaluate(
     default to the original that the folder `path` was made of; for a bare file there is none then.
     `text` is a file, by default what the folder's build measured on; `tokens` of it are used (0:
     none), in chunks of `context`. `tasks` (names in `edgepack.metrics.tasks.TASKS`) are read from
-    the folder `data`; `limit` is how many items of each, evenly spread.
+    the folder `data`; `limit` is how many items of each, evenly spread. With `adapters` (files and
+    scales, see `Model.adapters`), `path` is measured without them and with them.
     """
     from edgepack.comparison.evaluate import Request
     from edgepack.comparison.evaluate import evaluate as run
@@ -95,6 +97,7 @@ def evaluate(
         tasks=tuple(tasks),
         data=optional(data),
         limit=limit,
+        adapters=tuple(adapters),
     )
     return _run(run(request), progress)
 

@@ -21,6 +21,7 @@ from edgepack.adapters.gguf_factors import GgufFactors, values
 from edgepack.checkpoint import Checkpoint
 from edgepack.core.adapters import (
     ABOUT,
+    RUNTIME_FILES,
     check_files,
     check_name,
     find,
@@ -122,7 +123,7 @@ def read(path: Path, base: PackedBase) -> Adapter:
 
 def runtime_file(folder: Path, base: PackedBase) -> Path:
     """The file of an adapter's folder that `Model.adapters` takes."""
-    return folder / (FILE if base.target == GGUF else f"{PEFT}/{peft.WEIGHTS}")
+    return folder / RUNTIME_FILES[base.target]
 
 
 def _check_weights(adapter: Adapter, matrices: Mapping[str, tuple[int, int]]) -> None:
