@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,7 @@ __all__ = ["Adapter", "BaseId", "Lora"]
 @dataclass(frozen=True)
 class Lora:
     """ΔW = lora_B · lora_A, with lora_A ``[rank, in]`` and lora_B ``[out, rank]``, both float32.
-    PEFT's scale alpha / rank is already multiplied into lora_B."""
+    PEFT's scale alpha / rank is already multiplied in."""
 
     lora_A: Tensor
     lora_B: Tensor
@@ -34,6 +35,14 @@ class Lora:
     def scaled(self, scale: float) -> Lora:
         """The pair whose ΔW is `scale` times as large."""
         return Lora(self.lora_A, self.lora_B * scale)
+
+    def scaled_evenly(self, scale: float) -> Lora:
+        """The same with √scale on either side, as PEFT takes a pair's scale into account where it
+        adds pairs factor by factor (`combine.linear`)."""
+        if scale == 1:
+            return self
+        root = math.sqrt(abs(scale))
+        return Lora(self.lora_A * math.copysign(root, scale), self.lora_B * root)
 
     def balanced(self) -> Lora:
         """The same ΔW, with each row of lora_A and its column of lora_B about equally large. The

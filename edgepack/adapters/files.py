@@ -185,7 +185,7 @@ def _read_gguf(path: Path, checkpoint: Checkpoint) -> tuple[dict[str, Lora], Map
             raise EdgepackError(
                 f"{path.name}: the factors of {name} are not finite", hint="train it again"
             )
-        found[name] = Lora(R, L * factors.scale(name))
+        found[name] = Lora(R, L).scaled_evenly(factors.scale(name))
     return found, factors.metadata
 
 

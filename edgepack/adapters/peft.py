@@ -117,7 +117,7 @@ def _lora(
     if not rank or A.shape != (rank, shape[1]) or B.shape != (shape[0], rank):
         shapes = f"{list(B.shape)} · {list(A.shape)} for {list(shape)}"
         raise _foreign(f"{place}: {shown} does not fit ({shapes})")
-    return Lora(A, B * config.scale(module, rank))
+    return Lora(A, B).scaled_evenly(config.scale(module, rank))
 
 
 def _config(folder: Path, place: str) -> Config:
