@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -91,9 +91,17 @@ def build(
 
     `base` is the folder that relative paths in the recipe start from, `out` the folder to write.
     """
-    plan = make_plan(recipe, target, base)
+    return (yield from write_output(make_plan(recipe, target, base), out=out, force=force))
+
+
+def write_output(
+    plan: Plan, *, out: Path, force: bool = False, reads: Sequence[Path] = ()
+) -> Steps[Artifact]:
+    """Run a plan, and put its files into the folder `out`. `reads` are folders that it reads beside
+    the recipe's sources; none of them is replaced."""
     clean()
-    with writing(out, force=force, sources=sources(plan).values(), recipe=base) as output:
+    named = [*sources(plan).values(), *reads]
+    with writing(out, force=force, sources=named, recipe=plan.base) as output:
         remember(plan)
         yield from run(plan)
         exported = next(stage for stage in plan.stages if stage.name == "export")

@@ -24,14 +24,14 @@ AdapterNames = Annotated[
 USAGE = "/adapter lists adapters; /adapter NAME on, off, or a scale such as 0.5, changes one."
 
 
-def parse(asked: Sequence[str]) -> dict[str, float]:
+def parse(asked: Sequence[str], what: str = "--adapter") -> dict[str, float]:
     """Names → scales, 1 where none is given."""
     found: dict[str, float] = {}
     for text in asked:
-        name, equals, scale = text.partition("=")
+        name, _, scale = text.rpartition("=") if "=" in text else (text, "", "1")
         if name in found:
-            raise EdgepackError(f"--adapter {name}: is given twice", hint="give it one scale")
-        found[name] = _scale(scale, f"--adapter {text}") if equals else 1.0
+            raise EdgepackError(f"{what} {name}: is given twice", hint="give it one scale")
+        found[name] = _scale(scale, f"{what} {text}")
     return found
 
 

@@ -133,6 +133,7 @@ class Manifest(Untrusted):
     sources: dict[SourceKey, str] = Field(default_factory=dict)
     rft: dict[str, Any] | None = None
     recovered: dict[str, Any] | None = None
+    merged: dict[str, Any] | None = None
 
 
 OPTIONAL = {

@@ -134,8 +134,22 @@ def _head(manifest: Manifest) -> list[str]:
         lines.append(f"- calibrate: {calibrate['objective']}, {tokens} of {source}")
     if manifest["recovered"]:
         lines.append(f"- recover: {_recovery(manifest['recovered'])}")
+    lines += [f"- merged: {line}" for line in merged(manifest["merged"])]
     lines.append(f"- made by: edgepack {manifest['edgepack']}")
     return [*lines, ""]
+
+
+def merged(about: Mapping[str, Any] | None) -> list[str]:
+    """Which adapters were merged, onto what, and how that was rounded."""
+    if about is None:
+        return []
+    names = ", ".join(f"{one['name']} × {one['scale']:g}" for one in about["adapters"])
+    folded = about["folded_factors"]
+    return [
+        f"{names} (by {about['method']}), {about['weights']} weights",
+        f"onto {about['onto']}, rounded with {about['metric']}",
+        *([f"L·R of {folded} weights folded into Q"] if folded else []),
+    ]
 
 
 def _recovery(recovered: Mapping[str, Any]) -> str:
@@ -257,6 +271,8 @@ def commands(manifest: Manifest, folder: PurePath) -> list[str]:
 
 
 def _again(manifest: Manifest) -> list[str]:
+    if manifest["merged"]:
+        return ["With `edgepack merge-adapter`, on the folder and adapters that it was made of."]
     versions = " ".join(f"{name} {number}," for name, number in manifest["versions"].items())
     stages = ", ".join(f"{name} `{key}`" for name, key in manifest["stages"].items())
     return [
