@@ -19,6 +19,7 @@ import edgepack.allocate.stage
 import edgepack.calibration.stage
 import edgepack.check.stage
 import edgepack.decompose.stage
+import edgepack.export.merge_factors
 import edgepack.export.stage
 import edgepack.measure.stage
 import edgepack.recover.sliced
@@ -53,6 +54,7 @@ STEPS: tuple[Callable[[Plan], Plan], ...] = (
     edgepack.allocate.stage.join,
     edgepack.decompose.stage.join,
     edgepack.recover.stage.join,
+    edgepack.export.merge_factors.join,
     edgepack.export.stage.join,
     edgepack.measure.stage.join,
 )

@@ -305,6 +305,11 @@ class Export(Section):
         None, description="Name of the output folder; default: the recipe's."
     )
     onnx: Onnx = Onnx()
+    merge_factors: bool = Field(
+        False,
+        description="Fold L·R into Q, for runtimes without adapters (Ollama for Qwen, "
+        "Transformers.js): weights are rounded again with H, and the report compares the KL.",
+    )
     measure: Measure = Measure()
 
 
