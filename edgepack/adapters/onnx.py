@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +39,8 @@ def write(
         if names is None:
             raise no_room(base.folder, module)
         A, B = (_float(stored[part]).T for part in names)
-        values |= zip(names, _parts(_added(Lora(A, B), lora)), strict=True)
+        parts = _parts(_added(Lora(A, B), lora), stored[names[0]].dtype)
+        values |= zip(names, parts, strict=True)
     path = folder / f"{NAME}{place.suffix if place else ''}"
     write_factors(path, values, about)
     return path
@@ -52,9 +54,11 @@ def _added(own: Lora, lora: Lora) -> Lora:
     return joined if reduced is joined else reduced.balanced()
 
 
-def _parts(lora: Lora) -> list[Array]:
-    """A pair as a graph takes it: transposed, float16."""
-    return [np.ascontiguousarray(part.T.half().numpy()) for part in (lora.lora_A, lora.lora_B)]
+def _parts(lora: Lora, dtype: Any) -> list[Array]:
+    """A pair as a graph takes it: transposed, in the type of its factors."""
+    pair = (lora.lora_A, lora.lora_B)
+    with np.errstate(over="ignore"):  # infinities are refused when they are written
+        return [np.ascontiguousarray(part.T.numpy().astype(dtype)) for part in pair]
 
 
 def _float(value: Array) -> torch.Tensor:
