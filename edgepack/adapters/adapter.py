@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from edgepack.core.adapters import BaseId
+
+__all__ = ["Adapter", "BaseId", "Lora"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,20 @@ class Lora:
         """ΔW ``[out, in]``."""
         return self.lora_B @ self.lora_A
 
+    def scaled(self, scale: float) -> Lora:
+        """The pair whose ΔW is `scale` times as large."""
+        return Lora(self.lora_A, self.lora_B * scale)
+
+    def balanced(self) -> Lora:
+        """The same ΔW, with each row of lora_A and its column of lora_B about equally large. The
+        factors are powers of two, so that nothing is rounded. A trained lora_B is small, and its
+        values would lose bits in float16, whose normal numbers end at 6e-5."""
+        a, b = self.lora_A.abs().amax(1), self.lora_B.abs().amax(0)
+        used = (a > 0) & (b > 0)
+        ratio = torch.where(used, a / b, torch.ones_like(a))
+        scale = torch.exp2((ratio.log2() / 2).round().clamp(-60, 60))
+        return Lora(self.lora_A / scale[:, None], self.lora_B * scale)
+
     @staticmethod
     def joined(parts: list[Lora]) -> Lora:
         """One pair whose ΔW is the sum of those of `parts`."""
@@ -35,25 +52,12 @@ class Lora:
 
 
 @dataclass(frozen=True)
-class BaseId:
-    """Which packed model an adapter belongs to: its name, and a digest of its files with weights.
-    The name is for people; the digest decides."""
-
-    name: str
-    digest: str
-
-    @staticmethod
-    def of(name: str, files: Mapping[str, str]) -> BaseId:
-        """From file name → sha256 of the files with weights."""
-        text = "\n".join(f"{file} {sha256}" for file, sha256 in sorted(files.items()))
-        return BaseId(name, hashlib.sha256(text.encode()).hexdigest())
-
-
-@dataclass(frozen=True)
 class Adapter:
     """Pairs by the Hugging Face name of the weight that they change (``….q_proj.weight``), and the
-    base that they were trained on. `about` says how, for adapter.json."""
+    base that they were trained on. `about` says how, for adapter.json; its keys ``mode`` and
+    ``lora_alpha`` become fields there. `notes` are warnings of whoever read it from files."""
 
     weights: Mapping[str, Lora]
     base: BaseId
     about: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()

@@ -6,20 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from edgepack.adapters.adapter import BaseId
 from edgepack.adapters.gguf_factors import GgufFactors
 from edgepack.checkpoint import Checkpoint
 from edgepack.checkpoint.gguf_file import GgufCheckpoint
+from edgepack.core.adapters import weight_files
 from edgepack.core.artifact import Artifact
 from edgepack.core.weights import FactoredWeight, QuantizedTensor
 from edgepack.errors import EdgepackError
 
 GGUF, ONNX = "gguf", "onnx"
 FACTORS = "factors.gguf"
-WEIGHTS = (".gguf", ".onnx", ".safetensors", ".onnx_adapter")
-"""Suffixes of files with weights; a graph's data files have ``.onnx_data`` in their names."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +33,8 @@ class PackedBase:
     def open(folder: Path) -> PackedBase:
         """An output folder, whose files are checked against its manifest."""
         artifact = Artifact.open(folder)
-        listed: Mapping[str, Any] = artifact.manifest["files"]
-        files = {name: entry["sha256"] for name, entry in listed.items() if _has_weights(name)}
         name = str(artifact.manifest["model"]["model"])
+        files = weight_files(artifact.manifest)
         return PackedBase(folder, name, artifact.manifest["target"], files)
 
     @property
@@ -87,7 +84,3 @@ class PackedBase:
         if Q is None:
             return None
         return FactoredWeight(Q, *self.pair(name)) if name in self.ranks else FactoredWeight(Q)
-
-
-def _has_weights(name: str) -> bool:
-    return name.endswith(WEIGHTS) or ".onnx_data" in name

@@ -6,14 +6,15 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Protocol
 
 from gguf import GGUFValueType
 from torch import Tensor
 
 from edgepack.checkpoint import Checkpoint, gguf_rows
 from edgepack.core import plugins
-from edgepack.core.weights import FactoredWeight, QuantizedTensor, WeightFormat, WeightSpec
+from edgepack.core.weights import QuantizedTensor, WeightFormat, WeightSpec
 from edgepack.errors import ExportError
 from edgepack.export._gguf_writer import Entry, size_of, write
 from edgepack.export.values import F32, plain_formats
@@ -44,6 +45,20 @@ FILE_TYPES = {
     42: 41,  # Q2_0
 }
 """``enum ggml_type`` → ``enum llama_ftype``, which llama.cpp prints as the kind of the file."""
+
+
+class Factors(Protocol):
+    """L and R of a weight."""
+
+    @property
+    def L(self) -> QuantizedTensor | None:  # noqa: N802
+        """``[out, rank]``."""
+        ...
+
+    @property
+    def R(self) -> QuantizedTensor | None:  # noqa: N802
+        """``[rank, in]``."""
+        ...
 
 
 def write_model(
@@ -118,16 +133,20 @@ def write_factors(
     path: Path,
     checkpoint: Checkpoint,
     factors: Mapping[str, WeightFormat],
-    load: Callable[[str], FactoredWeight],
+    load: Callable[[str], Factors],
+    about: Mapping[str, str] = MappingProxyType({}),
 ) -> int:
     """Write L and R as a LoRA adapter (lora_b, lora_a) for a base of Q; return its size in bytes.
 
-    `factors` are the weights with factors. alpha is 0, so that llama.cpp scales L·R by 1 instead of
-    alpha/rank (``get_scale`` in llama-adapter.h), and ranks may differ.
+    `factors` are the weights with factors; their formats may be ``f32``. alpha is 0, so that
+    llama.cpp scales L·R by 1 instead of alpha/rank (``get_scale`` in llama-adapter.h), and ranks
+    may differ. `about` are further texts for the metadata.
     """
     load = lru_cache(maxsize=1)(load)  # L is written directly after R
     entries = _factor_entries(checkpoint, factors, load)
-    return write(path, checkpoint.architecture, _factor_metadata(checkpoint), entries)
+    metadata = _factor_metadata(checkpoint)
+    metadata |= {key: (text, GGUFValueType.STRING, None) for key, text in about.items()}
+    return write(path, checkpoint.architecture, metadata, entries)
 
 
 def files_size(
@@ -150,7 +169,7 @@ def files_size(
 def _factor_entries(
     checkpoint: Checkpoint,
     factors: Mapping[str, WeightFormat],
-    load: Callable[[str], FactoredWeight],
+    load: Callable[[str], Factors],
 ) -> list[Entry]:
     entries: list[Entry] = []
     for spec in sorted((checkpoint.specs[name] for name in factors), key=_position):
@@ -164,7 +183,8 @@ def _factor_entries(
             ("L", (spec.shape[0], known.rank), "lora_b", rows),
         )
         for part, shape, suffix, order in parts:
-            fmt = _format(getattr(known, part), shape, spec.name)
+            wanted = getattr(known, part)
+            fmt = None if wanted == F32 else _format(wanted, shape, spec.name)
             read = partial(_part, load, spec.name, part)
             entries.append(Entry(f"{name}.{suffix}", shape, read, fmt, order))
     return entries
@@ -195,9 +215,9 @@ def _format(name: str, shape: tuple[int, ...], weight: str) -> GgmlFormat:
     return fmt
 
 
-def _part(load: Callable[[str], FactoredWeight], name: str, part: str) -> QuantizedTensor:
+def _part(load: Callable[[str], Factors], name: str, part: str) -> QuantizedTensor | Tensor:
     found: QuantizedTensor = getattr(load(name), part)
-    return found
+    return found.codes if found.format == F32 else found
 
 
 def _uint32(value: int) -> tuple[Any, Any, Any]:

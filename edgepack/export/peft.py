@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from safetensors import SafetensorError
@@ -31,24 +32,43 @@ def write_adapter(
     dequantized Q, not on the original model; `base` is the path where PEFT finds that. float32
     holds every format's values exactly; float16 halves the file and rounds them.
     """
-    tensors: dict[str, Tensor] = {}
-    ranks: dict[str, int] = {}
-    for name in names:
+
+    def pair(name: str) -> tuple[Tensor, Tensor]:
         weight = load(name)
         if weight.L is None or weight.R is None:
             raise ValueError(f"{name} has no factors")
+        return weight.R.dequantize(), weight.L.dequantize()
+
+    return write_pairs(folder, names, pair, base=base, dtype=dtype)
+
+
+def write_pairs(
+    folder: Path,
+    names: Iterable[str],
+    load: Callable[[str], tuple[Tensor, Tensor]],
+    *,
+    base: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    about: Mapping[str, str] = MappingProxyType({}),
+) -> int:
+    """Write what `write_adapter` writes from lora_A ``[rank, in]`` and lora_B ``[out, rank]`` of
+    every name, at scale 1; `about` are further texts for the safetensors' metadata."""
+    tensors: dict[str, Tensor] = {}
+    ranks: dict[str, int] = {}
+    for name in names:
         module = name.removesuffix(".weight")
-        ranks[module] = weight.rank
-        for part, label in ((weight.R, "lora_A"), (weight.L, "lora_B")):
+        A, B = load(name)
+        ranks[module] = A.shape[0]
+        for part, label in ((A, "lora_A"), (B, "lora_B")):
             key = f"base_model.model.{module}.{label}.weight"
-            tensors[key] = part.dequantize().to(dtype).contiguous()
+            tensors[key] = part.to(dtype).contiguous()
             check_finite(key, tensors[key])
     if not ranks:
         raise ExportError("there are no factors to make an adapter of")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "adapter_model.safetensors"
     try:
-        save_file(tensors, path, metadata={"format": "pt"})
+        save_file(tensors, path, metadata={"format": "pt", **about})
         (folder / "adapter_config.json").write_text(json.dumps(config(ranks, base), indent=2))
     except (OSError, SafetensorError) as error:
         if getattr(error, "errno", None) != errno.ENOSPC and "No space" not in str(error):
