@@ -58,11 +58,15 @@ def match(
     dimensions: Dimensions,
     tensors: Mapping[str, TensorInfo],
     name_of: Callable[[str, int | None], str],
+    *,
+    sliced: bool = False,
 ) -> tuple[dict[str, WeightSpec], dict[str, str]]:
     """The specs by Hugging Face name, and the name under which each weight is stored.
 
-    `name_of(role, block)` is the name in the source. Missing, unexpected and misshapen tensors
-    are errors, because a model that differs from its family computes something else.
+    `name_of(role, block)` is the name in the source. In a `sliced` model, the residual stream may
+    be narrower than the hidden size, and blocks have shortcut matrices. Missing, unexpected and
+    misshapen tensors are errors, because a model that differs from its family computes something
+    else.
     """
     blocks = dimensions.num_hidden_layers
     if blocks > len(tensors):  # checked before anything loops over the blocks
@@ -81,7 +85,11 @@ def match(
     )
     widths, specs, names = sizes(architecture, dimensions), {}, {}
     for name, (role, block) in stored.items():
-        wanted = tuple(widths[word] for word in SHAPES[role])
+        words = SHAPES.get(role, ("hidden", "hidden")) if sliced else SHAPES[role]
+        wanted = tuple(widths[word] for word in words)
+        if sliced and len(wanted) == len(tensors[name].shape):
+            sides = zip(words, wanted, tensors[name].shape, strict=True)
+            wanted = tuple(min(w, n) if word == "hidden" else w for word, w, n in sides)
         if tensors[name].shape != wanted:
             raise CheckpointError(
                 f"{place}: {name} has shape {list(tensors[name].shape)}, "

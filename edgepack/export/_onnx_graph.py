@@ -75,6 +75,8 @@ class Graph:
     constants: dict[str, TensorProto] = field(default_factory=dict)
     stored: dict[str, Stored] = field(default_factory=dict)
     factors: dict[str, Stored] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
+    """Entries of the model's metadata_props."""
     scope: str = ""
     """Prefix of the names of new values."""
 
@@ -154,9 +156,11 @@ class Graph:
             self.nodes, "edgepack", self.inputs, self.outputs, initializer=initializers
         )
         imports = [helper.make_opsetid(domain, version) for domain, version in OPSETS.items()]
-        return helper.make_model(
+        model = helper.make_model(
             graph, producer_name="edgepack", opset_imports=imports, ir_version=IR_VERSION
         )
+        helper.set_model_props(model, self.metadata)
+        return model
 
 
 def kind(dtype: Any) -> int:

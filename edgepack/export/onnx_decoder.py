@@ -20,6 +20,7 @@ from torch import Tensor
 
 from edgepack.checkpoint import Checkpoint
 from edgepack.core.weights import WeightFormat, WeightSpec
+from edgepack.export import onnx_metadata
 from edgepack.export._onnx_graph import Graph, kind
 from edgepack.export._onnx_store import Load, Store
 from edgepack.export._onnx_weights import Weights
@@ -48,7 +49,7 @@ def decoder_graph(
     `parts` gives the format of every matrix, `load` reads one; `norms` replaces some norms and
     biases. Factors in f16 may be replaced when the graph runs.
     """
-    graph = Graph()
+    graph = Graph(metadata={onnx_metadata.KEY: onnx_metadata.describe(checkpoint, parts)})
     read = lru_cache(maxsize=4)(load)
     weights = Weights(Store(graph, checkpoint, parts, read, norms or {}, options))
     _Builder(weights).build()
