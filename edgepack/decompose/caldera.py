@@ -102,7 +102,7 @@ def _closest(
 def _plainly(
     W: Tensor, H: Hessian, plain: FactoredWeight, rank: int, factors: str, error_plain: float
 ) -> Decomposition:
-    """Plain rounding, with the best L·R of the rank that was asked for: the files have room for it."""
+    """Plain rounding, with the best L·R of the rank that was asked for: files have room for it."""
     if not rank:
         return _judged(W, H, plain, error_plain, None, "plain")
     pair = low_rank(W - plain.dense(), H.train, rank, factors, H.out_train)

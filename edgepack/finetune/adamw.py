@@ -33,8 +33,7 @@ class AdamW:
 
     def initial(self, p: Tensor) -> dict[str, Tensor]:
         """The state of a parameter before the first step."""
-        zero = torch.zeros_like(p)
-        return self._kept(zero, zero)
+        return self._kept(torch.zeros_like(p), torch.zeros_like(p))
 
     def step(
         self, p: Tensor, g: Tensor, state: Mapping[str, Tensor], number: int, rate: float

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgepack.adapters.base import PackedBase
+from edgepack.adapters.gguf_factors import values
 from edgepack.checkpoint import Checkpoint
 from edgepack.errors import EdgepackError
 from edgepack.finetune.arithmetic import Arithmetic
@@ -59,6 +61,14 @@ class Pair:
 
 PairsOf = Callable[[str], Sequence[Pair]]
 """Weight → its pairs. Where A and B of a pair require gradients, they are trained."""
+
+
+def frozen_pairs(base: PackedBase, name: str) -> list[Pair]:
+    """L·R of a packed weight, as it is stored."""
+    if name not in base.ranks:
+        return []
+    L, R = (values(part) for part in base.pair(name))
+    return [Pair(R, L)]
 
 
 class _Product(torch.autograd.Function):
@@ -135,11 +145,12 @@ class FrozenModel:
         """Number of transformer blocks."""
         return self.checkpoint.dimensions.num_hidden_layers
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        """The first block's inputs ``[batch, time, hidden]``; only the rows in use are decoded."""
+    def embed(self, tokens: Tensor, start: int = 0) -> Tensor:
+        """The first block's inputs ``[batch, time, hidden]`` of tokens at the positions from `start`
+        on; only the rows in use are decoded."""
         name = self.checkpoint.architecture.hf_name("token_embd")
         used, places = tokens.unique(return_inverse=True)
-        return self.decoder.embed(places, self.reader.rows(name, used).clone())
+        return self.decoder.embed(places, self.reader.rows(name, used).clone(), start)
 
     def apply(self, index: int, x: Tensor, pairs: PairsOf) -> Tensor:
         """Block `index` on x ``[batch, time, hidden]``, differentiable by x and by trained pairs."""

@@ -23,7 +23,7 @@ from edgepack.adapters.gguf_factors import values
 from edgepack.architectures.base import LINEAR_ROLES
 from edgepack.core.weights import FactoredWeight, QuantizedTensor
 from edgepack.errors import EdgepackError
-from edgepack.finetune.frozen import Pair
+from edgepack.finetune.frozen import Pair, frozen_pairs
 from edgepack.recipe.sections import Finetune
 from edgepack.recover.trainable import apply_masters
 
@@ -78,13 +78,7 @@ class Trained(ABC):
 
     def without(self, name: str) -> list[Pair]:
         """The same before any training: the model as it was packed."""
-        return self._frozen(name)
-
-    def _frozen(self, name: str) -> list[Pair]:
-        if name not in self.base.ranks:
-            return []
-        L, R = (values(part) for part in self.base.pair(name))
-        return [Pair(R, L)]
+        return frozen_pairs(self.base, name)
 
     @abstractmethod
     def _fixed(self, name: str) -> list[Pair]:
@@ -128,7 +122,7 @@ class Factors(Trained):
         return made
 
     def _fixed(self, name: str) -> list[Pair]:
-        return [] if name in self.current else self._frozen(name)
+        return [] if name in self.current else frozen_pairs(self.base, name)
 
     def rounded(self, name: str) -> FactoredWeight:
         """L and R of a weight as they would be stored now (its Q is left out)."""
@@ -199,7 +193,7 @@ class Stack(Trained):
         return made
 
     def _fixed(self, name: str) -> list[Pair]:
-        return [*self._frozen(name), *([self.origin[name]] if name in self.origin else [])]
+        return [*frozen_pairs(self.base, name), *([self.origin[name]] if name in self.origin else [])]
 
     def refresh(self, step: int) -> None:
         """See `Trained`; the file stores float16."""
