@@ -92,10 +92,16 @@ def read_rows(text: str, key: str, name: str) -> Iterator[tuple[Place, Row]]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             place = Place(key, name, number)
-            yield place, _row(parse_json(line, "the row", place.json_error), place)
+            yield place, read_row(line, place)
 
 
-def _row(data: Any, place: Place) -> Row:
+def read_row(line: str, place: Place) -> Row:
+    """One line of a JSONL."""
+    return row_of(parse_json(line, "the row", place.json_error), place)
+
+
+def row_of(data: Any, place: Place) -> Row:
+    """A row that JSON was read from already."""
     if not isinstance(data, dict):
         raise place.error("it is not a mapping")
     if "text" in data:

@@ -78,7 +78,14 @@ def batches(decoder: Decoder, count: int, length: int) -> list[range]:
     return [range(at, min(at + size, count)) for at in range(0, count, size)]
 
 
-def write(decoder: Decoder, sequences: range, total: int, length: int, seed: int) -> Steps[Tensor]:
+def write(
+    decoder: Decoder,
+    sequences: range,
+    total: int,
+    length: int,
+    seed: int,
+    stage: str = "calibrate",
+) -> Steps[Tensor]:
     """Write a batch of the `total` sequences, ids ``[batch, length]``.
 
     A model that does not fit into memory is read from disk again at every token, block by block.
@@ -91,10 +98,9 @@ def write(decoder: Decoder, sequences: range, total: int, length: int, seed: int
     script = chat_script(tokenizer)
     texts = [Sequence(script, turn=0 if i % 2 else -1) for i in sequences]
     d = decoder.dimensions
-    keep = fits_in_memory(decoder)
+    keep = decoder.stays and fits_in_memory(decoder)
     blocks = [decoder.block(i) for i in range(d.num_hidden_layers)] if keep else []
-    head = decoder.head()
-    embedding = head.output if d.tie_word_embeddings else decoder.embedding()
+    head, embed = decoder.ends()
     shape = (len(texts), d.num_key_value_heads, length, d.head_dim)
     caches = [
         KeyValueCache(torch.empty(shape), torch.empty(shape)) for _ in range(d.num_hidden_layers)
@@ -107,8 +113,8 @@ def write(decoder: Decoder, sequences: range, total: int, length: int, seed: int
         tokens = _advance(texts, proposed, starts, ends, first=position == 0)
         ids = torch.cat([ids, tokens[:, None]], dim=1)
         done = sequences.start + len(sequences) * position / length
-        yield Progress("calibrate", done, total, "the model writes its calibration text")
-        x = embedding[tokens][:, None]
+        yield Progress(stage, done, total, "the model writes text")
+        x = embed(tokens[:, None], position)
         for i, cache in enumerate(caches):
             block: Block = blocks[i] if keep else decoder.block(i)
             x = block(x, cache=cache)

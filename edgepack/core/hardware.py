@@ -69,3 +69,10 @@ def multiplies_bfloat16() -> bool:
     tell)."""
     capabilities = getattr(torch.cpu, "get_capabilities", None)
     return bool(capabilities and capabilities().get("avx512_bf16", False))
+
+
+def multiplies_int8() -> bool:
+    """Whether torch has fast products of 8-bit integers on this CPU: AVX512-VNNI or AMX on x86
+    (elsewhere it runs plain loops). False if torch cannot tell."""
+    tests = [getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("vnni", "amx_tile")]
+    return any(test is not None and test() for test in tests)

@@ -27,8 +27,9 @@ class Decomposition:
     """A factored weight and its errors.
 
     Errors are ‖(W−Q−LR)H^½‖²/‖WH^½‖². `method` is the candidate with the least held-out error:
-    ``caldera`` (or ``ldlq`` at rank 0), ``plain`` rounding, or ``source`` (the source stores it in
-    this format). `clipped` and `lost` count values that float16 scales cannot hold
+    ``caldera`` (or ``ldlq`` at rank 0), ``plain`` rounding, ``corrected`` (that with factors), or
+    ``source`` (the source stores it in this format). A weight always has the rank that was asked
+    for. `clipped` and `lost` count values that float16 scales cannot hold
     (`formats._limits.Losses`).
     """
 
@@ -88,17 +89,24 @@ def _closest(
     plain = FactoredWeight(fmt.quantize(W, H.train.diagonal()))
     error_plain = relative_error(W, plain.dense(), H.held_out, H.out_held_out)
     if not isinstance(fmt, Affine):
-        if not rank:
-            return _judged(W, H, plain, error_plain, None, "plain")
-        rest = W - plain.dense()
-        pair = low_rank(rest, H.train, rank, factors, H.out_train)
-        return _judged(W, H, FactoredWeight(plain.Q, *pair), error_plain, None, "corrected")
-
+        return _plainly(W, H, plain, rank, factors, error_plain)
     best, chosen = _round(W, H, fmt, damping)
     if rank:
         best = _alternate(W, H, fmt, best, rank, factors, chosen, iterations)
     found = _judged(W, H, best, error_plain, chosen, "caldera" if rank else "ldlq")
-    return found if found.error <= error_plain else _judged(W, H, plain, error_plain, None, "plain")
+    if found.error <= error_plain:
+        return found
+    return _plainly(W, H, plain, rank, factors, error_plain)
+
+
+def _plainly(
+    W: Tensor, H: Hessian, plain: FactoredWeight, rank: int, factors: str, error_plain: float
+) -> Decomposition:
+    """Plain rounding, with the best L·R of the rank that was asked for: files have room for it."""
+    if not rank:
+        return _judged(W, H, plain, error_plain, None, "plain")
+    pair = low_rank(W - plain.dense(), H.train, rank, factors, H.out_train)
+    return _judged(W, H, FactoredWeight(plain.Q, *pair), error_plain, None, "corrected")
 
 
 def _judged(

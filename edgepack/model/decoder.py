@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -28,6 +29,8 @@ class Decoder:
 
     checkpoint: Checkpoint
     replaced: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
+    stays: ClassVar[bool] = True
+    """Whether all of it may stay in memory where it fits."""
 
     def __post_init__(self) -> None:
         self.dimensions = self.checkpoint.dimensions
@@ -77,6 +80,13 @@ class Decoder:
         """`embed` of several runs of token ids; the embeddings are read once."""
         embedding = self.embedding()
         return (self.embed(tokens, embedding) for tokens in parts)
+
+    def ends(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor, int], Tensor]]:
+        """What turns last hidden states into logits, and what turns tokens at a position into first
+        hidden states (see `embed`), for text that is written token by token."""
+        head = self.head()
+        table = head.output if self.dimensions.tie_word_embeddings else self.embedding()
+        return head, lambda tokens, start: self.embed(tokens, table, start)
 
     def head(self) -> Head:
         """Final norm and output matrix."""

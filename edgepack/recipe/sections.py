@@ -253,6 +253,90 @@ class Recover(Training):
     )
 
 
+class Finetune(Section):
+    """Train the packed model on examples: its L and R, or an adapter on top; Q stays as it is."""
+
+    data: PathText = Field(
+        description="A .jsonl of chats (`messages`, `prompt` and `completion`, `instruction` and "
+        "`output`) or texts (`text`), a .json list of such rows, or a plain text. Of chats only "
+        "the answers are learnt."
+    )
+    name: FileName | None = Field(
+        None, description="Name of the adapter; default: that of `data`, without its ending."
+    )
+    mode: Literal["stack", "factors"] = Field(
+        "stack",
+        description="`stack`: a new pair of rank `r` on top of Q + L·R. `factors`: L and R "
+        "themselves, which costs nothing when the model runs.",
+    )
+    r: int = Field(8, ge=1, le=MAX_RANK, description="Rank of a stacked adapter.")
+    lora_alpha: float = Field(
+        16, gt=0, le=MAX_RANK, description="Its scale is lora_alpha / r, as in PEFT."
+    )
+    lora_dropout: float = Field(
+        0.0, ge=0, lt=1, description="Share of the inputs that a step leaves out."
+    )
+    init_lora_weights: Literal["default", "pissa", "eora"] = Field(
+        "default",
+        description="How a stacked pair starts: `default` as in PEFT (no change), `pissa` as the "
+        "principal part of the weight (no change either), `eora` as the best correction of what "
+        "compression lost, from the original and H in the cache.",
+    )
+    target_modules: str | list[str] = Field(
+        "all-linear",
+        max_length=500,
+        description="As in PEFT: names of modules, a regular expression, or `all-linear`.",
+    )
+    layers_to_transform: list[Annotated[int, Field(ge=0, le=MAX_STEPS)]] | None = Field(
+        None, max_length=1000, description="Blocks to train; default: all."
+    )
+    learning_rate: float = Field(1e-3, gt=0, le=10, description="Highest step of AdamW.")
+    weight_decay: float = Field(0.0, ge=0, le=1, description="Of AdamW.")
+    warmup_ratio: float = Field(
+        0.05, ge=0, lt=1, description="Share of the steps with a rising rate; then a cosine."
+    )
+    clip: float = Field(1.0, gt=0, le=1e9, description="Longest gradient, over all parameters.")
+    epochs: int = Field(3, ge=1, le=MAX_STEPS, description="Times that every example is seen.")
+    steps: int | None = Field(
+        None, ge=1, le=MAX_STEPS, description="Steps at most, in place of `epochs`."
+    )
+    batch_size: int = Field(4, ge=1, le=MAX_STEPS, description="Examples of one step.")
+    sequence_length: int = Field(
+        512, ge=8, le=MAX_LENGTH, description="Most tokens of an example."
+    )
+    held_out: Annotated[float, Field(ge=0, lt=0.9)] = Field(
+        0.1, description="Share of the examples that is not learnt, and judges (from 10 on)."
+    )
+    validation: PathText | None = Field(
+        None, description="Or a file of examples that judges, in place of a share of `data`."
+    )
+    evaluate_every: int = Field(
+        20, ge=1, le=MAX_STEPS, description="Steps between looks at what is held out."
+    )
+    patience: int = Field(3, ge=1, le=MAX_STEPS, description="Looks without a gain before it ends.")
+    replay: Annotated[float, Field(ge=0, le=8)] = Field(
+        0.0,
+        description="General text that the model wrote itself, as a multiple of a step's examples, "
+        "so that a few notes do not make it forget the rest.",
+    )
+    skip_bad_rows: bool = Field(False, description="Leave out rows that cannot be used.")
+    arithmetic: Literal["float32", "bfloat16", "int8", "int4"] = Field(
+        "float32", description="Of the products with Q."
+    )
+    optimizer_states: Literal["float32", "int8"] = Field(
+        "float32", description="How AdamW's moments are kept."
+    )
+    activations: Literal["memory", "bfloat16", "int4", "disk"] | None = Field(
+        None,
+        description="Where the blocks' inputs wait for the backward pass; default: in memory, or "
+        "on disk where `memory` asks for it. `bfloat16` and `int4` round them.",
+    )
+    memory: Size | None = Field(
+        None, description="Most memory of the process, such as 800MB: honoured, or refused."
+    )
+    seed: Seed = Field(0, description="Order of the examples, first values, dropout.")
+
+
 class Measure(Section):
     """What is measured on the written files through the runtime."""
 
@@ -326,4 +410,5 @@ class Recipe(Section):
     calibrate: Calibrate = Calibrate()
     compress: Compress | None = None
     recover: Recover | None = None
+    finetune: Finetune | None = None
     export: Export = Export()

@@ -1,4 +1,5 @@
-"""ggml's quantizer, for the stock file that a compressed one is compared with."""
+"""ggml's quantizers, for the stock file that a compressed one is compared with, and its fast
+dequantizers, for training on packed weights."""
 
 from __future__ import annotations
 
@@ -19,11 +20,28 @@ LIBRARY = {"darwin": "libggml-base.dylib", "win32": "ggml-base.dll"}
 
 _i64 = ctypes.c_int64
 _ptr = ctypes.c_void_p
+_to_float = ctypes.CFUNCTYPE(None, _ptr, _ptr, _i64)
+
+
+class _Traits(ctypes.Structure):
+    """The beginning of ``struct ggml_type_traits``."""
+
+    _fields_ = (
+        ("type_name", ctypes.c_char_p),
+        ("blck_size", _i64),
+        ("blck_size_interleave", _i64),
+        ("type_size", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool),
+        ("to_float", _to_float),
+    )
+
+
 SIGNATURES = {
     "ggml_quantize_chunk": (ctypes.c_size_t, [ctypes.c_int, _ptr, _ptr, _i64, _i64, _i64, _ptr]),
     "ggml_quantize_requires_imatrix": (ctypes.c_bool, [ctypes.c_int]),
     "ggml_blck_size": (_i64, [ctypes.c_int]),
     "ggml_row_size": (ctypes.c_size_t, [ctypes.c_int, _i64]),
+    "ggml_get_type_traits": (ctypes.POINTER(_Traits), [ctypes.c_int]),
 }
 """Name → types of result and arguments of the C functions in use."""
 
@@ -77,3 +95,13 @@ def stock_quantize(
     if written != out.nbytes:
         raise EdgepackError(f"{kind}: ggml wrote {written} bytes instead of {out.nbytes}")
     return out
+
+
+def dequantize_into(ggml_type: int, data: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
+    """Values of the GGUF bytes ``[rows, bytes]`` into `out` ``[rows, columns]``; both contiguous."""
+    rows, columns = out.shape
+    lib = library()
+    if data.shape != (rows, lib.ggml_row_size(ggml_type, columns)):
+        raise ValueError(f"{list(data.shape)} bytes for {rows} x {columns} values")
+    traits = lib.ggml_get_type_traits(ggml_type).contents
+    traits.to_float(data.ctypes.data, out.ctypes.data, out.size)

@@ -57,3 +57,16 @@ def test_a_model_must_fit_into_the_container(tmp_path, monkeypatch):
         monkeypatch.setattr(hardware, "control_group_limit", lambda limit=limit: limit)
         assert fits_in_memory(model) is fits
     assert decoder.available_memory is available_memory
+
+
+@pytest.mark.parametrize(("vnni", "amx"), [(True, False), (False, True), (False, False)])
+def test_int8_needs_vnni_or_amx(vnni, amx, monkeypatch):
+    monkeypatch.setattr("torch.cpu._is_vnni_supported", lambda: vnni)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: amx)
+    assert hardware.multiplies_int8() is (vnni or amx)
+
+
+def test_int8_is_not_claimed_where_torch_cannot_tell(monkeypatch):
+    monkeypatch.delattr("torch.cpu._is_vnni_supported")
+    monkeypatch.delattr("torch.cpu._is_amx_tile_supported")
+    assert hardware.multiplies_int8() is False

@@ -226,10 +226,20 @@ def test_held_out_tokens_refuse_what_only_the_calibration_tokens_like(rank):
         iterations=1,
     )
     assert found.error <= found.error_plain
+    assert found.weight.rank == rank  # the files have room for it, and expect it
     if rank == 0:
         assert found.method == "plain"
         assert found.damping is None
         assert found.error == found.error_plain
+
+
+def test_where_plain_rounding_wins_the_weight_still_has_its_factors():
+    """The files of a plan with a rank have room for L and R, and are written with them."""
+    H = hessian(moments(128, 0, samples=2), torch.eye(128))
+    options = {"rank": 1, "factors": "q8_0", "damping": (1e-6,), "iterations": 1}
+    found = caldera(weight(), H, plugins.find("formats", "q4_0"), **options)
+    assert (found.method, found.weight.rank) == ("corrected", 1)
+    assert found.error < found.error_plain
 
 
 def test_the_damping_is_chosen_on_held_out_tokens():

@@ -1,0 +1,84 @@
+"""Cross-entropy and KL over a large vocabulary, a run of the output matrix's rows at a time.
+
+The logits of all tokens are never in memory together: log Σ exp is accumulated over the runs, and
+the gradient needs each run's logits once more (as in Cut Cross-Entropy, arXiv 2411.09009).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from edgepack.finetune.frozen import PackedHead
+
+LOGITS_AT_ONCE = 1 << 21
+"""Elements of the logits in memory at once (8 MB), and at most as many of the output matrix."""
+
+
+@dataclass(frozen=True)
+class LossGradient:
+    """Σ cross-entropy in nats, how many of the labels are the likeliest token, and the gradient of
+    the sum at the hidden states ``[n, hidden]``."""
+
+    total: float
+    hits: int
+    hidden: Tensor | None = None
+
+
+def rows_at_once(head: PackedHead, tokens: int) -> int:
+    """Rows of the output matrix in one run."""
+    widest = max(tokens, head.width)
+    return min(head.vocab, max(64, LOGITS_AT_ONCE // widest))
+
+
+def cross_entropy(
+    head: PackedHead, x: Tensor, labels: Tensor, *, gradient: bool = True
+) -> LossGradient:
+    """Of hidden states x ``[n, hidden]`` before the final norm, for labels ``[n]``."""
+    x = x.detach().requires_grad_(gradient)
+    with torch.set_grad_enabled(gradient):
+        normed = head.normalize(x)
+    h = normed.detach()
+    rows = rows_at_once(head, len(h))
+    logsum = torch.full((len(h),), -torch.inf)
+    at_label, best = torch.empty(len(h)), torch.full((len(h),), -torch.inf)
+    for part, W, bias in head.chunks(rows):
+        logits = functional.linear(h, W, bias)
+        logsum = torch.logaddexp(logsum, logits.logsumexp(-1))
+        best = best.maximum(logits.amax(-1))
+        mine = (labels >= part.start) & (labels < part.stop)
+        at_label[mine] = logits[mine, labels[mine] - part.start]
+    total = float((logsum - at_label).sum(dtype=torch.float64))
+    hits = int((at_label >= best).sum())
+    if not gradient:
+        return LossGradient(total, hits)
+    at_h = torch.zeros_like(h)
+    for part, W, bias in head.chunks(rows):
+        p = functional.linear(h, W, bias).sub_(logsum[:, None]).exp_()
+        mine = (labels >= part.start) & (labels < part.stop)
+        p[mine, labels[mine] - part.start] -= 1
+        at_h.addmm_(p, W)
+    (at_x,) = torch.autograd.grad(normed, x, at_h)
+    return LossGradient(total, hits, at_x)
+
+
+@torch.no_grad()
+def divergence(head: PackedHead, x: Tensor, before: Tensor) -> float:
+    """Σ KL(before ‖ now) in nats over tokens, from hidden states before the final norm, both
+    ``[n, hidden]``, of the tuned and of the untuned model."""
+    now, then = head.normalize(x), head.normalize(before)
+    rows = rows_at_once(head, len(now))
+    sums = [torch.full((len(now),), -torch.inf) for _ in range(2)]
+    for _, W, bias in head.chunks(rows):
+        for i, h in enumerate((now, then)):
+            logits = functional.linear(h, W, bias)
+            sums[i] = torch.logaddexp(sums[i], logits.logsumexp(-1))
+    total = 0.0
+    for _, W, bias in head.chunks(rows):
+        log_q = functional.linear(now, W, bias) - sums[0][:, None]
+        log_p = functional.linear(then, W, bias) - sums[1][:, None]
+        total += float((log_p.exp() * (log_p - log_q)).sum(dtype=torch.float64))
+    return total

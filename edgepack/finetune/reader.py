@@ -1,0 +1,61 @@
+"""Matrices of a packed model as float32, decoded one at a time into memory that is used again."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType
+from torch import Tensor
+
+from edgepack.checkpoint import Checkpoint, gguf_rows
+from edgepack.checkpoint.gguf_file import GgufCheckpoint
+
+
+class Reader:
+    """Reads `checkpoint`'s matrices. What it returns is valid until the next call.
+
+    GGUF blocks are decoded by ggml where llama-cpp-python is installed: some thousand million
+    weights a second, so that nothing is gained by keeping a float copy.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self._room = torch.empty(0)
+        self._has_ggml = find_spec("llama_cpp") is not None
+
+    def matrix(self, name: str) -> Tensor:
+        """A whole matrix ``[out, in]``, with Hugging Face's order of rows."""
+        spec = self.checkpoint.specs[name]
+        W = self.rows(name, slice(0, spec.shape[0]))
+        checkpoint = self.checkpoint
+        if not isinstance(checkpoint, GgufCheckpoint):
+            return W
+        order = gguf_rows(checkpoint.architecture, checkpoint.dimensions, spec.role)
+        return W if order is None else W[torch.argsort(order)]
+
+    def rows(self, name: str, rows: slice | Tensor) -> Tensor:
+        """Some rows of a matrix, in the order of the file (the same for embeddings and heads)."""
+        if not isinstance(self.checkpoint, GgufCheckpoint):
+            return self.checkpoint.rows(name, rows)
+        stored, kind = self.checkpoint.stored(name)
+        if stored.dtype.is_floating_point:
+            return stored[rows].float()
+        return self._decoded(stored[rows].contiguous(), kind, self.checkpoint.specs[name].shape[1])
+
+    def _decoded(self, data: Tensor, kind: str, columns: int) -> Tensor:
+        """The values of GGUF blocks ``[rows, bytes]``."""
+        number = GGMLQuantizationType[kind]
+        if not self._has_ggml:
+            from gguf.quants import dequantize
+
+            return torch.from_numpy(np.ascontiguousarray(dequantize(data.numpy(), number)))
+        from edgepack.runtimes.ggml import dequantize_into
+
+        size = len(data) * columns
+        if self._room.numel() < size:
+            self._room = torch.empty(size)
+        out = self._room[:size].view(len(data), columns)
+        dequantize_into(int(number), data.numpy(), out.numpy())
+        return out

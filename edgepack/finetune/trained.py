@@ -1,0 +1,244 @@
+"""What is trained: L and R themselves, or a new pair on top of them.
+
+Masters are float32. The forward pass uses them rounded to what the file stores, and the gradient
+there is applied to the masters (straight-through, arXiv 1308.3432): the evaluated model is the one
+that is written.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from edgepack.adapters.adapter import Lora
+from edgepack.adapters.base import PackedBase
+from edgepack.adapters.gguf_factors import values
+from edgepack.architectures.base import LINEAR_ROLES
+from edgepack.core.weights import FactoredWeight, QuantizedTensor
+from edgepack.errors import EdgepackError
+from edgepack.finetune.frozen import Pair, frozen_pairs
+from edgepack.recipe.sections import Finetune
+from edgepack.recover.trainable import apply_masters
+
+Masters = dict[str, Tensor]
+"""``WEIGHT lora_A`` and ``WEIGHT lora_B`` → float32."""
+USUAL = 0.025
+"""Root mean square of lora_A as PEFT begins it, for a width of 576: the size of a value that the
+learning rate is meant for."""
+
+
+def targets(base: PackedBase, options: Finetune) -> list[str]:
+    """Weights of the blocks that the options name, as PEFT reads ``target_modules`` (a list of names
+    or of their ends, a regular expression, or ``all-linear``) and ``layers_to_transform``."""
+    wanted, layers = options.target_modules, options.layers_to_transform
+    linear = [
+        spec
+        for spec in base.checkpoint.specs.values()
+        if spec.role in LINEAR_ROLES and (layers is None or spec.block in layers)
+    ]
+    found = [s.name for s in linear if _is_target(s.name.removesuffix(".weight"), wanted)]
+    if not found:
+        known = sorted({s.name.removesuffix(".weight").rpartition(".")[2] for s in linear})
+        raise EdgepackError(
+            "finetune.target_modules: no weight of the model's blocks is called so",
+            hint="modules here: " + ", ".join(known or ["none in these layers"]),
+        )
+    return found
+
+
+def _is_target(module: str, wanted: str | Sequence[str]) -> bool:
+    if wanted == "all-linear":
+        return True
+    if isinstance(wanted, str):
+        return re.fullmatch(wanted, module) is not None
+    return any(module == name or module.endswith(f".{name}") for name in wanted)
+
+
+@dataclass
+class Trained(ABC):
+    """Masters by weight, and the frozen factors beside them. `names` are the trained weights."""
+
+    base: PackedBase
+    names: Sequence[str]
+    masters: Masters = field(default_factory=dict)
+    current: dict[str, Pair] = field(default_factory=dict)
+    """Weight → the pair of its masters, rounded, as leaves to differentiate by."""
+
+    def pairs(self, name: str) -> list[Pair]:
+        """All terms beside Q·x of a weight."""
+        own = [self.current[name]] if name in self.current else []
+        return [*self._fixed(name), *own]
+
+    def without(self, name: str) -> list[Pair]:
+        """The same before any training: the model as it was packed."""
+        return frozen_pairs(self.base, name)
+
+    @abstractmethod
+    def _fixed(self, name: str) -> list[Pair]:
+        """Terms that are not trained."""
+
+    @abstractmethod
+    def refresh(self, step: int) -> None:
+        """Round the masters for step `step`."""
+
+    @abstractmethod
+    def unit(self, key: str) -> float:
+        """What the learning rate of a master is multiplied by."""
+
+    @abstractmethod
+    def difference(self) -> dict[str, Lora]:
+        """What training adds to the packed model, by weight."""
+
+
+class Factors(Trained):
+    """L and R are trained: the same formats and bytes, so the same speed."""
+
+    stored: dict[str, FactoredWeight]
+
+    @staticmethod
+    def start(base: PackedBase, names: Sequence[str]) -> Factors:
+        """With L and R as they are; weights without any are left out."""
+        kept = [name for name in names if name in base.ranks]
+        if not kept:
+            raise EdgepackError(
+                "finetune.mode: factors, but the model has no factors L·R to train there",
+                hint="use mode: stack, or build the recipe with a rank",
+            )
+        made = Factors(base, kept)
+        made.stored = {name: _factored(base, name) for name in kept}
+        for name, weight in made.stored.items():
+            assert weight.L is not None and weight.R is not None
+            made.masters[f"{name} lora_A"] = values(weight.R).clone()
+            made.masters[f"{name} lora_B"] = values(weight.L).clone()
+        made._units = {key: _rms(value) / USUAL for key, value in made.masters.items()}
+        made.refresh(0)
+        return made
+
+    def _fixed(self, name: str) -> list[Pair]:
+        return [] if name in self.current else frozen_pairs(self.base, name)
+
+    def rounded(self, name: str) -> FactoredWeight:
+        """L and R of a weight as they would be stored now (its Q is left out)."""
+        parts = {"L": self.masters[f"{name} lora_B"], "R": self.masters[f"{name} lora_A"]}
+        return apply_masters(self.stored[name], parts)
+
+    def refresh(self, step: int) -> None:
+        """See `Trained`."""
+        for name in self.names:
+            weight = self.rounded(name)
+            assert weight.L is not None and weight.R is not None
+            L, R = values(weight.L), values(weight.R)
+            self.current[name] = Pair(R.requires_grad_(), L.requires_grad_())
+
+    def unit(self, key: str) -> float:
+        """The root mean square of a factor at the start, beside that of a usual lora_A."""
+        return self._units[key]
+
+    _units: Mapping[str, float]
+
+    def difference(self) -> dict[str, Lora]:
+        """L'·R' − L·R, of twice the rank."""
+        found = {}
+        for name in self.names:
+            own, weight = self.current[name], self.stored[name]
+            assert weight.L is not None and weight.R is not None
+            before = Lora(values(weight.R), -values(weight.L))
+            found[name] = Lora.joined([Lora(own.A.detach(), own.B.detach()), before])
+        return found
+
+
+@dataclass
+class Stack(Trained):
+    """A new pair of rank r on top of Q + L·R, scaled by lora_alpha / r. `origin` is what it starts
+    as where that must not change the model (PiSSA): it is subtracted."""
+
+    scale: float = 1.0
+    dropout: float = 0.0
+    seed: int = 0
+    origin: dict[str, Pair] = field(default_factory=dict)
+
+    @staticmethod
+    def start(
+        base: PackedBase, names: Sequence[str], options: Finetune, begun: Mapping[str, Lora]
+    ) -> Stack:
+        """With the pairs `begun` for PiSSA and EoRA, else as PEFT begins: lora_A uniform, lora_B
+        zero."""
+        scale = options.lora_alpha / options.r
+        made = Stack(
+            base, names, scale=scale, dropout=options.lora_dropout, seed=options.seed
+        )
+        for name in names:
+            out, columns = base.checkpoint.specs[name].shape
+            pair = begun.get(name)
+            if pair is None:
+                generator = torch.Generator().manual_seed(_number(options.seed, name))
+                bound = 1 / math.sqrt(columns)  # kaiming_uniform_ with a = √5, as in PEFT
+                A = (2 * torch.rand(options.r, columns, generator=generator) - 1) * bound
+                pair = Lora(A, torch.zeros(out, options.r))
+            made.masters[f"{name} lora_A"] = pair.lora_A.clone()
+            made.masters[f"{name} lora_B"] = pair.lora_B / scale
+        made.refresh(0)
+        if options.init_lora_weights == "pissa":
+            made.origin = {
+                name: replace(pair, A=pair.A.detach(), B=pair.B.detach(), dropout=0, scale=-scale)
+                for name, pair in made.current.items()
+            }
+        return made
+
+    def _fixed(self, name: str) -> list[Pair]:
+        return [*frozen_pairs(self.base, name), *([self.origin[name]] if name in self.origin else [])]
+
+    def refresh(self, step: int) -> None:
+        """See `Trained`; the file stores float16."""
+        for name in self.names:
+            A, B = (self.masters[f"{name} {p}"].half().float() for p in ("lora_A", "lora_B"))
+            self.current[name] = Pair(
+                A.requires_grad_(),
+                B.requires_grad_(),
+                self.scale,
+                self.dropout,
+                _number(self.seed, f"{step} {name}"),
+            )
+
+    def unit(self, key: str) -> float:
+        """Every value moves alike."""
+        return 1.0
+
+    def difference(self) -> dict[str, Lora]:
+        """The new pair; for PiSSA without what it started as, of twice the rank."""
+        found = {}
+        for name in self.names:
+            own = self.current[name]
+            parts = [Lora(own.A.detach(), own.B.detach() * own.scale)]
+            if name in self.origin:
+                start = self.origin[name]
+                parts.append(Lora(start.A, start.B * start.scale))
+            found[name] = Lora.joined(parts)
+        return found
+
+
+def undropped(pairs: Sequence[Pair]) -> list[Pair]:
+    """The same terms without dropout, for evaluation."""
+    return [replace(pair, dropout=0.0) for pair in pairs]
+
+
+def _factored(base: PackedBase, name: str) -> FactoredWeight:
+    """L and R of a weight, with an empty Q in place of its own."""
+    empty = QuantizedTensor("f16", torch.empty(0, 0, dtype=torch.float16), {})
+    return FactoredWeight(empty, *base.pair(name))
+
+
+def _rms(x: Tensor) -> float:
+    return max(float(x.square().mean().sqrt()), 1e-12)
+
+
+def _number(seed: int, text: str) -> int:
+    """A seed of its own for every text."""
+    return (seed * 1_000_003 + zlib.crc32(text.encode())) % (1 << 62)
