@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.mutants import (
+    adapters,
     allocate,
     calibration,
     decompose,
@@ -14,5 +15,5 @@ from benchmarks.mutants import (
 )
 from benchmarks.mutants._base import Groups
 
-ROOMS = (decompose, allocate, calibration, recover, metrics, formats, slicing, keys)
+ROOMS = (decompose, allocate, calibration, recover, metrics, formats, slicing, adapters, keys)
 GROUPS: Groups = {place: breaks for room in ROOMS for place, breaks in room.GROUPS.items()}
