@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 if TYPE_CHECKING:
     from edgepack.comparison.compare import Point
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from edgepack.core.progress import Progress, Steps
     from edgepack.planning.plan import Plan
 
-__all__ = ["build", "compare", "evaluate", "plan"]
+__all__ = ["build", "compare", "evaluate", "merge_adapters", "plan"]
 
 T = TypeVar("T")
 
@@ -69,6 +69,7 @@ def evaluate(
     tasks: Sequence[str] = (),
     data: str | Path | None = None,
     limit: int | None = None,
+    adapters: Sequence[tuple[Path, float]] = (),
     progress: Callable[[Progress], None] | None = None,
 ) -> Scoreboard:
     """Perplexity, KL and top-1 agreement of models on a text, and their zero-shot accuracy.
@@ -77,7 +78,8 @@ def evaluate(
     default to the original that the folder `path` was made of; for a bare file there is none then.
     `text` is a file, by default what the folder's build measured on; `tokens` of it are used (0:
     none), in chunks of `context`. `tasks` (names in `edgepack.metrics.tasks.TASKS`) are read from
-    the folder `data`; `limit` is how many items of each, evenly spread.
+    the folder `data`; `limit` is how many items of each, evenly spread. With `adapters` (files and
+    scales, see `Model.adapters`), `path` is measured without them and with them.
     """
     from edgepack.comparison.evaluate import Request
     from edgepack.comparison.evaluate import evaluate as run
@@ -95,8 +97,35 @@ def evaluate(
         tasks=tuple(tasks),
         data=optional(data),
         limit=limit,
+        adapters=tuple(adapters),
     )
     return _run(run(request), progress)
+
+
+def merge_adapters(
+    folder: str | Path,
+    adapters: Sequence[tuple[str, float]],
+    out: str | Path,
+    *,
+    method: Literal["cat", "svd", "linear", "ties"] = "cat",
+    rank: int | None = None,
+    density: float = 0.2,
+    merge_factors: bool = False,
+    force: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> Artifact:
+    """Make a new output folder `out` of one and of its adapters (names or paths, with scales).
+
+    ΔW is added to the original weights where they can be found, else to Q + L·R, and packed in the
+    same formats. `method`, `rank` and `density` say how several adapters become one
+    (`edgepack.adapters.combine`). With `merge_factors`, the result has no L and R.
+    """
+    from edgepack.adapter_merge.merge import Request, merge
+
+    request = Request(
+        Path(folder), tuple(adapters), Path(out), method, rank, density, merge_factors, force
+    )
+    return _run(merge(request), progress)
 
 
 def compare(

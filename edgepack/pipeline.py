@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +19,7 @@ import edgepack.allocate.stage
 import edgepack.calibration.stage
 import edgepack.check.stage
 import edgepack.decompose.stage
+import edgepack.export.merge_factors
 import edgepack.export.stage
 import edgepack.measure.stage
 import edgepack.recover.sliced
@@ -53,6 +54,7 @@ STEPS: tuple[Callable[[Plan], Plan], ...] = (
     edgepack.allocate.stage.join,
     edgepack.decompose.stage.join,
     edgepack.recover.stage.join,
+    edgepack.export.merge_factors.join,
     edgepack.export.stage.join,
     edgepack.measure.stage.join,
 )
@@ -91,9 +93,17 @@ def build(
 
     `base` is the folder that relative paths in the recipe start from, `out` the folder to write.
     """
-    plan = make_plan(recipe, target, base)
+    return (yield from write_output(make_plan(recipe, target, base), out=out, force=force))
+
+
+def write_output(
+    plan: Plan, *, out: Path, force: bool = False, reads: Sequence[Path] = ()
+) -> Steps[Artifact]:
+    """Run a plan, and put its files into the folder `out`. `reads` are folders that it reads beside
+    the recipe's sources; none of them is replaced."""
     clean()
-    with writing(out, force=force, sources=sources(plan).values(), recipe=base) as output:
+    named = [*sources(plan).values(), *reads]
+    with writing(out, force=force, sources=named, recipe=plan.base) as output:
         remember(plan)
         yield from run(plan)
         exported = next(stage for stage in plan.stages if stage.name == "export")

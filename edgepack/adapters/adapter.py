@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,7 @@ __all__ = ["Adapter", "BaseId", "Lora"]
 @dataclass(frozen=True)
 class Lora:
     """ΔW = lora_B · lora_A, with lora_A ``[rank, in]`` and lora_B ``[out, rank]``, both float32.
-    PEFT's scale alpha / rank is already multiplied into lora_B."""
+    PEFT's scale alpha / rank is already multiplied in."""
 
     lora_A: Tensor
     lora_B: Tensor
@@ -35,6 +36,14 @@ class Lora:
         """The pair whose ΔW is `scale` times as large."""
         return Lora(self.lora_A, self.lora_B * scale)
 
+    def scaled_evenly(self, scale: float) -> Lora:
+        """The same with √scale on either side, as PEFT takes a pair's scale into account where it
+        adds pairs factor by factor (`combine.linear`)."""
+        if scale == 1:
+            return self
+        root = math.sqrt(abs(scale))
+        return Lora(self.lora_A * math.copysign(root, scale), self.lora_B * root)
+
     def balanced(self) -> Lora:
         """The same ΔW, with each row of lora_A and its column of lora_B about equally large. The
         factors are powers of two, so that nothing is rounded. A trained lora_B is small, and its
@@ -44,6 +53,17 @@ class Lora:
         ratio = torch.where(used, a / b, torch.ones_like(a))
         scale = torch.exp2((ratio.log2() / 2).round().clamp(-60, 60))
         return Lora(self.lora_A / scale[:, None], self.lora_B * scale)
+
+    def reduced(self) -> Lora:
+        """The same ΔW of the least rank, up to rounding: singular values below 1e-5 of the largest
+        are left out. The pair itself if its rank is the least already."""
+        left, right = torch.linalg.qr(self.lora_B), torch.linalg.qr(self.lora_A.T)
+        U, S, Vh = torch.linalg.svd(left.R @ right.R.T)
+        rank = max(1, int((1e-5 * S[0] < S).sum()))
+        if rank >= self.rank:
+            return self
+        root = S[:rank].sqrt()
+        return Lora(root[:, None] * Vh[:rank] @ right.Q.T, left.Q @ U[:, :rank] * root)
 
     @staticmethod
     def joined(parts: list[Lora]) -> Lora:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgepack.adapters.adapter import BaseId
 from edgepack.adapters.gguf_factors import GgufFactors
@@ -14,7 +15,10 @@ from edgepack.checkpoint.gguf_file import GgufCheckpoint
 from edgepack.core.adapters import weight_files
 from edgepack.core.artifact import Artifact
 from edgepack.core.weights import FactoredWeight, QuantizedTensor
-from edgepack.errors import EdgepackError
+from edgepack.errors import EdgepackError, missing_extra
+
+if TYPE_CHECKING:
+    from edgepack.export.onnx_checkpoint import OnnxCheckpoint
 
 GGUF, ONNX = "gguf", "onnx"
 FACTORS = "factors.gguf"
@@ -56,12 +60,34 @@ class PackedBase:
     @cached_property
     def checkpoint(self) -> Checkpoint:
         """Q as a checkpoint: dimensions, tokenizer, and its matrices dequantized one at a time."""
-        if self.target != GGUF:
-            raise EdgepackError(
-                f"{self.folder}: adapters of a {self.target} folder cannot be trained yet",
-                hint="build the recipe with --target gguf",
-            )
-        return GgufCheckpoint(self.file, self.name)
+        if self.target == GGUF:
+            return GgufCheckpoint(self.file, self.name)
+        if self._onnx is not None:
+            return self._onnx
+        raise EdgepackError(
+            f"{self.folder}: a {self.target} folder has no packed weights to train adapters on",
+            hint="build the recipe with --target gguf or --target onnx",
+        )
+
+    @cached_property
+    def _onnx(self) -> OnnxCheckpoint | None:
+        if self.target != ONNX:
+            return None
+        try:
+            from edgepack.export.onnx_checkpoint import OnnxCheckpoint
+        except ImportError:
+            raise missing_extra("onnx", "onnx") from None
+        return OnnxCheckpoint(self.folder)
+
+    @cached_property
+    def matrices(self) -> Mapping[str, tuple[int, int]]:
+        """The weights that an adapter may change, with their shapes ``[out, in]``: all that are
+        multiplied by, embeddings excepted (also where they are the head)."""
+        return {
+            name: (spec.shape[0], spec.shape[1])
+            for name, spec in self.checkpoint.specs.items()
+            if len(spec.shape) == 2 and not spec.role.endswith("_embd")
+        }
 
     @cached_property
     def _stored(self) -> GgufFactors | None:
@@ -70,13 +96,20 @@ class PackedBase:
     @cached_property
     def ranks(self) -> Mapping[str, int]:
         """Weight → rank of its L and R, for the weights that have any."""
+        if self._onnx is not None:
+            formats = self._onnx.formats.items()
+            return {name: known.rank for name, known in formats if known.rank}
         return self._stored.ranks if self._stored else {}
 
     def pair(self, name: str) -> tuple[QuantizedTensor, QuantizedTensor]:
         """L ``[out, rank]`` and R ``[rank, in]`` of a weight, as they are stored."""
-        if self._stored is None:
+        if self._onnx is not None:
+            found = self._onnx.factors(name)
+        else:
+            found = self._stored.pair(name) if self._stored else None
+        if found is None:
             raise KeyError(name)
-        return self._stored.pair(name)
+        return found
 
     def weight(self, name: str) -> FactoredWeight | None:
         """Q, L and R of a weight as stored; None if Q is in no format of edgepack's."""

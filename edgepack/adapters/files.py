@@ -1,7 +1,7 @@
 """The files of an adapter: written for every runtime of its base, and read from all of them.
 
-``DIR/adapters/NAME/`` holds adapter.gguf for llama.cpp, ``peft/`` for PEFT, and adapter.json, which
-names the base and the files' sha256. ΔW lies on top of Q + L·R.
+``DIR/adapters/NAME/`` holds adapter.gguf for llama.cpp or a file for ONNX graphs, ``peft/`` for
+PEFT, and adapter.json, which names the base and the files' sha256. ΔW lies on top of Q + L·R.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from edgepack.adapters import peft
+from edgepack.adapters import onnx, peft
 from edgepack.adapters.adapter import Adapter, BaseId, Lora
-from edgepack.adapters.base import GGUF, PackedBase
+from edgepack.adapters.base import GGUF, ONNX, PackedBase
 from edgepack.adapters.gguf_factors import GgufFactors, values
 from edgepack.checkpoint import Checkpoint
 from edgepack.core.adapters import (
     ABOUT,
+    RUNTIME_FILES,
     check_files,
     check_name,
     find,
@@ -70,7 +71,7 @@ def write(
     identity = base.identity
     if adapter.base.digest != identity.digest:
         raise _another(str(folder), adapter.base, base)
-    _check_weights(adapter, base.checkpoint)
+    _check_weights(adapter, base.matrices)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ABOUT).unlink(missing_ok=True)
     loras = {name: lora.balanced() for name, lora in adapter.weights.items()}
@@ -78,6 +79,9 @@ def write(
     files = _write_peft(folder / PEFT, loras, marks, dtype)
     if base.target == GGUF:
         files[FILE] = _write_gguf(folder / FILE, loras, base.checkpoint, marks, dtype)
+    if base.target == ONNX:
+        path = onnx.write(folder, loras, base, marks)
+        files[path.name] = path
     about = dict(adapter.about)
     described = {
         "base": {"name": identity.name, "digest": identity.digest},
@@ -102,29 +106,33 @@ def read(path: Path, base: PackedBase) -> Adapter:
         path = path / (FILE if FILE in described.files else PEFT)
     metadata: Mapping[str, object]
     if (path / peft.CONFIG).is_file():
-        weights, metadata = peft.read(path, base.checkpoint)
-    elif path.is_file():
+        weights, metadata = peft.read(path, base.matrices)
+    elif path.is_file() and base.target == GGUF:
         weights, metadata = _read_gguf(path, base.checkpoint)
     else:
         raise EdgepackError(
             f"{shown}: is no adapter",
-            hint="give a folder of DIR/adapters, a PEFT folder, or a GGUF adapter",
+            hint="give a folder of DIR/adapters, a PEFT folder, or for a GGUF base a GGUF adapter",
         )
     stored = _stored_base(metadata)
     notes = _check_base(shown, stored, base)
     adapter = Adapter(weights, base.identity, about, notes)
-    _check_weights(adapter, base.checkpoint)
+    _check_weights(adapter, base.matrices)
     return adapter
 
 
-def _check_weights(adapter: Adapter, checkpoint: Checkpoint) -> None:
-    """Refuse an adapter without pairs, or with one for what is no matrix in a block or the head."""
+def runtime_file(folder: Path, base: PackedBase) -> Path:
+    """The file of an adapter's folder that `Model.adapters` takes."""
+    return folder / RUNTIME_FILES[base.target]
+
+
+def _check_weights(adapter: Adapter, matrices: Mapping[str, tuple[int, int]]) -> None:
+    """Refuse an adapter without pairs, or with one for what no adapter can change."""
     if not adapter.weights:
         raise EdgepackError("the adapter changes no weight", hint="train it again")
     for name, lora in adapter.weights.items():
-        spec = checkpoint.specs.get(name)
         shape = (lora.lora_B.shape[0], lora.lora_A.shape[1])
-        if spec is None or spec.shape != shape or lora.lora_B.shape[1] != lora.rank:
+        if matrices.get(name) != shape or lora.lora_B.shape[1] != lora.rank:
             raise EdgepackError(
                 f"the adapter's {shorten(name, 80)} {list(shape)} is no weight of this model",
                 hint="the adapter was made for another model",
@@ -177,7 +185,7 @@ def _read_gguf(path: Path, checkpoint: Checkpoint) -> tuple[dict[str, Lora], Map
             raise EdgepackError(
                 f"{path.name}: the factors of {name} are not finite", hint="train it again"
             )
-        found[name] = Lora(R, L * factors.scale(name))
+        found[name] = Lora(R, L).scaled_evenly(factors.scale(name))
     return found, factors.metadata
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -44,7 +45,11 @@ class GgufFactors:
 
     def scale(self, name: str) -> float:
         """What llama.cpp multiplies L·R by: alpha / rank, or 1 where alpha is 0."""
-        alpha = float(str(self.metadata.get(ALPHA, 0.0)))
+        alpha = self.metadata.get(ALPHA, 0.0)
+        if not isinstance(alpha, float) or not math.isfinite(alpha):
+            raise EdgepackError(
+                f"{self.path.name}: {ALPHA} is no finite float32", hint="convert the adapter again"
+            )
         return alpha / self.ranks[name] if alpha else 1.0
 
     def _stem(self, name: str) -> str:

@@ -14,7 +14,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from edgepack.adapters.adapter import Lora
-from edgepack.checkpoint import Checkpoint
 from edgepack.core.untrusted import Untrusted, quote, read_json, shorten, validate
 from edgepack.errors import EdgepackError
 
@@ -82,8 +81,11 @@ class Config(Untrusted):
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
 
-def read(folder: Path, checkpoint: Checkpoint) -> tuple[dict[str, Lora], Mapping[str, str]]:
-    """Pairs by weight, and the texts in the safetensors' metadata."""
+def read(
+    folder: Path, matrices: Mapping[str, tuple[int, int]]
+) -> tuple[dict[str, Lora], Mapping[str, str]]:
+    """Pairs by weight, and the texts in the safetensors' metadata. `matrices` are the weights that
+    an adapter may change, with their shapes."""
     place = shorten(str(folder), 120)
     config = _config(folder, place)
     tensors, metadata = _tensors(folder / WEIGHTS, f"{place}/{WEIGHTS}")
@@ -92,29 +94,30 @@ def read(folder: Path, checkpoint: Checkpoint) -> tuple[dict[str, Lora], Mapping
         module, part = _place(key, place)
         halves.setdefault(module, {})[part] = value
     return {
-        f"{module}.weight": _lora(module, parts, config, checkpoint, place)
+        f"{module}.weight": _lora(module, parts, config, matrices, place)
         for module, parts in halves.items()
     }, metadata
 
 
 def _lora(
-    module: str, parts: Mapping[str, Tensor], config: Config, checkpoint: Checkpoint, place: str
+    module: str,
+    parts: Mapping[str, Tensor],
+    config: Config,
+    matrices: Mapping[str, tuple[int, int]],
+    place: str,
 ) -> Lora:
     """A module's pair with PEFT's scale in it, checked against the weight that it changes."""
-    spec = checkpoint.specs.get(f"{module}.weight")
-    shown = shorten(module, 80)
-    if spec is None or len(spec.shape) != 2:
+    shape, shown = matrices.get(f"{module}.weight"), shorten(module, 80)
+    if shape is None:
         raise _foreign(f"{place}: {shown} is no matrix of this model")
-    if spec.role == "token_embd":
-        raise EdgepackError(f"{place}: it changes embeddings ({shown})", hint=PLAIN)
     if set(parts) != set(PARTS.values()):
         raise _foreign(f"{place}: {shown} has only {', '.join(sorted(parts))}")
     A, B = parts["lora_A"], parts["lora_B"]
     rank = A.shape[0] if A.dim() == 2 else 0
-    if not rank or A.shape != (rank, spec.shape[1]) or B.shape != (spec.shape[0], rank):
-        shapes = f"{list(B.shape)} · {list(A.shape)} for {list(spec.shape)}"
+    if not rank or A.shape != (rank, shape[1]) or B.shape != (shape[0], rank):
+        shapes = f"{list(B.shape)} · {list(A.shape)} for {list(shape)}"
         raise _foreign(f"{place}: {shown} does not fit ({shapes})")
-    return Lora(A, B * config.scale(module, rank))
+    return Lora(A, B).scaled_evenly(config.scale(module, rank))
 
 
 def _config(folder: Path, place: str) -> Config:

@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from edgepack.errors import EdgepackError
 
-RESUMED = ("build", "compare")
+RESUMED = ("build", "compare", "merge-adapter")
 
 
 class Stopped(KeyboardInterrupt):
@@ -39,7 +39,10 @@ def heed_signals() -> None:
             signal.signal(known, stop)
 
 
-ORDER = ("init", "plan", "build", "show", "chat", "evaluate", "compare", "schema")
+ORDER = (
+    *("init", "plan", "build", "show", "chat", "merge-adapter"),
+    *("evaluate", "compare", "schema"),
+)
 """Commands as people come to need them."""
 
 

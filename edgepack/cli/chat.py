@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgepack.cli._adapters import USAGE, AdapterNames, Adapters
 from edgepack.cli._app import app, say
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def chat(
     factors: Annotated[
         bool, typer.Option("--factors/--no-factors", help="With or without L·R.")
     ] = True,
+    adapter: AdapterNames = None,
     max_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Longest answer.")] = 512,
     temperature: Annotated[
         float, typer.Option(metavar="F", min=0, help="0: always the likeliest token.")
@@ -34,7 +36,11 @@ def chat(
         int, typer.Option(metavar="N", min=64, help="Tokens the model sees at once.")
     ] = 2048,
 ) -> None:
-    """Talk to a packed model through its runtime: llama.cpp or ONNX Runtime."""
+    """Talk to a packed model through its runtime: llama.cpp or ONNX Runtime.
+
+    In the conversation, /adapter lists the adapters in DIR/adapters, and /adapter NAME on|off|0.5
+    switches one.
+    """
     from edgepack.cli.terminal import Conversation, questions
     from edgepack.core.artifact import Artifact
     from edgepack.planning.target import get
@@ -45,13 +51,19 @@ def chat(
     sampling = Sampling(temperature=temperature, repeat_penalty=1.1, seed=seed)
     if not factors:
         get(artifact.manifest["target"]).without_factors()
-    model = Model(str(folder), artifact.base, artifact.factors if factors else None)
+    adapters = Adapters(folder, adapter or (), others=prompt is None)
+    used = artifact.factors if factors else None
+    model = Model(str(folder), artifact.base, used, adapters.files)
     with model.open(context) as runtime:
         conversation = Conversation(runtime, system, max_tokens)
         if prompt is not None:
             _answer(runtime, conversation, prompt, max_tokens, sampling)
             return
-        for question in questions():
+        for question in questions(USAGE if adapters.entries else ""):
+            if question.split()[0] == "/adapter":
+                for line in adapters.command(question, runtime):
+                    say(line)
+                continue
             with suppress(KeyboardInterrupt):
                 _answer(runtime, conversation, question, max_tokens, sampling)
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 import edgepack
+from edgepack.cli._adapters import AdapterNames, Adapters
 from edgepack.cli._app import Against, Data, Json, Limit, Tasks, app, print_json, task_names
 
 
@@ -36,13 +37,15 @@ def evaluate(
     tasks: Tasks = "",
     data: Data = None,
     limit: Limit = None,
+    adapter: AdapterNames = None,
     as_json: Json = False,
 ) -> None:
     """Measure models side by side through their runtimes (llama.cpp, ONNX Runtime).
 
     On a text: perplexity, KL to the original and how often the top token is its; a bare .gguf
     file has no KL without --reference. On zero-shot tasks (arc_easy, boolq, copa, hellaswag,
-    piqa, winogrande): accuracy, prompted and scored as lm-evaluation-harness does.
+    piqa, winogrande): accuracy, prompted and scored as lm-evaluation-harness does. With --adapter,
+    the folder is measured without its adapters and with them.
     """
     from edgepack.cli.terminal import drawing
 
@@ -57,6 +60,7 @@ def evaluate(
             tasks=task_names(tasks),
             data=data,
             limit=limit,
+            adapters=Adapters(path, adapter).files if adapter else (),
             progress=draw,
         )
     if as_json:

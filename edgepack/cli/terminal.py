@@ -187,13 +187,16 @@ class Conversation:
         return 1 + len(self._runtime.tokenize(prompt, bos=False, special=True))
 
 
-def questions() -> Iterator[str]:
-    """What the user types, until /exit or the end of the input; with line editing."""
+def questions(usage: str = "") -> Iterator[str]:
+    """What the user types, until /exit or the end of the input; with line editing. `usage` explains
+    more commands."""
     interactive = sys.stdin.isatty()
     if interactive:
         with suppress(ImportError):  # Windows has none
             import readline  # noqa: F401
         print("/exit or Ctrl-D ends, Ctrl-C stops an answer.", file=sys.stderr)
+        if usage:
+            print(usage, file=sys.stderr)
     while True:
         try:
             line = input("> " if interactive else "").strip()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ class Request:
     tasks: tuple[str, ...] = ()
     data: Path | None = None
     limit: int | None = None
+    adapters: tuple[tuple[Path, float], ...] = ()
 
     @property
     def folder(self) -> Path | None:
@@ -59,6 +60,10 @@ def evaluate(request: Request) -> Steps[Scoreboard]:
     """Measure. Missing files, unknown tasks and unreadable items are found before any model is
     loaded."""
     models = {m.name: m for m in map(Model.from_path, (request.path, *request.against))}
+    if request.adapters:
+        first = models[str(request.path)]
+        adapted = replace(first, name=f"{first.name} + adapters", adapters=request.adapters)
+        models = {first.name: first, adapted.name: adapted, **models}
     if not (request.wants_text or request.tasks):
         raise RecipeError(
             f"{request.path}: nothing to measure",

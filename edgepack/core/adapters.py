@@ -28,6 +28,10 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}[A-Za-z0-9_-]|[A-Za-z0-9_]")
 WEIGHTS = (".gguf", ".onnx", ".safetensors", ".onnx_adapter")
 """Suffixes of files with weights; a graph's data files have ``.onnx_data`` in their names."""
 
+RUNTIME_FILES = {"gguf": "adapter.gguf", "onnx": "peft/adapter_model.safetensors"}
+"""Target of the base → the file of an adapter that its runtime loads. (ONNX runtimes of others load
+adapter.onnx_adapter, which holds L and R too, and so has no scale of its own.)"""
+
 
 @dataclass(frozen=True)
 class BaseId:
@@ -163,6 +167,23 @@ def read_about(folder: Path) -> About:
     except OSError as error:
         raise EdgepackError(f"{where}: cannot be read ({error.strerror})") from None
     return validate(About, content, where, hint="copy the adapter again")
+
+
+def usable(found: Found, target: str) -> Path:
+    """The file of an adapter that a runtime loads (see `Model.adapters`), once all its files were
+    compared with adapter.json; one with a problem is refused."""
+    if found.problem or found.about is None:
+        raise EdgepackError(
+            f"the adapter {found.name}: {found.problem}",
+            hint="train it again on this folder's files, or use it with those it was made for",
+        )
+    check_files(found.folder, found.about)
+    if target not in RUNTIME_FILES:
+        raise EdgepackError(
+            f"a {target} folder is run by no runtime of edgepack",
+            hint="its adapters are for PEFT: peft/ in their folders",
+        )
+    return found.folder / RUNTIME_FILES[target]
 
 
 def check_files(folder: Path, about: About) -> None:

@@ -13,6 +13,9 @@ from edgepack.core.untrusted import Untrusted, read_json, validate
 from edgepack.errors import EdgepackError
 
 MANIFEST = "manifest.json"
+OURS, APART = "edgepack", "edgepack, L·R apart"
+"""Names in the results: the files of the folder, and where factors were merged the files that it
+would have had without that."""
 
 
 def _inside(name: str) -> str:
@@ -133,6 +136,8 @@ class Manifest(Untrusted):
     sources: dict[SourceKey, str] = Field(default_factory=dict)
     rft: dict[str, Any] | None = None
     recovered: dict[str, Any] | None = None
+    merged: dict[str, Any] | None = None
+    merged_factors: dict[str, Any] | None = None
 
 
 OPTIONAL = {

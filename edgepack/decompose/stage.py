@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from edgepack.calibration.stage import DOUBLE, FLOAT, Calibrate, matrices_by_block
 from edgepack.checkpoint import Checkpoint
@@ -16,10 +16,26 @@ from edgepack.core.stage import Stage
 from edgepack.core.weight_files import load_about
 from edgepack.core.weights import WeightSpec
 from edgepack.decompose.weights import Item, decompose
-from edgepack.planning.plan import READS, Chosen, Plan
+from edgepack.planning.plan import READS, Chosen, Plan, Text
 
 LOSSES = {"clipped": "too large for float16 scales", "lost": "too small, and became 0"}
 """What a decomposed weight says of values that its format could not hold."""
+
+
+class Calibrated(Protocol):
+    """H of every weight: a calibrate stage, or what is kept of one."""
+
+    @property
+    def key(self) -> str: ...  # noqa: D102
+
+    @property
+    def objective(self) -> str: ...  # noqa: D102
+
+    @property
+    def hessians(self) -> Path | None: ...  # noqa: D102
+
+    @property
+    def text(self) -> Text: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -28,13 +44,13 @@ class Decompose(Stage):
     they came to be chosen."""
 
     model: Checkpoint
-    calibration: Calibrate | None
+    calibration: Calibrated | None
     chosen: Chosen
     damping: tuple[float, ...]
     iterations: int
 
     name = "decompose"
-    code = ("edgepack.decompose.weights", "edgepack.formats", *READS)
+    code: ClassVar[tuple[str, ...]] = ("edgepack.decompose.weights", "edgepack.formats", *READS)
 
     @property
     def inputs(self) -> tuple[str, ...]:  # noqa: D102

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -16,6 +17,8 @@ from edgepack.export.profiles import GraphOptions
 from edgepack.export.values import F32
 
 Load = Callable[[str], FactoredWeight]
+ROOM = ".adapter"
+"""Suffix of the module's name in empty factors, which are there for adapters."""
 LORA = {"R": "lora_A", "L": "lora_B"}
 """Factor → suffix of the module's name; factors are stored transposed, as the graph needs them."""
 
@@ -81,12 +84,41 @@ class Store:
             return self.graph.store(spec.name, np.float32, shape, load)
         if part == "Q":
             return self.widen(self.graph.store(spec.name, np.float16, shape, load))
-        module = spec.name.removesuffix(".weight")
-        stored = Stored(f"{module}.{LORA[part]}", np.dtype(np.float16), shape, load)
-        rank = f"{module}.rank"
-        named = (columns, rank) if part == "R" else (rank, rows)
+        return self._factor(spec.name.removesuffix(".weight"), part, shape, load)
+
+    def needs_room(self, name: str) -> bool:
+        """Whether a weight of the blocks takes adapters, but has no factors that they can replace.
+        (With L or R in blocks, only one of them could be replaced, or none.)"""
+        known, block = self.parts[name], self.checkpoint.specs[name].block
+        return self.options.adapters and block is not None and (known.L, known.R) != ("f16", "f16")
+
+    def room(self, name: str) -> tuple[str, str]:
+        """Zero factors ``[in, 1]`` and ``[1, out]`` of a weight, for adapters, in the type that the
+        graph computes in: converting them would take longer than their product. Rank 1, because
+        not all runtimes multiply matrices of rank 0."""
+        rows, columns = self.checkpoint.specs[name].shape
+        stem, dtype = name.removesuffix(".weight") + ROOM, self.options.dtype
+        A, B = (
+            self._factor(stem, part, shape, partial(np.zeros, shape, dtype), dtype)
+            for part, shape in {"R": (columns, 1), "L": (1, rows)}.items()
+        )
+        return A, B
+
+    def _factor(
+        self,
+        stem: str,
+        part: str,
+        shape: tuple[int, int],
+        load: Callable[[], Array],
+        dtype: Any = np.float16,
+    ) -> str:
+        """L or R, transposed, of any rank: a caller may give others."""
+        stored = Stored(f"{stem}.{LORA[part]}", np.dtype(dtype), shape, load)
+        rank = f"{stem}.rank"
+        named = (shape[0], rank) if part == "R" else (rank, shape[1])
         required = self.options.profile.given_factors
-        return self.widen(self.graph.factor(stored, named, required=required))
+        name = self.graph.factor(stored, named, required=required)
+        return self.widen(name) if stored.dtype == np.float16 else name
 
     def whole_rows(self, names: Sequence[str], rows: int, columns: int) -> tuple[str, str]:
         """Codes of format int8 as uint8 ``[in, out]``, where 128 means 0, and their scales as fp16

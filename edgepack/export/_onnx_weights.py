@@ -55,6 +55,15 @@ class Weights:
         return self.graph.add("Add", y, bias)
 
     def apply(self, x: str, names: Sequence[str], out: str = "") -> str:
+        """x (Q + L·R)ᵀ, plus an empty pair of factors where an adapter needs one."""
+        if not self.store.needs_room(names[0]):
+            return self._product(x, names, out)
+        y = self._product(x, names)
+        A, B = self.store.room(names[0])
+        low = self.graph.add("MatMul", x, A)
+        return self.graph.add("Add", y, self.graph.add("MatMul", low, B), out=out)
+
+    def _product(self, x: str, names: Sequence[str], out: str = "") -> str:
         """x (Q + L·R)ᵀ."""
         known = self.parts[names[0]]
         y = self._matmul(x, names, "Q", known.Q, "" if known.rank else out)

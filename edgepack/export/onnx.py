@@ -20,7 +20,7 @@ from edgepack.core.progress import Progress, Steps
 from edgepack.core.weights import FactoredWeight, QuantizedTensor, WeightFormat
 from edgepack.export import _onnx_graph
 from edgepack.export import _onnx_pack as pack
-from edgepack.export._onnx_graph import Graph
+from edgepack.export._onnx_graph import Array, Graph
 from edgepack.export._onnx_store import Load
 from edgepack.export.card import card
 from edgepack.export.genai import genai_config
@@ -37,6 +37,8 @@ HALF = {"": "_fp16", "_q2": "_q2f16", "_q4": "_q4f16"}
 """Suffix of a name → suffix if the graph computes in float16; others do not change."""
 FACTORS = "factors"
 """Name of the files with L and R, without extension."""
+ADAPTER = ".onnx_adapter"
+"""Extension of values for factors that ONNX Runtime reads."""
 SUFFIX = {2: "_q2", 4: "_q4", 8: "_int8"}
 """Bits that the blocks are computed with → suffix of the file's name, as in Transformers.js."""
 WHOLE = {"f16": "", F32: "", "int8": "_quantized"}
@@ -55,7 +57,7 @@ def graph_options(checkpoint: Checkpoint, options: Onnx) -> GraphOptions:
     """Options of a model's graph, from those of the recipe."""
     known = positions(checkpoint, options.context)
     half = options.activations == "float16"
-    return GraphOptions(known, PROFILES[options.profile], half, options.qdq)
+    return GraphOptions(known, PROFILES[options.profile], half, options.qdq, options.adapters)
 
 
 def stores(fmt: Format) -> bool:
@@ -125,13 +127,20 @@ def _browsers(path: Path, options: GraphOptions) -> dict[str, Any]:
 
 
 def _write_factors(graph: Graph, folder: Path, *, as_inputs: bool) -> None:
-    """Write L and R as a file: an adapter for ONNX Runtime and genai (the form that fine-tuning
-    starts from and writes), or safetensors, which JavaScript reads in a few lines."""
+    """Write L and R as a file of their own, which fine-tuning starts from."""
     loaded = {t.name: np.ascontiguousarray(t.load()) for t in graph.factors.values()}
-    for name, values in loaded.items():
+    write_factors(folder / (FACTORS + (".safetensors" if as_inputs else ADAPTER)), loaded)
+
+
+def write_factors(
+    path: Path, factors: Mapping[str, Array], about: Mapping[str, str] | None = None
+) -> None:
+    """Write values for a graph's factors: an adapter for ONNX Runtime and genai, or safetensors
+    (with the texts `about`), which JavaScript reads in a few lines."""
+    for name, values in factors.items():
         check_finite(name, values)
-    if as_inputs:
-        save_file(loaded, folder / f"{FACTORS}.safetensors")
+    if path.suffix != ADAPTER:
+        save_file(dict(factors), path, metadata=dict(about or {}))
         return
     import onnxruntime
 
@@ -139,8 +148,8 @@ def _write_factors(graph: Graph, folder: Path, *, as_inputs: bool) -> None:
     adapter = onnxruntime.AdapterFormat()
     adapter.set_adapter_version(1)
     adapter.set_model_version(1)
-    adapter.set_parameters({name: value(array) for name, array in loaded.items()})
-    adapter.export_adapter(str(folder / f"{FACTORS}.onnx_adapter"))
+    adapter.set_parameters({name: value(array) for name, array in factors.items()})
+    adapter.export_adapter(str(path))
 
 
 def write_plain(

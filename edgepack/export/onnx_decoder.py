@@ -229,7 +229,8 @@ class _Builder:
         known = [self.weights.parts[self.weights.spec(role, block).name] for role in roles]
         normed = [self.weights.find(f"{role}_norm", block) for role in roles]
         biased = {self.weights.find(f"{role}.bias", block) is None for role in roles}
-        alike = len(set(known)) == 1 and not known[0].rank and len(biased) == 1
+        separate = known[0].rank or self.weights.options.adapters
+        alike = len(set(known)) == 1 and not separate and len(biased) == 1
         if alike and not any(normed) and (self.turns or self.learned):
             return self.weights.linear(h, roles, block), "", ""
         heads = (self.weights.linear(h, [role], block) for role in roles)

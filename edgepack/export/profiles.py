@@ -57,14 +57,16 @@ PROFILES: Mapping[str, Profile] = {
 
 @dataclass(frozen=True)
 class GraphOptions:
-    """Options of a graph: number of positions, whether it computes in float16 (`half`), and whether
-    its products are DequantizeLinear and MatMul (`qdq`; ONNX Runtime fuses them, and other runtimes
-    have them too) instead of MatMulNBits."""
+    """Options of a graph: number of positions, whether it computes in float16 (`half`), whether its
+    products are DequantizeLinear and MatMul (`qdq`; ONNX Runtime fuses them, and other runtimes
+    have them too) instead of MatMulNBits, and whether every weight of the blocks takes `adapters`.
+    """
 
     context: int
     profile: Profile = PROFILES["cpu"]
     half: bool = False
     qdq: bool = False
+    adapters: bool = False
 
     @property
     def dtype(self) -> type[np.floating]:

@@ -14,6 +14,7 @@ from edgepack.core.stage import Stage
 from edgepack.core.weight_files import load_weight
 from edgepack.core.weights import FactoredWeight
 from edgepack.decompose.stage import Decompose
+from edgepack.export.merge_factors import MergeFactors
 from edgepack.export.peft import write_adapter
 from edgepack.planning.plan import Plan
 from edgepack.planning.target import Target
@@ -44,6 +45,8 @@ class Export(Stage):
     @property
     def weights(self) -> Stage | None:
         """The stage whose weights are written; None: the model's own."""
+        if isinstance(self.decomposed, MergeFactors):
+            return self.decomposed
         return self.recovered or self.decomposed
 
     @property
@@ -92,5 +95,6 @@ class Export(Stage):
 def join(plan: Plan) -> Plan:
     """The plan with the files of its target: every plan has them."""
     decomposed, recovered = plan.find(Decompose), plan.find(Recover)
+    decomposed = plan.find(MergeFactors) or decomposed
     stage = Export(plan.model, plan.original, plan.target, decomposed, recovered)
     return plan.adding(stage)

@@ -20,6 +20,7 @@ import torch
 
 from edgepack.calibration import text as calibration_text
 from edgepack.calibration.stage import FLOAT
+from edgepack.core.artifact import APART
 from edgepack.core.disk import atomic, scratch
 from edgepack.core.executor import Executor
 from edgepack.core.progress import Progress, Steps
@@ -27,6 +28,7 @@ from edgepack.core.stage import Stage
 from edgepack.core.untrusted import read_json
 from edgepack.core.weight_files import load_imatrix
 from edgepack.errors import ExportError, RecipeError
+from edgepack.export.merge_factors import MergeFactors
 from edgepack.export.stage import Export
 from edgepack.metrics.divergence import CHUNK, compare, divergence
 from edgepack.metrics.text import HELD_OUT, Text
@@ -119,10 +121,25 @@ class Measure(Stage):
             if target.packs:
                 checked = {"reference_kl": (yield from self._check(reference))}
             models: list[Runnable] = [target.written(export.folder, export.model)]
+            if isinstance(export.decomposed, MergeFactors):
+                models.append((yield from self._with_factors(export.decomposed, temporary)))
             if self.has_baselines:
                 models += yield from self._baselines(temporary)
             steps = compare_models(self.measure, self.text, reference, models, folder)
             return (yield from steps) | checked
+
+    def _with_factors(self, merged: MergeFactors, temporary: Path) -> Steps[Runnable]:
+        """The files as they would be with L and R beside Q."""
+        export, folder = self.export, temporary / "factors"
+        folder.mkdir()
+        formats = merged.factored.chosen.formats
+        norms = export.recovered.norms if export.recovered else {}
+        write = export.target.write(export.model, formats, merged.load_factored, norms, folder)
+        for step in write:
+            yield Progress("measure", step.done, step.total, f"{APART}: {step.label}")
+        found = export.target.written(folder, export.model)
+        assert isinstance(found, Model)
+        return replace(found, name=APART)
 
     def _baselines(self, folder: Path) -> Steps[list[Model]]:
         export, target = self.export, self.export.target

@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgepack.core.adapters import FOLDER as ADAPTERS
 from edgepack.core.artifact import MANIFEST, Artifact
 from edgepack.core.disk import lock_of, locked, root, sync, sync_tree
 from edgepack.core.untrusted import shorten
@@ -144,6 +145,11 @@ def _check_replaceable(output: Output) -> None:
             f"{name}: is not an output folder as edgepack wrote it, --force does not replace it",
             hint=ELSEWHERE,
         ) from error
+    if foreign and foreign[0].startswith(f"{ADAPTERS}/"):
+        raise ExportError(
+            f"{name}: has adapters ({foreign[0]}), --force does not delete them",
+            hint=f"move {ADAPTERS}/ away (they fit the old files only), or {ELSEWHERE}",
+        )
     if foreign:
         more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
         raise ExportError(

@@ -9,6 +9,7 @@ from pathlib import PurePath
 from statistics import fmean
 from typing import Any
 
+from edgepack.core.artifact import APART, OURS
 from edgepack.core.tables import format_size, markdown
 from edgepack.planning.target import get
 
@@ -134,8 +135,34 @@ def _head(manifest: Manifest) -> list[str]:
         lines.append(f"- calibrate: {calibrate['objective']}, {tokens} of {source}")
     if manifest["recovered"]:
         lines.append(f"- recover: {_recovery(manifest['recovered'])}")
+    if manifest["merged_factors"]:
+        lines.append(f"- {_folded(manifest)}")
+    lines += [f"- merged: {line}" for line in merged(manifest["merged"])]
     lines.append(f"- made by: edgepack {manifest['edgepack']}")
     return [*lines, ""]
+
+
+def _folded(manifest: Manifest) -> str:
+    """How factors were merged, and what that costs."""
+    about, results = manifest["merged_factors"], manifest["measured"].get("results") or {}
+    text = f"factors: merged, {about['rounded']} of {about['weights']} weights rounded at rank 0"
+    if not {OURS, APART} <= set(results):
+        return f"{text}; not measured"
+    merged, apart = (results[name]["kl_mean"] for name in (OURS, APART))
+    return f"{text}; mean KL {merged:.4f}, with L·R apart {apart:.4f}"
+
+
+def merged(about: Mapping[str, Any] | None) -> list[str]:
+    """Which adapters were merged, onto what, and how that was rounded."""
+    if about is None:
+        return []
+    names = ", ".join(f"{one['name']} × {one['scale']:g}" for one in about["adapters"])
+    folded = about["folded_factors"]
+    return [
+        f"{names} (by {about['method']}), {about['weights']} weights",
+        f"onto {about['onto']}, rounded with {about['metric']}",
+        *([f"L·R of {folded} weights folded into Q"] if folded else []),
+    ]
 
 
 def _recovery(recovered: Mapping[str, Any]) -> str:
@@ -257,6 +284,8 @@ def commands(manifest: Manifest, folder: PurePath) -> list[str]:
 
 
 def _again(manifest: Manifest) -> list[str]:
+    if manifest["merged"]:
+        return ["With `edgepack merge-adapter`, on the folder and adapters that it was made of."]
     versions = " ".join(f"{name} {number}," for name, number in manifest["versions"].items())
     stages = ", ".join(f"{name} `{key}`" for name, key in manifest["stages"].items())
     return [

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from edgepack.core import adapters
 from edgepack.core.artifact import MANIFEST, Artifact
 from edgepack.core.tables import align, format_size
 from edgepack.core.untrusted import shorten
 from edgepack.errors import EdgepackError
 from edgepack.recipe.read import load
-from edgepack.report.page import bought, commands, measurements, sliced
+from edgepack.report.page import bought, commands, measurements, merged, sliced
 
 if TYPE_CHECKING:
     from edgepack.checkpoint.gguf_header import GgufHeader
@@ -32,7 +33,8 @@ def describe(path: Path) -> Facts:
     """The facts of whatever is at `path`; ``kind`` says what that is."""
     if path.is_dir():
         if (path / MANIFEST).is_file():
-            return {"kind": "output", "folder": str(path), **Artifact.open(path).manifest}
+            facts = {"kind": "output", "folder": str(path), **Artifact.open(path).manifest}
+            return facts | {"adapters": [_adapter(found) for found in adapters.listed(path)]}
         hint = "edgepack build RECIPE makes one"
         if (path / "config.json").is_file():
             hint = "it looks like a model: write `model: FOLDER` in a recipe, then edgepack plan"
@@ -47,6 +49,13 @@ def describe(path: Path) -> Facts:
         f"{path}: neither a recipe nor a GGUF file",
         hint="show takes a .yaml recipe, an output folder, a .gguf model or adapter",
     )
+
+
+def _adapter(found: adapters.Found) -> Facts:
+    """What ``adapter.json`` of a user's adapter says, and what is wrong with it, if anything."""
+    about = found.about
+    known = {"mode": about.mode, "rank": about.rank, "bytes": about.bytes} if about else {}
+    return {"name": found.name, **known, "problem": found.problem}
 
 
 def render(facts: Facts) -> str:
@@ -155,14 +164,26 @@ def _output_text(facts: Facts) -> list[str]:
         errors = [f"{a['error']:.2e}", f"{a['error_plain']:.2e}"]
         short = name.removesuffix(".weight").removeprefix("model.")
         rows.append([short, a["formats"]["Q"], str(a["rank"]), *errors, a["method"]])
+    lines = [*summary(facts, Path(facts["folder"])), *_adapters_text(facts["adapters"])]
     if not worst:
-        return summary(facts, Path(facts["folder"]))
+        return lines
     return [
-        *summary(facts, Path(facts["folder"])),
+        *lines,
         "",
         "Largest relative errors on held-out tokens:",
         *align(rows),
     ]
+
+
+def _adapters_text(listed: Sequence[Facts]) -> list[str]:
+    """A table of a folder's adapters."""
+    if not listed:
+        return []
+    rows = [["adapter", "mode", "rank", "size", "base"]]
+    for a in listed:
+        known = [a["mode"], str(a["rank"]), format_size(a["bytes"])] if "mode" in a else [""] * 3
+        rows.append([a["name"], *known, a["problem"] or "this one"])
+    return ["", "Adapters:", *align(rows)]
 
 
 def summary(manifest: Mapping[str, Any], folder: Path) -> list[str]:
@@ -176,6 +197,7 @@ def summary(manifest: Mapping[str, Any], folder: Path) -> list[str]:
         f"  {parts}",
         f"  bits per weight: {bits['blocks']:.3f} (blocks), {bits['all']:.3f} (all)",
         *([f"  needs {needs}"] if (needs := manifest.get("requires")) else []),
+        *(f"  merged: {line}" for line in merged(manifest["merged"])),
         "",
         *_sliced_text(manifest["slice"]),
         *(table or align([row[:-1] for row in measurements(measured)])),

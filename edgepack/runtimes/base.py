@@ -33,6 +33,7 @@ class Sampling:
 
 
 MAX_CONTEXT = 2**31 - 1
+MAX_SCALE = 100
 LIKELIEST = Sampling()
 PENALTY_WINDOW = 64
 """Number of last tokens that a repeat penalty takes into account."""
@@ -87,6 +88,17 @@ def check_length(tokens: Sequence[int], context: int) -> None:
         )
 
 
+def check_scales(scales: Sequence[float], count: int) -> None:
+    """Refuse scales that are not one finite number for each of `count` adapters."""
+    if len(scales) != count:
+        raise ValueError(f"{len(scales)} scales for {count} adapters")
+    for scale in scales:
+        if not abs(scale) <= MAX_SCALE:
+            raise EdgepackError(
+                f"{scale} is no scale of an adapter", hint=f"−{MAX_SCALE} to {MAX_SCALE}, usually 1"
+            )
+
+
 def check_memory(context: int, bytes_per_token: int) -> None:
     """Refuse a context whose keys and values do not fit in memory."""
     needed, free = context * bytes_per_token, psutil.virtual_memory().available
@@ -138,6 +150,11 @@ class Runtime(Scorer, Protocol):
     ) -> Iterator[int]:
         """The tokens that the model generates after `tokens`. It ends when the model ends its turn
         (without that token), at one of `stop`, after `max_tokens`, or when the context is full."""
+        ...
+
+    def set_scales(self, scales: Sequence[float]) -> None:
+        """Change the scales of the adapters that it was opened with; 0 is without it. What is
+        generated next has no memory of what was before."""
         ...
 
     def piece(self, token: int) -> bytes:

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
-from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +19,7 @@ from numpy.typing import NDArray
 from edgepack.checkpoint.special import MORE_ENDS, gguf_ends
 from edgepack.checkpoint.tokenizer import TEMPLATE, TEMPLATE_PREFIX
 from edgepack.core.untrusted import shorten
-from edgepack.errors import EdgepackError, missing_extra
+from edgepack.runtimes._llama_library import bindings, checked, extra_buffers_are_safe
 from edgepack.runtimes.base import (
     LIKELIEST,
     PENALTY_WINDOW,
@@ -31,54 +28,21 @@ from edgepack.runtimes.base import (
     check_length,
     check_memory,
     check_numbers,
+    check_scales,
 )
 from edgepack.runtimes.chat import render
 from edgepack.runtimes.forks import Fork, Step, check_fits, layout
 from edgepack.runtimes.gguf_check import cache_bytes, check_adapter, check_model, read_encodable
 
-_ERROR_LEVEL = 4  # enum ggml_log_level
 _MICRO_BATCH = 512  # llama.cpp's default, here so that a long context does not raise it
-_PREFIX = re.compile(r"^\w+: ((error loading model|failed to apply lora adapter): )?(\w+: )?")
-
-_errors: deque[str] = deque(maxlen=8)
-"""llama.cpp's last error lines; global, because llama.cpp has one log per process."""
-
-
-@cache
-def bindings() -> Any:
-    """The module of C functions; its log does not reach the terminal."""
-    try:
-        from llama_cpp import llama_cpp as lib
-    except ImportError as error:
-        raise missing_extra("llama-cpp-python", "llama") from error
-
-    @lib.llama_log_callback  # type: ignore[untyped-decorator]
-    def log(level: int, line: bytes, _data: object) -> None:
-        if level == _ERROR_LEVEL:
-            _errors.append(line.decode("utf-8", "replace").strip())
-
-    lib.llama_log_set(log, None)
-    lib.edgepack_log = log  # C keeps a bare pointer: the module keeps the object alive
-    lib.llama_backend_init()
-    return lib
-
-
-@cache
-def extra_buffers_are_safe() -> bool:
-    """Whether weights may be repacked for the CPU's own matrix instructions.
-
-    llama.cpp uses AMX wherever the CPU advertises it. Where the kernel (or the sandbox) forbids it,
-    the process dies with SIGILL at the first product. There is no way to find out, so AMX is off.
-    """
-    cpu = Path("/proc/cpuinfo")
-    return not (cpu.exists() and "amx_tile" in cpu.read_text())
 
 
 class LlamaCpp(Closing):
     """A `Runtime`: base.gguf, and factors.gguf on top of it at scale 1 when `adapter` is given.
 
-    `threads` defaults to the number of physical cores. `sequences` above 1 is for `branches`; they
-    share the `context` tokens.
+    `adapters` are more GGUF adapters with their scales, which `set_scales` changes. `threads`
+    defaults to the number of physical cores. `sequences` above 1 is for `branches`; they share the
+    `context` tokens.
     """
 
     def __init__(
@@ -88,20 +52,23 @@ class LlamaCpp(Closing):
         context: int = 512,
         threads: int | None = None,
         sequences: int = 1,
+        adapters: Sequence[tuple[Path, float]] = (),
     ) -> None:
         self._lib = bindings()
         self._model = self._ctx = None
         self.context, self.sequences = context, sequences
         header = check_model(model)
-        if adapter is not None:
-            check_adapter(adapter, header)
+        paths = [*([adapter] if adapter else []), *(path for path, _ in adapters)]
+        for path in paths:
+            check_adapter(path, header)
         check_memory(context, cache_bytes(header))
         self._encodable = read_encodable(header)
         try:
             self._model = self._load(model)
+            # before the context is made, whose buffers have room for all of them
+            self._fixed, self._loras = int(adapter is not None), list(map(self._attach, paths))
             self._ctx = self._open(context, threads or psutil.cpu_count(logical=False) or 1)
-            if adapter is not None:
-                self._attach(adapter)
+            self.set_scales([scale for _, scale in adapters])
         except BaseException:
             self.close()
             raise
@@ -115,7 +82,7 @@ class LlamaCpp(Closing):
     def _load(self, path: Path) -> Any:
         params = self._lib.llama_model_default_params()
         params.use_extra_bufts = extra_buffers_are_safe()
-        return _checked(
+        return checked(
             f"cannot load {shorten(str(path), 120)}",
             lambda: self._lib.llama_model_load_from_file(os.fsencode(path), params),
         )
@@ -127,23 +94,31 @@ class LlamaCpp(Closing):
         params.n_threads = params.n_threads_batch = threads
         params.n_seq_max, params.kv_unified = self.sequences, self.sequences > 1
         params.no_perf = True
-        return _checked(
+        return checked(
             f"cannot allocate a context of {context} tokens",
             lambda: self._lib.llama_init_from_model(self._model, params),
         )
 
-    def _attach(self, path: Path) -> None:
-        # freed with the model
-        lora = _checked(
+    def _attach(self, path: Path) -> Any:
+        """Load an adapter, which is freed with the model."""
+        return checked(
             f"cannot use the adapter {shorten(str(path), 120)}",
             lambda: self._lib.llama_adapter_lora_init(self._model, os.fsencode(path)),
         )
-        adapters = (self._lib.llama_adapter_lora_p_ctypes * 1)(lora)
-        scales = (ctypes.c_float * 1)(1.0)
-        _checked(
-            f"cannot use the adapter {shorten(str(path), 120)}",
-            lambda: self._lib.llama_set_adapters_lora(self._ctx, adapters, 1, scales) == 0,
+
+    def set_scales(self, scales: Sequence[float]) -> None:
+        """See `Runtime.set_scales`."""
+        check_scales(scales, len(self._loras) - self._fixed)
+        every = zip(self._loras, [1.0] * self._fixed + list(scales), strict=True)
+        used = [(lora, scale) for lora, scale in every if scale]
+        adapters = (self._lib.llama_adapter_lora_p_ctypes * len(used))(*(lora for lora, _ in used))
+        factors = (ctypes.c_float * len(used))(*(scale for _, scale in used))
+        set_adapters = self._lib.llama_set_adapters_lora
+        checked(
+            "cannot use the adapters",
+            lambda: set_adapters(self._ctx, adapters, len(used), factors) == 0,
         )
+        self._forget()
 
     def _decode(self, steps: Sequence[Step]) -> None:
         """Run a batch of tokens after the tokens that were run before."""
@@ -159,7 +134,7 @@ class LlamaCpp(Closing):
                 batch.n_seq_id[i] = len(step.sequences)
                 for j, sequence in enumerate(step.sequences):
                     batch.seq_id[i][j] = sequence
-            _checked("llama.cpp failed", lambda: self._lib.llama_decode(self._ctx, batch) == 0)
+            checked("llama.cpp failed", lambda: self._lib.llama_decode(self._ctx, batch) == 0)
         finally:
             self._lib.llama_batch_free(batch)
 
@@ -301,16 +276,3 @@ class LlamaCpp(Closing):
         if self._model is not None:
             self._lib.llama_model_free(self._model)
         self._model = self._ctx = None
-
-
-def _checked(failure: str, call: Callable[[], Any]) -> Any:
-    """The call's result; if there is none, an error with llama.cpp's reason."""
-    _errors.clear()
-    if result := call():
-        return result
-    # the first line is the cause; later ones only say where it was noticed
-    reason = shorten(_PREFIX.sub("", _errors[0]), 120) if _errors else "no reason given"
-    raise EdgepackError(
-        f"{failure}: {reason}",
-        hint="the file is damaged, or of a kind that this llama.cpp does not run; copy it again",
-    )

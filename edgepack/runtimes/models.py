@@ -49,11 +49,16 @@ class Streamed:
 
 @dataclass(frozen=True)
 class Model:
-    """A model that can be run: a .gguf file, perhaps with an adapter, or an .onnx file."""
+    """A model that can be run: a .gguf file, perhaps with factors in an adapter, or an .onnx file.
+
+    `adapters` are a user's adapters on top, with their scales: GGUF files, or for ONNX
+    adapter_model.safetensors of PEFT whose scale is in lora_B.
+    """
 
     name: str
     base: Path
     adapter: Path | None = None
+    adapters: tuple[tuple[Path, float], ...] = ()
 
     @staticmethod
     def from_path(path: Path) -> Model:
@@ -74,12 +79,18 @@ class Model:
     def bytes(self) -> int:
         """Size of its files."""
         files = [path for path in (self.base, self.adapter) if path]
+        files += [path for path, _ in self.adapters]
         if self.base.suffix == ".onnx":
             files += data_files(self.base)
         return sum(path.stat().st_size for path in files)
 
     def open(self, context: int, sequences: int = 1) -> Runtime:
         """Load it."""
-        if self.base.suffix == ".onnx":
-            return OnnxRuntime(self.base, self.adapter, context=context, sequences=sequences)
-        return LlamaCpp(self.base, self.adapter, context=context, sequences=sequences)
+        kind = OnnxRuntime if self.base.suffix == ".onnx" else LlamaCpp
+        return kind(
+            self.base,
+            self.adapter,
+            context=context,
+            sequences=sequences,
+            adapters=self.adapters,
+        )

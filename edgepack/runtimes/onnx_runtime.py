@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import psutil
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from edgepack.core.untrusted import shorten
 from edgepack.errors import EdgepackError, missing_extra
@@ -24,9 +22,11 @@ from edgepack.runtimes.base import (
     Sampling,
     check_length,
     check_memory,
+    check_scales,
 )
 from edgepack.runtimes.forks import Fork, check_fits
 from edgepack.runtimes.hf_tokenizer import HfTokenizer
+from edgepack.runtimes.onnx_adapters import GIVEN, OnnxAdapters, factors_file, read_arrays
 from edgepack.runtimes.onnx_check import (
     AGAIN,
     GENAI,
@@ -59,15 +59,16 @@ def data_files(model: Path) -> list[Path]:
 
 def _given_factors(model: Path) -> Path | None:
     """The file of factors that are inputs, as in graphs for browsers (see `export.profiles`)."""
-    files = (folder / "factors.safetensors" for folder in model.resolve().parents[:2])
-    return next((path for path in files if path.is_file()), None)
+    found = factors_file(model)
+    return found if found and found.name == GIVEN else None
 
 
 class OnnxRuntime(Closing):
     """A `Runtime`: an .onnx file, with the tokenizer of the folder it is in (or the one above).
 
-    `adapter` (an .onnx_adapter file) replaces factors that are in the graph. `context` is at most
-    the graph's. `threads` defaults to the number of physical cores.
+    `adapter` (an .onnx_adapter file) replaces factors that are in the graph; `adapters` (see
+    `Model.adapters`) are added to them at their scales. `context` is at most the graph's. `threads`
+    defaults to the number of physical cores.
     """
 
     def __init__(
@@ -77,12 +78,15 @@ class OnnxRuntime(Closing):
         context: int = 512,
         threads: int | None = None,
         sequences: int = 1,
+        adapters: Sequence[tuple[Path, float]] = (),
     ) -> None:
         self.context, self.sequences = context, sequences
         self._ort = bindings()
         self._place = shorten(str(model), 120)
         data_files(model)  # checks that none is outside its folder
         self._session: Any = self._load(model, threads or psutil.cpu_count(logical=False) or 1)
+        if adapter and adapters:
+            raise ValueError("a file that replaces the factors, and adapters that add to them")
         self._options = self._attach(adapter) if adapter else None
         try:
             self._inputs = {node.name: node for node in self._session.get_inputs()}
@@ -94,6 +98,7 @@ class OnnxRuntime(Closing):
         self._past = [name for name in self._inputs if name.startswith("past_key_values.")]
         self._present = [name.replace("past_key_values", "present", 1) for name in self._past]
         self._given = {} if adapter else self._factors(model)
+        self._adapters = self._adapt(model, [path for path, _ in adapters])
         self._folder = next(
             (f for f in model.resolve().parents[:2] if (f / "tokenizer.json").is_file()), None
         )
@@ -109,6 +114,7 @@ class OnnxRuntime(Closing):
         last = outputs["logits"].shape[-1]
         self.vocab_size: int = self._size(last, self._numbers.vocab_size, "vocab_size")
         check_memory(self.context, 4 * self.vocab_size)
+        self.set_scales([scale for _, scale in adapters])
 
     def _load(self, path: Path, threads: int) -> Any:
         options = self._ort.SessionOptions()
@@ -124,25 +130,21 @@ class OnnxRuntime(Closing):
 
     def _attach(self, adapter: Path) -> Any:
         """Run options that use the adapter; both objects must stay alive."""
-        options, self._adapter = self._ort.RunOptions(), self._ort.LoraAdapter()
+        options, self._replaced = self._ort.RunOptions(), self._ort.LoraAdapter()
         try:
-            self._adapter.Load(str(adapter))
+            self._replaced.Load(str(adapter))
         except Exception as error:
             raise EdgepackError(
                 f"cannot use the adapter {shorten(str(adapter), 120)}: {reason(error)}",
                 hint="it is no .onnx_adapter file",
             ) from error
-        options.add_active_adapter(self._adapter)
+        options.add_active_adapter(self._replaced)
         return options
 
     def _factors(self, model: Path) -> dict[str, Any]:
         """Values of the inputs that are L and R."""
         path = _given_factors(model)
-        try:
-            found = load_file(path) if path else {}
-        except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:
-            where = shorten(str(path), 120)  # types that numpy lacks are a LookupError
-            raise EdgepackError(f"cannot read {where}: {reason(error)}", hint=AGAIN) from error
+        found = read_arrays(path) if path else {}
         values = {name: value for name, value in found.items() if name in self._inputs}
         missing = set(self._inputs) - set(values) - set(self._past) - set(_FED)
         if missing:
@@ -151,6 +153,20 @@ class OnnxRuntime(Closing):
                 hint="factors.safetensors belongs into its folder",
             )
         return {name: self._value(value) for name, value in values.items()}
+
+    def _adapt(self, model: Path, adapters: Sequence[Path]) -> OnnxAdapters | None:
+        """The user's adapters, checked against the graph."""
+        if not adapters:
+            return None
+        replaced = [node.name for node in self._session.get_overridable_initializers()]
+        return OnnxAdapters(model, {*self._inputs, *replaced}, adapters)
+
+    def set_scales(self, scales: Sequence[float]) -> None:
+        """See `Runtime.set_scales`."""
+        check_scales(scales, self._adapters.count if self._adapters else 0)
+        if self._adapters:
+            values = self._adapters.values(scales)
+            self._given |= {name: self._value(value) for name, value in values.items()}
 
     def _empty(self, name: str, rows: int) -> Any:
         """Empty keys or values, ``[rows, kv_heads, 0, head_dim]``."""

@@ -7,6 +7,7 @@ import json
 import random
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,17 @@ def make_template(folder: Path) -> None:
         (folder / f"{name}.yaml").write_text(json.dumps(recipe))
     for target in ("gguf", "onnx"):
         edgepack.build(folder / "quick.yaml", target, out=folder / f"out-{target}")
+        _write_adapter(folder / f"out-{target}")
+
+
+def _write_adapter(out: Path) -> None:
+    from edgepack.adapters import files
+    from edgepack.adapters.base import PackedBase
+    from tests.support.adapters import random_adapter
+
+    base = PackedBase.open(out)
+    adapter = random_adapter(base, rank=2, names=("q_proj",))
+    files.write(files.place(out, "notes"), adapter, base)
 
 
 def _header(data: bytes) -> dict[str, Any]:
@@ -139,6 +151,28 @@ def show_and_chat_adapter(folder: Path) -> None:
     chat("out-gguf", folder)
 
 
+def adapter(folder: Path) -> None:
+    """A user's adapter: its files one by one, as those of others, and then as a whole."""
+    from edgepack.adapters import files
+    from edgepack.adapters.base import PackedBase
+
+    command("show", str(folder / "out-gguf"))
+    base, place = PackedBase.open(folder / "out-gguf"), folder / "out-gguf/adapters/notes"
+    for path in (place / "adapter.gguf", place / "peft", place):
+        files.read(path, base)
+
+
+def adapter_of_graph(folder: Path) -> None:
+    """An adapter beside the factors of a graph."""
+    from edgepack.runtimes.models import Model
+
+    place = folder / "out-onnx"
+    path = place / "adapters/notes/peft/adapter_model.safetensors"
+    model = replace(Model.from_path(place), adapters=((path, 1.0),))
+    with model.open(64) as runtime:
+        runtime.logits([1, 2, 3])
+
+
 # ---------------------------------------------------------------------------- spoiling
 
 
@@ -181,6 +215,7 @@ def _sign(manifest: Path, name: str, file: Path) -> None:
     manifest.write_text(json.dumps(content))
 
 
+NOTES = "out-gguf/adapters/notes"
 INDEX = "m/model.safetensors.index.json"
 
 
@@ -274,6 +309,22 @@ FILES: dict[str, tuple[dict[str, Make], Callable[[Path], None]]] = {
     "adapter": (
         {"out-gguf/factors.gguf": gguf_file, "out-gguf/./factors.gguf": gguf_bytes},
         show_and_chat_adapter,
+    ),
+    "user's adapter": (
+        {
+            f"{NOTES}/adapter.json": json_file,
+            f"{NOTES}/adapter.gguf": gguf_file,
+            f"{NOTES}/peft/adapter_config.json": json_file,
+            f"{NOTES}/peft/adapter_model.safetensors": safetensors_file,
+        },
+        adapter,
+    ),
+    "adapter of a graph": (
+        {
+            "out-onnx/adapters/notes/peft/adapter_model.safetensors": safetensors_file,
+            "out-onnx/factors.onnx_adapter": spoil_bytes,
+        },
+        adapter_of_graph,
     ),
     "ONNX graph": ({"out-onnx/onnx/*.onnx": spoil_onnx}, partial(chat, "out-onnx")),
     "ONNX folder": (

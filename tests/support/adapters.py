@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import transformers
 
 import edgepack
 from edgepack.adapters.adapter import Adapter, Lora
@@ -38,3 +39,19 @@ def random_adapter(base: PackedBase, rank=3, seed=0, size=0.3, names=BLOCK, **ab
         W = base.checkpoint.tensor(name)
         weights[name] = Lora(A, B * size * W.norm() / (B @ A).norm())
     return Adapter(weights, base.identity, about)
+
+
+@torch.no_grad()
+def expected(base: PackedBase, tokens, deltas=(), factors=True):
+    """transformers' logits of Q + L·R + Σ scale·ΔW; `deltas` are (adapter, scale)."""
+    folder = next(
+        p.parent for p in base.folder.parent.glob("*/config.json") if p.parent != base.folder
+    )
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder).float()
+    for name, value in model.named_parameters():
+        weight = base.weight(name) if factors and name in base.matrices else None
+        value.copy_(weight.dense() if weight else base.checkpoint.tensor(name))
+        for adapter, scale in deltas:
+            if name in adapter.weights:
+                value += scale * adapter.weights[name].delta()
+    return model(torch.tensor([tokens])).logits[0].numpy()
