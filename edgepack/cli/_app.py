@@ -39,7 +39,10 @@ def heed_signals() -> None:
             signal.signal(known, stop)
 
 
-ORDER = ("init", "plan", "build", "show", "chat", "evaluate", "compare", "schema")
+ORDER = (
+    *("init", "plan", "build", "show", "chat"),
+    *("evaluate", "compare", "export-training", "schema"),
+)
 """Commands as people come to need them."""
 
 
