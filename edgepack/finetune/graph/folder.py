@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
+from edgepack.adapters.gguf_factors import values
 from edgepack.core.disk import sync_tree
 from edgepack.core.progress import Progress, Steps
 from edgepack.core.untrusted import Untrusted, read_json, shorten, validate
@@ -134,8 +135,8 @@ def write_folder(folder: Path, base: Base, options: Options) -> Steps[None]:
         yield Progress(STAGE, done, len(graph.stored), name)
     yield Progress(STAGE, len(graph.stored), len(graph.stored), INITIAL)
     with (folder / INITIAL).open("wb") as file:
-        for values in _first_values(base, options, trained):
-            file.write(values.astype("<f4").tobytes())
+        for matrix in _first_values(base, options, trained):
+            file.write(matrix.astype("<f4").tobytes())
     about = {
         "mode": options.mode,
         "batch": options.batch,
@@ -171,4 +172,4 @@ def _first_values(
 def _factor(weight: FactoredWeight, part: str) -> Tensor:
     factor = weight.L if part == "L" else weight.R
     assert factor is not None, "the formats promise factors"
-    return factor.dequantize()
+    return values(factor)
