@@ -17,6 +17,7 @@ from edgepack.cli import (  # noqa: F401  (each adds its commands)
     chat,
     compare,
     evaluate,
+    export_training,
     init,
     merge_adapter,
     plan,
