@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from edgepack.errors import RecipeError
 from edgepack.finetune.int4 import sampling
-from edgepack.finetune.int4.hadamard import block_matrix, choose_block, rotate
+from edgepack.finetune.int4.hadamard import choose_block, rotate
 from edgepack.finetune.int4.lsq import initial_step, largest_code, quantize
 
 Quantizer = Literal["hq", "lsq", "none"]
@@ -96,8 +96,7 @@ class Linear(torch.nn.Linear):
         first = int(self.block) == 0
         if first:
             self.block.fill_(choose_block(X, W, self.bits) if self.quantizer == "hq" else 1)
-        H = block_matrix(int(self.block))
-        X, W = rotate(X, H), rotate(W, H)
+        X, W = rotate(X, int(self.block)), rotate(W, int(self.block))
         if first or (self.training and int(self.batches) < self.warm_up):
             with torch.no_grad():
                 self.step_x.copy_(initial_step(X, self.bits))

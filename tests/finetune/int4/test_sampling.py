@@ -39,17 +39,28 @@ def test_every_integer_up_to_112_has_one_pair_of_halves(seed):
 def test_the_error_is_below_one_step_of_the_lower_half():
     g = heavy_tailed(40, 30)
     halves = sampling.split_bits(g, generator())
-    assert (halves.values() - g).abs().max() < halves.step * 1.001
-    assert float(halves.step) == pytest.approx(float(g.abs().max()) / 112)
-    lengths = torch.cat([halves.steps[:1] * halves.codes[:40], halves.step * halves.codes[40:]])
+    assert (halves.values() - g).abs().max() < halves.step[0] * 1.001
+    torch.testing.assert_close(halves.step, g.abs().max().expand(40) / 112)
+    lengths = torch.cat(
+        [15 * halves.step[0] * halves.codes[:40], halves.step[0] * halves.codes[40:]]
+    )
     torch.testing.assert_close(halves.norms(), lengths.norm(dim=1))
 
 
-def test_bit_splitting_is_unbiased():
+def test_rows_with_steps_of_their_own_are_each_as_exact():
+    g = heavy_tailed(40, 30)
+    errors = (sampling.split_bits(g, generator(), by_row=True).values() - g).norm(dim=1)
+    assert (errors < 0.02 * g.norm(dim=1)).all()
+    errors = (sampling.split_bits(g, generator()).values() - g).norm(dim=1)
+    assert (errors > 0.1 * g.norm(dim=1)).any()
+
+
+@pytest.mark.parametrize("by_row", [False, True])
+def test_bit_splitting_is_unbiased(by_row):
     g = heavy_tailed(6, 5)
     random = generator(2)
-    draws = torch.stack([sampling.split_bits(g, random).values() for _ in range(DRAWS)])
-    assert_mean(draws, g)
+    halves = (sampling.split_bits(g, random, by_row=by_row) for _ in range(DRAWS))
+    assert_mean(torch.stack([h.values() for h in halves]), g)
 
 
 def paper_probabilities(scores: list[float], budget: int) -> list[float]:
