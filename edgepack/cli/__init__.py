@@ -18,6 +18,7 @@ from edgepack.cli import (  # noqa: F401  (each adds its commands)
     compare,
     evaluate,
     export_training,
+    finetune,
     init,
     merge_adapter,
     plan,

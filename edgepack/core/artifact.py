@@ -159,7 +159,8 @@ class Artifact:
     @property
     def base(self) -> Path:
         """The file that the runtime opens: base.gguf (Q), or the ONNX graph."""
-        names = [name for name in self.manifest["files"] if name.endswith((".gguf", ".onnx"))]
+        files = (name for name in self.manifest["files"] if not name.startswith("adapters/"))
+        names = [name for name in files if name.endswith((".gguf", ".onnx"))]
         if not names:
             raise EdgepackError(
                 f"{self.folder}: is no model for a runtime, but a {self.manifest['target']}",

@@ -1,7 +1,7 @@
 """General text that the packed model writes itself: what it must go on knowing.
 
-Some of it is learnt beside a person's examples (`replay`); other text judges how far the tuned model
-has moved, as KL to the untuned one. Nothing is downloaded, and nothing leaves the machine.
+Some of it is learnt beside a person's examples (`replay`). Other text judges how far the tuned
+model has moved, as KL to the untuned one. Nothing is downloaded, and nothing leaves the machine.
 """
 
 from __future__ import annotations
@@ -76,9 +76,7 @@ def write(decoder: Decoder, count: int, seed: int) -> Steps[list[Example]]:
 
 
 @torch.no_grad()
-def drift(
-    model: FrozenModel, texts: Sequence[Example], before: PairsOf, now: PairsOf
-) -> float:
+def drift(model: FrozenModel, texts: Sequence[Example], before: PairsOf, now: PairsOf) -> float:
     """Mean KL(untuned ‖ tuned) in nats a token over some texts."""
     total = tokens = 0.0
     head = model.head(before)

@@ -26,9 +26,7 @@ class Score:
     hits: int = 0
 
     def __add__(self, other: Score) -> Score:
-        return Score(
-            self.total + other.total, self.tokens + other.tokens, self.hits + other.hits
-        )
+        return Score(self.total + other.total, self.tokens + other.tokens, self.hits + other.hits)
 
     @property
     def loss(self) -> float:
@@ -106,7 +104,9 @@ def _block_backward(
 
     def noted(name: str) -> list[Pair]:
         own = list(pairs(name))
-        used.update({name: pair for pair in own if pair.A.requires_grad})
+        trained = [pair for pair in own if pair.A.requires_grad]
+        if trained:
+            (used[name],) = trained
         return own
 
     x.requires_grad_(not last)

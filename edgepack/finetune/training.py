@@ -101,7 +101,8 @@ class Run:
     def steps(self) -> int:
         """Steps to make."""
         o = self.options
-        return o.steps or max(1, math.ceil(o.epochs * len(self.data.learnt) / o.batch_size))
+        size = min(o.batch_size, len(self.data.learnt))
+        return o.steps or math.ceil(o.epochs * len(self.data.learnt) / size)
 
     def train(self) -> Steps[Curve]:
         """Make the steps that are left; afterwards the masters are the best ones."""
@@ -132,7 +133,8 @@ class Run:
         number, o = self.curve.steps, self.options
         self.model.arithmetic.start_step(number)
         gradients, found = self.gradients(number)
-        length = math.sqrt(sum(float(g.square().sum(dtype=torch.float64)) for g in gradients.values()))
+        squares = (float(g.square().sum(dtype=torch.float64)) for g in gradients.values())
+        length = math.sqrt(sum(squares))
         if not math.isfinite(length):
             raise EdgepackError(
                 f"finetune: the gradient of step {number + 1} is not finite",
@@ -142,7 +144,8 @@ class Run:
         rate = schedule(number, self.steps, o.warmup_ratio)
         for key, g in gradients.items():
             master, own = self.trained.masters[key], rate * self.trained.unit(key)
-            self.states[key] = self.rule.step(master, g.mul_(shrink), self.states[key], number + 1, own)
+            g.mul_(shrink)
+            self.states[key] = self.rule.step(master, g, self.states[key], number + 1, own)
         self.curve.losses.append(found.loss)
         self.trained.refresh(number + 1)
 
@@ -150,13 +153,14 @@ class Run:
         """Those of the mean loss over a step's answers, plus of the mean over its general text; the
         score is that of the answers."""
         size = self.options.batch_size
-        count = min(size, len(self.data.learnt)) if len(self.data.learnt) < size else size
-        own = [self.data.learnt[i] for i in order(len(self.data.learnt), count, number, self.options.seed)]
+        learnt, seed = self.data.learnt, self.options.seed
+        count = min(size, len(learnt))
+        own = [learnt[i] for i in order(len(learnt), count, number, seed)]
         gradients: Gradients = {}
         found = self._add(own, gradients)
         if self.data.replay:
             more = max(1, round(self.options.replay * count))
-            places = order(len(self.data.replay), more, number, self.options.seed + 1)
+            places = order(len(self.data.replay), more, number, seed + 1)
             self._add([self.data.replay[i] for i in places], gradients)
         return gradients, found
 
@@ -209,12 +213,13 @@ class Run:
         if curve.steps >= self.steps:
             curve.stopped = "steps"
 
+    def evaluated(self, name: str) -> list[Pair]:
+        """The pairs of a weight as they are now, nothing dropped."""
+        return undropped(self.trained.pairs(name))
+
     def score(self, examples: Sequence[Example], *, tuned: bool = True) -> Score:
         """Of the model as it is now, or as it was packed."""
-
-        def pairs(name: str) -> list[Pair]:
-            return undropped(self.trained.pairs(name)) if tuned else self.trained.without(name)
-
+        pairs = self.evaluated if tuned else self.trained.without
         batches = micro_batches(examples, self.positions)
         return sum((score(self.model, batch, pairs) for batch in batches), Score())
 
