@@ -30,6 +30,9 @@ class Saved(ABC):
     def pop(self) -> Tensor:
         """The last one kept."""
 
+    def close(self) -> None:  # noqa: B027  (most have nothing to free)
+        """Free what is kept."""
+
 
 @dataclass
 class InMemory(Saved):
@@ -76,7 +79,7 @@ class OnDisk(Saved):
     """In an unnamed temporary file."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  (closed with this object)
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  (see `close`)
         self._kept: list[tuple[int, torch.Size]] = []
 
     def push(self, x: Tensor) -> None:
@@ -92,6 +95,10 @@ class OnDisk(Saved):
         self._file.readinto(found.view(torch.uint8).numpy().data)
         self._file.seek(start)
         return found
+
+    def close(self) -> None:
+        """See `Saved`."""
+        self._file.close()
 
 
 BYTES: Mapping[Kind, float] = {"memory": 4, "bfloat16": 2, "int4": 0.5 + 4 / 64, "disk": 0}

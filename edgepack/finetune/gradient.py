@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -71,22 +72,30 @@ def backward(
 
     Exact, unless `kind` rounds the saved activations or the model's arithmetic rounds products.
     """
-    stack = saved(kind)
-    with torch.no_grad():
-        x = model.embed(batch.ids)
-        for index in range(model.blocks):
-            if index >= lowest:
-                stack.push(x)
-            x = model.apply(index, x, pairs)
+    with closing(saved(kind)) as stack:
+        with torch.no_grad():
+            x = model.embed(batch.ids)
+            for index in range(model.blocks):
+                if index >= lowest:
+                    stack.push(x)
+                x = model.apply(index, x, pairs)
+        found, g = _at_the_end(model, batch, x, pairs)
+        del x
+        for index in reversed(range(lowest, model.blocks)):
+            g = _block_backward(model, index, stack.pop(), g, pairs, receive, last=index == lowest)
+    return found
+
+
+def _at_the_end(
+    model: FrozenModel, batch: Batch, x: Tensor, pairs: PairsOf
+) -> tuple[Score, Tensor]:
+    """The loss, and its gradient at the last hidden states x ``[batch, time, hidden]``."""
     places = batch.learnt
     labels = batch.labels.flatten()[places]
     found = cross_entropy(model.head(pairs), x.flatten(0, 1)[places], labels)
-    assert found.hidden is not None
-    g = torch.zeros_like(x).flatten(0, 1).index_copy_(0, places, found.hidden).view_as(x)
-    del x
-    for index in reversed(range(lowest, model.blocks)):
-        g = _block_backward(model, index, stack.pop(), g, pairs, receive, last=index == lowest)
-    return Score(found.total, len(labels), found.hits)
+    g = torch.zeros_like(x).flatten(0, 1)
+    g.index_copy_(0, places, found.gradient)
+    return Score(found.total, len(labels), found.hits), g.view_as(x)
 
 
 def _block_backward(

@@ -27,6 +27,13 @@ class LossGradient:
     hits: int
     hidden: Tensor | None = None
 
+    @property
+    def gradient(self) -> Tensor:
+        """`hidden`, where it was asked for."""
+        if self.hidden is None:
+            raise ValueError("no gradient was asked for")
+        return self.hidden
+
 
 def rows_at_once(head: PackedHead, tokens: int) -> int:
     """Rows of the output matrix in one run."""
