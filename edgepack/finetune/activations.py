@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from edgepack.core.hadamard import hadamard
 
@@ -63,14 +64,14 @@ class InFourBits(Saved):
         turned = x.detach().reshape(-1, len(H)) @ H
         scale = turned.abs().amax(1, keepdim=True).clamp_min(1e-30) / LEVELS
         codes = (turned / scale).round_().to(torch.int8) + 8
-        flat = codes.to(torch.uint8).flatten()
+        flat = functional.pad(codes.to(torch.uint8).flatten(), (0, codes.numel() % 2))
         packed = flat[::2] | flat[1::2] << 4
         self.kept.append((packed, scale, x.shape))
 
     def pop(self) -> Tensor:
         """See `Saved`."""
         packed, scale, shape = self.kept.pop()
-        codes = torch.stack([packed & 15, packed >> 4], 1).flatten().float() - 8
+        codes = torch.stack([packed & 15, packed >> 4], 1).flatten()[: shape.numel()].float() - 8
         H = _matrix(run_of(shape[-1]))
         return ((codes.view(-1, len(H)) * scale) @ H.T).view(shape)
 

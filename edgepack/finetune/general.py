@@ -7,6 +7,7 @@ model has moved, as KL to the untuned one. Nothing is downloaded, and nothing le
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -75,14 +76,22 @@ def write(decoder: Decoder, count: int, seed: int) -> Steps[list[Example]]:
     return found
 
 
+@dataclass(frozen=True)
+class Drift:
+    """How far the tuned model has moved: mean KL(untuned ‖ tuned) in nats a token, and the share of
+    tokens with the same likeliest next one."""
+
+    kl: float
+    same_top1: float
+
+
 @torch.no_grad()
-def drift(model: FrozenModel, texts: Sequence[Example], before: PairsOf, now: PairsOf) -> float:
-    """Mean KL(untuned ‖ tuned) in nats a token over some texts."""
-    total = tokens = 0.0
+def drift(model: FrozenModel, texts: Sequence[Example], before: PairsOf, now: PairsOf) -> Drift:
+    """On some texts."""
+    total, hits, tokens = 0.0, 0, 0
     head = model.head(before)
     for text in texts:
-        ids = text.ids[None]
-        then, here = (hidden(model, ids, pairs)[0] for pairs in (before, now))
-        total += divergence(head, here, then)
-        tokens += len(text.ids)
-    return total / tokens
+        then, here = (hidden(model, text.ids[None], pairs)[0] for pairs in (before, now))
+        found = divergence(head, here, then, gradient=False)
+        total, hits, tokens = total + found.total, hits + found.hits, tokens + len(text.ids)
+    return Drift(total / tokens, hits / tokens)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from edgepack.finetune.activations import Kind, saved
 from edgepack.finetune.batches import Batch
-from edgepack.finetune.frozen import FrozenModel, Pair, PairsOf
-from edgepack.finetune.loss import cross_entropy
+from edgepack.finetune.frozen import FrozenModel, PackedHead, Pair, PairsOf
+from edgepack.finetune.loss import cross_entropy, divergence
 
 Receive = Callable[[str, Tensor, Tensor], None]
 """(weight, gradient at lora_A, gradient at lora_B): called as soon as they are known."""
@@ -66,9 +66,11 @@ def backward(
     kind: Kind,
     receive: Receive,
     lowest: int = 0,
+    teacher: Tensor | None = None,
 ) -> Score:
     """The loss of a batch, and the gradients of its sum at all trained pairs, the first of which is
-    in block `lowest`: no gradient is needed below it.
+    in block `lowest`: no gradient is needed below it. With `teacher`, the untuned model's `hidden`
+    of the batch, the loss is the KL to it at the learnt places.
 
     Exact, unless `kind` rounds the saved activations or the model's arithmetic rounds products.
     """
@@ -79,7 +81,7 @@ def backward(
                 if index >= lowest:
                     stack.push(x)
                 x = model.apply(index, x, pairs)
-        found, g = _at_the_end(model, batch, x, pairs)
+        found, g = _at_the_end(model.head(pairs), batch, x, teacher)
         del x
         for index in reversed(range(lowest, model.blocks)):
             g = _block_backward(model, index, stack.pop(), g, pairs, receive, last=index == lowest)
@@ -87,15 +89,18 @@ def backward(
 
 
 def _at_the_end(
-    model: FrozenModel, batch: Batch, x: Tensor, pairs: PairsOf
+    head: PackedHead, batch: Batch, x: Tensor, teacher: Tensor | None
 ) -> tuple[Score, Tensor]:
     """The loss, and its gradient at the last hidden states x ``[batch, time, hidden]``."""
     places = batch.learnt
-    labels = batch.labels.flatten()[places]
-    found = cross_entropy(model.head(pairs), x.flatten(0, 1)[places], labels)
+    own = x.flatten(0, 1)[places]
+    if teacher is None:
+        found = cross_entropy(head, own, batch.labels.flatten()[places])
+    else:
+        found = divergence(head, own, teacher.flatten(0, 1)[places])
     g = torch.zeros_like(x).flatten(0, 1)
     g.index_copy_(0, places, found.gradient)
-    return Score(found.total, len(labels), found.hits), g.view_as(x)
+    return Score(found.total, len(places), found.hits), g.view_as(x)
 
 
 def _block_backward(

@@ -45,7 +45,8 @@ class Tuned:
             best = min(looks, key=lambda look: look[1])
             lines.append(f"  held out       {looks[0][1]:.3f} → {best[1]:.3f}")
         lines += [
-            f"  general text   KL {result['general_kl']:.4f} nats a token to the untuned model",
+            f"  general text   KL {result['general']['kl']:.4f} nats a token to the untuned model, "
+            f"{result['general']['same_top1']:.0%} of the likeliest tokens the same",
             f"  speed, memory  {result['tokens_per_second']:.0f} tokens/s, "
             f"{format_size(result['peak_memory'])}",
         ]

@@ -108,7 +108,7 @@ class Finetune(Stage):
             "parameters": sum(master.numel() for master in trained.masters.values()),
             "before": before and {"loss": before.loss, "accuracy": before.accuracy},
             "best_step": curve.best,
-            "general_kl": general.drift(model, judges, trained.without, run.evaluated),
+            "general": asdict(general.drift(model, judges, trained.without, run.evaluated)),
             "general_tokens": len(judges) * general.LENGTH,
             "tokens_per_second": curve.tokens_per_second,
             "peak_memory": _peak(),

@@ -26,7 +26,7 @@ from edgepack.finetune.adamw import AdamW
 from edgepack.finetune.batches import micro_batches, order
 from edgepack.finetune.examples import Example
 from edgepack.finetune.frozen import FrozenModel, Pair
-from edgepack.finetune.gradient import Score, backward, score
+from edgepack.finetune.gradient import Score, backward, hidden, score
 from edgepack.finetune.trained import Masters, Trained, undropped
 from edgepack.recipe.sections import Finetune
 from edgepack.recover.adam import schedule
@@ -88,6 +88,7 @@ class Run:
     kind: Kind = "memory"
     positions: int = 512
     curve: Curve = field(default_factory=Curve)
+    teachers: dict[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         o = self.options
@@ -150,8 +151,8 @@ class Run:
         self.trained.refresh(number + 1)
 
     def gradients(self, number: int) -> tuple[Gradients, Score]:
-        """Those of the mean loss over a step's answers, plus of the mean over its general text; the
-        score is that of the answers."""
+        """Those of the mean loss over a step's answers, plus of the mean KL to the untuned
+        model over its general text; the score is that of the answers."""
         size = self.options.batch_size
         learnt, seed = self.data.learnt, self.options.seed
         count = min(size, len(learnt))
@@ -161,12 +162,19 @@ class Run:
         if self.data.replay:
             more = max(1, round(self.options.replay * count))
             places = order(len(self.data.replay), more, number, seed + 1)
-            self._add([self.data.replay[i] for i in places], gradients)
+            for place in places:
+                self._add([self.data.replay[place]], gradients, 1 / more, self._teacher(place))
         return gradients, found
 
-    def _add(self, examples: Sequence[Example], gradients: Gradients) -> Score:
-        """Add the gradients of the mean loss of some examples."""
-        share = 1 / sum(example.answers for example in examples)
+    def _add(
+        self,
+        examples: Sequence[Example],
+        gradients: Gradients,
+        weight: float = 1.0,
+        teacher: Tensor | None = None,
+    ) -> Score:
+        """Add the gradients of the mean loss of some examples, times `weight`."""
+        share = weight / sum(example.answers for example in examples)
 
         def receive(name: str, at_A: Tensor, at_B: Tensor) -> None:
             for part, g in (("lora_A", at_A), ("lora_B", at_B)):
@@ -176,12 +184,19 @@ class Run:
                 else:
                     gradients[key] = g.mul_(share)
 
-        total = Score()
+        total, pairs = Score(), self.trained.pairs
         for batch in micro_batches(examples, self.positions):
-            pairs = self.trained.pairs
-            total += backward(self.model, batch, pairs, self.kind, receive, self.lowest)
+            arguments = (self.model, batch, pairs, self.kind, receive, self.lowest, teacher)
+            total += backward(*arguments)
             self.curve.positions += batch.ids.numel()
         return total
+
+    def _teacher(self, place: int) -> Tensor:
+        """The untuned model's last hidden states of a general text."""
+        if place not in self.teachers:
+            ids = self.data.replay[place].ids[None]
+            self.teachers[place] = hidden(self.model, ids, self.trained.without)
+        return self.teachers[place]
 
     def _block(self, name: str) -> int:
         block = self.model.checkpoint.specs[name].block

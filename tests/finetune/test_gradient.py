@@ -76,7 +76,9 @@ def test_factors_on_an_onnx_folder(tmp_path):
     assert max(errors(base, weights, trained_on(base, "factors"))) < NEAR
 
 
-@pytest.mark.parametrize(("form", "factors"), [("q8_0", "q8_0"), ("q4_1", "f16"), ("iq4_nl", "f16")])
+@pytest.mark.parametrize(
+    ("form", "factors"), [("q8_0", "q8_0"), ("q4_1", "f16"), ("iq4_nl", "f16")]
+)
 def test_formats_of_q_and_of_the_factors(form, factors, tmp_path):
     base, weights = packed_base(tmp_path, form=form, factors=factors, rank=32)
     assert max(errors(base, weights, trained_on(base, "factors"))) < NEAR
