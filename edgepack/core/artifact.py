@@ -28,7 +28,9 @@ def _inside(name: str) -> str:
 
 
 FileName = Annotated[str, AfterValidator(_inside)]
-SourceKey = Literal["model", "calibrate.source", "export.measure.text"]
+SourceKey = Literal[
+    "model", "calibrate.source", "export.measure.text", "finetune.data", "finetune.validation"
+]
 Count = Annotated[int, Field(ge=0)]
 
 

@@ -30,10 +30,10 @@ def page(result: Mapping[str, Any], *, picture: bool) -> str:
         "",
         *markdown(_table(result)),
         "",
-        f"General text: KL {result['general']['kl']:.4f} nats a token to the untuned model, the "
-        f"same likeliest token at {result['general']['same_top1']:.1%} of {result['general_tokens']} "
-        "places, on text that the model wrote itself. A higher `replay`, a smaller `learning_rate` "
-        "and fewer steps keep more of what it knew.",
+        f"General text, {result['general_tokens']} tokens that the model wrote itself: KL "
+        f"{result['general']['kl']:.4f} nats a token to the untuned model, the same likeliest "
+        f"token at {result['general']['same_top1']:.1%} of the places. A higher `replay`, a "
+        "smaller `learning_rate` and fewer steps keep more of what it knew.",
         "",
         f"{result['tokens_per_second']:.0f} tokens/s (prompts included); peak memory "
         f"{format_size(result['peak_memory'])} of the process, planned "

@@ -66,6 +66,7 @@ def run(folder: Path, options: Mapping[str, Any], *, force: bool = False) -> Ste
     stage = make(section, Path(), finished=base)
     out = place(folder, stage.adapter_name)
     _check_place(out, force=force)
+    stage.prepare()
     clean()
     yield from stage.complete(Threads())
     _publish(stage.folder, list(stage.files()), out)
@@ -75,7 +76,11 @@ def run(folder: Path, options: Mapping[str, Any], *, force: bool = False) -> Ste
 
 def read_options(options: Mapping[str, Any]) -> Finetune:
     """The section `finetune` of a recipe, from its keys."""
-    given = {key: value for key, value in options.items() if value is not None}
+    given = {
+        key: str(value) if isinstance(value, Path) else value
+        for key, value in options.items()
+        if value is not None
+    }
     section = parse({"finetune": given}).finetune
     assert section is not None
     return section

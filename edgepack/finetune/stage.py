@@ -6,7 +6,7 @@ import json
 import resource
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from edgepack.adapters.adapter import Adapter
 from edgepack.adapters.base import FACTORS, PackedBase
 from edgepack.calibration.stage import Calibrate
 from edgepack.checkpoint import Checkpoint
-from edgepack.core.adapters import check_name, only_weights
+from edgepack.core.adapters import FOLDER, check_name, only_weights
 from edgepack.core.disk import atomic, sha256
 from edgepack.core.executor import Executor
 from edgepack.core.progress import Progress, Steps
@@ -34,6 +34,7 @@ from edgepack.finetune.trained import Factors, Stack, Trained, targets, weight_f
 from edgepack.finetune.training import Data, Run
 from edgepack.planning.plan import Plan
 from edgepack.recipe.sections import Finetune as Options
+from edgepack.recipe.texts import EXAMPLES, VALIDATION
 
 RESULT = "finetune.json"
 """What the run did, in the stage's folder and for the manifest."""
@@ -65,6 +66,9 @@ class Finetune(Stage):
         base = self.finished.identity.digest if self.finished else self._exported.key
         return (base, self.digest, *([self.validation_digest] if self.validation_digest else []))
 
+    def output(self) -> str | None:  # noqa: D102
+        return f"{FOLDER}/{self.adapter_name}"
+
     def options(self) -> dict[str, Any]:  # noqa: D102
         kept = self.options_.model_dump(mode="json", exclude=set(NOT_KEYED))
         return kept | {"data": self.data.suffix}
@@ -86,12 +90,8 @@ class Finetune(Stage):
     def run(self, folder: Path, executor: Executor) -> Steps[None]:  # noqa: D102
         yield Progress("finetune", 0, 1, "reading examples")
         o, base = self.options_, self.base
-        names = targets(base, o)
-        learnt, held_out = self._examples()
-        every = [*learnt.examples, *(held_out.examples if held_out else ())]
-        longest = max(len(example.ids) for example in every)
+        names, layout, learnt, held_out = self.prepare()
         trained = yield from self._trained(names)
-        layout = memory.choose(base, trained.names, o, longest)
         model = FrozenModel(base.checkpoint, choose(o.arithmetic, seed=o.seed))
         data, judges = yield from self._data(model, learnt, held_out)
         run = Run(model, trained, data, o, folder / STATE, layout.kind, layout.positions)
@@ -121,6 +121,17 @@ class Finetune(Stage):
         yield Progress("finetune", run.steps, run.steps, "writing the adapter")
         self._write(folder, trained, result)
         (folder / STATE).unlink(missing_ok=True)
+
+    def prepare(self) -> tuple[list[str], memory.Layout, Examples, Examples | None]:
+        """The trained weights, the use of memory, the examples to learn and those of a file that
+        judges. All that is wrong with options and examples is found here."""
+        o, base = self.options_, self.base
+        names = targets(base, o)
+        choose(o.arithmetic)
+        learnt, held_out = self._examples()
+        every = [*learnt.examples, *(held_out.examples if held_out else ())]
+        longest = max(len(example.ids) for example in every)
+        return names, memory.choose(base, names, o, longest), learnt, held_out
 
     def _examples(self) -> tuple[Examples, Examples | None]:
         """Those to learn from, and those of a file that judges."""
@@ -216,7 +227,10 @@ def join(plan: Plan) -> Plan:
     stage = make(o, plan.base, exported=exported, original=plan.model, hessians=hessians)
     length = o.sequence_length
     read_examples(stage.data, plan.original, length, "finetune.data", skip=o.skip_bad_rows)
-    return plan.adding(stage)
+    texts = {EXAMPLES: stage.digest}
+    if stage.validation_digest:
+        texts[VALIDATION] = stage.validation_digest
+    return replace(plan.adding(stage), texts={**plan.texts, **texts})
 
 
 def make(

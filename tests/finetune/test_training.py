@@ -76,7 +76,7 @@ def test_after_twenty_steps_the_losses_are_those_of_pytorch(base, tmp_path):
     assert losses[-1] < 0.8 * losses[0]
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -101,11 +101,11 @@ def test_a_killed_run_goes_on_to_the_same_losses(base, tmp_path, monkeypatch, at
 
     def dies(run):
         if run.curve.steps == at:
-            raise Killed
+            raise KilledError
         step(run)
 
     monkeypatch.setattr(Run, "step", dies)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         finish(cut.train())
     monkeypatch.setattr(Run, "step", step)
     again = start(base[0], tmp_path / "cut", o, data)
