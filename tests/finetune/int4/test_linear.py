@@ -124,17 +124,27 @@ def test_a_loaded_layer_goes_on_where_the_saved_one_stopped(quantizer, gradient)
     options = {"quantizer": quantizer, "gradient": gradient, "seed": 3}
     model, x = layer(**options), data()
     for i in range(3):
-        gradients(model, data(seed=i))
+        gradients(model, data(seed=1 + i))
+    with torch.no_grad():  # as if an optimizer had moved the parameters
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
     state = copy.deepcopy(model.state_dict())
     resumed = Linear(32, 10, **options)
-    before = resumed(x).detach()
+    assert not torch.equal(copy.deepcopy(resumed)(x), model.eval()(x))
     resumed.load_state_dict(state)
-    assert not torch.equal(before, resumed.eval()(x))
-    resumed.train()
     assert torch.equal(model.eval()(x), resumed.eval()(x))
     model.train(), resumed.train()
     for a, b in zip(gradients(model, x), gradients(resumed, x), strict=True):
         assert torch.equal(a, b)
+
+
+def test_sampling_drops_rows_that_splitting_keeps():
+    x = data()
+    layers = [layer(gradient=kind) for kind in ("none", "split", "lss")]
+    exact, split, sampled = (gradients(each, x)[0] for each in layers)
+    errors = [(each - exact).norm(dim=1) for each in (split, sampled)]
+    assert (errors[0] < 0.5 * exact.norm(dim=1)).all()
+    assert (errors[1] > 0.5 * exact.norm(dim=1)).any()
 
 
 def test_random_numbers_follow_from_the_seed_and_change_with_every_batch():
