@@ -174,6 +174,20 @@ def test_a_frozen_weight_gets_no_gradient_and_the_input_gets_its_own():
     assert float(x.grad.norm()) > 0
 
 
+def test_bfloat16_is_rounded_in_float32():
+    model, x = layer(), data().bfloat16()
+    model(x.float())
+    half = copy.deepcopy(model).bfloat16()
+    model.load_state_dict({k: v.to(model.state_dict()[k]) for k, v in half.state_dict().items()})
+    y = half(x)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y, model(x.float()).bfloat16())
+    half_gradients = gradients(half, x)
+    assert all(g.dtype == torch.bfloat16 for g in half_gradients)
+    exact = gradients(model, x.float())[0]
+    assert (half_gradients[0].float() - exact).norm() < 0.05 * exact.norm()
+
+
 def test_leading_dimensions_are_kept():
     model = layer(bias=False).eval()
     x = data(24)
