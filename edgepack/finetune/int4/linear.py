@@ -59,7 +59,7 @@ class Linear(torch.nn.Linear):
         self.quantizer, self.gradient = quantizer, gradient
         self.bits, self.seed, self.warm_up = bits, seed, warm_up
         if quantizer != "none":
-            one = torch.ones((), device=device, dtype=dtype)
+            one = torch.ones((), device=device)
             self.step_x = torch.nn.Parameter(one)
             self.step_w = torch.nn.Parameter(one.clone())
         count = torch.zeros((), device=device, dtype=torch.int64)
@@ -76,8 +76,9 @@ class Linear(torch.nn.Linear):
         return layer.train(linear.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x ``[…, in]`` → ``[…, out]``."""
-        X, W = x.reshape(-1, self.in_features), self.weight
+        """x ``[…, in]`` → ``[…, out]``, in x's type. Between them it is float32, since types of 16
+        bits could not hold an 8-bit code and the fraction that is rounded."""
+        X, W = x.reshape(-1, self.in_features).float(), self.weight.float()
         if self.quantizer != "none":
             X, W = self._quantize(X, W)
         if self.gradient == "none":
@@ -89,7 +90,7 @@ class Linear(torch.nn.Linear):
             self.batches += 1
         if self.bias is not None:
             y = y + self.bias
-        return y.reshape(*x.shape[:-1], self.out_features)
+        return y.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
 
     def _quantize(self, X: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
         """Both rounded in the domain of H, where they stay: H cancels in the product."""

@@ -95,6 +95,20 @@ def test_rows_of_zeros_are_never_kept_and_few_others_always():
     assert sampling.keep_probabilities(torch.zeros(4), 2).tolist() == [0, 0, 0, 0]
 
 
+def test_scores_are_lengths_of_rows():
+    """Of g for the activation gradient, of g times x for the weight gradient."""
+    g, x, _ = operands()
+    x *= torch.logspace(-1, 1, N)[:, None]
+    halves = sampling.split_bits(g, generator())
+    upper, lower = halves.codes.float().split(N)
+    lengths = torch.cat([15 * upper.norm(dim=1), lower.norm(dim=1)]) * halves.step[0]
+    for p, scores in (
+        (sampling.activation_probabilities(halves), lengths),
+        (sampling.weight_probabilities(halves, x), lengths * x.norm(dim=1).repeat(2)),
+    ):
+        torch.testing.assert_close(p, torch.tensor(paper_probabilities(scores.tolist(), N)))
+
+
 def test_half_of_the_rows_are_expected():
     g, x, _ = operands()
     halves = sampling.split_bits(g, generator())
