@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from edgepack.core.adapters import BaseId
+from edgepack.core.linalg import least_rank
 
 __all__ = ["Adapter", "BaseId", "Lora"]
 
@@ -55,15 +56,9 @@ class Lora:
         return Lora(self.lora_A / scale[:, None], self.lora_B * scale)
 
     def reduced(self) -> Lora:
-        """The same ΔW of the least rank, up to rounding: singular values below 1e-5 of the largest
-        are left out. The pair itself if its rank is the least already."""
-        left, right = torch.linalg.qr(self.lora_B), torch.linalg.qr(self.lora_A.T)
-        U, S, Vh = torch.linalg.svd(left.R @ right.R.T)
-        rank = max(1, int((1e-5 * S[0] < S).sum()))
-        if rank >= self.rank:
-            return self
-        root = S[:rank].sqrt()
-        return Lora(root[:, None] * Vh[:rank] @ right.Q.T, left.Q @ U[:, :rank] * root)
+        """The same ΔW of the least rank, up to rounding; the pair itself if that is its rank."""
+        B, A = least_rank(self.lora_B, self.lora_A)
+        return self if A is self.lora_A else Lora(A, B).balanced()
 
     @staticmethod
     def joined(parts: list[Lora]) -> Lora:

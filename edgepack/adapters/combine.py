@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from edgepack.adapters.adapter import Adapter, Lora
+from edgepack.core.linalg import product_svd
 from edgepack.core.untrusted import shorten
 from edgepack.errors import EdgepackError
 
@@ -76,10 +77,9 @@ def svd(parts: Parts, rank: int | None = None) -> Lora:
     """The best approximation of Σ sᵢBᵢAᵢ of rank `rank`, in the Frobenius norm; singular values are
     in lora_B. Computed from the factors: ΔW is never made."""
     joined = cat(parts)
-    left, right = torch.linalg.qr(joined.lora_B), torch.linalg.qr(joined.lora_A.T)
-    U, S, Vh = torch.linalg.svd(left.R @ right.R.T)
-    kept = min(rank or max(lora.rank for lora, _ in parts), len(S))
-    return Lora(Vh[:kept] @ right.Q.T, left.Q @ (U[:, :kept] * S[:kept]))
+    U, S, Vh = product_svd(joined.lora_B, joined.lora_A)
+    kept = rank or max(lora.rank for lora, _ in parts)
+    return Lora(Vh[:kept], U[:, :kept] * S[:kept])
 
 
 def linear(parts: Parts) -> Lora:

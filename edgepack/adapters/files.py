@@ -1,27 +1,26 @@
 """The files of an adapter: written for every runtime of its base, and read from all of them.
 
 ``DIR/adapters/NAME/`` holds adapter.gguf for llama.cpp or a file for ONNX graphs, ``peft/`` for
-PEFT, and adapter.json, which names the base and the files' sha256. ΔW lies on top of Q + L·R.
+PEFT, and adapter.json, which names the base and the files' sha256. ΔW lies on top of Q + L·R. Where
+only L and R were changed, factors.gguf holds the new ones, which take the old ones' place.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from edgepack.adapters import onnx, peft
+from edgepack.adapters import gguf, onnx, peft
 from edgepack.adapters.adapter import Adapter, BaseId, Lora
 from edgepack.adapters.base import GGUF, ONNX, PackedBase
-from edgepack.adapters.gguf_factors import GgufFactors, values
-from edgepack.checkpoint import Checkpoint
+from edgepack.adapters.gguf import TYPES, Dtype
 from edgepack.core.adapters import (
     ABOUT,
-    RUNTIME_FILES,
+    FILE,
+    TUNED,
     check_files,
     check_name,
     find,
@@ -31,18 +30,14 @@ from edgepack.core.adapters import (
     write_about,
 )
 from edgepack.core.untrusted import shorten
-from edgepack.core.weights import QuantizedTensor, WeightFormat
 from edgepack.errors import EdgepackError
-from edgepack.export.gguf import write_factors
 from edgepack.export.peft import write_pairs
 
 __all__ = ["check_name", "find", "listed", "place", "read", "write"]
 
-Dtype = Literal["f16", "f32"]
-FILE, PEFT = "adapter.gguf", "peft"
+PEFT = "peft"
 NAME, DIGEST = "edgepack.base.name", "edgepack.base.digest"
 """Keys of the base in the metadata of GGUF and safetensors."""
-TYPES = {"f16": torch.float16, "f32": torch.float32}
 README = """\
 ---
 library_name: peft
@@ -53,14 +48,6 @@ It belongs on top of the packed model's weights Q + L·R, not on the original mo
 dequantized base, add the factors, then `PeftModel.from_pretrained(model, FOLDER)`. With edgepack:
 `edgepack chat DIR --adapter NAME`. Ranks {ranks}; alpha / rank is 1, its scale is in lora_B.
 """
-
-
-@dataclass(frozen=True)
-class _Pair:
-    """lora_B and lora_A as llama.cpp's L and R."""
-
-    L: QuantizedTensor
-    R: QuantizedTensor
 
 
 def write(
@@ -78,7 +65,9 @@ def write(
     marks = {NAME: identity.name, DIGEST: identity.digest}
     files = _write_peft(folder / PEFT, loras, marks, dtype)
     if base.target == GGUF:
-        files[FILE] = _write_gguf(folder / FILE, loras, base.checkpoint, marks, dtype)
+        files[FILE] = gguf.write(folder / FILE, loras, base.checkpoint, marks, dtype)
+        if tuned := gguf.tuned(loras, base, dtype):
+            files[TUNED] = gguf.write_tuned(folder / TUNED, tuned, base.checkpoint, marks)
     if base.target == ONNX:
         path = onnx.write(folder, loras, base, marks)
         files[path.name] = path
@@ -108,7 +97,7 @@ def read(path: Path, base: PackedBase) -> Adapter:
     if (path / peft.CONFIG).is_file():
         weights, metadata = peft.read(path, base.matrices)
     elif path.is_file() and base.target == GGUF:
-        weights, metadata = _read_gguf(path, base.checkpoint)
+        weights, metadata = gguf.read(path, base.checkpoint)
     else:
         raise EdgepackError(
             f"{shown}: is no adapter",
@@ -119,11 +108,6 @@ def read(path: Path, base: PackedBase) -> Adapter:
     adapter = Adapter(weights, base.identity, about, notes)
     _check_weights(adapter, base.matrices)
     return adapter
-
-
-def runtime_file(folder: Path, base: PackedBase) -> Path:
-    """The file of an adapter's folder that `Model.adapters` takes."""
-    return folder / RUNTIME_FILES[base.target]
 
 
 def _check_weights(adapter: Adapter, matrices: Mapping[str, tuple[int, int]]) -> None:
@@ -155,38 +139,6 @@ def _write_peft(
     (folder / "README.md").write_text(text, encoding="utf-8")
     names = (peft.CONFIG, peft.WEIGHTS, "README.md")
     return {f"{folder.name}/{name}": folder / name for name in names}
-
-
-def _write_gguf(
-    path: Path,
-    loras: Mapping[str, Lora],
-    checkpoint: Checkpoint,
-    marks: Mapping[str, str],
-    dtype: Dtype,
-) -> Path:
-    def stored(value: Tensor) -> QuantizedTensor:
-        return QuantizedTensor(dtype, value.to(TYPES[dtype]).contiguous(), {})
-
-    def load(name: str) -> _Pair:
-        return _Pair(stored(loras[name].lora_B), stored(loras[name].lora_A))
-
-    formats = {name: WeightFormat("", lora.rank, dtype, dtype) for name, lora in loras.items()}
-    write_factors(path, checkpoint, formats, load, marks)
-    return path
-
-
-def _read_gguf(path: Path, checkpoint: Checkpoint) -> tuple[dict[str, Lora], Mapping[str, object]]:
-    """Pairs with llama.cpp's scale in them, and the metadata."""
-    factors = GgufFactors(path, checkpoint)
-    found = {}
-    for name in factors.ranks:
-        L, R = map(values, factors.pair(name))
-        if not (torch.isfinite(L).all() and torch.isfinite(R).all()):
-            raise EdgepackError(
-                f"{path.name}: the factors of {name} are not finite", hint="train it again"
-            )
-        found[name] = Lora(R, L).scaled_evenly(factors.scale(name))
-    return found, factors.metadata
 
 
 def _stored_base(metadata: Mapping[str, object]) -> BaseId | None:

@@ -1,4 +1,5 @@
-"""An adapter as values for the factors of an ONNX graph: [L, B]·[R; A]."""
+"""An adapter as values for the factors of an ONNX graph: [L, B]·[R; A], of the least rank. (The
+change of L and R themselves has twice their rank, but the sum has theirs.)"""
 
 from __future__ import annotations
 
@@ -39,19 +40,11 @@ def write(
         if names is None:
             raise no_room(base.folder, module)
         A, B = (_float(stored[part]).T for part in names)
-        parts = _parts(_added(Lora(A, B), lora), stored[names[0]].dtype)
+        parts = _parts(Lora.joined([Lora(A, B), lora]).reduced(), stored[names[0]].dtype)
         values |= zip(names, parts, strict=True)
     path = folder / f"{NAME}{place.suffix if place else ''}"
     write_factors(path, values, about)
     return path
-
-
-def _added(own: Lora, lora: Lora) -> Lora:
-    """L·R + ΔW. Its rank is reduced where it can be: the change of L and R themselves has twice
-    their rank, but the sum has theirs."""
-    joined = Lora.joined([own, lora])
-    reduced = joined.reduced()
-    return joined if reduced is joined else reduced.balanced()
 
 
 def _parts(lora: Lora, dtype: Any) -> list[Array]:

@@ -65,9 +65,17 @@ class Entry:
 
 class Adapters:
     """The adapters that a chat can switch. `asked` must fit the folder's model; with `others`, the
-    folder's other adapters are there too, switched off, unless something is wrong with them."""
+    folder's other adapters are there too, switched off, unless something is wrong with them.
+    `factors`: L and R are loaded as well."""
 
-    def __init__(self, folder: Path, asked: Sequence[str] = (), *, others: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        asked: Sequence[str] = (),
+        *,
+        others: bool = False,
+        factors: bool = True,
+    ) -> None:
         from edgepack.core import adapters
         from edgepack.core.artifact import Artifact
 
@@ -80,7 +88,7 @@ class Adapters:
             if not (others or found.name in scales):
                 continue
             try:
-                path = adapters.usable(found, target)
+                path = adapters.usable(found, target, factors=factors)
             except EdgepackError as error:
                 if found.name in scales:
                     raise

@@ -51,7 +51,7 @@ def chat(
     sampling = Sampling(temperature=temperature, repeat_penalty=1.1, seed=seed)
     if not factors:
         get(artifact.manifest["target"]).without_factors()
-    adapters = Adapters(folder, adapter or (), others=prompt is None)
+    adapters = Adapters(folder, adapter or (), others=prompt is None, factors=factors)
     used = artifact.factors if factors else None
     model = Model(str(folder), artifact.base, used, adapters.files)
     with model.open(context) as runtime:

@@ -28,8 +28,9 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}[A-Za-z0-9_-]|[A-Za-z0-9_]")
 WEIGHTS = (".gguf", ".onnx", ".safetensors", ".onnx_adapter")
 """Suffixes of files with weights; a graph's data files have ``.onnx_data`` in their names."""
 
-RUNTIME_FILES = {"gguf": "adapter.gguf", "onnx": "peft/adapter_model.safetensors"}
-"""Target of the base → the file of an adapter that its runtime loads. (ONNX runtimes of others load
+FILE, TUNED, PEFT = "adapter.gguf", "factors.gguf", "peft/adapter_model.safetensors"
+"""Files of an adapter that a runtime loads: for llama.cpp ΔW, or where only L and R were changed
+L·R + ΔW in place of the base's factors; for ONNX graphs PEFT's. (ONNX runtimes of others load
 adapter.onnx_adapter, which holds L and R too, and so has no scale of its own.)"""
 
 
@@ -173,21 +174,23 @@ def read_about(folder: Path) -> About:
     return validate(About, content, where, hint="copy the adapter again")
 
 
-def usable(found: Found, target: str) -> Path:
+def usable(found: Found, target: str, *, factors: bool = True) -> Path:
     """The file of an adapter that a runtime loads (see `Model.adapters`), once all its files were
-    compared with adapter.json; one with a problem is refused."""
+    compared with adapter.json; one with a problem is refused. `factors`: L and R are loaded."""
     if found.problem or found.about is None:
         raise EdgepackError(
             f"the adapter {found.name}: {found.problem}",
             hint="train it again on this folder's files, or use it with those it was made for",
         )
     check_files(found.folder, found.about)
-    if target not in RUNTIME_FILES:
+    wanted = [PEFT] if target == "onnx" else [TUNED, FILE] if factors else [FILE]
+    names = [name for name in wanted if name in found.about.files]
+    if not names:
         raise EdgepackError(
-            f"a {target} folder is run by no runtime of edgepack",
-            hint="its adapters are for PEFT: peft/ in their folders",
+            f"the adapter {found.name} has no {wanted[-1]}, which is what {target} folders need",
+            hint="train it again on this folder",
         )
-    return found.folder / RUNTIME_FILES[target]
+    return found.folder / names[0]
 
 
 def check_files(folder: Path, about: About) -> None:

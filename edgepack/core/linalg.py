@@ -85,6 +85,25 @@ def top_left_singular_vectors(A: Tensor, H: Tensor, rank: int) -> Tensor:
     return basis
 
 
+def product_svd(L: Tensor, R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """U ``[m, r]``, S ``[r]`` and Vᵀ ``[r, n]`` of L·R, from the factors L ``[m, k]`` and R
+    ``[k, n]``; the product itself is never made. r is the least of m, n and k."""
+    left, right = torch.linalg.qr(L), torch.linalg.qr(R.T)
+    U, S, Vh = torch.linalg.svd(left.R @ right.R.T, full_matrices=False)
+    return left.Q @ U, S, Vh @ right.Q.T
+
+
+def least_rank(L: Tensor, R: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors of the same product of the least rank, up to rounding: singular values below 1e-5 of
+    the largest are left out. L and R themselves if their rank is the least already."""
+    U, S, Vh = product_svd(L, R)
+    rank = max(1, int((1e-5 * S[0] < S).sum()))
+    if rank >= R.shape[0]:
+        return L, R
+    root = S[:rank].sqrt()
+    return U[:, :rank] * root, root[:, None] * Vh[:rank]
+
+
 def pack_symmetric(H: Tensor) -> Tensor:
     """The upper triangle of a symmetric matrix ``[n, n]`` as float32 ``[n(n+1)/2]``."""
     return torch.cat([H[i, i:].float() for i in range(H.shape[0])])

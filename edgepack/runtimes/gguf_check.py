@@ -84,8 +84,12 @@ def check_model(path: Path) -> GgufHeader:
     return header
 
 
-def check_adapter(path: Path, model: GgufHeader) -> None:
-    """Refuse factors at which llama.cpp would end the process with that model."""
+HOLDS_FACTORS = "edgepack.holds_factors"
+"""Key of an adapter that takes the place of the model's factors, as it is L·R + ΔW."""
+
+
+def check_adapter(path: Path, model: GgufHeader) -> GgufHeader:
+    """Refuse factors at which llama.cpp would end the process with that model; their header."""
     header = GgufHeader(path)
     _check_keys(header, ADAPTER_KEYS)
     for key in ("adapter.lora.task_name", "adapter.lora.prompt_prefix"):
@@ -105,6 +109,7 @@ def check_adapter(path: Path, model: GgufHeader) -> None:
         shape = (*A[:-2], B[-2], A[-1])
         if name != "token_embd.weight" and _matrix(base) != shape:  # stored transposed
             raise _bad(path, f"{where} are for a weight {list(shape)}, of another model")
+    return header
 
 
 def _matrix(stored: Stored) -> tuple[int, ...]:

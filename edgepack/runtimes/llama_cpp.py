@@ -32,7 +32,13 @@ from edgepack.runtimes.base import (
 )
 from edgepack.runtimes.chat import render
 from edgepack.runtimes.forks import Fork, Step, check_fits, layout
-from edgepack.runtimes.gguf_check import cache_bytes, check_adapter, check_model, read_encodable
+from edgepack.runtimes.gguf_check import (
+    HOLDS_FACTORS,
+    cache_bytes,
+    check_adapter,
+    check_model,
+    read_encodable,
+)
 
 _MICRO_BATCH = 512  # llama.cpp's default, here so that a long context does not raise it
 
@@ -59,8 +65,8 @@ class LlamaCpp(Closing):
         self.context, self.sequences = context, sequences
         header = check_model(model)
         paths = [*([adapter] if adapter else []), *(path for path, _ in adapters)]
-        for path in paths:
-            check_adapter(path, header)
+        headers = [check_adapter(path, header) for path in paths]
+        self._replaces = [HOLDS_FACTORS in one.metadata for one in headers]
         check_memory(context, cache_bytes(header))
         self._encodable = read_encodable(header)
         try:
@@ -107,16 +113,19 @@ class LlamaCpp(Closing):
         )
 
     def set_scales(self, scales: Sequence[float]) -> None:
-        """See `Runtime.set_scales`."""
+        """See `Runtime.set_scales`. An adapter that is L·R + ΔW, at scale s beside 1 − s of the
+        factors, makes L·R + s·ΔW: at scale 1 there are as many products as without it."""
         check_scales(scales, len(self._loras) - self._fixed)
-        every = zip(self._loras, [1.0] * self._fixed + list(scales), strict=True)
+        replacing = zip(self._replaces[self._fixed :], scales, strict=True)
+        factors = 1.0 - sum(scale for replaces, scale in replacing if replaces)
+        every = zip(self._loras, [factors] * self._fixed + list(scales), strict=True)
         used = [(lora, scale) for lora, scale in every if scale]
         adapters = (self._lib.llama_adapter_lora_p_ctypes * len(used))(*(lora for lora, _ in used))
-        factors = (ctypes.c_float * len(used))(*(scale for _, scale in used))
+        values = (ctypes.c_float * len(used))(*(scale for _, scale in used))
         set_adapters = self._lib.llama_set_adapters_lora
         checked(
             "cannot use the adapters",
-            lambda: set_adapters(self._ctx, adapters, len(used), factors) == 0,
+            lambda: set_adapters(self._ctx, adapters, len(used), values) == 0,
         )
         self._forget()
 

@@ -6,7 +6,9 @@ import torch
 from edgepack.core.linalg import (
     damp,
     inverse_factor,
+    least_rank,
     pack_symmetric,
+    product_svd,
     top_left_singular_vectors,
     unpack_symmetric,
 )
@@ -107,3 +109,28 @@ def test_packing_a_symmetric_matrix_loses_only_float64(n):
 def test_the_size_of_a_large_packed_matrix_is_recovered():
     n = 4097  # n(n+1)/2 needs more digits than float32 has
     assert unpack_symmetric(torch.zeros(n * (n + 1) // 2)).shape == (n, n)
+
+
+@pytest.mark.parametrize("shape", [(9, 12, 3), (12, 9, 5), (4, 6, 8)])
+def test_the_svd_of_a_product_from_its_factors(shape):
+    """Against torch's of the product."""
+    m, n, k = shape
+    L, R = torch.randn(m, k), torch.randn(k, n)
+    U, S, Vh = product_svd(L, R)
+    assert torch.allclose((U * S) @ Vh, L @ R, atol=1e-4)
+    assert torch.allclose(S[: min(shape)], torch.linalg.svdvals(L @ R)[: min(shape)], atol=1e-4)
+    for basis in (U.T @ U, Vh @ Vh.T):
+        assert torch.allclose(basis, torch.eye(len(basis)), atol=1e-4)
+
+
+def test_factors_of_the_least_rank():
+    L, R, new = torch.randn(9, 3), torch.randn(3, 12), torch.randn(9, 3)
+    A, B = torch.cat([L, new, -L], 1), torch.cat([R, R * 2, R])  # L·R + 2·new·R − L·R
+    found = least_rank(A, B)
+    assert found[0].shape == (9, 3)
+    assert torch.allclose(found[0] @ found[1], 2 * new @ R, atol=1e-4)
+    same = least_rank(L, R)
+    assert same[0] is L
+    assert same[1] is R
+    zero = least_rank(torch.zeros(4, 2), torch.zeros(2, 5))
+    assert torch.equal(zero[0] @ zero[1], torch.zeros(4, 5))

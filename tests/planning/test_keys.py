@@ -41,6 +41,7 @@ PER_BLOCK = {
         "allow_growth": True,
     },
 }
+MERGED = {**BASE, "export": BASE["export"] | {"merge_factors": True}}
 RECIPES = {
     "plain": (BASE, "gguf"),
     "sized": (SIZED, "gguf"),
@@ -48,10 +49,11 @@ RECIPES = {
     "sliced": (SLICED, "gguf"),
     "per_block": (PER_BLOCK, "onnx"),
     "onnx": (BASE, "onnx"),
+    "merged": (MERGED, "gguf"),
 }
 
-CHAIN = ("text", "slice", "rft", "calibrate", "allocate", "decompose", "recover", "export")
-CHAIN += ("measure",)
+CHAIN = ("text", "slice", "rft", "calibrate", "allocate", "decompose", "recover")
+CHAIN += ("merge_factors", "export", "measure")
 """Every stage but `check`, each made of those before it."""
 
 OPTIONS = {
@@ -86,7 +88,7 @@ OPTIONS = {
     "compress.candidates": [("sized", ["q4_0", "q8_0"], "allocate")],
     "compress.ranks": [("sized", [0, 2], {"allocate"})],
     "compress.format": [("plain", "q5_0", "decompose")],
-    "compress.rank": [("plain", 8, "decompose")],
+    "compress.rank": [("plain", 8, "decompose"), ("merged", 8, "decompose")],
     "compress.factors": [("plain", "q8_0", "decompose")],
     "compress.embeddings": [("plain", "q4_0", "decompose")],
     "compress.head": [("plain", "q4_0", "decompose")],
@@ -101,7 +103,7 @@ OPTIONS = {
     "compress.overrides.*.v_proj.format": [("plain", "q4_0", "decompose")],
     "compress.overrides.*.v_proj.rank": [("plain", 3, "decompose")],
     "compress.overrides.*.v_proj.factors": [("plain", "q8_0", "decompose")],
-    "recover.steps": [("plain", 8, "recover")],
+    "recover.steps": [("plain", 8, "recover"), ("merged", 8, "recover")],
     "recover.tokens": [("plain", 512, "recover")],
     "recover.learning_rate": [("plain", 0.01, "recover")],
     "recover.evaluate_every": [("plain", 2, "recover")],
@@ -111,6 +113,8 @@ OPTIONS = {
     "export.onnx.profile": [("onnx", "mobile", "export"), ("plain", "mobile", set())],
     "export.onnx.activations": [("onnx", "float16", "export")],
     "export.onnx.qdq": [("onnx", True, "export")],
+    "export.merge_factors": [("plain", True, "export"), ("merged", False, "merge_factors")],
+    "export.onnx.adapters": [("onnx", True, "export")],
     "export.onnx.context": [("onnx", 64, "export")],
     "export.measure.text": [("plain", "other.txt", "measure")],
     "export.measure.tokens": [("plain", 128, "measure"), ("plain", 0, "measure")],

@@ -8,6 +8,8 @@ import pytest
 from edgepack.adapters import files
 from edgepack.adapters.adapter import Adapter, Lora
 from edgepack.adapters.base import PackedBase
+from edgepack.adapters.gguf_factors import GgufFactors
+from edgepack.core.adapters import Found, read_about, usable
 from edgepack.errors import EdgepackError
 from edgepack.runtimes.base import Sampling
 from edgepack.runtimes.models import Model
@@ -49,7 +51,8 @@ def adapters(base):
 
 
 def model(base, *scales):
-    paths = [files.runtime_file(base.folder / "adapters" / name, base) for name in ("a", "b")]
+    listed = {found.name: found for found in files.listed(base.folder)}
+    paths = [usable(listed[name], base.target) for name in ("a", "b")]
     return Model("m", base.file, base.factors, tuple(zip(paths, scales, strict=True)))
 
 
@@ -92,30 +95,52 @@ def test_the_file_for_onnx_runtimes_holds_factors_and_adapter(base, adapters, tm
         assert distance(runtime.logits(TOKENS), wanted) < INT8
 
 
-@pytest.mark.slow
-def test_changed_factors_keep_their_rank_in_onnx(base, tmp_path):
-    """L', R' in place of L, R is an adapter of rank 2r; with L·R it is of rank r again."""
-    if base.target == "gguf" or not base.ranks:
-        pytest.skip("an ONNX file of a base with factors")
-    from edgepack.runtimes.onnx_adapters import names_of, read_factors
+def changed_factors(base):
+    """L', R' in place of L, R of two weights: an adapter of rank 2r."""
+    weights = {}
+    for name in list(base.ranks)[:2]:
+        L, R = (part.dequantize() for part in base.pair(name))
+        new = Lora(R * 1.5, L + 0.05)
+        weights[name] = Lora.joined([new, Lora(R, -L)])
+    return Adapter(weights, base.identity, {"mode": "factors"})
 
-    name = next(iter(base.ranks))
-    L, R = (part.dequantize() for part in base.pair(name))
-    new = Lora(R * 1.5, L + 0.01)
-    change = Lora.joined([new, Lora(R, -L)])
-    written = files.write(tmp_path / "x", Adapter({name: change}, base.identity), base)
-    path = next(
-        path
-        for path in written.values()
-        if path.name.startswith("adapter.") and path.suffix != ".json"
-    )
-    factors, module = read_factors(path), name.removesuffix(".weight")
-    a, b = names_of(module, factors)
-    if a.startswith(f"{module}.lora"):
-        assert factors[a].shape[1] == base.ranks[name]
-        found = factors[a].astype("f4") @ factors[b].astype("f4")
-        wanted = new.delta().T.numpy()
-        assert np.abs(found - wanted).max() < 2e-3 * np.abs(wanted).max()
+
+@pytest.mark.slow
+def test_changed_factors_have_their_old_rank(base, tmp_path):
+    """The difference has rank 2r, on top of L·R 3r; but at scale 1 runtimes multiply by r."""
+    if not base.ranks:
+        pytest.skip("a base without factors")
+    adapter = changed_factors(base)
+    written = files.write(tmp_path / "x", adapter, base)
+    about = read_about(tmp_path / "x")
+    path = usable(Found("x", tmp_path / "x", about), base.target)
+    for scale in (1, 0.5, 0):
+        with Model("m", base.file, base.factors, ((path, scale),)).open(128) as runtime:
+            wanted = expected(base, TOKENS, [(adapter, scale)])
+            assert distance(runtime.logits(TOKENS), wanted) < INT8
+            if base.target == "gguf":
+                continue
+            ranks = {v.shape()[1] for n, v in runtime._given.items() if n.endswith("lora_A")}
+            in_blocks = any(".adapter." in name for name in runtime._given)  # L, R are constants
+            twice = in_blocks or scale == 0.5
+            assert max(ranks) <= (1 + twice) * max(base.ranks.values())
+    if base.target == "gguf":
+        assert path == written["factors.gguf"]
+        ranks = GgufFactors(path, base.checkpoint).ranks
+        assert ranks == base.ranks
+        with pytest.raises(EdgepackError, match="holds L and R too"):
+            files.read(path, base)
+        assert usable(Found("x", tmp_path / "x", about), "gguf", factors=False).name == files.FILE
+        with Model("m", base.file, None, ((written[files.FILE], 1),)).open(128) as runtime:
+            found = runtime.logits(TOKENS)
+        wanted = expected(base, TOKENS, [(adapter, 1)], factors=False)
+        assert distance(found, wanted) < INT8
+
+
+@pytest.mark.slow
+def test_only_changes_of_l_and_r_take_their_place(base, adapters):
+    """Adapters of a higher rank are files of their own."""
+    assert not (base.folder / "adapters/a/factors.gguf").exists()
 
 
 @pytest.mark.slow
