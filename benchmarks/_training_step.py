@@ -1,6 +1,6 @@
 """A program with nothing but ONNX Runtime, as on a phone: trains with the graph in a folder.
 
-    python benchmarks/_training_step.py FOLDER ROWS.json STEPS RATE THREADS
+    python -P benchmarks/_training_step.py FOLDER ROWS.json STEPS RATE THREADS
 
 Prints seconds, bytes of memory and the losses as JSON.
 """

@@ -6,9 +6,10 @@ SmolLM2-135M-Instruct as `q4_0` (embeddings q8_0), rounded to nearest, with fact
 every weight of the blocks: the SVD of what rounding leaves. What is measured does not depend on
 the values. Rows of 128 tokens are from WikiText-2 (`data/text/wikitext2-raw`), one a step, eight in
 turns, on two threads. Each graph runs in a process of its own (`_training_step.py`), whose peak of
-memory is the operating system's; Python and numpy without a graph have 45 MB. With --modules (a folder where npm installed onnxruntime-web) and Chromium, the page train.html runs
-too, on one thread; its memory is that of all of Chromium's processes at their peak. --work keeps
-the packed model for the next run.
+memory is the operating system's; Python and numpy without a graph have 45 MB. With --modules (a
+folder where npm installed onnxruntime-web) and Chromium, the page train.html runs too, on one
+thread; its memory is that of all of Chromium's processes at their peak. --work keeps the packed
+model for the next run.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def measured(folder: Path, rows: list[Any], rounds: int) -> dict[str, Any]:
     texts = folder / "rows.json"
     texts.write_text(json.dumps(rows), encoding="utf-8")
     numbers = [str(number) for number in (rounds, RATE, THREADS)]
-    command = [sys.executable, str(STEP), str(folder), str(texts), *numbers]
+    command = [sys.executable, "-P", str(STEP), str(folder), str(texts), *numbers]
     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     found: dict[str, Any] = json.loads(out)
     return found
