@@ -6,6 +6,7 @@ from benchmarks.mutants import (
     allocate,
     calibration,
     decompose,
+    finetune_graph,
     formats,
     keys,
     metrics,
@@ -14,5 +15,5 @@ from benchmarks.mutants import (
 )
 from benchmarks.mutants._base import Groups
 
-ROOMS = (decompose, allocate, calibration, recover, metrics, formats, slicing, keys)
+ROOMS = (decompose, allocate, calibration, recover, metrics, formats, slicing, keys, finetune_graph)
 GROUPS: Groups = {place: breaks for room in ROOMS for place, breaks in room.GROUPS.items()}
