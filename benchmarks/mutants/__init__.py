@@ -7,6 +7,7 @@ from benchmarks.mutants import (
     calibration,
     decompose,
     finetune,
+    finetune_graph,
     formats,
     keys,
     metrics,
@@ -15,5 +16,8 @@ from benchmarks.mutants import (
 )
 from benchmarks.mutants._base import Groups
 
-ROOMS = (decompose, allocate, calibration, recover, finetune, metrics, formats, slicing, keys)
+ROOMS = (
+    *(decompose, allocate, calibration, recover, finetune, finetune_graph),
+    *(metrics, formats, slicing, keys),
+)
 GROUPS: Groups = {place: breaks for room in ROOMS for place, breaks in room.GROUPS.items()}

@@ -13,8 +13,7 @@ from edgepack.export._onnx_graph import Graph, kind
 Backward = Callable[[str], str]
 """Gradient of a result → gradient of the input."""
 CHUNK = 4 << 20
-"""Most weights that are float32 at once; the products with chunks of this size are as fast as with
-the whole matrix."""
+"""Most weights of a matrix that are float32 at once (16 MB)."""
 
 
 @dataclass

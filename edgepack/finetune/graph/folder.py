@@ -131,6 +131,7 @@ def _check(base: Base, options: Options) -> None:
 def write_folder(folder: Path, base: Base, options: Options) -> Steps[None]:
     """Write all files into an empty folder."""
     graph, trained = step_graph(base, options), parameters(base, options)
+    dimensions = base.checkpoint.dimensions
     for done, name in enumerate(_onnx_graph.write(graph, folder / GRAPH, BROWSER)):
         yield Progress(STAGE, done, len(graph.stored), name)
     yield Progress(STAGE, len(graph.stored), len(graph.stored), INITIAL)
@@ -141,8 +142,8 @@ def write_folder(folder: Path, base: Base, options: Options) -> Steps[None]:
         "mode": options.mode,
         "batch": options.batch,
         "length": options.length,
-        "context": options.length or options.context,
-        "vocab_size": base.checkpoint.dimensions.vocab_size,
+        "context": options.length or min(options.context, dimensions.max_position_embeddings),
+        "vocab_size": dimensions.vocab_size,
         "size": trained[-1].stop,
         "data": sorted(path.name for path in folder.glob(f"{GRAPH}_data*")),
         "optimizer": asdict(options.optimizer),

@@ -33,6 +33,8 @@ Row = tuple[Sequence[int], Sequence[int]]
 Adapters = dict[str, tuple[Tensor, Tensor]]
 """Hugging Face name of a weight → (lora_A ``[rank, in]``, lora_B ``[out, rank]``), float32."""
 Vector = NDArray[np.float32]
+RESULTS = tuple(f"{name}_out" for name in STATE)
+FACTORS_HINT = "it should be a factors.safetensors that training wrote"
 OTHER_RUN = "remove the file, or give the same folder, rows and settings as before"
 
 
@@ -87,6 +89,9 @@ class TrainingSession:
             where = shorten(str(folder), 100)
             raise EdgepackError(f"cannot load {where}: {reason(error)}", hint=AGAIN) from error
         self._outputs = [node.name for node in self._session.get_outputs()]
+        if missing := sorted({"loss", "gradient_norm", *RESULTS} - set(self._outputs)):
+            where = shorten(str(folder), 100)
+            raise EdgepackError(f"{where}: the graph does not give {missing[0]}", hint=AGAIN)
 
     def first_state(self) -> State:
         """The state before the first step."""
@@ -174,14 +179,17 @@ def read_factors(path: Path) -> Adapters:
         values = load_file(path)
     except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:
         where = shorten(str(path), 120)
-        raise EdgepackError(f"cannot read {where}: {reason(error)}") from error
+        message = f"cannot read {where}: {reason(error)}"
+        raise EdgepackError(message, hint=FACTORS_HINT) from error
     found: Adapters = {}
     for name in (key for key in values if key.endswith(".lora_A")):
         module = name.removesuffix(".lora_A")
         other = values.get(f"{module}.lora_B")
-        if other is None or values[name].shape[-1] != other.shape[0]:
+        both_flat = other is not None and values[name].ndim == other.ndim == 2
+        if other is None or not both_flat or values[name].shape[1] != other.shape[0]:
             raise EdgepackError(
-                f"{shorten(str(path), 120)}: {shorten(name, 80)} has no partner of its rank"
+                f"{shorten(str(path), 120)}: {shorten(name, 80)} has no partner of its rank",
+                hint=FACTORS_HINT,
             )
         pair = (torch.from_numpy(v.T.astype(np.float32)) for v in (values[name], other))
         found[f"{module}.weight"] = next(pair), next(pair)
@@ -236,7 +244,7 @@ def _check_rows(rows: Sequence[Row], about: About) -> None:
     """Refuse rows that the graph would cut off, or whose tokens it does not know."""
     most = about.length or about.context
     if not rows:
-        raise EdgepackError("there are no rows to train on")
+        raise EdgepackError("there are no rows to train on", hint="a row is a text's token ids")
     for index, (ids, labels) in enumerate(rows, 1):
         problem = ""
         if len(ids) != len(labels) or not ids:

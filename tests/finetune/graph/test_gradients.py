@@ -19,6 +19,8 @@ from tests.support.training import Reference, packed, rows
 
 pytest.importorskip("onnx", reason="onnx is not installed")
 pytest.importorskip("onnxruntime")
+from edgepack.export import onnx as export
+from edgepack.export.profiles import GraphOptions
 from edgepack.finetune.graph import matrices
 from edgepack.finetune.graph.base import open_base
 from edgepack.finetune.graph.folder import export_training
@@ -93,6 +95,21 @@ def test_only_some_weights(tmp_path):
     checkpoint, weights = packed(tmp_path, rank=0)
     settings = options(mode="stack", roles=("attn_q", "ffn_down"))
     assert_near(tmp_path, checkpoint, weights, settings)
+
+
+def test_matrices_of_float32(tmp_path):
+    make_model(tmp_path / "m", "opt", dtype=torch.float32)
+    checkpoint = open_checkpoint(str(tmp_path / "m"))
+    formats = {n: "f32" for n, s in checkpoint.specs.items() if len(s.shape) == 2}
+    (tmp_path / "out").mkdir()
+    finish(export.write_plain(tmp_path / "out", checkpoint, formats, GraphOptions(128)))
+    base, settings = open_base(tmp_path / "out"), options(mode="stack")
+    assert {base.load(name).Q.format for name in formats} == {"f32"}
+    finish(export_training(tmp_path / "out", tmp_path / "training", settings))
+    session = TrainingSession(tmp_path / "training", threads=1)
+    loss = session.step(session.first_state(), BATCH, 0.0)
+    reference = Reference(checkpoint, {}, "stack", [], np.zeros(0, np.float32))
+    assert loss == pytest.approx(reference.loss(BATCH).item(), rel=NEAR)
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ from edgepack.finetune.graph.runner import (
 )
 
 STEPS, RATE = 20, 5e-3
-DECAY = AdamW(weight_decay=0.1)
+DECAY = AdamW(weight_decay=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_losses_are_those_of_pytorch(made):
     assert np.mean(losses[-4:]) < 0.9 * np.mean(losses[:4])
     for (weight, part), value in reference.values.items():
         pair = found.adapters[weight]
-        assert torch.allclose(pair[part == "L"], value, atol=2e-3)
+        assert (pair[part == "L"] - value).norm() < 0.01 * value.norm()
 
 
 def test_a_killed_run_goes_on_with_the_same_losses(made, tmp_path):
@@ -79,6 +79,8 @@ def test_a_killed_run_goes_on_with_the_same_losses(made, tmp_path):
     kill = {"state_file": state, "every": 3}
     assert dies_before(4, lambda: trained(made, **kill))
     assert state.exists()
+    left = train(made[0] / "training", rows(), steps=STEPS, rate=RATE, threads=1, **kill)
+    assert sum(1 for _ in left) == STEPS - 6
     again = trained(made, **kill)
     assert not list(tmp_path.glob("*.tmp"))
     assert again.losses == whole.losses
