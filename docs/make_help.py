@@ -14,7 +14,7 @@ PAGE = Path(__file__).with_name("help.md")
 def page() -> str:
     """The page as it should be."""
     found = [command.callback for command in app.registered_commands]
-    commands = [function.__name__ for function in found if function]
+    commands = [function.__name__.replace("_", "-") for function in found if function]
     sections = [
         "# Commands",
         "",

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -16,9 +17,10 @@ if TYPE_CHECKING:
     from edgepack.comparison.scoreboard import Scoreboard
     from edgepack.core.artifact import Artifact
     from edgepack.core.progress import Progress, Steps
+    from edgepack.finetune.graph.options import Options
     from edgepack.planning.plan import Plan
 
-__all__ = ["build", "compare", "evaluate", "merge_adapters", "plan"]
+__all__ = ["build", "compare", "evaluate", "export_training", "merge_adapters", "plan"]
 
 T = TypeVar("T")
 
@@ -161,6 +163,24 @@ def compare(
     items = load_all(tasks, Path(data) if data else None, limit)
     others = [Path(path) for path in against]
     return _run(comparison.compare(loaded, sizes, Path(out), others, items, target), progress)
+
+
+def export_training(
+    folder: str | Path,
+    out: str | Path,
+    options: Options | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Path:
+    """Write the training step of the model in an output folder as an ONNX graph into the new folder
+    `out`, for ONNX Runtime anywhere (see `edgepack.finetune.graph`)."""
+    from edgepack.errors import missing_extra
+
+    if find_spec("onnx") is None:
+        raise missing_extra("onnx", "onnx")
+    from edgepack.finetune.graph.folder import export_training as write
+    from edgepack.finetune.graph.options import Options
+
+    return _run(write(Path(folder), Path(out), options or Options()), progress)
 
 
 def _run(steps: Steps[T], progress: Callable[[Progress], None] | None) -> T:

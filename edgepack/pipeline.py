@@ -21,6 +21,7 @@ import edgepack.check.stage
 import edgepack.decompose.stage
 import edgepack.export.merge_factors
 import edgepack.export.stage
+import edgepack.finetune.stage
 import edgepack.measure.stage
 import edgepack.recover.sliced
 import edgepack.recover.stage
@@ -57,6 +58,7 @@ STEPS: tuple[Callable[[Plan], Plan], ...] = (
     edgepack.export.merge_factors.join,
     edgepack.export.stage.join,
     edgepack.measure.stage.join,
+    edgepack.finetune.stage.join,
 )
 """What a plan goes through, in order: each adds its stage where the recipe asks for it, and refuses
 what cannot be done."""
@@ -106,10 +108,13 @@ def write_output(
     with writing(out, force=force, sources=named, recipe=plan.base) as output:
         remember(plan)
         yield from run(plan)
-        exported = next(stage for stage in plan.stages if stage.name == "export")
-        files = _place(exported, output.folder)
+        written = [stage for stage in plan.stages if stage.output() is not None]
+        files: dict[str, dict[str, Any]] = {}
+        for stage in written:
+            files |= _place(stage, output.folder)
         manifest = _describe(plan, files, output.folder)
-        exported.drop()  # before: a kill after `publish` must leave nothing behind
+        for stage in written:
+            stage.drop()  # before: a kill after `publish` must leave nothing behind
         output.publish()
     return Artifact(out, manifest)
 
@@ -119,12 +124,13 @@ def output_folder(recipe: Recipe, name: str, target: str, out: Path | None) -> P
     return out or Path(f"{recipe.export.name or name}-{target}")
 
 
-def _place(exported: Stage, folder: Path) -> dict[str, dict[str, Any]]:
-    """The files of the export stage in the output folder, linked where that is possible (the stage
-    is dropped once they are there); their entries in the manifest."""
+def _place(stage: Stage, folder: Path) -> dict[str, dict[str, Any]]:
+    """The files of a stage in the output folder, linked where that is possible (the stage is
+    dropped once they are there); their entries in the manifest."""
     entries = {}
-    for name, sha256 in exported.files().items():
-        source, place = exported.folder / name, folder / name
+    for own, sha256 in stage.files().items():
+        name = f"{stage.output()}/{own}".lstrip("/")
+        source, place = stage.folder / own, folder / name
         place.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.link(source, place)

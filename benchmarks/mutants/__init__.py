@@ -7,6 +7,8 @@ from benchmarks.mutants import (
     allocate,
     calibration,
     decompose,
+    finetune,
+    finetune_graph,
     formats,
     keys,
     metrics,
@@ -15,5 +17,8 @@ from benchmarks.mutants import (
 )
 from benchmarks.mutants._base import Groups
 
-ROOMS = (decompose, allocate, calibration, recover, metrics, formats, slicing, adapters, keys)
+ROOMS = (
+    *(decompose, allocate, calibration, recover, finetune, finetune_graph),
+    *(metrics, formats, slicing, adapters, keys),
+)
 GROUPS: Groups = {place: breaks for room in ROOMS for place, breaks in room.GROUPS.items()}

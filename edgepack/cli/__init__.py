@@ -17,6 +17,8 @@ from edgepack.cli import (  # noqa: F401  (each adds its commands)
     chat,
     compare,
     evaluate,
+    export_training,
+    finetune,
     init,
     merge_adapter,
     plan,

@@ -40,8 +40,8 @@ def heed_signals() -> None:
 
 
 ORDER = (
-    *("init", "plan", "build", "show", "chat", "merge-adapter"),
-    *("evaluate", "compare", "schema"),
+    *("init", "plan", "build", "show", "chat", "finetune", "merge-adapter"),
+    *("evaluate", "compare", "export-training", "schema"),
 )
 """Commands as people come to need them."""
 

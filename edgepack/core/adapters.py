@@ -56,11 +56,15 @@ class BaseId:
 
 def weight_files(manifest: Mapping[str, Any]) -> dict[str, str]:
     """File name → sha256 of an output folder's files with weights."""
-    listed: Mapping[str, Any] = manifest["files"]
+    return only_weights({name: entry["sha256"] for name, entry in manifest["files"].items()})
+
+
+def only_weights(files: Mapping[str, str]) -> dict[str, str]:
+    """Those of an output folder's files, name → sha256, that have the model's weights."""
     return {
-        name: entry["sha256"]
-        for name, entry in listed.items()
-        if name.endswith(WEIGHTS) or ".onnx_data" in name
+        name: sha256
+        for name, sha256 in files.items()
+        if (name.endswith(WEIGHTS) or ".onnx_data" in name) and not name.startswith(f"{FOLDER}/")
     }
 
 

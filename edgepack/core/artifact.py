@@ -28,7 +28,9 @@ def _inside(name: str) -> str:
 
 
 FileName = Annotated[str, AfterValidator(_inside)]
-SourceKey = Literal["model", "calibrate.source", "export.measure.text"]
+SourceKey = Literal[
+    "model", "calibrate.source", "export.measure.text", "finetune.data", "finetune.validation"
+]
 Count = Annotated[int, Field(ge=0)]
 
 
@@ -159,7 +161,8 @@ class Artifact:
     @property
     def base(self) -> Path:
         """The file that the runtime opens: base.gguf (Q), or the ONNX graph."""
-        names = [name for name in self.manifest["files"] if name.endswith((".gguf", ".onnx"))]
+        files = (name for name in self.manifest["files"] if not name.startswith("adapters/"))
+        names = [name for name in files if name.endswith((".gguf", ".onnx"))]
         if not names:
             raise EdgepackError(
                 f"{self.folder}: is no model for a runtime, but a {self.manifest['target']}",

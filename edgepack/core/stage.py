@@ -72,6 +72,11 @@ class Stage(ABC):
         """Expected peak bytes while it runs, beside those of the process."""
         return 0
 
+    def output(self) -> str | None:
+        """The part of the output folder that its files go to ("": the folder itself), from where
+        they are no longer kept in the cache; None: they stay there."""
+        return None
+
     def facts(self) -> dict[str, Any]:
         """What manifests and plans say of it, as far as it is known, by their key for that."""
         return {}

@@ -85,7 +85,8 @@ class OnnxCheckpoint(FolderCheckpoint):
     def tensor(self, name: str) -> Tensor:  # noqa: D102
         if name not in self._formats:
             return self._vector(name)
-        return self._part(name, "Q").dequantize()
+        Q = self._part(name, "Q")
+        return Q.codes if Q.format == F32 else Q.dequantize()
 
     def quantized(self, name: str) -> QuantizedTensor | None:  # noqa: D102
         known = self._formats.get(name)

@@ -53,6 +53,9 @@ class Export(Stage):
     def inputs(self) -> tuple[str, ...]:  # noqa: D102
         return (self.model.key, *((self.weights.key,) if self.weights else ()))
 
+    def output(self) -> str | None:  # noqa: D102
+        return ""
+
     def options(self) -> dict[str, Any]:  # noqa: D102
         return {"target": self.target.name, **self.target.options(self.model)}
 

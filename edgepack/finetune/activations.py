@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from edgepack.core.hadamard import hadamard
 
@@ -29,6 +30,9 @@ class Saved(ABC):
     @abstractmethod
     def pop(self) -> Tensor:
         """The last one kept."""
+
+    def close(self) -> None:  # noqa: B027  (most have nothing to free)
+        """Free what is kept."""
 
 
 @dataclass
@@ -60,14 +64,14 @@ class InFourBits(Saved):
         turned = x.detach().reshape(-1, len(H)) @ H
         scale = turned.abs().amax(1, keepdim=True).clamp_min(1e-30) / LEVELS
         codes = (turned / scale).round_().to(torch.int8) + 8
-        flat = codes.to(torch.uint8).flatten()
+        flat = functional.pad(codes.to(torch.uint8).flatten(), (0, codes.numel() % 2))
         packed = flat[::2] | flat[1::2] << 4
         self.kept.append((packed, scale, x.shape))
 
     def pop(self) -> Tensor:
         """See `Saved`."""
         packed, scale, shape = self.kept.pop()
-        codes = torch.stack([packed & 15, packed >> 4], 1).flatten().float() - 8
+        codes = torch.stack([packed & 15, packed >> 4], 1).flatten()[: shape.numel()].float() - 8
         H = _matrix(run_of(shape[-1]))
         return ((codes.view(-1, len(H)) * scale) @ H.T).view(shape)
 
@@ -76,7 +80,7 @@ class OnDisk(Saved):
     """In an unnamed temporary file."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  (closed with this object)
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  (see `close`)
         self._kept: list[tuple[int, torch.Size]] = []
 
     def push(self, x: Tensor) -> None:
@@ -92,6 +96,10 @@ class OnDisk(Saved):
         self._file.readinto(found.view(torch.uint8).numpy().data)
         self._file.seek(start)
         return found
+
+    def close(self) -> None:
+        """See `Saved`."""
+        self._file.close()
 
 
 BYTES: Mapping[Kind, float] = {"memory": 4, "bfloat16": 2, "int4": 0.5 + 4 / 64, "disk": 0}

@@ -70,9 +70,7 @@ def _rounded(name: str, x: Tensor, root: int, levels: int) -> dict[str, Tensor]:
     return {name: codes.to(kind), f"{name}.largest": largest}
 
 
-def _values(
-    state: Mapping[str, Tensor], name: str, root: int, levels: int, like: Tensor
-) -> Tensor:
+def _values(state: Mapping[str, Tensor], name: str, root: int, levels: int, like: Tensor) -> Tensor:
     share = state[name].float() / levels
     flat = share.sign() * share.abs() ** root * state[f"{name}.largest"]
     return flat.flatten()[: like.numel()].view_as(like)

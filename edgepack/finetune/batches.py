@@ -10,6 +10,9 @@ from torch import Tensor
 
 from edgepack.finetune.examples import IGNORED, Example
 
+FEW = 10
+"""Of fewer examples than this, none is held out."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -39,9 +42,7 @@ def micro_batches(examples: Sequence[Example], tokens: int) -> Iterator[Batch]:
 def _padded(examples: Sequence[Example]) -> Batch:
     pad = torch.nn.utils.rnn.pad_sequence
     ids = pad([example.ids for example in examples], batch_first=True)
-    labels = pad(
-        [example.labels for example in examples], batch_first=True, padding_value=IGNORED
-    )
+    labels = pad([example.labels for example in examples], batch_first=True, padding_value=IGNORED)
     return Batch(ids, labels)
 
 
@@ -60,9 +61,12 @@ def _permutation(count: int, epoch: int, seed: int) -> Tensor:
     return torch.randperm(count, generator=generator)
 
 
-def split(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """(to learn, held out). Fewer than ten examples are all learnt."""
-    count = round(share * len(examples)) if len(examples) >= 10 else 0
-    chosen = set(torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))[:count].tolist())
+def split(
+    examples: Sequence[Example], share: float, seed: int
+) -> tuple[list[Example], list[Example]]:
+    """(to learn, held out). Fewer than `FEW` examples are all learnt."""
+    count = round(share * len(examples)) if len(examples) >= FEW else 0
+    drawn = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))
+    chosen = set(drawn[:count].tolist())
     learnt = [e for i, e in enumerate(examples) if i not in chosen]
     return learnt, [e for i, e in enumerate(examples) if i in chosen]

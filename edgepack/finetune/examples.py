@@ -147,6 +147,8 @@ class _Writer:
         answers = [i for i, message in enumerate(messages) if message["role"] == ASSISTANT]
         if not answers:
             raise place.error("it has no answer of the assistant's")
+        if not all(messages[i]["content"].strip() for i in answers):
+            raise place.error("an answer is empty")
         if not self._tokenizer.chat_template:
             return [_plain_segments(messages)]
         full, at = self._render(messages, place), 0

@@ -75,7 +75,7 @@ class _Product(torch.autograd.Function):
     """y = x Wᵀ + Σ scale·(x Aᵀ) Bᵀ, with W read in the forward and again in the backward pass."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         x: Tensor,
         read: Callable[[], Tensor],
@@ -110,7 +110,7 @@ class _Product(torch.autograd.Function):
 
 
 class _Read(Mapping[str, Tensor]):
-    """A block's tensors by role, read when they are asked for: vectors once, matrices every time."""
+    """A block's tensors by role, read when they are asked for: vectors once, matrices always."""
 
     def __init__(self, names: Mapping[str, str], read: Callable[[str], Tensor]) -> None:
         self._names, self._read = names, read
@@ -146,14 +146,14 @@ class FrozenModel:
         return self.checkpoint.dimensions.num_hidden_layers
 
     def embed(self, tokens: Tensor, start: int = 0) -> Tensor:
-        """The first block's inputs ``[batch, time, hidden]`` of tokens at the positions from `start`
+        """The first block's inputs ``[batch, time, hidden]`` of tokens from the position `start`
         on; only the rows in use are decoded."""
         name = self.checkpoint.architecture.hf_name("token_embd")
-        used, places = tokens.unique(return_inverse=True)
+        used, places = torch.unique(tokens, return_inverse=True)
         return self.decoder.embed(places, self.reader.rows(name, used).clone(), start)
 
     def apply(self, index: int, x: Tensor, pairs: PairsOf) -> Tensor:
-        """Block `index` on x ``[batch, time, hidden]``, differentiable by x and by trained pairs."""
+        """Block `index` on x ``[batch, time, hidden]``; differentiable by x and trained pairs."""
         architecture = self.checkpoint.architecture
         names = {
             role: architecture.hf_name(role, index)
@@ -174,7 +174,7 @@ class FrozenModel:
 
     def _product(self, name: str, x: Tensor, pairs: Sequence[Pair]) -> Tensor:
         leaves = [leaf for pair in pairs if pair.A.requires_grad for leaf in (pair.A, pair.B)]
-        y: Tensor = _Product.apply(
+        y: Tensor = _Product.apply(  # type: ignore[no-untyped-call]
             x, lambda: self.reader.matrix(name), self.arithmetic, pairs, *leaves
         )
         return y

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +11,8 @@ from torch import Tensor
 
 from edgepack.finetune.activations import Kind, saved
 from edgepack.finetune.batches import Batch
-from edgepack.finetune.frozen import FrozenModel, Pair, PairsOf
-from edgepack.finetune.loss import cross_entropy
+from edgepack.finetune.frozen import FrozenModel, PackedHead, Pair, PairsOf
+from edgepack.finetune.loss import cross_entropy, divergence
 
 Receive = Callable[[str, Tensor, Tensor], None]
 """(weight, gradient at lora_A, gradient at lora_B): called as soon as they are known."""
@@ -26,9 +27,7 @@ class Score:
     hits: int = 0
 
     def __add__(self, other: Score) -> Score:
-        return Score(
-            self.total + other.total, self.tokens + other.tokens, self.hits + other.hits
-        )
+        return Score(self.total + other.total, self.tokens + other.tokens, self.hits + other.hits)
 
     @property
     def loss(self) -> float:
@@ -67,28 +66,41 @@ def backward(
     kind: Kind,
     receive: Receive,
     lowest: int = 0,
+    teacher: Tensor | None = None,
 ) -> Score:
     """The loss of a batch, and the gradients of its sum at all trained pairs, the first of which is
-    in block `lowest`: no gradient is needed below it.
+    in block `lowest`: no gradient is needed below it. With `teacher`, the untuned model's `hidden`
+    of the batch, the loss is the KL to it at the learnt places.
 
     Exact, unless `kind` rounds the saved activations or the model's arithmetic rounds products.
     """
-    stack = saved(kind)
-    with torch.no_grad():
-        x = model.embed(batch.ids)
-        for index in range(model.blocks):
-            if index >= lowest:
-                stack.push(x)
-            x = model.apply(index, x, pairs)
+    with closing(saved(kind)) as stack:
+        with torch.no_grad():
+            x = model.embed(batch.ids)
+            for index in range(model.blocks):
+                if index >= lowest:
+                    stack.push(x)
+                x = model.apply(index, x, pairs)
+        found, g = _at_the_end(model.head(pairs), batch, x, teacher)
+        del x
+        for index in reversed(range(lowest, model.blocks)):
+            g = _block_backward(model, index, stack.pop(), g, pairs, receive, last=index == lowest)
+    return found
+
+
+def _at_the_end(
+    head: PackedHead, batch: Batch, x: Tensor, teacher: Tensor | None
+) -> tuple[Score, Tensor]:
+    """The loss, and its gradient at the last hidden states x ``[batch, time, hidden]``."""
     places = batch.learnt
-    labels = batch.labels.flatten()[places]
-    found = cross_entropy(model.head(pairs), x.flatten(0, 1)[places], labels)
-    assert found.hidden is not None
-    g = torch.zeros_like(x).flatten(0, 1).index_copy_(0, places, found.hidden).view_as(x)
-    del x
-    for index in reversed(range(lowest, model.blocks)):
-        g = _block_backward(model, index, stack.pop(), g, pairs, receive, last=index == lowest)
-    return Score(found.total, len(labels), found.hits)
+    own = x.flatten(0, 1)[places]
+    if teacher is None:
+        found = cross_entropy(head, own, batch.labels.flatten()[places])
+    else:
+        found = divergence(head, own, teacher.flatten(0, 1)[places])
+    g = torch.zeros_like(x).flatten(0, 1)
+    g.index_copy_(0, places, found.gradient)
+    return Score(found.total, len(places), found.hits), g.view_as(x)
 
 
 def _block_backward(
@@ -106,7 +118,9 @@ def _block_backward(
 
     def noted(name: str) -> list[Pair]:
         own = list(pairs(name))
-        used.update({name: pair for pair in own if pair.A.requires_grad})
+        trained = [pair for pair in own if pair.A.requires_grad]
+        if trained:
+            (used[name],) = trained
         return own
 
     x.requires_grad_(not last)

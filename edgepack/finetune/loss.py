@@ -27,6 +27,13 @@ class LossGradient:
     hits: int
     hidden: Tensor | None = None
 
+    @property
+    def gradient(self) -> Tensor:
+        """`hidden`, where it was asked for."""
+        if self.hidden is None:
+            raise ValueError("no gradient was asked for")
+        return self.hidden
+
 
 def rows_at_once(head: PackedHead, tokens: int) -> int:
     """Rows of the output matrix in one run."""
@@ -65,20 +72,38 @@ def cross_entropy(
     return LossGradient(total, hits, at_x)
 
 
-@torch.no_grad()
-def divergence(head: PackedHead, x: Tensor, before: Tensor) -> float:
+def divergence(
+    head: PackedHead, x: Tensor, before: Tensor, *, gradient: bool = True
+) -> LossGradient:
     """Σ KL(before ‖ now) in nats over tokens, from hidden states before the final norm, both
-    ``[n, hidden]``, of the tuned and of the untuned model."""
-    now, then = head.normalize(x), head.normalize(before)
-    rows = rows_at_once(head, len(now))
-    sums = [torch.full((len(now),), -torch.inf) for _ in range(2)]
-    for _, W, bias in head.chunks(rows):
-        for i, h in enumerate((now, then)):
-            logits = functional.linear(h, W, bias)
-            sums[i] = torch.logaddexp(sums[i], logits.logsumexp(-1))
-    total = 0.0
-    for _, W, bias in head.chunks(rows):
-        log_q = functional.linear(now, W, bias) - sums[0][:, None]
-        log_p = functional.linear(then, W, bias) - sums[1][:, None]
-        total += float((log_p.exp() * (log_p - log_q)).sum(dtype=torch.float64))
-    return total
+    ``[n, hidden]``: `before` of the untuned model, x of the tuned one, at which the gradient is.
+    `hits` counts tokens with the same likeliest next token."""
+    x = x.detach().requires_grad_(gradient)
+    with torch.set_grad_enabled(gradient):
+        normed = head.normalize(x)
+    with torch.no_grad():
+        now, then = normed.detach(), head.normalize(before)
+        rows = rows_at_once(head, len(now))
+        sums = [torch.full((len(now),), -torch.inf) for _ in range(2)]
+        best = [torch.full((len(now),), -torch.inf) for _ in range(2)]
+        place = [torch.zeros(len(now), dtype=torch.long) for _ in range(2)]
+        for part, W, bias in head.chunks(rows):
+            for i, h in enumerate((now, then)):
+                logits = functional.linear(h, W, bias)
+                sums[i] = torch.logaddexp(sums[i], logits.logsumexp(-1))
+                most, where = logits.max(-1)
+                place[i] = torch.where(most > best[i], where + part.start, place[i])
+                best[i] = best[i].maximum(most)
+        total, at_h = 0.0, torch.zeros_like(now)
+        for _, W, bias in head.chunks(rows):
+            log_q = functional.linear(now, W, bias) - sums[0][:, None]
+            log_p = functional.linear(then, W, bias) - sums[1][:, None]
+            p = log_p.exp()
+            total += float((p * (log_p - log_q)).sum(dtype=torch.float64))
+            if gradient:
+                at_h.addmm_(log_q.exp_().sub_(p), W)
+    hits = int((place[0] == place[1]).sum())
+    if not gradient:
+        return LossGradient(total, hits)
+    (at_x,) = torch.autograd.grad(normed, x, at_h)
+    return LossGradient(total, hits, at_x)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from edgepack.checkpoint import Checkpoint, gguf_rows
 from edgepack.checkpoint.gguf_file import GgufCheckpoint
+from edgepack.core.weights import QuantizedTensor
 
 
 class Reader:
@@ -23,6 +24,7 @@ class Reader:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
         self._room = torch.empty(0)
+        self._tables: dict[str, QuantizedTensor] = {}
         self._has_ggml = find_spec("llama_cpp") is not None
 
     def matrix(self, name: str) -> Tensor:
@@ -38,11 +40,21 @@ class Reader:
     def rows(self, name: str, rows: slice | Tensor) -> Tensor:
         """Some rows of a matrix, in the order of the file (the same for embeddings and heads)."""
         if not isinstance(self.checkpoint, GgufCheckpoint):
-            return self.checkpoint.rows(name, rows)
+            return self._of_codes(name, rows)
         stored, kind = self.checkpoint.stored(name)
         if stored.dtype.is_floating_point:
             return stored[rows].float()
         return self._decoded(stored[rows].contiguous(), kind, self.checkpoint.specs[name].shape[1])
+
+    def _of_codes(self, name: str, rows: slice | Tensor) -> Tensor:
+        """The same from codes, which stay in memory for the tables, as they are read in runs."""
+        Q = self._tables.get(name) or self.checkpoint.quantized(name)
+        if Q is None:
+            return self.checkpoint.tensor(name)[rows]
+        if self.checkpoint.specs[name].block is None:
+            self._tables[name] = Q
+        grid = {field: value[rows] for field, value in Q.grid.items()}
+        return QuantizedTensor(Q.format, Q.codes[rows], grid).dequantize()
 
     def _decoded(self, data: Tensor, kind: str, columns: int) -> Tensor:
         """The values of GGUF blocks ``[rows, bytes]``."""

@@ -21,7 +21,7 @@ from edgepack.adapters.adapter import Lora
 from edgepack.adapters.base import PackedBase
 from edgepack.adapters.gguf_factors import values
 from edgepack.architectures.base import LINEAR_ROLES
-from edgepack.core.weights import FactoredWeight, QuantizedTensor
+from edgepack.core.weights import FactoredWeight, QuantizedTensor, WeightFormat
 from edgepack.errors import EdgepackError
 from edgepack.finetune.frozen import Pair, frozen_pairs
 from edgepack.recipe.sections import Finetune
@@ -35,8 +35,8 @@ learning rate is meant for."""
 
 
 def targets(base: PackedBase, options: Finetune) -> list[str]:
-    """Weights of the blocks that the options name, as PEFT reads ``target_modules`` (a list of names
-    or of their ends, a regular expression, or ``all-linear``) and ``layers_to_transform``."""
+    """Weights of the blocks that the options name, as PEFT reads ``target_modules`` (names or their
+    ends, a regular expression, or ``all-linear``) and ``layers_to_transform``."""
     wanted, layers = options.target_modules, options.layers_to_transform
     linear = [
         spec
@@ -97,10 +97,12 @@ class Trained(ABC):
         """What training adds to the packed model, by weight."""
 
 
+@dataclass
 class Factors(Trained):
     """L and R are trained: the same formats and bytes, so the same speed."""
 
-    stored: dict[str, FactoredWeight]
+    stored: dict[str, FactoredWeight] = field(default_factory=dict)
+    units: dict[str, float] = field(default_factory=dict)
 
     @staticmethod
     def start(base: PackedBase, names: Sequence[str]) -> Factors:
@@ -114,10 +116,9 @@ class Factors(Trained):
         made = Factors(base, kept)
         made.stored = {name: _factored(base, name) for name in kept}
         for name, weight in made.stored.items():
-            assert weight.L is not None and weight.R is not None
-            made.masters[f"{name} lora_A"] = values(weight.R).clone()
-            made.masters[f"{name} lora_B"] = values(weight.L).clone()
-        made._units = {key: _rms(value) / USUAL for key, value in made.masters.items()}
+            A, B = _pair(weight)
+            made.masters |= {f"{name} lora_A": A.clone(), f"{name} lora_B": B.clone()}
+        made.units = {key: _rms(value) / USUAL for key, value in made.masters.items()}
         made.refresh(0)
         return made
 
@@ -126,31 +127,27 @@ class Factors(Trained):
 
     def rounded(self, name: str) -> FactoredWeight:
         """L and R of a weight as they would be stored now (its Q is left out)."""
+        if name not in self.stored:
+            return _factored(self.base, name)
         parts = {"L": self.masters[f"{name} lora_B"], "R": self.masters[f"{name} lora_A"]}
         return apply_masters(self.stored[name], parts)
 
     def refresh(self, step: int) -> None:
         """See `Trained`."""
         for name in self.names:
-            weight = self.rounded(name)
-            assert weight.L is not None and weight.R is not None
-            L, R = values(weight.L), values(weight.R)
-            self.current[name] = Pair(R.requires_grad_(), L.requires_grad_())
+            A, B = _pair(self.rounded(name))
+            self.current[name] = Pair(A.requires_grad_(), B.requires_grad_())
 
     def unit(self, key: str) -> float:
         """The root mean square of a factor at the start, beside that of a usual lora_A."""
-        return self._units[key]
-
-    _units: Mapping[str, float]
+        return self.units[key]
 
     def difference(self) -> dict[str, Lora]:
         """L'·R' − L·R, of twice the rank."""
         found = {}
         for name in self.names:
-            own, weight = self.current[name], self.stored[name]
-            assert weight.L is not None and weight.R is not None
-            before = Lora(values(weight.R), -values(weight.L))
-            found[name] = Lora.joined([Lora(own.A.detach(), own.B.detach()), before])
+            own, (A, B) = self.current[name], _pair(self.stored[name])
+            found[name] = Lora.joined([Lora(own.A.detach(), own.B.detach()), Lora(A, -B)])
         return found
 
 
@@ -171,9 +168,7 @@ class Stack(Trained):
         """With the pairs `begun` for PiSSA and EoRA, else as PEFT begins: lora_A uniform, lora_B
         zero."""
         scale = options.lora_alpha / options.r
-        made = Stack(
-            base, names, scale=scale, dropout=options.lora_dropout, seed=options.seed
-        )
+        made = Stack(base, names, scale=scale, dropout=options.lora_dropout, seed=options.seed)
         for name in names:
             out, columns = base.checkpoint.specs[name].shape
             pair = begun.get(name)
@@ -193,7 +188,10 @@ class Stack(Trained):
         return made
 
     def _fixed(self, name: str) -> list[Pair]:
-        return [*frozen_pairs(self.base, name), *([self.origin[name]] if name in self.origin else [])]
+        return [
+            *frozen_pairs(self.base, name),
+            *([self.origin[name]] if name in self.origin else []),
+        ]
 
     def refresh(self, step: int) -> None:
         """See `Trained`; the file stores float16."""
@@ -227,6 +225,19 @@ class Stack(Trained):
 def undropped(pairs: Sequence[Pair]) -> list[Pair]:
     """The same terms without dropout, for evaluation."""
     return [replace(pair, dropout=0.0) for pair in pairs]
+
+
+def _pair(weight: FactoredWeight) -> tuple[Tensor, Tensor]:
+    """(R, L) of a weight that has both, as lora_A and lora_B."""
+    if weight.L is None or weight.R is None:
+        raise ValueError("the weight has no factors")
+    return values(weight.R), values(weight.L)
+
+
+def weight_format(weight: FactoredWeight) -> WeightFormat:
+    """How L and R of a weight are stored."""
+    formats = weight.formats()
+    return WeightFormat(formats["Q"], weight.rank, formats["L"], formats["R"])
 
 
 def _factored(base: PackedBase, name: str) -> FactoredWeight:

@@ -15,7 +15,7 @@ from edgepack.errors import EdgepackError
 from edgepack.planning.plan import Plan
 from edgepack.recipe.read import load, parse
 from edgepack.recipe.sections import Recipe
-from edgepack.recipe.texts import MEASURED, SOURCE
+from edgepack.recipe.texts import EXAMPLES, MEASURED, SOURCE, VALIDATION
 
 MODEL = "model"
 RECIPE = "recipe.yaml"
@@ -28,6 +28,8 @@ def sources(plan: Plan) -> dict[str, Path]:
     named = {
         SOURCE: recipe.calibrate.source if recipe.calibrate.source != "self" else None,
         MEASURED: recipe.export.measure.text,
+        EXAMPLES: recipe.finetune.data if recipe.finetune else None,
+        VALIDATION: recipe.finetune.validation if recipe.finetune else None,
     }
     found = {key: base / Path(name).expanduser() for key, name in named.items() if name}
     model = base / Path(str(recipe.model)).expanduser()
@@ -64,11 +66,13 @@ def published(plan: Plan) -> dict[str, Any]:
 
 def located(artifact: Artifact) -> Recipe:
     """The recipe of an output folder, with paths that hold on this machine where those of its
-    sources are known; the rest stays as it is written."""
+    sources are known; the rest stays as it is written. Without fine-tuning: whoever asks wants the
+    model before it, and the examples may be long gone."""
     recipe = load(artifact.folder / RECIPE).model_dump(mode="json", exclude_unset=True)
+    recipe.pop("finetune", None)
     for key, digest in artifact.manifest.get("sources", {}).items():
         path = _find(digest)
-        if path is not None:
+        if path is not None and not key.startswith("finetune."):
             section, name = _place(recipe, key)
             section[name] = str(path)
     return parse(recipe)

@@ -301,9 +301,7 @@ class Finetune(Section):
         None, ge=1, le=MAX_STEPS, description="Steps at most, in place of `epochs`."
     )
     batch_size: int = Field(4, ge=1, le=MAX_STEPS, description="Examples of one step.")
-    sequence_length: int = Field(
-        512, ge=8, le=MAX_LENGTH, description="Most tokens of an example."
-    )
+    sequence_length: int = Field(512, ge=8, le=MAX_LENGTH, description="Most tokens of an example.")
     held_out: Annotated[float, Field(ge=0, lt=0.9)] = Field(
         0.1, description="Share of the examples that is not learnt, and judges (from 10 on)."
     )

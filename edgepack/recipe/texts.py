@@ -9,6 +9,7 @@ from edgepack.errors import CalibrationError
 
 SOURCE = "calibrate.source"
 MEASURED = "export.measure.text"
+EXAMPLES, VALIDATION = "finetune.data", "finetune.validation"
 
 
 def source_path(source: str, base: Path, key: str = SOURCE) -> Path:

@@ -98,7 +98,8 @@ def stock_quantize(
 
 
 def dequantize_into(ggml_type: int, data: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
-    """Values of the GGUF bytes ``[rows, bytes]`` into `out` ``[rows, columns]``; both contiguous."""
+    """Write the values of GGUF bytes ``[rows, bytes]`` into `out` ``[rows, columns]``; both are
+    contiguous."""
     rows, columns = out.shape
     lib = library()
     if data.shape != (rows, lib.ggml_row_size(ggml_type, columns)):

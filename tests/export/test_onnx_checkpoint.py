@@ -11,6 +11,7 @@ import torch
 
 import edgepack
 from edgepack.checkpoint import open_checkpoint
+from edgepack.core.progress import finish
 from edgepack.errors import EdgepackError
 from edgepack.export.profiles import PROFILES, GraphOptions
 from edgepack.model.decoder import Decoder
@@ -21,6 +22,7 @@ from tests.support.tiny import FAMILIES, LAYER_NORM, make_model
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 pytest.importorskip("onnxruntime")
+from edgepack.export import onnx as export  # noqa: E402
 from edgepack.export.onnx_checkpoint import OnnxCheckpoint  # noqa: E402
 
 
@@ -87,6 +89,17 @@ def test_every_family(family, tmp_path):
     assert torch.equal(Decoder(found).logits(IDS), wanted)
     assert found.tokenizer.get_vocab() == checkpoint.tokenizer.get_vocab()
     assert found.key == pickle.loads(pickle.dumps(found)).key
+
+
+def test_matrices_of_float32(tmp_path):
+    checkpoint = source(tmp_path, tied=False)
+    formats = {n: "f32" for n, s in checkpoint.specs.items() if len(s.shape) == 2}
+    (tmp_path / "out").mkdir()
+    finish(export.write_plain(tmp_path / "out", checkpoint, formats, GraphOptions(128)))
+    found = OnnxCheckpoint(tmp_path / "out")
+    for name in checkpoint.specs:
+        assert torch.equal(found.tensor(name), checkpoint.tensor(name))
+    assert found.quantized(next(iter(formats))) is None
 
 
 @pytest.mark.parametrize("config", [{"head_dim": 80, "heads": 2, "kv_heads": 1}, {"head_dim": 32}])

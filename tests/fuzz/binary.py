@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import struct
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from typing import Any
 from gguf import GGUFReader, GGUFValueType
 
 from edgepack.checkpoint.gguf_header import SCALARS, GgufHeader
-from tests.fuzz.mutators import NASTY, OUTSIDE, spoil_bytes
+from tests.fuzz.mutators import NASTY, OUTSIDE, spoil_bytes, spoil_json
 
 V = GGUFValueType
 ALIGNMENT = 32
@@ -207,6 +208,17 @@ def spoil_onnx(data: bytes, chance: random.Random) -> bytes:
         model.ir_version = chance.choice((0, 3, 9, 99))
     else:
         _spoil_input(chance.choice([*graph.input, *graph.output]), chance)
+    return bytes(model.SerializeToString())
+
+
+def spoil_metadata(data: bytes, chance: random.Random) -> bytes:
+    """A graph whose description of its weights is changed."""
+    import onnx
+
+    model = onnx.load_model_from_string(data)
+    entry = model.metadata_props[0]
+    changed = spoil_json(json.loads(entry.value), chance)
+    entry.value = changed.decode("utf-8", "replace")
     return bytes(model.SerializeToString())
 
 

@@ -12,7 +12,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from tests.fuzz.binary import Gguf, spoil_gguf, spoil_onnx
+from tests.fuzz.binary import Gguf, spoil_gguf, spoil_metadata, spoil_onnx
 from tests.fuzz.harness import Reader, command
 from tests.fuzz.mutators import spoil_bytes, spoil_json, spoil_template, spoil_yaml
 from tests.support.tiny import CHAT, TEXT, make_model, write_gguf
@@ -62,6 +62,7 @@ def make_template(folder: Path) -> None:
     for target in ("gguf", "onnx"):
         edgepack.build(folder / "quick.yaml", target, out=folder / f"out-{target}")
         _write_adapter(folder / f"out-{target}")
+    _write_training(folder)
 
 
 def _write_adapter(out: Path) -> None:
@@ -72,6 +73,25 @@ def _write_adapter(out: Path) -> None:
     base = PackedBase.open(out)
     adapter = random_adapter(base, rank=2, names=("q_proj",))
     files.write(files.place(out, "notes"), adapter, base)
+
+
+def _write_training(folder: Path) -> None:
+    """A training graph, the state after a step, and the factors after two."""
+    from edgepack.core.progress import finish
+    from edgepack.finetune.graph.folder import export_training
+    from edgepack.finetune.graph.options import Options
+    from edgepack.finetune.graph.runner import train
+
+    place, rows = folder / "training", [([5, 6, 7], [6, 7, -100])]
+    finish(export_training(folder / "out-onnx", place, Options(length=8)))
+    state = place / "state.safetensors"
+    run = train(place, rows, steps=2, rate=1e-3, state_file=state, every=1, threads=1)
+    next(run)
+    next(run)  # the state of the first step is written
+    run.close()
+    finish(train(place, rows, steps=2, rate=1e-3, threads=1)).write_factors(
+        place / "factors.safetensors"
+    )
 
 
 def _header(data: bytes) -> dict[str, Any]:
@@ -171,6 +191,31 @@ def adapter_of_graph(folder: Path) -> None:
     model = replace(Model.from_path(place), adapters=((path, 1.0),))
     with model.open(64) as runtime:
         runtime.logits([1, 2, 3])
+
+
+def graph_read_back(folder: Path) -> None:
+    """An ONNX folder as a checkpoint: every weight, and a few tokens through the model."""
+    import torch
+
+    from edgepack.export.onnx_checkpoint import OnnxCheckpoint
+    from edgepack.model.decoder import Decoder
+
+    checkpoint = OnnxCheckpoint(folder / "out-onnx")
+    for name in checkpoint.formats:
+        checkpoint.weight(name)
+    with torch.no_grad():
+        Decoder(checkpoint).logits(torch.arange(8)[None])
+
+
+def training_step(folder: Path) -> None:
+    """Two steps with a training graph, the second with the state of the first."""
+    from edgepack.core.progress import finish
+    from edgepack.finetune.graph.runner import read_factors, train
+
+    rows = [([5, 6, 7], [6, 7, -100])]
+    state = folder / "training/state.safetensors"
+    finish(train(folder / "training", rows, steps=2, rate=1e-3, state_file=state, threads=1))
+    read_factors(folder / "training/factors.safetensors")
 
 
 # ---------------------------------------------------------------------------- spoiling
@@ -327,6 +372,24 @@ FILES: dict[str, tuple[dict[str, Make], Callable[[Path], None]]] = {
         adapter_of_graph,
     ),
     "ONNX graph": ({"out-onnx/onnx/*.onnx": spoil_onnx}, partial(chat, "out-onnx")),
+    "ONNX read back": (
+        {
+            "out-onnx/onnx/*.onnx": spoil_onnx,
+            "out-onnx/./onnx/*.onnx": spoil_metadata,
+            "out-onnx/config.json": json_file,
+        },
+        graph_read_back,
+    ),
+    "training graph": (
+        {
+            "training/training.json": json_file,
+            "training/theta.f32": spoil_bytes,
+            "training/training.onnx": spoil_onnx,
+            "training/state.safetensors": safetensors_file,
+            "training/factors.safetensors": safetensors_file,
+        },
+        training_step,
+    ),
     "ONNX folder": (
         {
             f"out-onnx/{name}": json_file

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from edgepack.errors import RecipeError
 from edgepack.finetune.int4 import sampling
-from edgepack.finetune.int4.hadamard import block_matrix, choose_block, rotate
+from edgepack.finetune.int4.hadamard import choose_block, rotate
 from edgepack.finetune.int4.lsq import initial_step, largest_code, quantize
 
 Quantizer = Literal["hq", "lsq", "none"]
@@ -59,7 +59,7 @@ class Linear(torch.nn.Linear):
         self.quantizer, self.gradient = quantizer, gradient
         self.bits, self.seed, self.warm_up = bits, seed, warm_up
         if quantizer != "none":
-            one = torch.ones((), device=device, dtype=dtype)
+            one = torch.ones((), device=device)
             self.step_x = torch.nn.Parameter(one)
             self.step_w = torch.nn.Parameter(one.clone())
         count = torch.zeros((), device=device, dtype=torch.int64)
@@ -76,8 +76,9 @@ class Linear(torch.nn.Linear):
         return layer.train(linear.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x ``[…, in]`` → ``[…, out]``."""
-        X, W = x.reshape(-1, self.in_features), self.weight
+        """x ``[…, in]`` → ``[…, out]``, in x's type. Between them it is float32, since types of 16
+        bits could not hold an 8-bit code and the fraction that is rounded."""
+        X, W = x.reshape(-1, self.in_features).float(), self.weight.float()
         if self.quantizer != "none":
             X, W = self._quantize(X, W)
         if self.gradient == "none":
@@ -89,15 +90,14 @@ class Linear(torch.nn.Linear):
             self.batches += 1
         if self.bias is not None:
             y = y + self.bias
-        return y.reshape(*x.shape[:-1], self.out_features)
+        return y.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
 
     def _quantize(self, X: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
         """Both rounded in the domain of H, where they stay: H cancels in the product."""
         first = int(self.block) == 0
         if first:
             self.block.fill_(choose_block(X, W, self.bits) if self.quantizer == "hq" else 1)
-        H = block_matrix(int(self.block))
-        X, W = rotate(X, H), rotate(W, H)
+        X, W = rotate(X, int(self.block)), rotate(W, int(self.block))
         if first or (self.training and int(self.batches) < self.warm_up):
             with torch.no_grad():
                 self.step_x.copy_(initial_step(X, self.bits))

@@ -25,11 +25,10 @@ def largest_code(bits: int) -> int:
     return int(2 ** (bits - 1)) - 1
 
 
-def initial_step(x: Tensor, bits: int, *, by_row: bool = False) -> Tensor:
-    """2·mean|x|/√Q, the step that training starts with (arXiv 1902.08153, section 2.1): one number
-    of shape ``[]`` for the whole x, or ``[n, 1]`` for the rows of x ``[n, m]``."""
-    magnitude = x.detach().abs()
-    mean = magnitude.mean(1, keepdim=True) if by_row else magnitude.mean()
+def initial_step(x: Tensor, bits: int) -> Tensor:
+    """2·mean|x|/√Q, of shape ``[]``: the step that training starts with (arXiv 1902.08153, section
+    2.1)."""
+    mean = x.detach().abs().mean()
     return (2 / math.sqrt(largest_code(bits)) * mean).clamp_min(SMALLEST)
 
 

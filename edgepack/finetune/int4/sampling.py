@@ -38,7 +38,7 @@ class Halves:
     codes: Tensor
     """int8 ``[2n, out]``: the upper half of each row, then the lower half of each."""
     step: Tensor
-    """Float ``[]``, of the lower half."""
+    """Float ``[n]``, of the lower half."""
 
     @property
     def rows(self) -> int:
@@ -48,8 +48,7 @@ class Halves:
     @property
     def steps(self) -> Tensor:
         """Step of each of the 2n rows."""
-        one = self.step.expand(self.rows)
-        return torch.cat([one.mul(BASE), one])
+        return torch.cat([self.step.mul(BASE), self.step])
 
     def norms(self) -> Tensor:
         """Length of each of the 2n rows."""
@@ -59,7 +58,7 @@ class Halves:
     def values(self) -> Tensor:
         """What the codes stand for, ``[n, out]``."""
         halves = self.codes.to(self.step.dtype).view(2, self.rows, -1)
-        return halves[0].mul(BASE).add(halves[1]).mul(self.step)
+        return halves[0].mul(BASE).add(halves[1]).mul(self.step[:, None])
 
 
 def make_generator(device: torch.device | str, *numbers: int) -> torch.Generator:
@@ -75,15 +74,17 @@ def round_stochastically(x: Tensor, generator: torch.Generator) -> Tensor:
     return noise.to(x.device).add_(x).floor_()
 
 
-def split_bits(g: Tensor, generator: torch.Generator) -> Halves:
+def split_bits(g: Tensor, generator: torch.Generator, *, by_row: bool = False) -> Halves:
     """g ``[n, out]`` as two halves of 4 bits. g/step is rounded to an integer up to 7·15 + 7 = 112
-    at random, so the mean is g, and that integer is split exactly."""
+    at random, so the mean is g, and that integer is split exactly. All rows have one step, as in
+    the paper, or `by_row` each its own."""
     largest = HALF * BASE + HALF
-    step = (g.abs().amax() / largest).clamp_min(SMALLEST)
+    magnitude = g.abs().amax(1, keepdim=True) if by_row else g.abs().amax().expand(len(g), 1)
+    step = (magnitude / largest).clamp_min(SMALLEST)
     number = round_stochastically((g / step).clamp_(-largest, largest), generator)
     upper = (number / BASE).round_()
     lower = number - BASE * upper
-    return Halves(torch.cat([upper, lower]).to(torch.int8), step)
+    return Halves(torch.cat([upper, lower]).to(torch.int8), step.flatten())
 
 
 def keep_probabilities(scores: Tensor, budget: int) -> Tensor:

@@ -19,15 +19,14 @@ def rounded(x: torch.Tensor) -> torch.Tensor:
     return step * codes(x, step, 4)
 
 
-@pytest.mark.parametrize("block", [1, 2, 16, 64])
+@pytest.mark.parametrize("block", [1, 2, 64, 128, 1024])
 def test_H_is_block_diagonal_orthogonal_and_cancels_in_a_product(block):
-    x, W = with_outliers(10, 64), with_outliers(7, 64, seed=1)
-    H = torch.block_diag(*[block_matrix(block)] * (64 // block))
-    torch.testing.assert_close(rotate(x, block_matrix(block)), x @ H, rtol=1e-5, atol=1e-4)
-    product = rotate(x, block_matrix(block)) @ rotate(W, block_matrix(block)).T
-    torch.testing.assert_close(product, x @ W.T, rtol=1e-4, atol=1e-2)
-    back = rotate(rotate(x, block_matrix(block)), block_matrix(block).T)
-    torch.testing.assert_close(back, x, rtol=1e-4, atol=1e-4)
+    x, W = with_outliers(10, 1024), with_outliers(7, 1024, seed=1)
+    H = torch.block_diag(*[block_matrix(block)] * (1024 // block))
+    assert torch.equal(H, H.T)
+    torch.testing.assert_close(rotate(x, block), x @ H, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(rotate(x, block) @ rotate(W, block).T, x @ W.T, rtol=1e-4, atol=0.1)
+    torch.testing.assert_close(rotate(rotate(x, block), block), x, rtol=1e-4, atol=1e-4)
 
 
 def test_a_block_divides_the_width():

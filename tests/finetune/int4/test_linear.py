@@ -124,17 +124,27 @@ def test_a_loaded_layer_goes_on_where_the_saved_one_stopped(quantizer, gradient)
     options = {"quantizer": quantizer, "gradient": gradient, "seed": 3}
     model, x = layer(**options), data()
     for i in range(3):
-        gradients(model, data(seed=i))
+        gradients(model, data(seed=1 + i))
+    with torch.no_grad():  # as if an optimizer had moved the parameters
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
     state = copy.deepcopy(model.state_dict())
     resumed = Linear(32, 10, **options)
-    before = resumed(x).detach()
+    assert not torch.equal(copy.deepcopy(resumed)(x), model.eval()(x))
     resumed.load_state_dict(state)
-    assert not torch.equal(before, resumed.eval()(x))
-    resumed.train()
     assert torch.equal(model.eval()(x), resumed.eval()(x))
     model.train(), resumed.train()
     for a, b in zip(gradients(model, x), gradients(resumed, x), strict=True):
         assert torch.equal(a, b)
+
+
+def test_sampling_drops_rows_that_splitting_keeps():
+    x = data()
+    layers = [layer(gradient=kind) for kind in ("none", "split", "lss")]
+    exact, split, sampled = (gradients(each, x)[0] for each in layers)
+    errors = [(each - exact).norm(dim=1) for each in (split, sampled)]
+    assert (errors[0] < 0.5 * exact.norm(dim=1)).all()
+    assert (errors[1] > 0.5 * exact.norm(dim=1)).any()
 
 
 def test_random_numbers_follow_from_the_seed_and_change_with_every_batch():
@@ -162,6 +172,20 @@ def test_a_frozen_weight_gets_no_gradient_and_the_input_gets_its_own():
     loss(model, x).backward()
     assert model.weight.grad is None
     assert float(x.grad.norm()) > 0
+
+
+def test_bfloat16_is_rounded_in_float32():
+    model, x = layer(), data().bfloat16()
+    model(x.float())
+    half = copy.deepcopy(model).bfloat16()
+    model.load_state_dict({k: v.to(model.state_dict()[k]) for k, v in half.state_dict().items()})
+    y = half(x)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y, model(x.float()).bfloat16())
+    half_gradients = gradients(half, x)
+    assert all(g.dtype == torch.bfloat16 for g in half_gradients)
+    exact = gradients(model, x.float())[0]
+    assert (half_gradients[0].float() - exact).norm() < 0.05 * exact.norm()
 
 
 def test_leading_dimensions_are_kept():

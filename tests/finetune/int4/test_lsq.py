@@ -69,9 +69,6 @@ def test_gradients_are_those_of_straight_through_rounding():
 def test_the_first_step_is_that_of_the_paper():
     x = random(5, 8)
     assert float(initial_step(x, 4)) == pytest.approx(2 * float(x.abs().mean()) / math.sqrt(7))
-    rows = initial_step(x, 4, by_row=True)
-    assert rows.shape == (5, 1)
-    assert float(rows[3]) == pytest.approx(float(initial_step(x[3:4], 4)))
 
 
 def test_a_learned_step_rounds_better_than_one_that_is_far_off():

@@ -39,17 +39,28 @@ def test_every_integer_up_to_112_has_one_pair_of_halves(seed):
 def test_the_error_is_below_one_step_of_the_lower_half():
     g = heavy_tailed(40, 30)
     halves = sampling.split_bits(g, generator())
-    assert (halves.values() - g).abs().max() < halves.step * 1.001
-    assert float(halves.step) == pytest.approx(float(g.abs().max()) / 112)
-    lengths = torch.cat([halves.steps[:1] * halves.codes[:40], halves.step * halves.codes[40:]])
+    assert (halves.values() - g).abs().max() < halves.step[0] * 1.001
+    torch.testing.assert_close(halves.step, g.abs().max().expand(40) / 112)
+    lengths = torch.cat(
+        [15 * halves.step[0] * halves.codes[:40], halves.step[0] * halves.codes[40:]]
+    )
     torch.testing.assert_close(halves.norms(), lengths.norm(dim=1))
 
 
-def test_bit_splitting_is_unbiased():
+def test_rows_with_steps_of_their_own_are_each_as_exact():
+    g = heavy_tailed(40, 30)
+    errors = (sampling.split_bits(g, generator(), by_row=True).values() - g).norm(dim=1)
+    assert (errors < 0.02 * g.norm(dim=1)).all()
+    errors = (sampling.split_bits(g, generator()).values() - g).norm(dim=1)
+    assert (errors > 0.1 * g.norm(dim=1)).any()
+
+
+@pytest.mark.parametrize("by_row", [False, True])
+def test_bit_splitting_is_unbiased(by_row):
     g = heavy_tailed(6, 5)
     random = generator(2)
-    draws = torch.stack([sampling.split_bits(g, random).values() for _ in range(DRAWS)])
-    assert_mean(draws, g)
+    halves = (sampling.split_bits(g, random, by_row=by_row) for _ in range(DRAWS))
+    assert_mean(torch.stack([h.values() for h in halves]), g)
 
 
 def paper_probabilities(scores: list[float], budget: int) -> list[float]:
@@ -82,6 +93,20 @@ def test_rows_of_zeros_are_never_kept_and_few_others_always():
     p = sampling.keep_probabilities(torch.tensor([0.0, 3.0, 0.0, 1e-9, 0.0, 0.0]), 3)
     assert p.tolist() == [0, 1, 0, 1, 0, 0]
     assert sampling.keep_probabilities(torch.zeros(4), 2).tolist() == [0, 0, 0, 0]
+
+
+def test_scores_are_lengths_of_rows():
+    """Of g for the activation gradient, of g times x for the weight gradient."""
+    g, x, _ = operands()
+    x *= torch.logspace(-1, 1, N)[:, None]
+    halves = sampling.split_bits(g, generator())
+    upper, lower = halves.codes.float().split(N)
+    lengths = torch.cat([15 * upper.norm(dim=1), lower.norm(dim=1)]) * halves.step[0]
+    for p, scores in (
+        (sampling.activation_probabilities(halves), lengths),
+        (sampling.weight_probabilities(halves, x), lengths * x.norm(dim=1).repeat(2)),
+    ):
+        torch.testing.assert_close(p, torch.tensor(paper_probabilities(scores.tolist(), N)))
 
 
 def test_half_of_the_rows_are_expected():

@@ -1,0 +1,53 @@
+"""`edgepack export-training`: the training step of a packed model as a graph."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import edgepack
+from edgepack.cli._app import app
+
+
+class Mode(StrEnum):
+    """What is trained."""
+
+    factors = "factors"
+    stack = "stack"
+
+
+@app.command()
+def export_training(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="An output folder (gguf or onnx).")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder to write; default: DIR-training.")
+    ] = None,
+    mode: Annotated[
+        Mode, typer.Option(help="Train L and R themselves, or a new adapter on top of them.")
+    ] = Mode.factors,
+    rank: Annotated[int, typer.Option(metavar="N", min=1, help="Rank of a new adapter.")] = 8,
+    length: Annotated[
+        int,
+        typer.Option(metavar="N", min=0, help="Tokens of a row; 0: any number, loads slowly."),
+    ] = 128,
+    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Rows of a step.")] = 1,
+    weight_decay: Annotated[float, typer.Option(metavar="F", min=0, help="AdamW's decay.")] = 0.0,
+) -> None:
+    """Write the training step of a packed model as an ONNX graph, for any ONNX Runtime."""
+    from edgepack.cli.terminal import drawing
+    from edgepack.finetune.graph.options import AdamW, Options
+
+    options = Options(
+        mode=mode.value,
+        rank=rank,
+        length=length or None,
+        batch=batch,
+        optimizer=AdamW(weight_decay=weight_decay),
+    )
+    place = out or folder.resolve().with_name(f"{folder.resolve().name}-training")
+    with drawing() as draw:
+        written = edgepack.export_training(folder, place, options, progress=draw)
+    typer.echo(f"{written}: training.onnx, and train.html for a browser")

@@ -1,0 +1,97 @@
+"""General text that the packed model writes itself: what it must go on knowing.
+
+Some of it is learnt beside a person's examples (`replay`). Other text judges how far the tuned
+model has moved, as KL to the untuned one. Nothing is downloaded, and nothing leaves the machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from edgepack.adapters.base import PackedBase
+from edgepack.calibration import self_text
+from edgepack.core.progress import Steps
+from edgepack.finetune.examples import Example
+from edgepack.finetune.frozen import FrozenModel, PairsOf, frozen_pairs
+from edgepack.finetune.gradient import hidden
+from edgepack.finetune.loss import divergence
+from edgepack.model.block import Block
+from edgepack.model.decoder import Decoder
+
+LENGTH = 128
+"""Tokens of a sequence."""
+JUDGES = 8
+"""Sequences that judge."""
+
+
+class PackedDecoder(Decoder):
+    """Q + L·R as a decoder that keeps one block in memory, and of the tables only rows in use."""
+
+    stays: ClassVar[bool] = False
+
+    def __init__(self, base: PackedBase, model: FrozenModel) -> None:
+        self.base, self.model = base, model
+        super().__init__(base.checkpoint)
+
+    def block(self, index: int) -> Block:
+        """See `Decoder`."""
+        architecture = self.checkpoint.architecture
+        names = {
+            role: architecture.hf_name(role, index)
+            for role in (*architecture.block, *architecture.optional)
+        }
+        weights = {r: self._dense(n) for r, n in names.items() if n in self.checkpoint.specs}
+        return Block(self.dimensions, weights, self.rotary, architecture.activation)
+
+    def ends(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor, int], Tensor]]:
+        """See `Decoder`."""
+        return self._logits, lambda tokens, start: self.model.embed(tokens, start)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        head = self.model.head(lambda name: frozen_pairs(self.base, name))
+        h = head.normalize(x)
+        return torch.cat([functional.linear(h, W, bias) for _, W, bias in head.chunks(4096)], -1)
+
+    def _dense(self, name: str) -> Tensor:
+        if len(self.checkpoint.specs[name].shape) == 1:
+            return self.checkpoint.tensor(name)
+        W = self.model.reader.matrix(name).clone()
+        for pair in frozen_pairs(self.base, name):
+            W.addmm_(pair.B, pair.A)
+        return W
+
+
+def write(decoder: Decoder, count: int, seed: int) -> Steps[list[Example]]:
+    """`count` sequences as examples of which every token is learnt."""
+    found: list[Example] = []
+    for batch in self_text.batches(decoder, count, LENGTH + 1):
+        ids = yield from self_text.write(decoder, batch, count, LENGTH + 1, seed, "finetune")
+        found += [Example(row[:-1], row[1:]) for row in ids]
+    return found
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far the tuned model has moved: mean KL(untuned ‖ tuned) in nats a token, and the share of
+    tokens with the same likeliest next one."""
+
+    kl: float
+    same_top1: float
+
+
+@torch.no_grad()
+def drift(model: FrozenModel, texts: Sequence[Example], before: PairsOf, now: PairsOf) -> Drift:
+    """On some texts."""
+    total, hits, tokens = 0.0, 0, 0
+    head = model.head(before)
+    for text in texts:
+        then, here = (hidden(model, text.ids[None], pairs)[0] for pairs in (before, now))
+        found = divergence(head, here, then, gradient=False)
+        total, hits, tokens = total + found.total, hits + found.hits, tokens + len(text.ids)
+    return Drift(total / tokens, hits / tokens)
