@@ -30,6 +30,7 @@ from edgepack.core.adapters import (
     write_about,
 )
 from edgepack.core.untrusted import shorten
+from edgepack.core.weights import FactoredWeight
 from edgepack.errors import EdgepackError
 from edgepack.export.peft import write_pairs
 
@@ -51,10 +52,19 @@ dequantized base, add the factors, then `PeftModel.from_pretrained(model, FOLDER
 
 
 def write(
-    folder: Path, adapter: Adapter, base: PackedBase, *, dtype: Dtype = "f16"
+    folder: Path,
+    adapter: Adapter,
+    base: PackedBase,
+    *,
+    dtype: Dtype = "f16",
+    factors: Mapping[str, FactoredWeight] | None = None,
 ) -> dict[str, Path]:
     """Write the adapter's files into `folder`; name → path of each. Values are rounded to `dtype`.
-    adapter.json comes last: without it the adapter is not whole."""
+    adapter.json comes last: without it the adapter is not whole.
+
+    `factors` are L' and R' as they are to be stored, of every weight that has any, if the adapter
+    is their difference to the base's; by default, they are computed where their ranks allow it.
+    """
     identity = base.identity
     if adapter.base.digest != identity.digest:
         raise _another(str(folder), adapter.base, base)
@@ -66,7 +76,7 @@ def write(
     files = _write_peft(folder / PEFT, loras, marks, dtype)
     if base.target == GGUF:
         files[FILE] = gguf.write(folder / FILE, loras, base.checkpoint, marks, dtype)
-        if tuned := gguf.tuned(loras, base, dtype):
+        if tuned := gguf.pairs(factors) if factors else gguf.tuned(loras, base, dtype):
             files[TUNED] = gguf.write_tuned(folder / TUNED, tuned, base.checkpoint, marks)
     if base.target == ONNX:
         path = onnx.write(folder, loras, base, marks)
