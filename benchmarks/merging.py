@@ -1,13 +1,12 @@
-"""Adapters merged into a packed model, in five ways, and what empty factors cost in ONNX.
+"""Adapters merged into a packed model, in three ways, and what empty factors cost in ONNX.
 
     python -m benchmarks.merging [--shared ../shared]
 
 SmolLM2-135M-Instruct in q4_0, rank 16 in q8_0, calibrated (guided) on 8,192 tokens of
 calibration_datav3. The adapter is random: rank 8 on q, v, o and down_proj, ΔW of 8 % of each
 weight's norm. KL is that to the original with ΔW as f16, on the first 6 × 512 tokens of
-WikiText-2's test split through llama.cpp. `blindly` rounds Q + ΔW to nearest and keeps L·R. Speeds
-are medians of 8 turns of 48 tokens in ONNX Runtime on one core, without factors, with and without
-``adapters: true``.
+WikiText-2's test split through llama.cpp. Speeds are medians of 8 turns of 48 tokens in ONNX
+Runtime on one core, without factors, with and without ``adapters: true``.
 
 The model's own source is a Q4_1 file, which flatters all rows alike.
 """
@@ -35,11 +34,10 @@ from edgepack.adapters import files
 from edgepack.adapters.adapter import Adapter, Lora
 from edgepack.adapters.base import PackedBase
 from edgepack.checkpoint import open_checkpoint
-from edgepack.core.artifact import Artifact
 from edgepack.core.progress import finish
-from edgepack.core.weights import FactoredWeight, QuantizedTensor, WeightFormat
+from edgepack.core.weights import FactoredWeight, WeightFormat
 from edgepack.export import onnx
-from edgepack.export.gguf import write_model, write_plain
+from edgepack.export.gguf import write_plain
 from edgepack.export.profiles import GraphOptions
 from edgepack.metrics.divergence import divergence
 from edgepack.metrics.text import Text
@@ -88,7 +86,7 @@ def merged(base: PackedBase, folder: Path) -> dict[str, Path]:
     hidden = {
         "merged onto the original weights": (),
         "merged onto Q + L·R, with H": ("_original",),
-        "merged onto Q + L·R, with H = I": ("_original", "_kept_hessians"),
+        "merged onto Q + L·R, without H": ("_original", "_kept_hessians"),
     }
     found = {}
     for number, (label, names) in enumerate(hidden.items()):
@@ -103,24 +101,6 @@ def merged(base: PackedBase, folder: Path) -> dict[str, Path]:
     return found
 
 
-def blind(base: PackedBase, deltas: Mapping[str, Lora], path: Path) -> Path:
-    """Q + ΔW rounded to nearest."""
-    weights = Artifact.read(base.folder).manifest["weights"]
-
-    def load(name: str) -> QuantizedTensor:
-        weight = base.weight(name)
-        assert weight is not None
-        if name not in deltas:
-            return weight.Q
-        W = weight.Q.dequantize() + deltas[name].delta()
-        found: QuantizedTensor = formats.get(weight.Q.format).quantize(W)
-        return found
-
-    types = {name: about["formats"]["Q"] for name, about in weights.items()}
-    write_model(path, base.checkpoint, types, load)
-    return path
-
-
 def kls(shared: Path, folder: Path) -> list[dict[str, Any]]:
     base = packed(shared, folder)
     place = files.place(base.folder, "a")
@@ -128,7 +108,6 @@ def kls(shared: Path, folder: Path) -> list[dict[str, Any]]:
     deltas = files.read(place, base).weights
     models = {label: Model.from_path(out) for label, out in merged(base, folder).items()}
     models |= {
-        "merged blindly": Model("", blind(base, deltas, folder / "blind.gguf"), base.factors),
         "beside the packed model": Model("", base.file, base.factors, ((place / files.FILE, 1.0),)),
         "left out": Model("", base.file, base.factors),
     }

@@ -43,6 +43,10 @@ BEFORE = ("check", "text", "slice", "rft", "calibrate")
 """Stages of the packed model's build that come before its formats: a merge onto the original
 weights finds them in the cache, or repeats them."""
 ORIGINAL, PACKED = "the original weights", "Q + L·R of the packed model"
+CALIBRATED, ALIKE = "H of the calibration", "all inputs alike (H = I)"
+NEAREST = "no H: Q to nearest, L·R as it was"
+"""How ΔW is rounded. Without H, Q and L·R that are fitted anew with H = I lose what the calibration
+had put into them: KL 0.220, where rounding Q to nearest beside the old L·R has 0.162."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,9 @@ def make_merge_plan(
         tuple(compress.damping) if compress else (),
         compress.iterations if compress else 0,
         packed,
+        adapter.weights,
         frozenset({*adapter.weights, *folded}),
+        onto.metric == NEAREST,
         known,
         about,
     )
@@ -163,7 +169,7 @@ def _original(artifact: Artifact, packed: PackedBase, adapter: Adapter) -> Onto 
         replace(plan, stages=kept),
         calibration,
         ORIGINAL,
-        "H of the calibration" if calibration else "all inputs alike (H = I)",
+        CALIBRATED if calibration else ALIKE,
         tuple(notes),
     )
 
@@ -181,10 +187,10 @@ def _packed(artifact: Artifact, packed: PackedBase) -> Onto:
         notes = ["merge: the adapters are added to Q + L·R of what was merged before"]
     if calibration is None:
         notes.append(
-            "merge: H of the calibration is not in the cache, so that all inputs count alike; "
-            "expect a higher KL than with it"
+            "merge: H of the calibration is not in the cache, so that ΔW is added to Q and rounded "
+            "to nearest, beside L·R as it is; expect a higher KL than with H"
         )
-    metric = "H of the calibration" if calibration else "all inputs alike (H = I)"
+    metric = CALIBRATED if calibration else NEAREST
     target = get(packed.target, recipe.export)
     plan = Plan(recipe, target, artifact.folder, packed.checkpoint, dense)
     return Onto(_with_file_text(plan), calibration, PACKED, metric, tuple(notes))

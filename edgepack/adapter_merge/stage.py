@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from edgepack import formats
 from edgepack.adapters.adapter import Lora
 from edgepack.adapters.base import PackedBase
 from edgepack.checkpoint import Checkpoint
@@ -70,10 +71,12 @@ class KeptHessians:
 @dataclass(frozen=True)
 class Repack(Decompose):
     """Weights that the adapters change are decomposed anew; the others are those of `packed`, codes
-    and factors alike. `about` is what the manifest says of it."""
+    and factors alike. With `rounds_q`, ΔW is added to Q and rounded to nearest, and L·R stays."""
 
     packed: PackedBase
+    deltas: Mapping[str, Lora]
     changed: frozenset[str]
+    rounds_q: bool
     weights: Mapping[str, Any]
     """The packed model's manifest on every weight."""
     about_merge: Mapping[str, Any]
@@ -85,20 +88,25 @@ class Repack(Decompose):
         return (*super().inputs, self.model.key, self.packed.identity.digest)
 
     def options(self) -> dict[str, Any]:
-        return super().options() | {"changed": sorted(self.changed)}
+        return super().options() | {"changed": sorted(self.changed), "rounds_q": self.rounds_q}
 
     def run(self, folder: Path, executor: Executor) -> Steps[None]:
         yield Progress(self.name, 0, 1, "weights that stay as they are")
         for name in self.chosen.formats:
-            if name not in self.changed and not weight_path(folder, name).exists():
+            path = weight_path(folder, name)
+            if (self.rounds_q or name not in self.changed) and not path.exists():
                 self._keep(folder, name)
         yield from super().run(folder, executor)
 
     def _keep(self, folder: Path, name: str) -> None:
-        """Write a packed weight as it is, if its format is one of edgepack's."""
+        """Write a packed weight as it is, or with ΔW in Q rounded to nearest; one in a format that
+        is not edgepack's, or that loses its factors, is decomposed."""
         weight = self.packed.weight(name)
-        if weight is None:
+        if weight is None or weight.rank != self.chosen.formats[name].rank:
             return
+        if name in self.deltas:
+            Q = weight.Q.dequantize() + self.deltas[name].delta()
+            weight = replace(weight, Q=formats.get(weight.Q.format).quantize(Q))
         about = {key: value for key, value in self.weights[name].items() if key != "dtype"}
         columns = {IMATRIX: torch.ones(weight.Q.shape[1])}
         save_tensors(weight_path(folder, name), weight.tensors() | columns, about)

@@ -376,7 +376,7 @@ class Onnx(Section):
     adapters: bool = Field(
         False,
         description="Give every weight of the blocks factors that an adapter can replace, of rank "
-        "1 and zero where it has none of type f16. 135 M weights decode a fifth slower.",
+        "1 and zero where it has none of type f16. 135 M weights decode a third slower.",
     )
 
 

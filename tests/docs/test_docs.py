@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import onnx_peers, same_type, sizes, slicing
+from benchmarks import merging, onnx_peers, same_type, sizes, slicing
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -51,3 +51,10 @@ def test_the_pages_show_the_slices_that_the_benchmark_made():
 def test_the_pages_show_the_onnx_graphs_that_the_benchmark_made():
     rows = json.loads((same_type.RESULTS / "onnx_peers.json").read_text())
     assert "\n".join(onnx_peers.table(rows)) in (DOCS / "onnx.md").read_text(encoding="utf-8")
+
+
+def test_the_pages_show_the_merges_that_the_benchmark_made():
+    found = json.loads((same_type.RESULTS / "merging.json").read_text())
+    page = (DOCS / "adapters.md").read_text(encoding="utf-8")
+    assert merging.kl_table(found["rows"]) in page
+    assert merging.speed_table(found["speed"]) in page
