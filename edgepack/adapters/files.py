@@ -51,9 +51,16 @@ dequantized base, add the factors, then `PeftModel.from_pretrained(model, FOLDER
 
 
 def write(
-    folder: Path, adapter: Adapter, base: PackedBase, *, dtype: Dtype = "f16"
+    folder: Path,
+    adapter: Adapter,
+    base: PackedBase,
+    *,
+    dtype: Dtype = "f16",
+    trained: Mapping[str, gguf.Pair] | None = None,
 ) -> dict[str, Path]:
     """Write the adapter's files into `folder`; name → path of each. Values are rounded to `dtype`.
+    `trained` are L and R of all weights that have any, where they themselves were trained, in the
+    formats that they keep.
     adapter.json comes last: without it the adapter is not whole."""
     identity = base.identity
     if adapter.base.digest != identity.digest:
@@ -66,7 +73,7 @@ def write(
     files = _write_peft(folder / PEFT, loras, marks, dtype)
     if base.target == GGUF:
         files[FILE] = gguf.write(folder / FILE, loras, base.checkpoint, marks, dtype)
-        if tuned := gguf.tuned(loras, base, dtype):
+        if tuned := trained or gguf.tuned(loras, base, dtype):
             files[TUNED] = gguf.write_tuned(folder / TUNED, tuned, base.checkpoint, marks)
     if base.target == ONNX:
         path = onnx.write(folder, loras, base, marks)

@@ -13,7 +13,7 @@ from typing import Any
 
 from edgepack.adapters import files
 from edgepack.adapters.adapter import Adapter
-from edgepack.adapters.base import FACTORS, PackedBase
+from edgepack.adapters.base import PackedBase
 from edgepack.calibration.stage import Calibrate
 from edgepack.checkpoint import Checkpoint
 from edgepack.core.adapters import FOLDER, check_name, only_weights
@@ -23,14 +23,13 @@ from edgepack.core.progress import Progress, Steps
 from edgepack.core.stage import Stage
 from edgepack.decompose.stage import Decompose
 from edgepack.errors import EdgepackError
-from edgepack.export.gguf import write_factors
 from edgepack.export.stage import Export
 from edgepack.finetune import begin, general, memory, report
 from edgepack.finetune.arithmetic import choose
 from edgepack.finetune.batches import split
 from edgepack.finetune.examples import Examples, read_examples
 from edgepack.finetune.frozen import FrozenModel
-from edgepack.finetune.trained import Factors, Stack, Trained, targets, weight_format
+from edgepack.finetune.trained import Factors, Stack, Trained, targets
 from edgepack.finetune.training import Data, Run
 from edgepack.planning.plan import Plan
 from edgepack.recipe.sections import Finetune as Options
@@ -179,17 +178,14 @@ class Finetune(Stage):
         return Data(own, judging, replay), judges
 
     def _write(self, folder: Path, trained: Trained, result: Mapping[str, Any]) -> None:
-        """The adapter's files, L and R where they were trained, the picture and the report."""
+        """The adapter's files, the picture and the report."""
         base = self.base
         about = {key: value for key, value in result.items() if key not in report.SPEEDS}
         adapter = Adapter(trained.difference(), base.identity, about)
-        if isinstance(trained, Factors) and base.factors is not None:
-            kept = {name: trained.rounded(name) for name in base.ranks}
-            formats = {name: weight_format(weight) for name, weight in kept.items()}
-            write_factors(folder / FACTORS, base.checkpoint, formats, kept.__getitem__)
         picture = report.draw(result, folder / "loss.png")
         (folder / "report.md").write_text(report.page(result, picture=picture), encoding="utf-8")
-        files.write(folder, adapter, base)
+        kept = trained.stored_pairs() if isinstance(trained, Factors) else None
+        files.write(folder, adapter, base, trained=kept)
         with atomic(folder / RESULT) as temporary:
             temporary.write_text(json.dumps(result, indent=1), encoding="utf-8")
 

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from edgepack.adapters.adapter import Lora
 from edgepack.adapters.base import PackedBase
+from edgepack.adapters.gguf import Pair as StoredPair
 from edgepack.adapters.gguf_factors import values
 from edgepack.architectures.base import LINEAR_ROLES
-from edgepack.core.weights import FactoredWeight, QuantizedTensor, WeightFormat
+from edgepack.core.weights import FactoredWeight, QuantizedTensor
 from edgepack.errors import EdgepackError
 from edgepack.finetune.frozen import Pair, frozen_pairs
 from edgepack.recipe.sections import Finetune
@@ -127,10 +128,19 @@ class Factors(Trained):
 
     def rounded(self, name: str) -> FactoredWeight:
         """L and R of a weight as they would be stored now (its Q is left out)."""
-        if name not in self.stored:
-            return _factored(self.base, name)
         parts = {"L": self.masters[f"{name} lora_B"], "R": self.masters[f"{name} lora_A"]}
         return apply_masters(self.stored[name], parts)
+
+    def stored_pairs(self) -> dict[str, StoredPair]:
+        """L and R of all weights that have any, trained or not, in their formats."""
+        now = {name: self.rounded(name) for name in self.names}
+        found = {}
+        for name in self.base.ranks:
+            L, R = (now[name].L, now[name].R) if name in now else self.base.pair(name)
+            if L is None or R is None:
+                raise ValueError(f"{name} has no factors")
+            found[name] = StoredPair(L, R)
+        return found
 
     def refresh(self, step: int) -> None:
         """See `Trained`."""
@@ -232,12 +242,6 @@ def _pair(weight: FactoredWeight) -> tuple[Tensor, Tensor]:
     if weight.L is None or weight.R is None:
         raise ValueError("the weight has no factors")
     return values(weight.R), values(weight.L)
-
-
-def weight_format(weight: FactoredWeight) -> WeightFormat:
-    """How L and R of a weight are stored."""
-    formats = weight.formats()
-    return WeightFormat(formats["Q"], weight.rank, formats["L"], formats["R"])
 
 
 def _factored(base: PackedBase, name: str) -> FactoredWeight:

@@ -65,7 +65,7 @@ def test_trained_factors_are_a_file_of_the_same_bytes(folder, notes):
     if folder.joinpath("factors.gguf").exists():
         tuned = finetune(folder, data=notes, mode="factors", name="same", **QUICK)
         before, now = folder / "factors.gguf", tuned.folder / "factors.gguf"
-        assert now.stat().st_size == before.stat().st_size
+        assert 0 <= now.stat().st_size - before.stat().st_size < 400  # the name of the base
         assert now.read_bytes() != before.read_bytes()
         base = PackedBase.open(folder)
         tokens = list(range(5, 25))
