@@ -38,7 +38,7 @@ from edgepack.recipe.texts import EXAMPLES, VALIDATION
 RESULT = "finetune.json"
 """What the run did, in the stage's folder and for the manifest."""
 STATE = "state"
-NOT_KEYED = ("data", "validation", "name", "memory")
+NOT_KEYED = ("data", "validation", "name")
 """Options that are in the key as what they lead to, or that change nothing in the result."""
 
 
