@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.mutants import (
+    adapters,
     allocate,
     calibration,
     decompose,
@@ -18,6 +19,6 @@ from benchmarks.mutants._base import Groups
 
 ROOMS = (
     *(decompose, allocate, calibration, recover, finetune, finetune_graph),
-    *(metrics, formats, slicing, keys),
+    *(metrics, formats, slicing, adapters, keys),
 )
 GROUPS: Groups = {place: breaks for room in ROOMS for place, breaks in room.GROUPS.items()}

@@ -20,6 +20,7 @@ from edgepack.core.disk import root
 from edgepack.core.weights import quadratic_cost
 from edgepack.errors import EdgepackError
 from edgepack.formats import get
+from edgepack.runtimes.models import Model
 from tests.support.adapters import expected, packed, random_adapter
 from tests.support.commands import fails, run
 from tests.support.ggufs import TOKENS, distance, in_llama_cpp
@@ -184,3 +185,26 @@ def test_adapters_of_another_base_are_refused(place, merged):
         edgepack.merge_adapters(
             merged.folder, [(str(place / "adapters/notes"), 1.0)], place.parent / "x"
         )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_known", [True, False], ids=["original", "packed"])
+def test_an_onnx_folder_is_merged_too(tmp_path, monkeypatch, is_known):
+    pytest.importorskip("onnxruntime")
+    quiet = {"export": {"measure": {"tokens": 0}}}
+    base = PackedBase.open(packed(tmp_path / "a", target="onnx", **quiet))
+    adapter = random_adapter(base, size=0.3, names=CHANGED)
+    files.write(files.place(base.folder, "notes"), adapter, base)
+    if not is_known:
+        (tmp_path / "a/llama/config.json").rename(tmp_path / "config.json")
+    found = edgepack.merge_adapters(base.folder, [("notes", 1.0)], tmp_path / "out")
+    assert found.manifest["merged"]["metric"] == "H of the calibration"
+    assert ("original" in found.manifest["merged"]["onto"]) == is_known
+    if not is_known:
+        (tmp_path / "config.json").rename(tmp_path / "a/llama/config.json")
+    wanted = expected(base, TOKENS, [(adapter, 1)])
+    with Model("", base.file).open(128) as runtime:
+        before = distance(runtime.logits(TOKENS), wanted)
+    with Model("", found.base).open(128) as runtime:
+        after = distance(runtime.logits(TOKENS), wanted)
+    assert after < 0.75 * before
