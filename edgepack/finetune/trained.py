@@ -69,12 +69,12 @@ class Trained(ABC):
     base: PackedBase
     names: Sequence[str]
     masters: Masters = field(default_factory=dict)
-    current: dict[str, Pair] = field(default_factory=dict)
-    """Weight → the pair of its masters, rounded, as leaves to differentiate by."""
+    step: int = 0
+    """Of training; dropout differs from step to step."""
 
     def pairs(self, name: str) -> list[Pair]:
         """All terms beside Q·x of a weight."""
-        own = [self.current[name]] if name in self.current else []
+        own = [self.pair(name)] if f"{name} lora_A" in self.masters else []
         return [*self._fixed(name), *own]
 
     def without(self, name: str) -> list[Pair]:
@@ -86,8 +86,9 @@ class Trained(ABC):
         """Terms that are not trained."""
 
     @abstractmethod
-    def refresh(self, step: int) -> None:
-        """Round the masters for step `step`."""
+    def pair(self, name: str) -> Pair:
+        """The masters of a weight, rounded, as leaves to differentiate by. Made anew at every use:
+        kept, they would take as much memory as the masters."""
 
     @abstractmethod
     def unit(self, key: str) -> float:
@@ -120,11 +121,10 @@ class Factors(Trained):
             A, B = _pair(weight)
             made.masters |= {f"{name} lora_A": A.clone(), f"{name} lora_B": B.clone()}
         made.units = {key: _rms(value) / USUAL for key, value in made.masters.items()}
-        made.refresh(0)
         return made
 
     def _fixed(self, name: str) -> list[Pair]:
-        return [] if name in self.current else frozen_pairs(self.base, name)
+        return [] if name in self.stored else frozen_pairs(self.base, name)
 
     def rounded(self, name: str) -> FactoredWeight:
         """L and R of a weight as they would be stored now (its Q is left out)."""
@@ -142,11 +142,10 @@ class Factors(Trained):
             found[name] = StoredPair(L, R)
         return found
 
-    def refresh(self, step: int) -> None:
+    def pair(self, name: str) -> Pair:
         """See `Trained`."""
-        for name in self.names:
-            A, B = _pair(self.rounded(name))
-            self.current[name] = Pair(A.requires_grad_(), B.requires_grad_())
+        A, B = _pair(self.rounded(name))
+        return Pair(A.requires_grad_(), B.requires_grad_())
 
     def unit(self, key: str) -> float:
         """The root mean square of a factor at the start, beside that of a usual lora_A."""
@@ -156,7 +155,7 @@ class Factors(Trained):
         """L'·R' − L·R, of twice the rank."""
         found = {}
         for name in self.names:
-            own, (A, B) = self.current[name], _pair(self.stored[name])
+            own, (A, B) = self.pair(name), _pair(self.stored[name])
             found[name] = Lora.joined([Lora(own.A.detach(), own.B.detach()), Lora(A, -B)])
         return found
 
@@ -189,13 +188,14 @@ class Stack(Trained):
                 pair = Lora(A, torch.zeros(out, options.r))
             made.masters[f"{name} lora_A"] = pair.lora_A.clone()
             made.masters[f"{name} lora_B"] = pair.lora_B / scale
-        made.refresh(0)
         if options.init_lora_weights == "pissa":
-            made.origin = {
-                name: replace(pair, A=pair.A.detach(), B=pair.B.detach(), dropout=0, scale=-scale)
-                for name, pair in made.current.items()
-            }
+            made.origin = {name: made._subtracted(name) for name in names}
         return made
+
+    def _subtracted(self, name: str) -> Pair:
+        """The pair as it is now, frozen, with the other sign."""
+        own = self.pair(name)
+        return Pair(own.A.detach(), own.B.detach(), -own.scale)
 
     def _fixed(self, name: str) -> list[Pair]:
         return [
@@ -203,17 +203,11 @@ class Stack(Trained):
             *([self.origin[name]] if name in self.origin else []),
         ]
 
-    def refresh(self, step: int) -> None:
+    def pair(self, name: str) -> Pair:
         """See `Trained`; the file stores float16."""
-        for name in self.names:
-            A, B = (self.masters[f"{name} {p}"].half().float() for p in ("lora_A", "lora_B"))
-            self.current[name] = Pair(
-                A.requires_grad_(),
-                B.requires_grad_(),
-                self.scale,
-                self.dropout,
-                _number(self.seed, f"{step} {name}"),
-            )
+        A, B = (self.masters[f"{name} {p}"].half().float() for p in ("lora_A", "lora_B"))
+        seed = _number(self.seed, f"{self.step} {name}")
+        return Pair(A.requires_grad_(), B.requires_grad_(), self.scale, self.dropout, seed)
 
     def unit(self, key: str) -> float:
         """Every value moves alike."""
@@ -223,7 +217,7 @@ class Stack(Trained):
         """The new pair; for PiSSA without what it started as, of twice the rank."""
         found = {}
         for name in self.names:
-            own = self.current[name]
+            own = self.pair(name)
             parts = [Lora(own.A.detach(), own.B.detach() * own.scale)]
             if name in self.origin:
                 start = self.origin[name]
