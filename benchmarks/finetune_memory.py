@@ -111,7 +111,7 @@ def work(model: Path, given: dict[str, Any], steps: int) -> dict[str, float]:
     base = PackedBase(model.parent, "benchmark", "gguf", {model.name: "0" * 64})
     frozen = base.checkpoint
     options = Finetune(data="-", r=RANK, steps=steps, batch_size=1, held_out=0, **given)
-    names = targets(base, options)
+    names = targets(base.checkpoint, options)
     layout = choose_layout(base, names, options, TOKENS)
     draw = torch.Generator().manual_seed(0)
     vocab = frozen.dimensions.vocab_size

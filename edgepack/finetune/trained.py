@@ -22,6 +22,7 @@ from edgepack.adapters.base import PackedBase
 from edgepack.adapters.gguf import Pair as StoredPair
 from edgepack.adapters.gguf_factors import values
 from edgepack.architectures.base import LINEAR_ROLES
+from edgepack.checkpoint import Checkpoint
 from edgepack.core.weights import FactoredWeight, QuantizedTensor
 from edgepack.errors import EdgepackError
 from edgepack.finetune.frozen import Pair, frozen_pairs
@@ -35,13 +36,13 @@ USUAL = 0.025
 learning rate is meant for."""
 
 
-def targets(base: PackedBase, options: Finetune) -> list[str]:
+def targets(model: Checkpoint, options: Finetune) -> list[str]:
     """Weights of the blocks that the options name, as PEFT reads ``target_modules`` (names or their
     ends, a regular expression, or ``all-linear``) and ``layers_to_transform``."""
     wanted, layers = options.target_modules, options.layers_to_transform
     linear = [
         spec
-        for spec in base.checkpoint.specs.values()
+        for spec in model.specs.values()
         if spec.role in LINEAR_ROLES and (layers is None or spec.block in layers)
     ]
     found = [s.name for s in linear if _is_target(s.name.removesuffix(".weight"), wanted)]
@@ -110,11 +111,6 @@ class Factors(Trained):
     def start(base: PackedBase, names: Sequence[str]) -> Factors:
         """With L and R as they are; weights without any are left out."""
         kept = [name for name in names if name in base.ranks]
-        if not kept:
-            raise EdgepackError(
-                "finetune.mode: factors, but the model has no factors L·R to train there",
-                hint="use mode: stack, or build the recipe with a rank",
-            )
         made = Factors(base, kept)
         made.stored = {name: _factored(base, name) for name in kept}
         for name, weight in made.stored.items():
@@ -122,6 +118,15 @@ class Factors(Trained):
             made.masters |= {f"{name} lora_A": A.clone(), f"{name} lora_B": B.clone()}
         made.units = {key: _rms(value) / USUAL for key, value in made.masters.items()}
         return made
+
+    @staticmethod
+    def check(names: Sequence[str], ranks: Mapping[str, int]) -> None:
+        """Refuse a model without L and R for any of the weights."""
+        if not any(name in ranks for name in names):
+            raise EdgepackError(
+                "finetune.mode: factors, but the model has no factors L·R to train there",
+                hint="use mode: stack, or build the recipe with a rank",
+            )
 
     def _fixed(self, name: str) -> list[Pair]:
         return [] if name in self.stored else frozen_pairs(self.base, name)

@@ -21,7 +21,7 @@ NEAR = 1e-4
 
 def trained_on(base, mode="stack", **given):
     options = Finetune(data="d", mode=mode, r=3, lora_alpha=6, **given)
-    names = targets(base, options)
+    names = targets(base.checkpoint, options)
     if mode == "factors":
         return Factors.start(base, names)
     found = Stack.start(base, names, options, {})
@@ -115,9 +115,12 @@ def test_only_the_modules_and_layers_that_are_named(tmp_path):
     ]
     assert max(errors(base, weights, trained, lowest=1)) < NEAR
     by_pattern = Finetune(data="d", target_modules=r".*\.(k|v)_proj", layers_to_transform=[0])
-    assert [name.split(".")[-2] for name in targets(base, by_pattern)] == ["k_proj", "v_proj"]
+    assert [name.split(".")[-2] for name in targets(base.checkpoint, by_pattern)] == [
+        "k_proj",
+        "v_proj",
+    ]
     with pytest.raises(EdgepackError, match="no weight of the model's blocks") as refused:
-        targets(base, Finetune(data="d", target_modules=["w_pack"]))
+        targets(base.checkpoint, Finetune(data="d", target_modules=["w_pack"]))
     assert "q_proj" in refused.value.hint
 
 

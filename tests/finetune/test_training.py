@@ -32,7 +32,7 @@ def options(**given):
 
 def start(base, path, o, data=None):
     model = FrozenModel(base.checkpoint, choose(o.arithmetic, seed=o.seed))
-    names = targets(base, o)
+    names = targets(base.checkpoint, o)
     trained = Factors.start(base, names) if o.mode == "factors" else Stack.start(base, names, o, {})
     data = data or Data(random_examples())
     return Run(model, trained, data, o, path)
