@@ -30,7 +30,6 @@ from edgepack.core.adapters import (
     write_about,
 )
 from edgepack.core.untrusted import shorten
-from edgepack.core.weights import FactoredWeight
 from edgepack.errors import EdgepackError
 from edgepack.export.peft import write_pairs
 
@@ -57,14 +56,12 @@ def write(
     base: PackedBase,
     *,
     dtype: Dtype = "f16",
-    factors: Mapping[str, FactoredWeight] | None = None,
+    trained: Mapping[str, gguf.Pair] | None = None,
 ) -> dict[str, Path]:
     """Write the adapter's files into `folder`; name → path of each. Values are rounded to `dtype`.
-    adapter.json comes last: without it the adapter is not whole.
-
-    `factors` are L' and R' as they are to be stored, of every weight that has any, if the adapter
-    is their difference to the base's; by default, they are computed where their ranks allow it.
-    """
+    `trained` are L and R of all weights that have any, where they themselves were trained, in the
+    formats that they keep.
+    adapter.json comes last: without it the adapter is not whole."""
     identity = base.identity
     if adapter.base.digest != identity.digest:
         raise _another(str(folder), adapter.base, base)
@@ -76,7 +73,7 @@ def write(
     files = _write_peft(folder / PEFT, loras, marks, dtype)
     if base.target == GGUF:
         files[FILE] = gguf.write(folder / FILE, loras, base.checkpoint, marks, dtype)
-        if tuned := gguf.pairs(factors) if factors else gguf.tuned(loras, base, dtype):
+        if tuned := trained or gguf.tuned(loras, base, dtype):
             files[TUNED] = gguf.write_tuned(folder / TUNED, tuned, base.checkpoint, marks)
     if base.target == ONNX:
         path = onnx.write(folder, loras, base, marks)

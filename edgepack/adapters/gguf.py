@@ -14,7 +14,7 @@ from edgepack.adapters.adapter import Lora
 from edgepack.adapters.base import PackedBase
 from edgepack.adapters.gguf_factors import GgufFactors, values
 from edgepack.checkpoint import Checkpoint
-from edgepack.core.weights import FactoredWeight, QuantizedTensor, WeightFormat
+from edgepack.core.weights import QuantizedTensor, WeightFormat
 from edgepack.errors import EdgepackError
 from edgepack.export.gguf import write_factors
 from edgepack.runtimes.gguf_check import HOLDS_FACTORS
@@ -64,11 +64,6 @@ def tuned(loras: Mapping[str, Lora], base: PackedBase, dtype: Dtype) -> dict[str
             return None
         found[name] = _stored(new, dtype)
     return found
-
-
-def pairs(weights: Mapping[str, FactoredWeight]) -> dict[str, Pair]:
-    """L and R of weights that have them."""
-    return {n: Pair(w.L, w.R) for n, w in weights.items() if w.L is not None and w.R is not None}
 
 
 def write_tuned(

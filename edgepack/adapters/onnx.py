@@ -3,7 +3,7 @@ change of L and R themselves has twice their rank, but the sum has theirs.)"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,16 @@ from edgepack.runtimes.onnx_adapters import (
 )
 
 NAME = "adapter"
+
+
+def check_room(base: PackedBase, names: Iterable[str]) -> None:
+    """Refuse weights whose factors the graph does not let anybody replace."""
+    place = factors_file(base.file)
+    stored = read_factors(place) if place else {}
+    for name in names:
+        module = name.removesuffix(".weight")
+        if names_of(module, stored) is None:
+            raise no_room(base.folder, module)
 
 
 def write(

@@ -94,6 +94,12 @@ class GgufCheckpoint(Checkpoint):
             return data.view(FLOATS[stored.kind]).reshape(stored.shape), stored.kind.name
         return data.reshape(*stored.shape[:-1], -1), stored.kind.name
 
+    def stored_rows(self, name: str, rows: range) -> tuple[Tensor, str]:
+        """Some rows of `stored`; nothing else of the file is read."""
+        kind = self._header.tensors[self._stored[name]].kind
+        data = self._header.bytes_of_rows(self._stored[name], rows)
+        return data.view(FLOATS[kind]) if kind in FLOATS else data, kind.name
+
     def quantized(self, name: str) -> QuantizedTensor | None:  # noqa: D102
         spec = self.specs[name]
         format_name = spec.dtype.lower()

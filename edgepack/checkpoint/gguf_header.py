@@ -93,6 +93,13 @@ class GgufHeader:
         stored = self.tensors[name]
         return self._files.read(self.path, stored.start, stored.nbytes)
 
+    def bytes_of_rows(self, name: str, rows: range) -> Tensor:
+        """The stored bytes of some rows of a matrix, uint8 ``[rows, bytes of a row]``."""
+        stored = self.tensors[name]
+        size = stored.nbytes // stored.shape[0]
+        data = self._files.read(self.path, stored.start + rows.start * size, len(rows) * size)
+        return data.view(len(rows), size)
+
 
 class _DamagedError(Exception):
     """The header is damaged; the message says how."""

@@ -31,7 +31,7 @@ def export_training(
     rank: Annotated[int, typer.Option(metavar="N", min=1, help="Rank of a new adapter.")] = 8,
     length: Annotated[
         int,
-        typer.Option(metavar="N", min=0, help="Tokens of a row; 0: any number, loads slowly."),
+        typer.Option(metavar="N", min=0, help="Tokens of a row; 0: any number (not in browsers)."),
     ] = 128,
     batch: Annotated[int, typer.Option(metavar="N", min=1, help="Rows of a step.")] = 1,
     weight_decay: Annotated[float, typer.Option(metavar="F", min=0, help="AdamW's decay.")] = 0.0,

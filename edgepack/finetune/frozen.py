@@ -150,7 +150,7 @@ class FrozenModel:
         on; only the rows in use are decoded."""
         name = self.checkpoint.architecture.hf_name("token_embd")
         used, places = torch.unique(tokens, return_inverse=True)
-        return self.decoder.embed(places, self.reader.rows(name, used).clone(), start)
+        return self.decoder.embed(places, self.reader.picked(name, used).clone(), start)
 
     def apply(self, index: int, x: Tensor, pairs: PairsOf) -> Tensor:
         """Block `index` on x ``[batch, time, hidden]``; differentiable by x and trained pairs."""
@@ -226,7 +226,7 @@ class PackedHead:
         bias = self.vectors.get("output.bias")
         for start in range(0, self.vocab, rows):
             part = slice(start, min(start + rows, self.vocab))
-            W = self.reader.rows(self.name, part)
+            W = self.reader.rows(self.name, range(part.start, part.stop))
             if self.pair is not None:
                 W = torch.addmm(W, self.pair.B[part], self.pair.A)
             yield part, W, None if bias is None else bias[part]

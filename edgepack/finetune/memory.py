@@ -1,8 +1,8 @@
 """The memory of a training run, planned: what it needs, and how to make it fit.
 
-Counted are the process, the mapped file of weights (the system may drop those pages, but they count
-in what it reports), trained parameters, and everything that grows with the positions of a
-micro-batch. `benchmarks/finetune_memory.py` holds it against measured peaks.
+Counted are the process, trained parameters, and everything that grows with the positions of a
+micro-batch. Of the packed file only what is being decoded is in memory.
+`benchmarks/finetune_memory.py` holds it against measured peaks.
 """
 
 from __future__ import annotations
@@ -64,18 +64,17 @@ def peak(
     base: PackedBase, names: Sequence[str], options: Finetune, positions: int, kind: Kind
 ) -> int:
     """Bytes of the process at its peak."""
-    mapped = sum((base.folder / name).stat().st_size for name in base.files if _is_read(name))
     own = _parameters(base, names, options) + _activations(base, positions, kind)
-    return int(PROCESS + mapped + ALLOCATOR * own)
+    return int(PROCESS + ALLOCATOR * own)
 
 
 def _parameters(base: PackedBase, names: Sequence[str], options: Finetune) -> int:
-    """Masters, their rounded values, gradients, the best so far, and moments."""
+    """Masters, gradients, the best so far, and moments."""
     count = 0
     for name in names:
         rank = base.ranks.get(name, 0) if options.mode == "factors" else options.r
         count += rank * sum(base.checkpoint.specs[name].shape)
-    copies = 4 if options.held_out or options.validation else 3
+    copies = 3 if options.held_out or options.validation else 2
     moments = 2 * FLOAT if options.optimizer_states == "float32" else 2
     return count * (copies * FLOAT + moments)
 
@@ -89,8 +88,3 @@ def _activations(base: PackedBase, positions: int, kind: Kind) -> int:
     shapes = (s.shape for s in base.checkpoint.specs.values() if s.block is not None)
     widest = max(shape[0] * shape[1] for shape in shapes if len(shape) == 2)
     return int(positions * (saved + inside)) + FLOAT * widest + 4 * FLOAT * LOGITS_AT_ONCE
-
-
-def _is_read(name: str) -> bool:
-    """Whether training maps a file: the model and its factors, not the copies for PEFT."""
-    return not name.startswith("adapter")

@@ -30,21 +30,31 @@ class Reader:
     def matrix(self, name: str) -> Tensor:
         """A whole matrix ``[out, in]``, with Hugging Face's order of rows."""
         spec = self.checkpoint.specs[name]
-        W = self.rows(name, slice(0, spec.shape[0]))
+        W = self.rows(name, range(spec.shape[0]))
         checkpoint = self.checkpoint
         if not isinstance(checkpoint, GgufCheckpoint):
             return W
         order = gguf_rows(checkpoint.architecture, checkpoint.dimensions, spec.role)
         return W if order is None else W[torch.argsort(order)]
 
-    def rows(self, name: str, rows: slice | Tensor) -> Tensor:
+    def rows(self, name: str, rows: range) -> Tensor:
         """Some rows of a matrix, in the order of the file (the same for embeddings and heads)."""
         if not isinstance(self.checkpoint, GgufCheckpoint):
+            return self._of_codes(name, slice(rows.start, rows.stop))
+        return self._values(name, *self.checkpoint.stored_rows(name, rows))
+
+    def picked(self, name: str, rows: Tensor) -> Tensor:
+        """The rows of a table at some indices; no others are read."""
+        checkpoint = self.checkpoint
+        if not isinstance(checkpoint, GgufCheckpoint):
             return self._of_codes(name, rows)
-        stored, kind = self.checkpoint.stored(name)
-        if stored.dtype.is_floating_point:
-            return stored[rows].float()
-        return self._decoded(stored[rows].contiguous(), kind, self.checkpoint.specs[name].shape[1])
+        found = [checkpoint.stored_rows(name, range(i, i + 1)) for i in rows.tolist()]
+        return self._values(name, torch.cat([data for data, _ in found]), found[0][1])
+
+    def _values(self, name: str, data: Tensor, kind: str) -> Tensor:
+        if data.dtype.is_floating_point:
+            return data.float()
+        return self._decoded(data, kind, self.checkpoint.specs[name].shape[1])
 
     def _of_codes(self, name: str, rows: slice | Tensor) -> Tensor:
         """The same from codes, which stay in memory for the tables, as they are read in runs."""

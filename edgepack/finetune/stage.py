@@ -11,9 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from edgepack.adapters import files
+from edgepack.adapters import files, onnx
 from edgepack.adapters.adapter import Adapter
-from edgepack.adapters.base import PackedBase
+from edgepack.adapters.base import ONNX, PackedBase
 from edgepack.calibration.stage import Calibrate
 from edgepack.checkpoint import Checkpoint
 from edgepack.core.adapters import FOLDER, check_name, only_weights
@@ -22,7 +22,7 @@ from edgepack.core.executor import Executor
 from edgepack.core.progress import Progress, Steps
 from edgepack.core.stage import Stage
 from edgepack.decompose.stage import Decompose
-from edgepack.errors import EdgepackError
+from edgepack.errors import EdgepackError, RecipeError
 from edgepack.export.stage import Export
 from edgepack.finetune import begin, general, memory, report
 from edgepack.finetune.arithmetic import choose
@@ -38,7 +38,7 @@ from edgepack.recipe.texts import EXAMPLES, VALIDATION
 RESULT = "finetune.json"
 """What the run did, in the stage's folder and for the manifest."""
 STATE = "state"
-NOT_KEYED = ("data", "validation", "name", "memory")
+NOT_KEYED = ("data", "validation", "name")
 """Options that are in the key as what they lead to, or that change nothing in the result."""
 
 
@@ -125,7 +125,11 @@ class Finetune(Stage):
         """The trained weights, the use of memory, the examples to learn and those of a file that
         judges. All that is wrong with options and examples is found here."""
         o, base = self.options_, self.base
-        names = targets(base, o)
+        names = targets(base.checkpoint, o)
+        if base.target == ONNX:
+            onnx.check_room(base, (n for n in names if o.mode == "stack" or n in base.ranks))
+        if o.mode == "factors":
+            Factors.check(names, base.ranks)
         choose(o.arithmetic)
         learnt, held_out = self._examples()
         every = [*learnt.examples, *(held_out.examples if held_out else ())]
@@ -178,16 +182,14 @@ class Finetune(Stage):
         return Data(own, judging, replay), judges
 
     def _write(self, folder: Path, trained: Trained, result: Mapping[str, Any]) -> None:
-        """The adapter's files, L and R where they were trained, the picture and the report."""
+        """The adapter's files, the picture and the report."""
         base = self.base
         about = {key: value for key, value in result.items() if key not in report.SPEEDS}
         adapter = Adapter(trained.difference(), base.identity, about)
-        kept = None
-        if isinstance(trained, Factors):
-            kept = {name: trained.rounded(name) for name in base.ranks}
         picture = report.draw(result, folder / "loss.png")
         (folder / "report.md").write_text(report.page(result, picture=picture), encoding="utf-8")
-        files.write(folder, adapter, base, factors=kept)
+        kept = trained.stored_pairs() if isinstance(trained, Factors) else None
+        files.write(folder, adapter, base, trained=kept)
         with atomic(folder / RESULT) as temporary:
             temporary.write_text(json.dumps(result, indent=1), encoding="utf-8")
 
@@ -220,6 +222,7 @@ def join(plan: Plan) -> Plan:
             f"finetune: a {plan.target.name} has no packed weights to train on",
             hint="use --target gguf or --target onnx, or leave the section out",
         )
+    _check_room(plan, o)
     calibrate = plan.find(Calibrate)
     hessians = calibrate.hessians if calibrate and plan.find(Decompose) else None
     stage = make(o, plan.base, exported=exported, original=plan.model, hessians=hessians)
@@ -229,6 +232,23 @@ def join(plan: Plan) -> Plan:
     if stage.validation_digest:
         texts[VALIDATION] = stage.validation_digest
     return replace(plan.adding(stage), texts={**plan.texts, **texts})
+
+
+def _check_room(plan: Plan, options: Options) -> None:
+    """Refuse what the files of the plan could not be trained or run with."""
+    names = targets(plan.model, options)
+    ranks = {name: fmt.rank for name, fmt in plan.formats.items() if fmt.rank}
+    if options.mode == "factors":
+        Factors.check(names, ranks)
+        names = [name for name in names if name in ranks]
+    if plan.target.name != ONNX or plan.recipe.export.onnx.adapters:
+        return
+    fixed = [name for name in names if plan.formats[name].R != "f16"]
+    if fixed:
+        raise RecipeError(
+            f"finetune: the graph would have no factors of {fixed[0]} that an adapter can replace",
+            hint="set export.onnx.adapters: true, or compress.rank with factors: f16",
+        )
 
 
 def make(

@@ -19,9 +19,11 @@ from torch import Tensor
 
 from edgepack.adapters.adapter import Lora
 from edgepack.adapters.base import PackedBase
+from edgepack.adapters.gguf import Pair as StoredPair
 from edgepack.adapters.gguf_factors import values
 from edgepack.architectures.base import LINEAR_ROLES
-from edgepack.core.weights import FactoredWeight, QuantizedTensor, WeightFormat
+from edgepack.checkpoint import Checkpoint
+from edgepack.core.weights import FactoredWeight, QuantizedTensor
 from edgepack.errors import EdgepackError
 from edgepack.finetune.frozen import Pair, frozen_pairs
 from edgepack.recipe.sections import Finetune
@@ -34,13 +36,13 @@ USUAL = 0.025
 learning rate is meant for."""
 
 
-def targets(base: PackedBase, options: Finetune) -> list[str]:
+def targets(model: Checkpoint, options: Finetune) -> list[str]:
     """Weights of the blocks that the options name, as PEFT reads ``target_modules`` (names or their
     ends, a regular expression, or ``all-linear``) and ``layers_to_transform``."""
     wanted, layers = options.target_modules, options.layers_to_transform
     linear = [
         spec
-        for spec in base.checkpoint.specs.values()
+        for spec in model.specs.values()
         if spec.role in LINEAR_ROLES and (layers is None or spec.block in layers)
     ]
     found = [s.name for s in linear if _is_target(s.name.removesuffix(".weight"), wanted)]
@@ -68,12 +70,12 @@ class Trained(ABC):
     base: PackedBase
     names: Sequence[str]
     masters: Masters = field(default_factory=dict)
-    current: dict[str, Pair] = field(default_factory=dict)
-    """Weight → the pair of its masters, rounded, as leaves to differentiate by."""
+    step: int = 0
+    """Of training; dropout differs from step to step."""
 
     def pairs(self, name: str) -> list[Pair]:
         """All terms beside Q·x of a weight."""
-        own = [self.current[name]] if name in self.current else []
+        own = [self.pair(name)] if f"{name} lora_A" in self.masters else []
         return [*self._fixed(name), *own]
 
     def without(self, name: str) -> list[Pair]:
@@ -85,8 +87,9 @@ class Trained(ABC):
         """Terms that are not trained."""
 
     @abstractmethod
-    def refresh(self, step: int) -> None:
-        """Round the masters for step `step`."""
+    def pair(self, name: str) -> Pair:
+        """The masters of a weight, rounded, as leaves to differentiate by. Made anew at every use:
+        kept, they would take as much memory as the masters."""
 
     @abstractmethod
     def unit(self, key: str) -> float:
@@ -108,35 +111,46 @@ class Factors(Trained):
     def start(base: PackedBase, names: Sequence[str]) -> Factors:
         """With L and R as they are; weights without any are left out."""
         kept = [name for name in names if name in base.ranks]
-        if not kept:
-            raise EdgepackError(
-                "finetune.mode: factors, but the model has no factors L·R to train there",
-                hint="use mode: stack, or build the recipe with a rank",
-            )
         made = Factors(base, kept)
         made.stored = {name: _factored(base, name) for name in kept}
         for name, weight in made.stored.items():
             A, B = _pair(weight)
             made.masters |= {f"{name} lora_A": A.clone(), f"{name} lora_B": B.clone()}
         made.units = {key: _rms(value) / USUAL for key, value in made.masters.items()}
-        made.refresh(0)
         return made
 
+    @staticmethod
+    def check(names: Sequence[str], ranks: Mapping[str, int]) -> None:
+        """Refuse a model without L and R for any of the weights."""
+        if not any(name in ranks for name in names):
+            raise EdgepackError(
+                "finetune.mode: factors, but the model has no factors L·R to train there",
+                hint="use mode: stack, or build the recipe with a rank",
+            )
+
     def _fixed(self, name: str) -> list[Pair]:
-        return [] if name in self.current else frozen_pairs(self.base, name)
+        return [] if name in self.stored else frozen_pairs(self.base, name)
 
     def rounded(self, name: str) -> FactoredWeight:
         """L and R of a weight as they would be stored now (its Q is left out)."""
-        if name not in self.stored:
-            return _factored(self.base, name)
         parts = {"L": self.masters[f"{name} lora_B"], "R": self.masters[f"{name} lora_A"]}
         return apply_masters(self.stored[name], parts)
 
-    def refresh(self, step: int) -> None:
+    def stored_pairs(self) -> dict[str, StoredPair]:
+        """L and R of all weights that have any, trained or not, in their formats."""
+        now = {name: self.rounded(name) for name in self.names}
+        found = {}
+        for name in self.base.ranks:
+            L, R = (now[name].L, now[name].R) if name in now else self.base.pair(name)
+            if L is None or R is None:
+                raise ValueError(f"{name} has no factors")
+            found[name] = StoredPair(L, R)
+        return found
+
+    def pair(self, name: str) -> Pair:
         """See `Trained`."""
-        for name in self.names:
-            A, B = _pair(self.rounded(name))
-            self.current[name] = Pair(A.requires_grad_(), B.requires_grad_())
+        A, B = _pair(self.rounded(name))
+        return Pair(A.requires_grad_(), B.requires_grad_())
 
     def unit(self, key: str) -> float:
         """The root mean square of a factor at the start, beside that of a usual lora_A."""
@@ -146,7 +160,7 @@ class Factors(Trained):
         """L'·R' − L·R, of twice the rank."""
         found = {}
         for name in self.names:
-            own, (A, B) = self.current[name], _pair(self.stored[name])
+            own, (A, B) = self.pair(name), _pair(self.stored[name])
             found[name] = Lora.joined([Lora(own.A.detach(), own.B.detach()), Lora(A, -B)])
         return found
 
@@ -179,13 +193,14 @@ class Stack(Trained):
                 pair = Lora(A, torch.zeros(out, options.r))
             made.masters[f"{name} lora_A"] = pair.lora_A.clone()
             made.masters[f"{name} lora_B"] = pair.lora_B / scale
-        made.refresh(0)
         if options.init_lora_weights == "pissa":
-            made.origin = {
-                name: replace(pair, A=pair.A.detach(), B=pair.B.detach(), dropout=0, scale=-scale)
-                for name, pair in made.current.items()
-            }
+            made.origin = {name: made._subtracted(name) for name in names}
         return made
+
+    def _subtracted(self, name: str) -> Pair:
+        """The pair as it is now, frozen, with the other sign."""
+        own = self.pair(name)
+        return Pair(own.A.detach(), own.B.detach(), -own.scale)
 
     def _fixed(self, name: str) -> list[Pair]:
         return [
@@ -193,17 +208,11 @@ class Stack(Trained):
             *([self.origin[name]] if name in self.origin else []),
         ]
 
-    def refresh(self, step: int) -> None:
+    def pair(self, name: str) -> Pair:
         """See `Trained`; the file stores float16."""
-        for name in self.names:
-            A, B = (self.masters[f"{name} {p}"].half().float() for p in ("lora_A", "lora_B"))
-            self.current[name] = Pair(
-                A.requires_grad_(),
-                B.requires_grad_(),
-                self.scale,
-                self.dropout,
-                _number(self.seed, f"{step} {name}"),
-            )
+        A, B = (self.masters[f"{name} {p}"].half().float() for p in ("lora_A", "lora_B"))
+        seed = _number(self.seed, f"{self.step} {name}")
+        return Pair(A.requires_grad_(), B.requires_grad_(), self.scale, self.dropout, seed)
 
     def unit(self, key: str) -> float:
         """Every value moves alike."""
@@ -213,7 +222,7 @@ class Stack(Trained):
         """The new pair; for PiSSA without what it started as, of twice the rank."""
         found = {}
         for name in self.names:
-            own = self.current[name]
+            own = self.pair(name)
             parts = [Lora(own.A.detach(), own.B.detach() * own.scale)]
             if name in self.origin:
                 start = self.origin[name]
@@ -232,12 +241,6 @@ def _pair(weight: FactoredWeight) -> tuple[Tensor, Tensor]:
     if weight.L is None or weight.R is None:
         raise ValueError("the weight has no factors")
     return values(weight.R), values(weight.L)
-
-
-def weight_format(weight: FactoredWeight) -> WeightFormat:
-    """How L and R of a weight are stored."""
-    formats = weight.formats()
-    return WeightFormat(formats["Q"], weight.rank, formats["L"], formats["R"])
 
 
 def _factored(base: PackedBase, name: str) -> FactoredWeight:

@@ -119,7 +119,6 @@ class Run:
                     self.save()
         if self.best:
             self.trained.masters = self.best
-        self.trained.refresh(self.curve.steps)
         return self.curve
 
     # ------------------------------------------------------------------------ a step
@@ -133,6 +132,7 @@ class Run:
         """One step of AdamW."""
         number, o = self.curve.steps, self.options
         self.model.arithmetic.start_step(number)
+        self.trained.step = number
         gradients, found = self.gradients(number)
         squares = (float(g.square().sum(dtype=torch.float64)) for g in gradients.values())
         length = math.sqrt(sum(squares))
@@ -148,7 +148,6 @@ class Run:
             g.mul_(shrink)
             self.states[key] = self.rule.step(master, g, self.states[key], number + 1, own)
         self.curve.losses.append(found.loss)
-        self.trained.refresh(number + 1)
 
     def gradients(self, number: int) -> tuple[Gradients, Score]:
         """Those of the mean loss over a step's answers, plus of the mean KL to the untuned
@@ -264,7 +263,6 @@ class Run:
                 self.states[name][part] = own
             else:
                 (self.trained.masters if group == "master" else self.best)[rest] = own
-        self.trained.refresh(self.curve.steps)
 
     def _label(self) -> str:
         curve = self.curve

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import merging, onnx_peers, same_type, sizes, slicing
+from benchmarks import merging, onnx_peers, same_type, sizes, slicing, training_graph
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -46,6 +46,12 @@ def test_the_pages_show_the_sizes_that_the_comparison_made():
 def test_the_pages_show_the_slices_that_the_benchmark_made():
     rows = {r["row"]: r for r in json.loads((same_type.RESULTS / "slicing.json").read_text())}
     assert slicing.table(rows) in (DOCS / "slicing.md").read_text(encoding="utf-8")
+
+
+def test_the_pages_show_the_training_graphs_that_the_benchmark_made():
+    rows = json.loads((same_type.RESULTS / "training_graph.json").read_text())
+    shown = "\n".join(training_graph.table(rows)[:-2])  # without the losses
+    assert shown in (DOCS / "onnx.md").read_text(encoding="utf-8")
 
 
 def test_the_pages_show_the_onnx_graphs_that_the_benchmark_made():

@@ -21,7 +21,7 @@ NEAR = 1e-4
 
 def trained_on(base, mode="stack", **given):
     options = Finetune(data="d", mode=mode, r=3, lora_alpha=6, **given)
-    names = targets(base, options)
+    names = targets(base.checkpoint, options)
     if mode == "factors":
         return Factors.start(base, names)
     found = Stack.start(base, names, options, {})
@@ -29,7 +29,6 @@ def trained_on(base, mode="stack", **given):
     for key, value in found.masters.items():
         if key.endswith("lora_B"):
             value.copy_(0.05 * torch.randn(value.shape, generator=draw))
-    found.refresh(0)
     return found
 
 
@@ -116,9 +115,12 @@ def test_only_the_modules_and_layers_that_are_named(tmp_path):
     ]
     assert max(errors(base, weights, trained, lowest=1)) < NEAR
     by_pattern = Finetune(data="d", target_modules=r".*\.(k|v)_proj", layers_to_transform=[0])
-    assert [name.split(".")[-2] for name in targets(base, by_pattern)] == ["k_proj", "v_proj"]
+    assert [name.split(".")[-2] for name in targets(base.checkpoint, by_pattern)] == [
+        "k_proj",
+        "v_proj",
+    ]
     with pytest.raises(EdgepackError, match="no weight of the model's blocks") as refused:
-        targets(base, Finetune(data="d", target_modules=["w_pack"]))
+        targets(base.checkpoint, Finetune(data="d", target_modules=["w_pack"]))
     assert "q_proj" in refused.value.hint
 
 
@@ -131,14 +133,15 @@ def test_dropout_leaves_out_the_same_in_both_passes(tmp_path):
     found = {}
     backward(model, batch, trained.pairs, "memory", lambda n, a, b: found.update({n: (a, b)}))
     name = trained.names[0]
-    before = trained.current[name].B.detach().clone()
+    master = trained.masters[f"{name} lora_B"]
+    before = master.clone()
     direction = torch.randn(before.shape, generator=torch.Generator().manual_seed(5))
     values = []
     for sign in (1, -1):
-        trained.current[name].B.data.copy_(before + sign * 1e-2 * direction)
+        master.copy_(before + sign * 1e-2 * direction)
         values.append(score(model, batch, trained.pairs).total)
     slope = (values[0] - values[1]) / 2e-2
     assert slope == pytest.approx(float((found[name][1] * direction).sum()), rel=2e-3)
-    trained.current[name].B.data.copy_(before)
-    trained.refresh(1)
+    master.copy_(before + 1e-2 * direction)
+    trained.step = 1
     assert score(model, batch, trained.pairs).total != pytest.approx(values[0], rel=1e-6)

@@ -32,7 +32,7 @@ def options(**given):
 
 def start(base, path, o, data=None):
     model = FrozenModel(base.checkpoint, choose(o.arithmetic, seed=o.seed))
-    names = targets(base, o)
+    names = targets(base.checkpoint, o)
     trained = Factors.start(base, names) if o.mode == "factors" else Stack.start(base, names, o, {})
     data = data or Data(random_examples())
     return Run(model, trained, data, o, path)
@@ -60,7 +60,6 @@ def test_after_twenty_steps_the_losses_are_those_of_pytorch(base, tmp_path):
     for step in range(20):
         for key, leaf in leaves.items():
             other.trained.masters[key] = leaf.detach()
-        other.trained.refresh(step)
         count = sum(example.answers for example in run.data.learnt)
         dense = Dense(packed, weights, other.trained.pairs)
         loss, found = dense.gradients(run.data.learnt)
@@ -156,6 +155,5 @@ def test_the_stated_step_sizes_are_those_of_the_schedule():
 def test_a_gradient_that_is_not_finite_is_an_error(base, tmp_path):
     run = start(base[0], tmp_path / "state", options(steps=3))
     next(iter(run.trained.masters.values())).fill_(math.nan)
-    run.trained.refresh(0)
     with pytest.raises(EdgepackError, match="gradient of step 1 is not finite"):
         finish(run.train())

@@ -42,6 +42,7 @@ PER_BLOCK = {
     },
 }
 MERGED = {**BASE, "export": BASE["export"] | {"merge_factors": True}}
+TUNED = {**BASE, "finetune": {"data": "notes.jsonl", "steps": 4}}
 RECIPES = {
     "plain": (BASE, "gguf"),
     "sized": (SIZED, "gguf"),
@@ -50,6 +51,7 @@ RECIPES = {
     "per_block": (PER_BLOCK, "onnx"),
     "onnx": (BASE, "onnx"),
     "merged": (MERGED, "gguf"),
+    "tuned": (TUNED, "gguf"),
 }
 
 CHAIN = ("text", "slice", "rft", "calibrate", "allocate", "decompose", "recover")
@@ -120,6 +122,33 @@ OPTIONS = {
     "export.measure.tokens": [("plain", 128, "measure"), ("plain", 0, "measure")],
     "export.measure.context": [("plain", 128, "measure")],
     "export.measure.stock": [("plain", False, "measure")],
+    "finetune.data": [("tuned", "other.jsonl", {"finetune"})],
+    "finetune.validation": [("tuned", "other.jsonl", {"finetune"})],
+    "finetune.mode": [("tuned", "factors", {"finetune"})],
+    "finetune.r": [("tuned", 4, {"finetune"})],
+    "finetune.lora_alpha": [("tuned", 8, {"finetune"})],
+    "finetune.lora_dropout": [("tuned", 0.1, {"finetune"})],
+    "finetune.init_lora_weights": [("tuned", "pissa", {"finetune"})],
+    "finetune.target_modules": [("tuned", ["q_proj"], {"finetune"})],
+    "finetune.layers_to_transform": [("tuned", [1], {"finetune"})],
+    "finetune.learning_rate": [("tuned", 0.01, {"finetune"})],
+    "finetune.weight_decay": [("tuned", 0.1, {"finetune"})],
+    "finetune.warmup_ratio": [("tuned", 0.2, {"finetune"})],
+    "finetune.clip": [("tuned", 2.0, {"finetune"})],
+    "finetune.epochs": [("tuned", 2, {"finetune"})],
+    "finetune.steps": [("tuned", 9, {"finetune"})],
+    "finetune.batch_size": [("tuned", 2, {"finetune"})],
+    "finetune.sequence_length": [("tuned", 128, {"finetune"})],
+    "finetune.held_out": [("tuned", 0.2, {"finetune"})],
+    "finetune.evaluate_every": [("tuned", 5, {"finetune"})],
+    "finetune.patience": [("tuned", 2, {"finetune"})],
+    "finetune.replay": [("tuned", 1.0, {"finetune"})],
+    "finetune.skip_bad_rows": [("tuned", True, {"finetune"})],
+    "finetune.arithmetic": [("tuned", "int4", {"finetune"})],
+    "finetune.optimizer_states": [("tuned", "int8", {"finetune"})],
+    "finetune.activations": [("tuned", "disk", {"finetune"})],
+    "finetune.memory": [("tuned", "2GB", {"finetune"})],
+    "finetune.seed": [("tuned", 1, {"finetune"})],
 }
 """Option → (recipe, new value, the stage from which on all are other ones, or exactly which; the
 target if it is another)."""
@@ -128,6 +157,7 @@ IN_NO_KEY = {
     "slice.allow_growth": "allows what is otherwise refused, and changes nothing",
     "compress.fallback": "leads to formats, which are in the key; where all fit, to nothing",
     "export.name": "the name of the output folder",
+    "finetune.name": "the name of the adapter's folder",
 }
 
 
@@ -164,6 +194,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_model(folder / "other", tied=False, seed=1)
     (folder / "text.txt").write_text("\n".join(TEXT * 30))
     (folder / "other.txt").write_text("\n".join(reversed(TEXT * 30)))
+    for name, answer in (("notes", "a fox"), ("other", "a dog")):
+        row = {"prompt": "who?", "completion": answer}
+        (folder / f"{name}.jsonl").write_text(json.dumps(row))
     return folder
 
 
@@ -209,13 +242,21 @@ def test_an_option_is_in_the_keys_of_all_that_depends_on_it(place, tried):
     assert keys(place, recipe, target) == before
 
 
+HARMLESS = {
+    "slice.allow_growth": True,
+    "compress.fallback": "nearest",
+    "export.name": "x",
+    "finetune.name": "x",
+}
+"""Options in no key → another value."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("option", ["slice.allow_growth", "compress.fallback", "export.name"])
+@pytest.mark.parametrize("option", list(HARMLESS))
 def test_what_is_in_no_key_changes_none(place, option):
-    recipe = {**BASE, "slice": {"width": 32}} if option.startswith("slice") else BASE
-    value = {"slice.allow_growth": True, "compress.fallback": "nearest", "export.name": "x"}[option]
+    recipe = {**TUNED, "slice": {"width": 32}} if option.startswith("slice") else TUNED
     before = keys(place, recipe)
-    assert before == keys(place, changed(recipe, option, value))
+    assert before == keys(place, changed(recipe, option, HARMLESS[option]))
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ class AdamW:
 @dataclass(frozen=True)
 class Options:
     """`mode` says what is trained: the model's own L and R, or a new adapter of `rank` on top of
-    them. Rows have `length` tokens; None: any number up to `context`, in a graph that loads more
+    them. Rows have `length` tokens; None: any number up to `context`, in a graph that browsers load
     slowly. With `recompute`, blocks are computed once more in the backward pass instead of being
     kept in memory."""
 
