@@ -7,10 +7,10 @@ MeSP's set-up (arXiv 2602.13069, table 1): Qwen2.5-0.5B, rank 8 on all seven pro
 MobileFineTuner's process has 2,887 MB (arXiv 2512.08211, 128 tokens). A random model of that shape
 in q4_0 with a head in q8_0 serves, since values change no sizes; and SmolLM2-135M-Instruct.
 
-Every row is a process of its own. `tensors` is the growth of its private memory from the moment
-when torch and the model's header are loaded to the peak of the steps: parameters, their gradients
-and moments, activations, decoded matrices, and what the allocator keeps. `process` is its peak with
-libraries and the mapped file. All positions are learnt, the worst case for the logits.
+Every row is a process of its own. `tensors` is the most that torch has allocated at a time by its
+own profiler: parameters, gradients, moments, activations, decoded matrices. `process` is the peak of
+the resident memory, libraries included. `planned` is what `--memory` is held against, for training
+with general text. All positions are learnt, the worst case for the logits.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ import json
 import subprocess
 import sys
 import tempfile
-import threading
 import time
+from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -96,10 +97,10 @@ def _tokenizer(folder: Path) -> None:
 
 def work(model: Path, given: dict[str, Any], steps: int) -> dict[str, float]:
     """In a process of its own: train, and say what it took."""
-    import psutil
     import torch
 
     from edgepack.adapters.base import PackedBase
+    from edgepack.core.hardware import return_freed_memory
     from edgepack.finetune.arithmetic import choose
     from edgepack.finetune.examples import Example
     from edgepack.finetune.frozen import FrozenModel
@@ -116,16 +117,7 @@ def work(model: Path, given: dict[str, Any], steps: int) -> dict[str, float]:
     draw = torch.Generator().manual_seed(0)
     vocab = frozen.dimensions.vocab_size
     ids = torch.randint(0, min(vocab, 40000), (TOKENS + 1,), generator=draw)
-    start = _private()
-    seen = [start]
-    stopped = threading.Event()
-
-    def watch() -> None:
-        while not stopped.wait(0.002):
-            seen.append(_private())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+    return_freed_memory()
     trained = Stack.start(base, names, options, {})
     run = Run(
         FrozenModel(frozen, choose(options.arithmetic)),
@@ -142,20 +134,33 @@ def work(model: Path, given: dict[str, Any], steps: int) -> dict[str, float]:
             begin = time.monotonic()
             run.step()
             seconds.append(time.monotonic() - begin)
-    stopped.set()
-    watcher.join()
+        process = _peak()
+        tensors = _kept(run) + _allocated(run.step)
     return {
         "parameters": sum(master.numel() for master in trained.masters.values()),
-        "tensors": max(seen) - start,
-        "process": _peak(),
+        "tensors": tensors,
+        "process": process,
         "planned": layout.peak,
         "seconds": median(seconds[1:]),
-        "now": psutil.Process().memory_info().rss,
     }
 
 
-def _private() -> int:
-    return _status("RssAnon")
+def _kept(run: Any) -> int:
+    """Bytes of masters and moments, which live from step to step."""
+    states = (part for state in run.states.values() for part in state.values())
+    return sum(tensor.nbytes for tensor in (*run.trained.masters.values(), *states))
+
+
+def _allocated(work: Callable[[], object]) -> int:
+    """The most that a call has allocated at a time."""
+    import torch
+
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        work()
+    events = profile.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    return max(accumulate(change for _, change in changes))
 
 
 def _peak() -> int:
@@ -209,7 +214,7 @@ def _measured(path: Path, given: dict[str, Any], rounds: int) -> dict[str, float
     found = []
     for _ in range(rounds):
         command = [sys.executable, "-m", "benchmarks.finetune_memory"]
-        command += ["--work", str(path), json.dumps(given), "4"]
+        command += ["--work", str(path), json.dumps(given), "3"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             print(done.stderr.splitlines()[-1], file=sys.stderr)

@@ -31,8 +31,9 @@ def finetune(
         int, typer.Option(metavar="N", help="Most tokens of an example.")
     ] = 512,
     replay: Annotated[
-        float, typer.Option(metavar="F", help="General text, as a multiple of the examples.")
-    ] = 0.0,
+        float,
+        typer.Option(metavar="F", help="General text to go on knowing, for each example learnt."),
+    ] = 0.5,
     validation: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Examples that judge.")
     ] = None,

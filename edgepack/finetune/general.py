@@ -26,8 +26,10 @@ from edgepack.model.decoder import Decoder
 
 LENGTH = 128
 """Tokens of a sequence."""
-JUDGES = 8
-"""Sequences that judge."""
+JUDGES, REPLAYED = 8, 16
+"""Sequences that judge, and that are learnt where some are."""
+AT_ONCE = 8
+"""Sequences that are written together: so many keys and values are in memory."""
 
 
 class PackedDecoder(Decoder):
@@ -68,10 +70,13 @@ class PackedDecoder(Decoder):
 
 
 def write(decoder: Decoder, count: int, seed: int) -> Steps[list[Example]]:
-    """`count` sequences as examples of which every token is learnt."""
+    """`count` sequences as examples of which every token is learnt: chats, if the model has a
+    template."""
     found: list[Example] = []
-    for batch in self_text.batches(decoder, count, LENGTH + 1):
-        ids = yield from self_text.write(decoder, batch, count, LENGTH + 1, seed, "finetune")
+    for start in range(0, count, AT_ONCE):
+        size = min(AT_ONCE, count - start)
+        batch = range(2 * start + 1, 2 * (start + size), 2)  # the odd ones are chats
+        ids = yield from self_text.write(decoder, batch, 2 * count, LENGTH + 1, seed, "finetune")
         found += [Example(row[:-1], row[1:]) for row in ids]
     return found
 

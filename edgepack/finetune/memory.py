@@ -12,16 +12,17 @@ from dataclasses import dataclass
 
 from edgepack.adapters.base import PackedBase
 from edgepack.errors import EdgepackError
+from edgepack.finetune import general
 from edgepack.finetune.activations import BYTES, Kind
 from edgepack.finetune.loss import LOGITS_AT_ONCE
 from edgepack.recipe.sections import Finetune
 
-PROCESS = 330 << 20
+PROCESS = 400 << 20
 """Bytes of Python, torch, the tokenizer and their code in training."""
 USUAL_POSITIONS = 512
 """Positions of a micro-batch where memory is no concern."""
 FLOAT = 4
-ALLOCATOR = 1.15
+ALLOCATOR = 1.25
 """What the allocator keeps beside what is in use."""
 
 
@@ -65,7 +66,23 @@ def peak(
 ) -> int:
     """Bytes of the process at its peak."""
     own = _parameters(base, names, options) + _activations(base, positions, kind)
-    return int(PROCESS + ALLOCATOR * own)
+    own = max(own, _writing(base))
+    return int(PROCESS + ALLOCATOR * own) + _teachers(base, options)
+
+
+def _writing(base: PackedBase) -> int:
+    """Keys and values of the general text that is written before, and a block as float32."""
+    d = base.checkpoint.dimensions
+    positions = general.AT_ONCE * (general.LENGTH + 1) * d.num_hidden_layers
+    specs = (s for s in base.checkpoint.specs.values() if s.block == 0)
+    block = sum(spec.numel for spec in specs)
+    return FLOAT * (2 * positions * d.num_key_value_heads * d.head_dim + block)
+
+
+def _teachers(base: PackedBase, options: Finetune) -> int:
+    """The untuned model's hidden states of general text."""
+    size = general.REPLAYED * general.LENGTH * base.checkpoint.dimensions.hidden_size
+    return FLOAT * size if options.replay else 0
 
 
 def _parameters(base: PackedBase, names: Sequence[str], options: Finetune) -> int:

@@ -19,6 +19,7 @@ from edgepack.checkpoint import Checkpoint
 from edgepack.core.adapters import FOLDER, check_name, only_weights
 from edgepack.core.disk import atomic, sha256
 from edgepack.core.executor import Executor
+from edgepack.core.hardware import return_freed_memory
 from edgepack.core.progress import Progress, Steps
 from edgepack.core.stage import Stage
 from edgepack.decompose.stage import Decompose
@@ -88,6 +89,7 @@ class Finetune(Stage):
 
     def run(self, folder: Path, executor: Executor) -> Steps[None]:  # noqa: D102
         yield Progress("finetune", 0, 1, "reading examples")
+        return_freed_memory()
         o, base = self.options_, self.base
         names, layout, learnt, held_out = self.prepare()
         trained = yield from self._trained(names)
@@ -175,7 +177,7 @@ class Finetune(Stage):
             if held_out
             else split(learnt.examples, o.held_out, o.seed)
         )
-        more = max(8, min(64, len(own))) if o.replay else 0
+        more = general.REPLAYED if o.replay else 0
         decoder = general.PackedDecoder(self.base, model)
         texts = yield from general.write(decoder, general.JUDGES + more, o.seed)
         judges, replay = texts[: general.JUDGES], texts[general.JUDGES :]

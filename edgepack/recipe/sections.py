@@ -313,9 +313,10 @@ class Finetune(Section):
     )
     patience: int = Field(3, ge=1, le=MAX_STEPS, description="Looks without a gain before it ends.")
     replay: Annotated[float, Field(ge=0, le=8)] = Field(
-        0.0,
-        description="General text that the model wrote itself, as a multiple of a step's examples, "
-        "so that a few notes do not make it forget the rest.",
+        0.5,
+        description="Chats of 128 tokens that the model wrote itself, as a multiple of a step's "
+        "examples: its predictions there are held, so that a few notes do not make it forget the "
+        "rest. 0: none.",
     )
     skip_bad_rows: bool = Field(False, description="Leave out rows that cannot be used.")
     arithmetic: Literal["float32", "bfloat16", "int8", "int4"] = Field(
