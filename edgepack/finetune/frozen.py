@@ -20,7 +20,7 @@ from edgepack.checkpoint import Checkpoint
 from edgepack.errors import EdgepackError
 from edgepack.finetune.arithmetic import Arithmetic
 from edgepack.finetune.reader import Reader
-from edgepack.model.block import Block, norm
+from edgepack.model.block import Block, Linear, norm
 from edgepack.model.decoder import HEAD_VECTORS, Decoder
 
 
@@ -128,6 +128,19 @@ class _Read(Mapping[str, Tensor]):
         return len(self._names)
 
 
+@dataclass(frozen=True)
+class PackedBlock(Block):
+    """A block that multiplies by `product` instead of weights in memory."""
+
+    product: Linear | None = None
+
+    def linear(self, role: str, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """See `Block`."""
+        if self.product is None or dtype is not None:
+            return super().linear(role, x, dtype)
+        return self.product(role, x)
+
+
 @dataclass
 class FrozenModel:
     """The model of a packed `checkpoint` (Q). Its products are computed by `arithmetic`."""
@@ -154,6 +167,10 @@ class FrozenModel:
 
     def apply(self, index: int, x: Tensor, pairs: PairsOf) -> Tensor:
         """Block `index` on x ``[batch, time, hidden]``; differentiable by x and trained pairs."""
+        return self.block(index, pairs)(x)
+
+    def block(self, index: int, pairs: PairsOf) -> PackedBlock:
+        """Block `index`, none of whose matrices is in memory."""
         architecture = self.checkpoint.architecture
         names = {
             role: architecture.hf_name(role, index)
@@ -161,16 +178,14 @@ class FrozenModel:
         }
         present = {role: name for role, name in names.items() if name in self.checkpoint.specs}
         weights = _Read(present, self._tensor)
-        block = Block(
-            self.checkpoint.dimensions, weights, self.decoder.rotary, architecture.activation
-        )
 
-        def linear(role: str, x: Tensor) -> Tensor:
+        def product(role: str, x: Tensor) -> Tensor:
             y = self._product(present[role], x, pairs(present[role]))
             bias = f"{role}.bias"
             return y + weights[bias] if bias in weights else y
 
-        return block(x, linear)
+        d = self.checkpoint.dimensions
+        return PackedBlock(d, weights, self.decoder.rotary, architecture.activation, product)
 
     def _product(self, name: str, x: Tensor, pairs: Sequence[Pair]) -> Tensor:
         leaves = [leaf for pair in pairs if pair.A.requires_grad for leaf in (pair.A, pair.B)]

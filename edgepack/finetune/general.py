@@ -18,7 +18,7 @@ from edgepack.adapters.base import PackedBase
 from edgepack.calibration import self_text
 from edgepack.core.progress import Steps
 from edgepack.finetune.examples import Example
-from edgepack.finetune.frozen import FrozenModel, PairsOf, frozen_pairs
+from edgepack.finetune.frozen import FrozenModel, Pair, PairsOf, frozen_pairs
 from edgepack.finetune.gradient import hidden
 from edgepack.finetune.loss import divergence
 from edgepack.model.block import Block
@@ -43,30 +43,19 @@ class PackedDecoder(Decoder):
 
     def block(self, index: int) -> Block:
         """See `Decoder`."""
-        architecture = self.checkpoint.architecture
-        names = {
-            role: architecture.hf_name(role, index)
-            for role in (*architecture.block, *architecture.optional)
-        }
-        weights = {r: self._dense(n) for r, n in names.items() if n in self.checkpoint.specs}
-        return Block(self.dimensions, weights, self.rotary, architecture.activation)
+        return self.model.block(index, self._pairs)
 
     def ends(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor, int], Tensor]]:
         """See `Decoder`."""
         return self._logits, lambda tokens, start: self.model.embed(tokens, start)
 
     def _logits(self, x: Tensor) -> Tensor:
-        head = self.model.head(lambda name: frozen_pairs(self.base, name))
+        head = self.model.head(self._pairs)
         h = head.normalize(x)
         return torch.cat([functional.linear(h, W, bias) for _, W, bias in head.chunks(4096)], -1)
 
-    def _dense(self, name: str) -> Tensor:
-        if len(self.checkpoint.specs[name].shape) == 1:
-            return self.checkpoint.tensor(name)
-        W = self.model.reader.matrix(name).clone()
-        for pair in frozen_pairs(self.base, name):
-            W.addmm_(pair.B, pair.A)
-        return W
+    def _pairs(self, name: str) -> list[Pair]:
+        return frozen_pairs(self.base, name)
 
 
 def write(decoder: Decoder, count: int, seed: int) -> Steps[list[Example]]:

@@ -71,12 +71,10 @@ def peak(
 
 
 def _writing(base: PackedBase) -> int:
-    """Keys and values of the general text that is written before, and a block as float32."""
+    """Keys and values of the general text that is written before."""
     d = base.checkpoint.dimensions
     positions = general.AT_ONCE * (general.LENGTH + 1) * d.num_hidden_layers
-    specs = (s for s in base.checkpoint.specs.values() if s.block == 0)
-    block = sum(spec.numel for spec in specs)
-    return FLOAT * (2 * positions * d.num_key_value_heads * d.head_dim + block)
+    return FLOAT * 2 * positions * d.num_key_value_heads * d.head_dim
 
 
 def _teachers(base: PackedBase, options: Finetune) -> int:
