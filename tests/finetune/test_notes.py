@@ -11,7 +11,7 @@ import pytest
 from edgepack.adapters.base import PackedBase
 from edgepack.checkpoint import open_checkpoint
 from edgepack.core import plugins
-from edgepack.core.adapters import RUNTIME_FILES
+from edgepack.core.adapters import FILE, PEFT
 from edgepack.core.disk import sha256
 from edgepack.core.executor import Threads
 from edgepack.core.progress import finish
@@ -75,7 +75,7 @@ def test_a_model_learns_notes_and_forgets_them_when_switched_off(target, library
     options = Finetune(data=str(notes), steps=STEPS, learning_rate=RATE)
     stage = make(options, Path(), finished=base)
     finish(stage.complete(Threads()))
-    adapter = stage.folder / RUNTIME_FILES[target]
+    adapter = stage.folder / {"gguf": FILE, "onnx": PEFT}[target]
     with Model("tuned", base.file, base.factors, ((adapter, 1.0),)).open(512) as runtime:
 
         def says(question):
