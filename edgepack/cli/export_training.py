@@ -1,4 +1,4 @@
-"""`edgepack export-training`: the training step of a packed model as a graph."""
+"""`edgepack export-training`, `import-training`: the training step as a graph; its result."""
 
 from __future__ import annotations
 
@@ -51,3 +51,20 @@ def export_training(
     with drawing() as draw:
         written = edgepack.export_training(folder, place, options, progress=draw)
     typer.echo(f"{written}: training.onnx, and train.html for a browser")
+
+
+@app.command()
+def import_training(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The output folder.")],
+    training: Annotated[
+        Path, typer.Argument(metavar="TRAINING", help="What export-training wrote.")
+    ],
+    factors: Annotated[
+        Path, typer.Argument(metavar="FILE", help="The factors.safetensors that was trained.")
+    ],
+    name: Annotated[str, typer.Option(metavar="NAME", help="Of the adapter.")] = "trained",
+) -> None:
+    """Keep what a training graph has trained, in a browser say, as an adapter of DIR."""
+    from edgepack.finetune.graph.keep import keep
+
+    typer.echo(f"{keep(folder, training, factors, name)}: edgepack chat {folder} --adapter {name}")

@@ -16,6 +16,9 @@ from filelock import FileLock, Timeout
 
 from edgepack.errors import EdgepackError
 
+TEMPORARY = ".tmp"
+"""Ending of files that are being written."""
+
 
 def root() -> Path:
     """Where stages and notes are kept: ``$EDGEPACK_CACHE``, else the user's cache folder."""
@@ -27,7 +30,7 @@ def root() -> Path:
 def atomic(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """A temporary path beside `path`; it is renamed to `path` when the body succeeds. If `durable`,
     the data reaches the disk before the name, so that the file is whole after a power failure."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(path.name + TEMPORARY)
     try:
         yield temporary
         if durable:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from edgepack.core import fingerprint
-from edgepack.core.disk import atomic, lock_of, locked, root, sha256, sync, sync_tree
+from edgepack.core.disk import TEMPORARY, atomic, lock_of, locked, root, sha256, sync, sync_tree
 from edgepack.core.executor import Executor
 from edgepack.core.progress import Steps
 from edgepack.core.untrusted import Untrusted, read_json, validate
@@ -189,6 +189,8 @@ class Stage(ABC):
             sync(self.folder.parent)
 
     def _write_list(self) -> None:
+        for leftover in self.partial.rglob(f"*{TEMPORARY}"):  # of a killed run
+            leftover.unlink()
         files = (p for p in sorted(self.partial.rglob("*")) if p.is_file() and p.name != LIST)
         content = {
             "stage": self.name,

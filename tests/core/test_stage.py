@@ -105,6 +105,16 @@ def test_a_failed_stage_keeps_what_it_has_for_the_next_run():
     assert STAGE.is_done
 
 
+def test_what_a_killed_run_was_writing_is_no_part_of_the_result():
+    """Listed, it would be missing later, and all the work be done again."""
+    STAGE.partial.mkdir(parents=True)
+    for name in ("stage.json.tmp", "made.tmp"):
+        (STAGE.partial / name).write_text("half")
+    finish(STAGE.complete(Threads()))
+    assert set(STAGE.files()) == {"made"}
+    assert STAGE.is_whole()
+
+
 def test_a_second_writer_is_refused_and_the_first_goes_on():
     again = replace(STAGE)
     with STAGE.writing() as folder:

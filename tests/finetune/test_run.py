@@ -15,10 +15,12 @@ from edgepack.adapters.base import PackedBase
 from edgepack.core.adapters import find, listed, usable
 from edgepack.core.artifact import Artifact
 from edgepack.errors import EdgepackError
-from edgepack.finetune import finetune
+from edgepack.finetune import finetune, training
+from edgepack.finetune.stage import RESULT
 from edgepack.runtimes.models import Model
 from tests.support.adapters import expected, packed
 from tests.support.commands import fails, run, write
+from tests.support.dying import dies_before
 from tests.support.tiny import TEXT, make_model
 
 NOTES = [{"prompt": "the dog", "completion": "a fox"}, {"prompt": "the rest", "completion": "lazy"}]
@@ -219,3 +221,28 @@ def test_what_an_onnx_graph_has_no_room_for_is_refused_in_the_plan(tmp_path, not
     recipe = write(tmp_path / "r.yaml", model="llama", compress=compress, finetune=section)
     with pytest.raises(EdgepackError, match="no factors L·R to train"):
         edgepack.plan(recipe, "gguf")
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_files(
+    tmp_path, notes, monkeypatch
+):
+    """kill -9 before every few renames: states, the stage, the adapter's folder."""
+    compress = {"format": "q4_0", "rank": 4, "factors": "f16", "iterations": 1, "damping": [0.03]}
+    out = packed(tmp_path, compress=compress, export={"measure": {"tokens": 0}})
+    monkeypatch.setattr(training, "SAVE_EVERY", 0.0)
+    options = {**QUICK, "steps": 4, "data": notes, "name": "killed"}
+    monkeypatch.setenv("EDGEPACK_CACHE", str(tmp_path / "whole"))
+    whole = finetune(out, **{**options, "name": "whole"})
+    monkeypatch.setenv("EDGEPACK_CACHE", str(tmp_path / "cut"))
+    operations, kills = 1, 0
+    while dies_before(operations, lambda: finetune(out, **options)):
+        operations += 2
+        kills += 1
+        assert not (out / "adapters" / "killed").exists() or kills > 3
+    assert kills > 3
+    again = out / "adapters" / "killed"
+    assert (again / "adapter.gguf").read_bytes() == (whole.folder / "adapter.gguf").read_bytes()
+    curves = [json.loads((f / RESULT).read_text())["curve"] for f in (whole.folder, again)]
+    assert curves[0]["losses"] == curves[1]["losses"]
+    assert not list((out / "adapters").glob(".*"))

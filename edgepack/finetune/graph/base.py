@@ -19,11 +19,13 @@ from edgepack.export.values import F32
 
 @dataclass(frozen=True)
 class Base:
-    """A packed model: its dimensions, the formats of every matrix, a function that reads one."""
+    """A packed model: its dimensions, the formats of every matrix, a function that reads one, and
+    for an output folder what its adapters know it by."""
 
     checkpoint: Checkpoint
     formats: dict[str, WeightFormat]
     load: Callable[[str], FactoredWeight]
+    digest: str | None = None
 
 
 def open_base(folder: Path) -> Base:
@@ -47,7 +49,8 @@ def _open(folder: Path) -> Base:
     packed = PackedBase.open(folder) if (folder / MANIFEST).is_file() else None
     if packed is None or packed.target != GGUF:
         onnx = OnnxCheckpoint(folder)
-        return Base(onnx, dict(onnx.formats), onnx.weight)
+        digest = packed.identity.digest if packed else None
+        return Base(onnx, dict(onnx.formats), onnx.weight, digest)
     return _of_gguf(packed)
 
 
@@ -66,4 +69,4 @@ def _of_gguf(packed: PackedBase) -> Base:
                 pair = tuple(factor.format for factor in packed.pair(spec.name))
             fmt = F32 if whole else spec.dtype.lower()
             formats[spec.name] = WeightFormat(fmt, rank, *pair)
-    return Base(checkpoint, formats, load)
+    return Base(checkpoint, formats, load, packed.identity.digest)

@@ -51,8 +51,8 @@ class Matrix(Untrusted):
 
 
 class About(Untrusted):
-    """training.json. Rows have `length` tokens (None: any number up to `context`), and there are
-    `batch` of them in a step."""
+    """training.json. `digest` is that of the output folder that it was made from. Rows have
+    `length` tokens (None: any number up to `context`), and there are `batch` of them in a step."""
 
     mode: Annotated[str, Field(pattern="^(factors|stack)$")]
     batch: Count
@@ -60,6 +60,7 @@ class About(Untrusted):
     context: Count
     vocab_size: Count
     size: Count
+    digest: str | None = None
     data: Annotated[list[Name], Field(max_length=10_000)]
     parameters: Annotated[list[Matrix], Field(min_length=1, max_length=1_000_000)]
 
@@ -148,6 +149,7 @@ def write_folder(folder: Path, base: Base, options: Options) -> Steps[None]:
         "data": sorted(path.name for path in folder.glob(f"{GRAPH}_data*")),
         "optimizer": asdict(options.optimizer),
         "base": dict(base.checkpoint.source),
+        "digest": base.digest,
         "parameters": [asdict(parameter) for parameter in trained],
     }
     (folder / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
