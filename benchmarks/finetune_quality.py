@@ -10,7 +10,8 @@ examples. Question to SQL through the chat template, answers only.
 
 `valid`: the answer is SELECT … FROM … WHERE … over the table and the columns of the question.
 `exact`: it is the expected text. Ours are answered by llama.cpp, the others by transformers, always
-the likeliest token. Peak memory is that of the training process, mapped files included.
+the likeliest token. Peak memory is that of the training process, mapped files included. Rows that
+are not run again keep the figures of an earlier run.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ from edgepack.finetune.examples import IGNORED, Example, read_examples
 from edgepack.recover.adam import schedule
 from edgepack.runtimes.models import Model
 
-PAGE = RESULTS / "finetune_quality.md"
+PAGE, KEPT = RESULTS / "finetune_quality.md", RESULTS / "finetune_quality.json"
+COLUMNS = ("loss", "valid", "exact", "peak", "tokens_per_second")
 BATCH, RANK, ALPHA, RATE, CLIP, WARM_UP = 8, 8, 16, 1e-3, 1.0, 0.05
 MAX_TOKENS = 64
 SQL = re.compile(
@@ -161,7 +163,7 @@ def theirs(task: Task, python: str, nf4: bool, micro_batch: int, place: Path) ->
     (place / "job.json").write_text(json.dumps(job))
     worker = Path(__file__).with_name("_peft_worker.py")
     subprocess.run(
-        [python, str(worker), str(place / "job.json"), str(place / "result.json")], check=True
+        [python, "-P", str(worker), str(place / "job.json"), str(place / "result.json")], check=True
     )
     found = json.loads((place / "result.json").read_text())
     return found | task.worth(found["answers"])
@@ -188,13 +190,12 @@ def main() -> None:
     parser.add_argument("--rows", default="untuned,stack,factors,lora,qlora")
     given = parser.parse_args()
     base, wanted = PackedBase.open(given.folder), given.rows.split(",")
-    lines = ["| | test loss | valid SQL | exact | peak memory | tokens/s |"]
-    lines.append("|---|---:|---:|---:|---:|---:|")
-    print("\n".join(lines), flush=True)
+    known: dict[str, Any] = json.loads(KEPT.read_text()) if KEPT.exists() else {}
 
     def add(name: str, found: dict[str, Any]) -> None:
-        lines.append(line(name, found))
-        print(lines[-1], flush=True)
+        known[name] = {key: found[key] for key in COLUMNS if key in found}
+        print(line(name, found), flush=True)
+        KEPT.write_text(json.dumps(known, indent=1) + "\n")
 
     with tempfile.TemporaryDirectory() as made:
         place = Path(made)
@@ -211,6 +212,9 @@ def main() -> None:
         if "qlora" in wanted and given.python:
             found = theirs(task, given.python, True, given.micro_batch, place)
             add("QLoRA, NF4 (PEFT, bitsandbytes)", found)
+    lines = ["| | test loss | valid SQL | exact | peak memory | tokens/s |"]
+    lines.append("|---|---:|---:|---:|---:|---:|")
+    lines += [line(name, found) for name, found in known.items()]
     PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

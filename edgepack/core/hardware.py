@@ -12,6 +12,7 @@ import torch
 
 _OWN_GROUPS = Path("/proc/self/cgroup")
 _MOUNT = Path("/sys/fs/cgroup")
+GLIBC = "libc.so.6"
 M_MMAP_THRESHOLD = -3  # malloc.h
 LARGE = 1 << 20
 """Bytes from which a block of memory is given back when it is freed."""
@@ -76,7 +77,14 @@ def return_freed_memory() -> None:
     this does nothing.
     """
     with suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, LARGE)
+        ctypes.CDLL(GLIBC).mallopt(M_MMAP_THRESHOLD, LARGE)
+
+
+def trim_memory() -> None:
+    """Give back what the allocator holds of small freed blocks; takes milliseconds. Without glibc
+    this does nothing."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(GLIBC).malloc_trim(0)
 
 
 def multiplies_bfloat16() -> bool:

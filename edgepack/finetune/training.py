@@ -18,6 +18,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from edgepack.core.hardware import trim_memory
 from edgepack.core.progress import Progress, Steps
 from edgepack.core.weight_files import load_tensors, save_tensors
 from edgepack.errors import EdgepackError
@@ -126,6 +127,7 @@ class Run:
     def _timed_step(self) -> None:
         start = time.monotonic()
         self.step()
+        trim_memory()
         self.curve.seconds += time.monotonic() - start
 
     def step(self) -> None:
