@@ -64,7 +64,7 @@ def train(model: Any, job: dict[str, Any]) -> dict[str, Any]:
     """AdamW over the given batches, with the given rates."""
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=job["learning_rate"], weight_decay=0.0)
-    losses, positions = [], 0
+    losses, tokens = [], 0
     begin = time.monotonic()
     for batch, rate in zip(job["batches"], job["rates"], strict=True):
         count = sum(label != IGNORED for _, labels in batch for label in labels)
@@ -74,7 +74,7 @@ def train(model: Any, job: dict[str, Any]) -> dict[str, Any]:
             loss = loss_of(model, part) / count
             loss.backward()
             total += loss.item()
-            positions += len(part) * max(len(ids) for ids, _ in part)
+            tokens += sum(len(ids) for ids, _ in part)
         torch.nn.utils.clip_grad_norm_(trained, job["clip"])
         for group in optimizer.param_groups:
             group["lr"] = job["learning_rate"] * rate
@@ -82,7 +82,7 @@ def train(model: Any, job: dict[str, Any]) -> dict[str, Any]:
         optimizer.zero_grad(set_to_none=True)
         losses.append(total)
     seconds = time.monotonic() - begin
-    return {"losses": losses, "tokens_per_second": positions / seconds, "peak": peak()}
+    return {"losses": losses, "tokens_per_second": tokens / seconds, "peak": peak()}
 
 
 @torch.no_grad()

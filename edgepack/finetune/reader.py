@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 
 import numpy as np
@@ -25,17 +26,26 @@ class Reader:
         self.checkpoint = checkpoint
         self._room = torch.empty(0)
         self._tables: dict[str, QuantizedTensor] = {}
+        self._orders: dict[str, Tensor | None] = {}
+        self._threads = torch.get_num_threads()
+        self._pool = ThreadPoolExecutor(self._threads)
         self._has_ggml = find_spec("llama_cpp") is not None
 
     def matrix(self, name: str) -> Tensor:
         """A whole matrix ``[out, in]``, with Hugging Face's order of rows."""
-        spec = self.checkpoint.specs[name]
-        W = self.rows(name, range(spec.shape[0]))
-        checkpoint = self.checkpoint
+        rows, checkpoint = range(self.checkpoint.specs[name].shape[0]), self.checkpoint
         if not isinstance(checkpoint, GgufCheckpoint):
-            return W
-        order = gguf_rows(checkpoint.architecture, checkpoint.dimensions, spec.role)
-        return W if order is None else W[torch.argsort(order)]
+            return self.rows(name, rows)
+        data, kind = checkpoint.stored_rows(name, rows)
+        order = self._order(checkpoint.specs[name].role)
+        return self._values(name, data if order is None else data[order], kind)
+
+    def _order(self, role: str) -> Tensor | None:
+        """The stored row of each of Hugging Face's rows; None if the orders agree."""
+        if role not in self._orders:
+            order = gguf_rows(self.checkpoint.architecture, self.checkpoint.dimensions, role)
+            self._orders[role] = None if order is None else torch.argsort(order)
+        return self._orders[role]
 
     def rows(self, name: str, rows: range) -> Tensor:
         """Some rows of a matrix, in the order of the file (the same for embeddings and heads)."""
@@ -79,5 +89,10 @@ class Reader:
         if self._room.numel() < size:
             self._room = torch.empty(size)
         out = self._room[:size].view(len(data), columns)
-        dequantize_into(int(number), data.numpy(), out.numpy())
+        step = -(-len(data) // self._threads)
+        parts = [slice(start, start + step) for start in range(0, len(data), step)]
+        done = self._pool.map(
+            lambda part: dequantize_into(int(number), data[part].numpy(), out[part].numpy()), parts
+        )
+        list(done)  # raises what a part raised
         return out

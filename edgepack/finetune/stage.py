@@ -89,7 +89,8 @@ class Finetune(Stage):
 
     def run(self, folder: Path, executor: Executor) -> Steps[None]:  # noqa: D102
         yield Progress("finetune", 0, 1, "reading examples")
-        return_freed_memory()
+        if self.options_.memory:  # it slows training down by a third
+            return_freed_memory()
         o, base = self.options_, self.base
         names, layout, learnt, held_out = self.prepare()
         trained = yield from self._trained(names)

@@ -41,12 +41,12 @@ Gradients = dict[str, Tensor]
 class Curve:
     """What a run did: the loss of every step in nats a learnt token, what the held-out examples
     lost as (steps made, loss, share of likeliest tokens), why it ended (``steps`` or
-    ``patience``), and positions and seconds of all steps."""
+    ``patience``), and tokens and seconds of all steps."""
 
     losses: list[float] = field(default_factory=list)
     held_out: list[tuple[int, float, float]] = field(default_factory=list)
     stopped: str | None = None
-    positions: int = 0
+    tokens: int = 0
     seconds: float = 0.0
 
     @property
@@ -63,8 +63,8 @@ class Curve:
 
     @property
     def tokens_per_second(self) -> float:
-        """Positions that were trained on, prompts included, a second."""
-        return self.positions / self.seconds if self.seconds else 0.0
+        """Tokens that were trained on, prompts and general text included, a second."""
+        return self.tokens / self.seconds if self.seconds else 0.0
 
 
 @dataclass(frozen=True)
@@ -185,11 +185,11 @@ class Run:
                 else:
                     gradients[key] = g.mul_(share)
 
+        self.curve.tokens += sum(len(example.ids) for example in examples)
         total, pairs = Score(), self.trained.pairs
         for batch in micro_batches(examples, self.positions):
             arguments = (self.model, batch, pairs, self.kind, receive, self.lowest, teacher)
             total += backward(*arguments)
-            self.curve.positions += batch.ids.numel()
         return total
 
     def _teacher(self, place: int) -> Tensor:
