@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -19,7 +17,7 @@ from edgepack.checkpoint import Checkpoint
 from edgepack.core.adapters import FOLDER, check_name, only_weights
 from edgepack.core.disk import atomic, sha256
 from edgepack.core.executor import Executor
-from edgepack.core.hardware import return_freed_memory
+from edgepack.core.hardware import peak_memory, return_freed_memory
 from edgepack.core.progress import Progress, Steps
 from edgepack.core.stage import Stage
 from edgepack.decompose.stage import Decompose
@@ -113,7 +111,7 @@ class Finetune(Stage):
             "general": asdict(general.drift(model, judges, trained.without, run.evaluated)),
             "general_tokens": len(judges) * general.LENGTH,
             "tokens_per_second": curve.tokens_per_second,
-            "peak_memory": _peak(),
+            "peak_memory": peak_memory(),
             "planned_memory": layout.peak,
             "activations": layout.kind,
             "arithmetic": model.arithmetic.name,
@@ -289,9 +287,3 @@ def _existing(path: Path, key: str) -> Path:
             hint="give a .jsonl with a row a line, a .json list of rows, or a text",
         )
     return path
-
-
-def _peak() -> int:
-    """Most bytes of memory that the process has had."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,5 +1,8 @@
 """What a container lets a process have."""
 
+import subprocess
+import sys
+
 import pytest
 
 from edgepack.checkpoint import open_checkpoint
@@ -70,3 +73,11 @@ def test_int8_is_not_claimed_where_torch_cannot_tell(monkeypatch):
     monkeypatch.delattr("torch.cpu._is_vnni_supported")
     monkeypatch.delattr("torch.cpu._is_amx_tile_supported")
     assert hardware.multiplies_int8() is False
+
+
+def test_the_peak_is_this_process_own():
+    """A child of a large process begins small; getrusage would say otherwise on Linux."""
+    large = b"x" * (700 << 20)
+    code = "from edgepack.core.hardware import peak_memory; print(peak_memory())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 0 < int(done.stdout) < len(large) <= hardware.peak_memory()
