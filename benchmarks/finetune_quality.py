@@ -120,14 +120,16 @@ def through_llama(task: Task, model: Model) -> dict[str, Any]:
     return {"loss": total / count, **task.worth(answers)}
 
 
-def ours(task: Task, base: PackedBase, mode: str, cache: Path) -> dict[str, Any]:
-    """Train by the command, in a process of its own."""
-    name = f"wikisql-{mode}"
+def ours(task: Task, base: PackedBase, row: str) -> dict[str, Any]:
+    """Train by the command, in a process of its own; a row is a mode, perhaps with an arithmetic."""
+    mode, _, arithmetic = row.partition(":")
+    name = f"wikisql-{row.replace(':', '-')}"
     command = [sys.executable, "-m", "edgepack", "finetune", str(base.folder), "--json", "--force"]
     command += ["--data", str(task.files["train"]), "--name", name, "--mode", mode]
     command += ["--rank", str(RANK), "--learning-rate", str(RATE), "--batch-size", str(BATCH)]
     command += ["--steps", str(task.steps), "--set", "held_out=0", "--set", f"clip={CLIP}"]
     command += ["--set", f"lora_alpha={ALPHA}", "--replay", "0"]
+    command += ["--set", f"arithmetic={arithmetic or 'float32'}"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     result = json.loads(done.stdout)
     adapter = base.folder / "adapters" / name / "adapter.gguf"
@@ -187,7 +189,7 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=400)
     parser.add_argument("--test", type=int, default=100)
     parser.add_argument("--micro-batch", type=int, default=4)
-    parser.add_argument("--rows", default="untuned,stack,factors,lora,qlora")
+    parser.add_argument("--rows", default="untuned,stack,stack:bfloat16,factors,lora,qlora")
     given = parser.parse_args()
     base, wanted = PackedBase.open(given.folder), given.rows.split(",")
     known: dict[str, Any] = json.loads(KEPT.read_text()) if KEPT.exists() else {}
@@ -203,9 +205,8 @@ def main() -> None:
         untuned = Model("untuned", base.file, base.factors)
         if "untuned" in wanted:
             add("packed, untuned", through_llama(task, untuned))
-        for mode in ("stack", "factors"):
-            if mode in wanted:
-                add(f"edgepack `{mode}`", ours(task, base, mode, place))
+        for row in (row for row in wanted if row.startswith(("stack", "factors"))):
+            add(f"edgepack `{row}`", ours(task, base, row))
         if "lora" in wanted:
             found = theirs(task, sys.executable, False, given.micro_batch, place)
             add("LoRA on the unpacked model, float32 (PEFT)", found)
