@@ -121,7 +121,7 @@ def through_llama(task: Task, model: Model) -> dict[str, Any]:
 
 
 def ours(task: Task, base: PackedBase, row: str) -> dict[str, Any]:
-    """Train by the command, in a process of its own; a row is a mode, perhaps with an arithmetic."""
+    """Train by the command, in a process of its own; a row is a mode, maybe with an arithmetic."""
     mode, _, arithmetic = row.partition(":")
     name = f"wikisql-{row.replace(':', '-')}"
     command = [sys.executable, "-m", "edgepack", "finetune", str(base.folder), "--json", "--force"]

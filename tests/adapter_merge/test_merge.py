@@ -26,7 +26,7 @@ from tests.support.commands import fails, run
 from tests.support.ggufs import TOKENS, distance, in_llama_cpp
 
 pytest.importorskip("llama_cpp")
-pytestmark = pytest.mark.llama
+pytestmark = [pytest.mark.llama, pytest.mark.slow]
 CHANGED = ("q_proj", "down_proj")
 
 

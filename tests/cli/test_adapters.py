@@ -16,7 +16,7 @@ from tests.support.adapters import packed, random_adapter
 from tests.support.commands import fails, run
 
 pytest.importorskip("llama_cpp")
-pytestmark = pytest.mark.llama
+pytestmark = [pytest.mark.llama, pytest.mark.slow]
 TOKENS = ["--max-tokens", "12", "--context", "128"]
 
 

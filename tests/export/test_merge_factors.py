@@ -12,6 +12,8 @@ from tests.support.adapters import packed
 from tests.support.commands import fails, write
 from tests.support.tiny import TEXT, make_model
 
+pytestmark = pytest.mark.slow
+
 LIBRARY = {"gguf": "llama_cpp", "onnx": "onnxruntime"}
 MERGED = {"merge_factors": True, "measure": {"tokens": 256, "context": 64}}
 

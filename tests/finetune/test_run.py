@@ -23,6 +23,8 @@ from tests.support.commands import fails, run, write
 from tests.support.dying import dies_before
 from tests.support.tiny import TEXT, make_model
 
+pytestmark = pytest.mark.slow
+
 NOTES = [{"prompt": "the dog", "completion": "a fox"}, {"prompt": "the rest", "completion": "lazy"}]
 QUICK = {"steps": 3, "r": 2, "learning_rate": 1e-2, "batch_size": 2}
 

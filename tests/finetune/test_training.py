@@ -18,6 +18,8 @@ from edgepack.finetune.training import Data, Run
 from edgepack.recipe.sections import Finetune
 from tests.support.bases import Dense, packed_base, random_examples
 
+pytestmark = pytest.mark.slow
+
 RATE = 2e-2
 
 

@@ -16,6 +16,8 @@ from edgepack.runtimes.models import Model
 from tests.support.adapters import expected, packed, random_adapter
 from tests.support.ggufs import INT8, TOKENS, distance
 
+pytestmark = pytest.mark.slow
+
 SCALES = ([1, 1], [0.5, -2], [0, 1], [0, 0])
 PLAIN = {"export": {"measure": {"tokens": 0}}}
 OPEN = {"export": {"measure": {"tokens": 0}, "onnx": {"adapters": True}}}

@@ -26,6 +26,8 @@ from edgepack.finetune.graph.options import Options
 from edgepack.finetune.graph.runner import TrainingSession, train
 from tests.support.adapters import expected
 
+pytestmark = pytest.mark.slow
+
 TOKENS = list(range(5, 25))
 
 

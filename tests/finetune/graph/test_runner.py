@@ -29,6 +29,8 @@ from edgepack.finetune.graph.runner import (
     train,
 )
 
+pytestmark = pytest.mark.slow
+
 STEPS, RATE = 20, 5e-3
 DECAY = AdamW(weight_decay=1.0)
 
