@@ -17,8 +17,8 @@ from edgepack.finetune.activations import BYTES, Kind
 from edgepack.finetune.loss import LOGITS_AT_ONCE
 from edgepack.recipe.sections import Finetune
 
-PROCESS = 400 << 20
-"""Bytes of Python, torch, the tokenizer and their code in training."""
+PROCESS, A_TOKEN = 330 << 20, 2000
+"""Bytes of Python, torch and their code in training; of the tokenizer for each of its tokens."""
 USUAL_POSITIONS = 512
 """Positions of a micro-batch where memory is no concern."""
 FLOAT = 4
@@ -67,7 +67,8 @@ def peak(
     """Bytes of the process at its peak."""
     own = _parameters(base, names, options) + _activations(base, positions, kind)
     own = max(own, _writing(base))
-    return int(PROCESS + ALLOCATOR * own) + _teachers(base, options)
+    process = PROCESS + A_TOKEN * base.checkpoint.dimensions.vocab_size
+    return int(process + ALLOCATOR * own) + _teachers(base, options)
 
 
 def _writing(base: PackedBase) -> int:
