@@ -22,6 +22,8 @@ pytestmark = pytest.mark.slow
 pytest.importorskip("setuptools", reason="builds the wheel; no network in tests")
 
 ROOT = Path(__file__).parents[2]
+KINDS = (".py", ".yaml", ".html")
+"""Endings of the files of the package, beside py.typed."""
 NEEDED = ("pyproject.toml", "README.md", "LICENSE")
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
 OFFLINE = ("--no-index", "--no-deps")
@@ -77,7 +79,7 @@ def outside(wheel, tmp_path_factory) -> Path:
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     package = {name for name in names if ".dist-info/" not in name}
-    here = [path for path in (ROOT / "edgepack").rglob("*") if path.suffix in (".py", ".yaml")]
+    here = [path for path in (ROOT / "edgepack").rglob("*") if path.suffix in KINDS]
     wanted = {path.relative_to(ROOT).as_posix() for path in here} | {"edgepack/py.typed"}
     assert package == wanted
     assert sum(name.startswith("edgepack/recipe/examples/") for name in names) >= 2
