@@ -104,7 +104,7 @@ def work(model: Path, given: dict[str, Any], steps: int) -> dict[str, float]:
     from edgepack.finetune.arithmetic import choose
     from edgepack.finetune.examples import Example
     from edgepack.finetune.frozen import FrozenModel
-    from edgepack.finetune.memory import choose as choose_layout
+    from edgepack.finetune.memory import Packed, choose_layout
     from edgepack.finetune.trained import Stack, targets
     from edgepack.finetune.training import Data, Run
     from edgepack.recipe.sections import Finetune
@@ -113,7 +113,7 @@ def work(model: Path, given: dict[str, Any], steps: int) -> dict[str, float]:
     frozen = base.checkpoint
     options = Finetune(data="-", r=RANK, steps=steps, batch_size=1, held_out=0, **given)
     names = targets(base.checkpoint, options)
-    layout = choose_layout(base, names, options, TOKENS)
+    layout = choose_layout(Packed(frozen, base.ranks), names, options, TOKENS)
     draw = torch.Generator().manual_seed(0)
     vocab = frozen.dimensions.vocab_size
     ids = torch.randint(0, min(vocab, 40000), (TOKENS + 1,), generator=draw)

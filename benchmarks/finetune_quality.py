@@ -33,9 +33,9 @@ from edgepack.checkpoint import open_checkpoint
 from edgepack.checkpoint.save import save
 from edgepack.checkpoint.special import ends
 from edgepack.core.progress import finish
-from edgepack.finetune.batches import order
 from edgepack.finetune.examples import IGNORED, Example, read_examples
 from edgepack.recover.adam import schedule
+from edgepack.recover.training import order
 from edgepack.runtimes.models import Model
 
 PAGE, KEPT = RESULTS / "finetune_quality.md", RESULTS / "finetune_quality.json"
@@ -146,7 +146,8 @@ def theirs(task: Task, python: str, nf4: bool, micro_batch: int, place: Path) ->
         folder.mkdir()
         finish(save(checkpoint, checkpoint.tensor, folder, "benchmark"))
     plain = [(e.ids.tolist(), e.labels.tolist()) for e in task.train]
-    batches = [[plain[i] for i in order(len(plain), BATCH, step, 0)] for step in range(task.steps)]
+    orders = (order(len(plain), BATCH, 0, step).tolist() for step in range(task.steps))
+    batches = [[plain[i] for i in places] for places in orders]
     job = {
         "model": str(folder),
         "nf4": nf4,

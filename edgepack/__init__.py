@@ -10,19 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
+
+from edgepack.core.progress import finish
 
 if TYPE_CHECKING:
     from edgepack.comparison.compare import Point
     from edgepack.comparison.scoreboard import Scoreboard
     from edgepack.core.artifact import Artifact
-    from edgepack.core.progress import Progress, Steps
+    from edgepack.core.progress import Progress
     from edgepack.finetune.graph.options import Options
     from edgepack.planning.plan import Plan
 
 __all__ = ["build", "compare", "evaluate", "export_training", "merge_adapters", "plan"]
-
-T = TypeVar("T")
 
 
 def plan(recipe: str | Path, target: str = "gguf") -> Plan:
@@ -57,7 +57,7 @@ def build(
     loaded = load(path)
     folder = pipeline.output_folder(loaded, path.stem, target, Path(out) if out else None)
     steps = pipeline.build(loaded, target, base=path.parent, out=folder, force=force)
-    return _run(steps, progress)
+    return finish(steps, progress)
 
 
 def evaluate(
@@ -101,7 +101,7 @@ def evaluate(
         limit=limit,
         adapters=tuple(adapters),
     )
-    return _run(run(request), progress)
+    return finish(run(request), progress)
 
 
 def merge_adapters(
@@ -127,7 +127,7 @@ def merge_adapters(
     request = Request(
         Path(folder), tuple(adapters), Path(out), method, rank, density, merge_factors, force
     )
-    return _run(merge(request), progress)
+    return finish(merge(request), progress)
 
 
 def compare(
@@ -162,7 +162,7 @@ def compare(
         raise RecipeError("--sizes: names no size", hint="write 60MB,70MB")
     items = load_all(tasks, Path(data) if data else None, limit)
     others = [Path(path) for path in against]
-    return _run(comparison.compare(loaded, sizes, Path(out), others, items, target), progress)
+    return finish(comparison.compare(loaded, sizes, Path(out), others, items, target), progress)
 
 
 def export_training(
@@ -180,16 +180,4 @@ def export_training(
     from edgepack.finetune.graph.folder import export_training as write
     from edgepack.finetune.graph.options import Options
 
-    return _run(write(Path(folder), Path(out), options or Options()), progress)
-
-
-def _run(steps: Steps[T], progress: Callable[[Progress], None] | None) -> T:
-    """The result of a computation, whose progress is passed on."""
-    while True:
-        try:
-            step = next(steps)
-        except StopIteration as end:
-            result: T = end.value
-            return result
-        if progress:
-            progress(step)
+    return finish(write(Path(folder), Path(out), options or Options()), progress)

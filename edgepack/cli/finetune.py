@@ -20,20 +20,25 @@ def finetune(
         str | None, typer.Option(metavar="NAME", help="Of the adapter; default: that of FILE.")
     ] = None,
     mode: Annotated[
-        str, typer.Option(metavar="MODE", help="stack (a new adapter) or factors (L and R).")
-    ] = "stack",
-    r: Annotated[int, typer.Option("-r", "--rank", metavar="N", help="Rank of a stack.")] = 8,
-    epochs: Annotated[int, typer.Option(metavar="N", help="Times each example is seen.")] = 3,
+        str | None,
+        typer.Option(metavar="MODE", help="stack (a new adapter; default) or factors (L and R)."),
+    ] = None,
+    r: Annotated[
+        int | None, typer.Option("-r", "--rank", metavar="N", help="Rank of a stack.")
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(metavar="N", help="Times each example is seen.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(metavar="N", help="Steps, for epochs.")] = None,
-    learning_rate: Annotated[float, typer.Option(metavar="F", help="Of AdamW.")] = 1e-3,
-    batch_size: Annotated[int, typer.Option(metavar="N", help="Examples of a step.")] = 4,
+    learning_rate: Annotated[float | None, typer.Option(metavar="F", help="Of AdamW.")] = None,
+    batch_size: Annotated[int | None, typer.Option(metavar="N", help="Examples of a step.")] = None,
     sequence_length: Annotated[
-        int, typer.Option(metavar="N", help="Most tokens of an example.")
-    ] = 512,
+        int | None, typer.Option(metavar="N", help="Most tokens of an example.")
+    ] = None,
     replay: Annotated[
-        float,
+        float | None,
         typer.Option(metavar="F", help="General text to go on knowing, for each example learnt."),
-    ] = 0.5,
+    ] = None,
     validation: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Examples that judge.")
     ] = None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -22,11 +22,13 @@ Steps = Generator[Progress, None, T]
 """A computation that reports as it goes and returns a T."""
 
 
-def finish(steps: Steps[T]) -> T:
-    """Run to the end, ignore the progress, and return the result."""
+def finish(steps: Steps[T], progress: Callable[[Progress], None] | None = None) -> T:
+    """Run to the end, and return the result; `progress` hears what is being done."""
     while True:
         try:
-            next(steps)
+            step = next(steps)
         except StopIteration as end:
             result: T = end.value
             return result
+        if progress is not None:
+            progress(step)

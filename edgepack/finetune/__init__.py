@@ -36,14 +36,7 @@ def finetune(
     ``data`` must be given. An adapter of that name is replaced only with `force`. `progress` hears
     what is being done. A killed run goes on where it stopped.
     """
+    from edgepack.core.progress import finish
     from edgepack.finetune.run import run
 
-    steps = run(Path(folder), options, force=force)
-    while True:
-        try:
-            step = next(steps)
-        except StopIteration as end:
-            found: Tuned = end.value
-            return found
-        if progress is not None:
-            progress(step)
+    return finish(run(Path(folder), options, force=force), progress)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from edgepack.core.hadamard import hadamard
+from edgepack.finetune.int4.hadamard import rotate
 
 Kind = Literal["memory", "bfloat16", "int4", "disk"]
 LEVELS = 7
@@ -60,8 +60,8 @@ class InFourBits(Saved):
 
     def push(self, x: Tensor) -> None:
         """See `Saved`."""
-        H = _matrix(run_of(x.shape[-1]))
-        turned = x.detach().reshape(-1, len(H)) @ H
+        run = run_of(x.shape[-1])
+        turned = rotate(x.detach().reshape(-1, run), run)
         scale = turned.abs().amax(1, keepdim=True).clamp_min(1e-30) / LEVELS
         codes = (turned / scale).round_().to(torch.int8) + 8
         flat = functional.pad(codes.to(torch.uint8).flatten(), (0, codes.numel() % 2))
@@ -72,8 +72,8 @@ class InFourBits(Saved):
         """See `Saved`."""
         packed, scale, shape = self.kept.pop()
         codes = torch.stack([packed & 15, packed >> 4], 1).flatten()[: shape.numel()].float() - 8
-        H = _matrix(run_of(shape[-1]))
-        return ((codes.view(-1, len(H)) * scale) @ H.T).view(shape)
+        run = run_of(shape[-1])
+        return rotate(codes.view(-1, run) * scale, run).view(shape)
 
 
 class OnDisk(Saved):
@@ -118,7 +118,3 @@ def saved(kind: Kind) -> Saved:
 def run_of(width: int) -> int:
     """Values that are turned together: the largest power of two up to 64 that divides the width."""
     return min(64, width & -width)
-
-
-def _matrix(n: int) -> Tensor:
-    return hadamard(n).float()

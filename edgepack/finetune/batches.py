@@ -46,21 +46,6 @@ def _padded(examples: Sequence[Example]) -> Batch:
     return Batch(ids, labels)
 
 
-def order(count: int, batch: int, step: int, seed: int) -> list[int]:
-    """The examples of step `step`: every epoch has another random order, and a step that reaches
-    over the end of one goes on in the next."""
-    found: list[int] = []
-    for place in range(step * batch, (step + 1) * batch):
-        epoch, at = divmod(place, count)
-        found.append(int(_permutation(count, epoch, seed)[at]))
-    return found
-
-
-def _permutation(count: int, epoch: int, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    return torch.randperm(count, generator=generator)
-
-
 def split(
     examples: Sequence[Example], share: float, seed: int
 ) -> tuple[list[Example], list[Example]]:

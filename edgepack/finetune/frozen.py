@@ -21,7 +21,7 @@ from edgepack.errors import EdgepackError
 from edgepack.finetune.arithmetic import Arithmetic
 from edgepack.finetune.reader import Reader
 from edgepack.model.block import Block, Linear, norm
-from edgepack.model.decoder import HEAD_VECTORS, Decoder
+from edgepack.model.decoder import Decoder
 
 
 @dataclass(frozen=True)
@@ -171,12 +171,7 @@ class FrozenModel:
 
     def block(self, index: int, pairs: PairsOf) -> PackedBlock:
         """Block `index`, none of whose matrices is in memory."""
-        architecture = self.checkpoint.architecture
-        names = {
-            role: architecture.hf_name(role, index)
-            for role in (*architecture.block, *architecture.optional)
-        }
-        present = {role: name for role, name in names.items() if name in self.checkpoint.specs}
+        present = self.decoder.block_names(index)
         weights = _Read(present, self._tensor)
 
         def product(role: str, x: Tensor) -> Tensor:
@@ -184,8 +179,8 @@ class FrozenModel:
             bias = f"{role}.bias"
             return y + weights[bias] if bias in weights else y
 
-        d = self.checkpoint.dimensions
-        return PackedBlock(d, weights, self.decoder.rotary, architecture.activation, product)
+        d, activation = self.checkpoint.dimensions, self.checkpoint.architecture.activation
+        return PackedBlock(d, weights, self.decoder.rotary, activation, product)
 
     def _product(self, name: str, x: Tensor, pairs: Sequence[Pair]) -> Tensor:
         leaves = [leaf for pair in pairs if pair.A.requires_grad for leaf in (pair.A, pair.B)]
@@ -204,12 +199,11 @@ class FrozenModel:
 
     def head(self, pairs: PairsOf) -> PackedHead:
         """Final norm and output matrix."""
-        architecture, d = self.checkpoint.architecture, self.checkpoint.dimensions
-        names = {role: architecture.outside.get(role, "") for role in HEAD_VECTORS}
-        vectors = {r: self._tensor(n) for r, n in names.items() if n in self.checkpoint.specs}
+        d = self.checkpoint.dimensions
+        names, name = self.decoder.head_names()
+        vectors = {role: self._tensor(vector) for role, vector in names.items()}
         if "output_norm" not in vectors:
             raise EdgepackError("the model has no final norm")
-        name = architecture.hf_name("token_embd" if d.tie_word_embeddings else "output")
         pair = next(iter(pairs(name)), None)
         return PackedHead(self.reader, name, vectors, d.rms_norm_eps, d.hidden_size, pair)
 

@@ -7,10 +7,10 @@ micro-batch. Of the packed file only what is being decoded is in memory.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from edgepack.adapters.base import PackedBase
+from edgepack.checkpoint import Checkpoint, Dimensions
 from edgepack.errors import EdgepackError
 from edgepack.finetune import general
 from edgepack.finetune.activations import BYTES, Kind
@@ -27,16 +27,31 @@ ALLOCATOR = 1.25
 
 
 @dataclass(frozen=True)
+class Packed:
+    """What the memory of a run depends on: the packed model's dimensions, and the ranks of L·R by
+    weight. A plan knows both before there are any files."""
+
+    model: Checkpoint
+    ranks: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class Layout:
-    """How a run uses memory: positions of a micro-batch, where activations wait, and the peak that
-    is expected of it in bytes."""
+    """How a run uses memory: positions of a micro-batch, where activations wait, and the bytes that
+    are expected of the process before it trains, and of training."""
 
     positions: int
     kind: Kind
-    peak: int
+    process: int
+    own: int
+
+    @property
+    def peak(self) -> int:
+        """Bytes of the process at its peak."""
+        return self.process + self.own
 
 
-def choose(base: PackedBase, names: Sequence[str], options: Finetune, longest: int) -> Layout:
+def choose_layout(packed: Packed, names: Sequence[str], options: Finetune, longest: int) -> Layout:
     """The fastest layout that `options.memory` allows, for examples of up to `longest` tokens.
 
     Only exact layouts are chosen by themselves: fewer positions at once, then activations on disk.
@@ -46,9 +61,7 @@ def choose(base: PackedBase, names: Sequence[str], options: Finetune, longest: i
     positions = sorted({max(longest, size) for size in sizes}, reverse=True)
     kinds: list[Kind] = [options.activations] if options.activations else ["memory", "disk"]
     layouts = [
-        Layout(count, kind, peak(base, names, options, count, kind))
-        for kind in kinds
-        for count in positions
+        _layout(packed, names, options, count, kind) for kind in kinds for count in positions
     ]
     fitting = [x for x in layouts if options.memory is None or x.peak <= options.memory]
     if fitting:
@@ -61,46 +74,44 @@ def choose(base: PackedBase, names: Sequence[str], options: Finetune, longest: i
     )
 
 
-def peak(
-    base: PackedBase, names: Sequence[str], options: Finetune, positions: int, kind: Kind
-) -> int:
-    """Bytes of the process at its peak."""
-    own = _parameters(base, names, options) + _activations(base, positions, kind)
-    own = max(own, _writing(base))
-    process = PROCESS + A_TOKEN * base.checkpoint.dimensions.vocab_size
-    return int(process + ALLOCATOR * own) + _teachers(base, options)
+def _layout(
+    packed: Packed, names: Sequence[str], options: Finetune, positions: int, kind: Kind
+) -> Layout:
+    model, d = packed.model, packed.model.dimensions
+    training = _parameters(packed, names, options) + _activations(model, positions, kind)
+    own = int(ALLOCATOR * max(training, _writing(d))) + _teachers(d, options)
+    return Layout(positions, kind, PROCESS + A_TOKEN * d.vocab_size, own)
 
 
-def _writing(base: PackedBase) -> int:
+def _writing(d: Dimensions) -> int:
     """Keys and values of the general text that is written before."""
-    d = base.checkpoint.dimensions
     positions = general.AT_ONCE * (general.LENGTH + 1) * d.num_hidden_layers
     return FLOAT * 2 * positions * d.num_key_value_heads * d.head_dim
 
 
-def _teachers(base: PackedBase, options: Finetune) -> int:
+def _teachers(d: Dimensions, options: Finetune) -> int:
     """The untuned model's hidden states of general text."""
-    size = general.REPLAYED * general.LENGTH * base.checkpoint.dimensions.hidden_size
+    size = general.REPLAYED * general.LENGTH * d.hidden_size
     return FLOAT * size if options.replay else 0
 
 
-def _parameters(base: PackedBase, names: Sequence[str], options: Finetune) -> int:
+def _parameters(packed: Packed, names: Sequence[str], options: Finetune) -> int:
     """Masters, gradients, the best so far, and moments."""
     count = 0
     for name in names:
-        rank = base.ranks.get(name, 0) if options.mode == "factors" else options.r
-        count += rank * sum(base.checkpoint.specs[name].shape)
+        rank = packed.ranks.get(name, 0) if options.mode == "factors" else options.r
+        count += rank * sum(packed.model.specs[name].shape)
     copies = 3 if options.held_out or options.validation else 2
     moments = 2 * FLOAT if options.optimizer_states == "float32" else 2
     return count * (copies * FLOAT + moments)
 
 
-def _activations(base: PackedBase, positions: int, kind: Kind) -> int:
+def _activations(model: Checkpoint, positions: int, kind: Kind) -> int:
     """Block inputs, one block's inside, one decoded matrix, a run of logits."""
-    d = base.checkpoint.dimensions
+    d = model.dimensions
     saved = d.num_hidden_layers * d.hidden_size * BYTES[kind]
     heads = (d.num_attention_heads + 2 * d.num_key_value_heads) * d.head_dim
     inside = FLOAT * (8 * d.hidden_size + 4 * heads + 6 * d.intermediate_size)
-    shapes = (s.shape for s in base.checkpoint.specs.values() if s.block is not None)
+    shapes = (s.shape for s in model.specs.values() if s.block is not None)
     widest = max(shape[0] * shape[1] for shape in shapes if len(shape) == 2)
     return int(positions * (saved + inside)) + FLOAT * widest + 4 * FLOAT * LOGITS_AT_ONCE

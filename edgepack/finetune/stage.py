@@ -23,11 +23,12 @@ from edgepack.core.stage import Stage
 from edgepack.decompose.stage import Decompose
 from edgepack.errors import EdgepackError, RecipeError
 from edgepack.export.stage import Export
-from edgepack.finetune import begin, general, memory, report
+from edgepack.finetune import begin, general, report
 from edgepack.finetune.arithmetic import choose
 from edgepack.finetune.batches import split
 from edgepack.finetune.examples import Examples, read_examples
 from edgepack.finetune.frozen import FrozenModel
+from edgepack.finetune.memory import Layout, Packed, choose_layout
 from edgepack.finetune.trained import Factors, Stack, Trained, targets
 from edgepack.finetune.training import Data, Run
 from edgepack.planning.plan import Plan
@@ -39,6 +40,17 @@ RESULT = "finetune.json"
 STATE = "state"
 NOT_KEYED = ("data", "validation", "name")
 """Options that are in the key as what they lead to, or that change nothing in the result."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The trained weights, the use of memory, the examples to learn and those of a file that
+    judges."""
+
+    names: list[str]
+    layout: Layout
+    learnt: Examples
+    held_out: Examples | None
 
 
 @dataclass(frozen=True)
@@ -90,10 +102,11 @@ class Finetune(Stage):
         if self.options_.memory:  # it slows training down by a third
             return_freed_memory()
         o, base = self.options_, self.base
-        names, layout, learnt, held_out = self.prepare()
-        trained = yield from self._trained(names)
+        ready = self.prepare()
+        trained = yield from self._trained(ready.names)
         model = FrozenModel(base.checkpoint, choose(o.arithmetic, seed=o.seed))
-        data, judges = yield from self._data(model, learnt, held_out)
+        data, judges = yield from self._data(model, ready.learnt, ready.held_out)
+        layout = ready.layout
         run = Run(model, trained, data, o, folder / STATE, layout.kind, layout.positions)
         before = run.score(data.held_out, tuned=False) if data.held_out else None
         curve = yield from run.train()
@@ -104,7 +117,7 @@ class Finetune(Stage):
             "lora_alpha": o.lora_alpha if o.mode == "stack" else None,
             "examples": len(data.learnt),
             "held_out_examples": len(data.held_out),
-            "skipped": list(learnt.skipped),
+            "skipped": list(ready.learnt.skipped),
             "parameters": sum(master.numel() for master in trained.masters.values()),
             "before": before and {"loss": before.loss, "accuracy": before.accuracy},
             "best_step": curve.best,
@@ -122,42 +135,49 @@ class Finetune(Stage):
         self._write(folder, trained, result)
         (folder / STATE).unlink(missing_ok=True)
 
-    def prepare(self) -> tuple[list[str], memory.Layout, Examples, Examples | None]:
-        """The trained weights, the use of memory, the examples to learn and those of a file that
-        judges. All that is wrong with options and examples is found here."""
-        o, base = self.options_, self.base
-        names = targets(base.checkpoint, o)
-        if base.target == ONNX:
-            onnx.check_room(base, (n for n in names if o.mode == "stack" or n in base.ranks))
+    def prepare(self) -> Prepared:
+        """What can be known before any work. All that is wrong with options and examples is found
+        here, in a plan too, where there are no files yet."""
+        o, packed = self.options_, self.packed
+        names = targets(packed.model, o)
         if o.mode == "factors":
-            Factors.check(names, base.ranks)
+            Factors.check(names, packed.ranks)
+        changed = [name for name in names if o.mode == "stack" or name in packed.ranks]
+        if self.finished is not None and self.finished.target == ONNX:
+            onnx.check_room(self.finished, changed)
         choose(o.arithmetic)
-        learnt, held_out = self._examples()
+        learnt, held_out = self._examples(packed.model)
         every = [*learnt.examples, *(held_out.examples if held_out else ())]
         longest = max(len(example.ids) for example in every)
-        return names, memory.choose(base, names, o, longest), learnt, held_out
+        return Prepared(names, choose_layout(packed, names, o, longest), learnt, held_out)
 
-    def _examples(self) -> tuple[Examples, Examples | None]:
+    @property
+    def packed(self) -> Packed:
+        """The packed model as far as it is known: from the plan, or from its files."""
+        if self.finished is not None:
+            return Packed(self.finished.checkpoint, self.finished.ranks)
+        decomposed = self._exported.decomposed
+        formats = decomposed.chosen.formats if decomposed else {}
+        ranks = {name: fmt.rank for name, fmt in formats.items() if fmt.rank}
+        return Packed(self._exported.model, ranks)
+
+    def _examples(self, model: Checkpoint) -> tuple[Examples, Examples | None]:
         """Those to learn from, and those of a file that judges."""
+        learnt = self._read(model, "data", self.data, self.digest)
+        if self.validation is None:
+            return learnt, None
+        return learnt, self._read(model, "validation", self.validation, self.validation_digest)
+
+    def _read(self, model: Checkpoint, key: str, path: Path, known: str | None) -> Examples:
         o = self.options_
-        found: list[Examples] = []
-        for key, path, known in (
-            ("data", self.data, self.digest),
-            ("validation", self.validation, self.validation_digest),
-        ):
-            if path is None:
-                return found[0], None
-            if sha256(path) != known:
-                raise EdgepackError(
-                    f"finetune.{key}: {path.name} has changed since the run began",
-                    hint="run it again, and leave the file alone while it runs",
-                )
-            found.append(
-                read_examples(
-                    path, self.base.checkpoint, o.sequence_length, key, skip=o.skip_bad_rows
-                )
+        if sha256(path) != known:
+            raise EdgepackError(
+                f"finetune.{key}: {path.name} has changed since the run began",
+                hint="run it again, and leave the file alone while it runs",
             )
-        return found[0], found[1]
+        return read_examples(
+            path, model, o.sequence_length, f"finetune.{key}", skip=o.skip_bad_rows
+        )
 
     def _trained(self, names: list[str]) -> Steps[Trained]:
         o = self.options_
@@ -208,8 +228,12 @@ class Finetune(Stage):
         return {"finetuned": {"name": self.adapter_name, **found}}
 
     def memory(self) -> int:
-        """As `memory.peak` plans it, without the process; not known before the files are there."""
-        return self.options_.memory or 0
+        """As `choose_layout` plans it, beside the process."""
+        return self._planned.own
+
+    @cached_property
+    def _planned(self) -> Layout:
+        return self.prepare().layout
 
 
 def join(plan: Plan) -> Plan:
@@ -223,12 +247,11 @@ def join(plan: Plan) -> Plan:
             f"finetune: a {plan.target.name} has no packed weights to train on",
             hint="use --target gguf or --target onnx, or leave the section out",
         )
-    _check_room(plan, o)
     calibrate = plan.find(Calibrate)
     hessians = calibrate.hessians if calibrate and plan.find(Decompose) else None
     stage = make(o, plan.base, exported=exported, original=plan.model, hessians=hessians)
-    length = o.sequence_length
-    read_examples(stage.data, plan.original, length, "finetune.data", skip=o.skip_bad_rows)
+    stage.prepare()
+    _check_room(plan, o)
     texts = {EXAMPLES: stage.digest}
     if stage.validation_digest:
         texts[VALIDATION] = stage.validation_digest
@@ -238,10 +261,8 @@ def join(plan: Plan) -> Plan:
 def _check_room(plan: Plan, options: Options) -> None:
     """Refuse what the files of the plan could not be trained or run with."""
     names = targets(plan.model, options)
-    ranks = {name: fmt.rank for name, fmt in plan.formats.items() if fmt.rank}
     if options.mode == "factors":
-        Factors.check(names, ranks)
-        names = [name for name in names if name in ranks]
+        names = [name for name in names if plan.formats[name].rank]
     if plan.target.name != ONNX or plan.recipe.export.onnx.adapters:
         return
     fixed = [name for name in names if plan.formats[name].R != "f16"]

@@ -24,13 +24,14 @@ from edgepack.core.weight_files import load_tensors, save_tensors
 from edgepack.errors import EdgepackError
 from edgepack.finetune.activations import Kind
 from edgepack.finetune.adamw import AdamW
-from edgepack.finetune.batches import micro_batches, order
+from edgepack.finetune.batches import micro_batches
 from edgepack.finetune.examples import Example
 from edgepack.finetune.frozen import FrozenModel, Pair
 from edgepack.finetune.gradient import Score, backward, hidden, score
 from edgepack.finetune.trained import Masters, Trained, undropped
 from edgepack.recipe.sections import Finetune
 from edgepack.recover.adam import schedule
+from edgepack.recover.training import order
 
 SAVE_EVERY = 15.0
 """Seconds between saved states; a killed run repeats at most so much."""
@@ -157,13 +158,13 @@ class Run:
         size = self.options.batch_size
         learnt, seed = self.data.learnt, self.options.seed
         count = min(size, len(learnt))
-        own = [learnt[i] for i in order(len(learnt), count, number, seed)]
+        own = [learnt[i] for i in order(len(learnt), count, seed, number).tolist()]
         gradients: Gradients = {}
         found = self._add(own, gradients)
         if self.data.replay:
             more = max(1, round(self.options.replay * count))
-            places = order(len(self.data.replay), more, number, seed + 1)
-            for place in places:
+            places = order(len(self.data.replay), more, seed + 1, number)
+            for place in places.tolist():
                 self._add([self.data.replay[place]], gradients, 1 / more, self._teacher(place))
         return gradients, found
 

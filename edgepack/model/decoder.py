@@ -51,14 +51,15 @@ class Decoder:
 
     def block(self, index: int) -> Block:
         """Block `index` with its weights in memory."""
+        weights = {role: self._load(name) for role, name in self.block_names(index).items()}
+        return Block(self.dimensions, weights, self.rotary, self.checkpoint.architecture.activation)
+
+    def block_names(self, index: int) -> dict[str, str]:
+        """Role → name of the tensors that block `index` has."""
         architecture = self.checkpoint.architecture
-        names = {
-            role: architecture.hf_name(role, index)
-            for role in (*architecture.block, *architecture.optional)
-        }
-        present = {role: name for role, name in names.items() if name in self.checkpoint.specs}
-        weights = {role: self._load(name) for role, name in present.items()}
-        return Block(self.dimensions, weights, self.rotary, architecture.activation)
+        roles = (*architecture.block, *architecture.optional)
+        names = {role: architecture.hf_name(role, index) for role in roles}
+        return {role: name for role, name in names.items() if name in self.checkpoint.specs}
 
     def embedding(self) -> Tensor:
         """Token embeddings ``[vocab, hidden]``."""
@@ -90,12 +91,17 @@ class Decoder:
 
     def head(self) -> Head:
         """Final norm and output matrix."""
-        architecture, d = self.checkpoint.architecture, self.dimensions
-        output = architecture.hf_name("token_embd" if d.tie_word_embeddings else "output")
+        d = self.dimensions
+        vectors, output = self.head_names()
+        loaded = {role: self._load(name) for role, name in vectors.items()}
+        return Head.from_vectors(loaded, self._load(output), d.rms_norm_eps, d.hidden_size)
+
+    def head_names(self) -> tuple[dict[str, str], str]:
+        """Role → name of the head's vectors, and the name of the output matrix."""
+        architecture, tied = self.checkpoint.architecture, self.dimensions.tie_word_embeddings
         names = {role: architecture.outside.get(role, "") for role in HEAD_VECTORS}
         present = {role: n for role, n in names.items() if n in self.checkpoint.specs}
-        vectors = {role: self._load(name) for role, name in present.items()}
-        return Head.from_vectors(vectors, self._load(output), d.rms_norm_eps, d.hidden_size)
+        return present, architecture.hf_name("token_embd" if tied else "output")
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Logits ``[batch, time, vocab]`` of token ids ``[batch, time]``."""

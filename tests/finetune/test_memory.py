@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+
 import pytest
 
 from edgepack.errors import EdgepackError
@@ -18,7 +20,15 @@ def base(tmp_path_factory):
 
 def layout(base, longest=64, **given):
     options = Finetune(data="d", **given)
-    return memory.choose(base, targets(base.checkpoint, options), options, longest)
+    packed = memory.Packed(base.checkpoint, base.ranks)
+    return memory.choose_layout(packed, targets(base.checkpoint, options), options, longest)
+
+
+def fits(base, limit):
+    try:
+        return layout(base, memory=max(1, limit)) is not None
+    except EdgepackError:
+        return False
 
 
 def test_without_a_limit_it_is_the_fastest(base):
@@ -32,10 +42,7 @@ def test_a_limit_is_kept_by_fewer_positions_then_by_the_disk(base):
     small = layout(base, memory=free.peak - 1)
     assert small.peak < free.peak
     assert small.positions < free.positions
-    least = min(
-        memory.peak(base, targets(base.checkpoint, o := Finetune(data="d")), o, 64, kind)
-        for kind in ("memory", "disk")
-    )
+    least = bisect_left(range(free.peak), True, key=lambda limit: fits(base, limit))
     tight = layout(base, memory=least)
     assert (tight.positions, tight.kind) == (64, "disk")
     with pytest.raises(EdgepackError, match="MB are too few for examples of 64 tokens") as refused:
