@@ -107,7 +107,7 @@ def work(model: Path, given: dict[str, Any], steps: int) -> dict[str, float]:
     from edgepack.finetune.memory import Packed, choose_layout
     from edgepack.finetune.trained import Stack, targets
     from edgepack.finetune.training import Data, Run
-    from edgepack.recipe.sections import Finetune
+    from edgepack.recipe.training import Finetune
 
     base = PackedBase(model.parent, "benchmark", "gguf", {model.name: "0" * 64})
     frozen = base.checkpoint

@@ -28,7 +28,7 @@ from edgepack.export.onnx_decoder import decoder_graph
 from edgepack.export.profiles import PROFILES, GraphOptions
 from edgepack.export.values import F32, check_finite, plain_formats
 from edgepack.formats.base import Format
-from edgepack.recipe.sections import Onnx
+from edgepack.recipe.export import Onnx
 
 FOLDER = "onnx"
 DTYPES = {"model": "fp32", "model_quantized": "q8"}

@@ -32,7 +32,7 @@ def finetune(
 ) -> Tuned:
     """Train an adapter of an output folder; it is written into ``FOLDER/adapters/NAME``.
 
-    `options` are the keys of a recipe's section ``finetune`` (`recipe.sections.Finetune`), of which
+    `options` are the keys of a recipe's section ``finetune`` (`recipe.training.Finetune`), of which
     ``data`` must be given. An adapter of that name is replaced only with `force`. `progress` hears
     what is being done. A killed run goes on where it stopped.
     """

@@ -18,7 +18,7 @@ from edgepack.decompose.low_rank import exact_low_rank
 from edgepack.errors import EdgepackError
 from edgepack.finetune.frozen import frozen_pairs
 from edgepack.finetune.reader import Reader
-from edgepack.recipe.sections import Finetune
+from edgepack.recipe.training import Finetune
 
 
 def pissa(W: Tensor, rank: int) -> Lora:

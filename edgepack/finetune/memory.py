@@ -15,7 +15,7 @@ from edgepack.errors import EdgepackError
 from edgepack.finetune import general
 from edgepack.finetune.activations import BYTES, Kind
 from edgepack.finetune.loss import LOGITS_AT_ONCE
-from edgepack.recipe.sections import Finetune
+from edgepack.recipe.training import Finetune
 
 PROCESS, A_TOKEN = 330 << 20, 2000
 """Bytes of Python, torch and their code in training; of the tokenizer for each of its tokens."""

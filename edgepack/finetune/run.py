@@ -22,7 +22,7 @@ from edgepack.core.untrusted import quote, shorten
 from edgepack.errors import EdgepackError, RecipeError
 from edgepack.finetune.stage import RESULT, make
 from edgepack.recipe.read import parse
-from edgepack.recipe.sections import Finetune
+from edgepack.recipe.training import Finetune
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,8 @@ from edgepack.finetune.memory import Layout, Packed, choose_layout
 from edgepack.finetune.trained import Factors, Stack, Trained, targets
 from edgepack.finetune.training import Data, Run
 from edgepack.planning.plan import Plan
-from edgepack.recipe.sections import Finetune as Options
 from edgepack.recipe.texts import EXAMPLES, VALIDATION
+from edgepack.recipe.training import Finetune as Options
 
 RESULT = "finetune.json"
 """What the run did, in the stage's folder and for the manifest."""

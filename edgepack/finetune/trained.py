@@ -26,7 +26,7 @@ from edgepack.checkpoint import Checkpoint
 from edgepack.core.weights import FactoredWeight, QuantizedTensor
 from edgepack.errors import EdgepackError
 from edgepack.finetune.frozen import Pair, frozen_pairs
-from edgepack.recipe.sections import Finetune
+from edgepack.recipe.training import Finetune
 from edgepack.recover.trainable import apply_masters
 
 Masters = dict[str, Tensor]

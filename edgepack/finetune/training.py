@@ -29,7 +29,7 @@ from edgepack.finetune.examples import Example
 from edgepack.finetune.frozen import FrozenModel, Pair
 from edgepack.finetune.gradient import Score, backward, hidden, score
 from edgepack.finetune.trained import Masters, Trained, undropped
-from edgepack.recipe.sections import Finetune
+from edgepack.recipe.training import Finetune
 from edgepack.recover.adam import schedule
 from edgepack.recover.training import order
 

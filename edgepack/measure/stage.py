@@ -36,7 +36,7 @@ from edgepack.model.decoder import Decoder, fits_in_memory
 from edgepack.planning.formats import tensor_bytes
 from edgepack.planning.plan import Plan
 from edgepack.planning.plan import Text as CalibrationText
-from edgepack.recipe import sections
+from edgepack.recipe.export import Measure as Options
 from edgepack.recipe.texts import MEASURED, source_path
 from edgepack.runtimes.models import Model, Runnable
 
@@ -69,7 +69,7 @@ class Measure(Stage):
     """
 
     export: Export
-    measure: sections.Measure
+    measure: Options
     file: FileOfText | None
     calibration_text: CalibrationText | None
     has_baselines: bool
@@ -196,7 +196,7 @@ class Measure(Stage):
 
 
 def compare_models(
-    options: sections.Measure,
+    options: Options,
     text: Text,
     reference: Runnable,
     models: Sequence[Runnable],

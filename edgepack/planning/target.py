@@ -16,7 +16,8 @@ from edgepack.core import plugins
 from edgepack.core.progress import Progress
 from edgepack.core.untrusted import quote
 from edgepack.errors import RecipeError, missing_extra
-from edgepack.recipe.sections import Export, Recipe
+from edgepack.recipe.export import Export
+from edgepack.recipe.sections import Recipe
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -35,7 +35,7 @@ from edgepack.model.decoder import Decoder
 from edgepack.model.sliced import Sliced
 from edgepack.model.stream import Tokens
 from edgepack.planning.plan import Plan, Text
-from edgepack.recipe.sections import Rft
+from edgepack.recipe.training import Rft
 from edgepack.recover import distil
 from edgepack.recover.training import Settings, report_from_json
 

@@ -19,7 +19,7 @@ from edgepack.decompose.stage import Decompose
 from edgepack.errors import RecipeError
 from edgepack.model.decoder import Decoder
 from edgepack.planning.plan import Plan
-from edgepack.recipe import sections
+from edgepack.recipe import training
 from edgepack.recover import distil
 from edgepack.recover.training import Settings
 
@@ -36,7 +36,7 @@ class Recover(Stage):
     original: Checkpoint
     decomposed: Decompose
     calibration: Calibrate
-    recover: sections.Recover
+    recover: training.Recover
     arithmetic: Mapping[str, str]
 
     name = "recover"

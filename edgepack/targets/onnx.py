@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgepack.core.progress import Progress, Steps
 from edgepack.errors import EdgepackError, missing_extra
 from edgepack.planning.target import Library, Target
-from edgepack.recipe.sections import Onnx as Options
+from edgepack.recipe.export import Onnx as Options
 from edgepack.recipe.sections import Recipe
 
 if TYPE_CHECKING:

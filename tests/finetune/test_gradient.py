@@ -12,7 +12,7 @@ from edgepack.finetune.batches import micro_batches
 from edgepack.finetune.frozen import FrozenModel
 from edgepack.finetune.gradient import backward, score
 from edgepack.finetune.trained import Factors, Stack, targets
-from edgepack.recipe.sections import Finetune
+from edgepack.recipe.training import Finetune
 from tests.support.bases import Dense, packed_base, random_examples
 from tests.support.tiny import FAMILIES, LAYER_NORM
 

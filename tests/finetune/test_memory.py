@@ -9,7 +9,7 @@ import pytest
 from edgepack.errors import EdgepackError
 from edgepack.finetune import memory
 from edgepack.finetune.trained import targets
-from edgepack.recipe.sections import Finetune
+from edgepack.recipe.training import Finetune
 from tests.support.bases import packed_base
 
 

@@ -18,7 +18,7 @@ from edgepack.core.progress import finish
 from edgepack.core.weights import FactoredWeight, WeightFormat
 from edgepack.finetune import general
 from edgepack.finetune.stage import make
-from edgepack.recipe.sections import Finetune
+from edgepack.recipe.training import Finetune
 from edgepack.runtimes.chat import chat
 from edgepack.runtimes.models import Model
 

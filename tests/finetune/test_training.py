@@ -15,7 +15,7 @@ from edgepack.finetune.arithmetic import choose
 from edgepack.finetune.frozen import FrozenModel
 from edgepack.finetune.trained import Factors, Stack, targets
 from edgepack.finetune.training import Data, Run
-from edgepack.recipe.sections import Finetune
+from edgepack.recipe.training import Finetune
 from tests.support.bases import Dense, packed_base, random_examples
 
 pytestmark = pytest.mark.slow
