@@ -10,7 +10,8 @@ in q4_0 with a head in q8_0 serves, since values change no sizes; and SmolLM2-13
 Every row is a process of its own. `tensors` is the most that torch has allocated at a time by its
 own profiler: parameters, gradients, moments, activations, decoded matrices. `process` is the peak
 of the resident memory, libraries included. `planned` is what `--memory` is held against, for
-training with general text. All positions are learnt, the worst case for the logits.
+training with general text. Freed memory is handed back at once, as with `--memory`. All positions
+are learnt, the worst case for the logits.
 """
 
 from __future__ import annotations

@@ -74,7 +74,8 @@ def _limit(folder: Path) -> int | None:
 def return_freed_memory() -> None:
     """Let the allocator give large tensors back to the system as soon as they are freed.
 
-    glibc keeps freed blocks of up to 32 MB, and a process then holds twice what it uses. Elsewhere
+    glibc keeps freed blocks of up to 32 MB, so that a process holds more than it uses. It costs
+    time, because the system clears memory that it gives out again. Elsewhere
     this does nothing.
     """
     with suppress(OSError, AttributeError):

@@ -18,8 +18,8 @@ from edgepack.core.weights import QuantizedTensor
 class Reader:
     """Reads `checkpoint`'s matrices. What it returns is valid until the next call.
 
-    GGUF blocks are decoded by ggml where llama-cpp-python is installed: some thousand million
-    weights a second, so that nothing is gained by keeping a float copy.
+    GGUF blocks are decoded by ggml where llama-cpp-python is installed: fast enough
+    that little is gained by keeping a float copy.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:

@@ -99,7 +99,7 @@ class Finetune(Stage):
 
     def run(self, folder: Path, executor: Executor) -> Steps[None]:  # noqa: D102
         yield Progress("finetune", 0, 1, "reading examples")
-        if self.options_.memory:  # it slows training down by a third
+        if self.options_.memory:  # it costs time
             return_freed_memory()
         o, base = self.options_, self.base
         ready = self.prepare()
