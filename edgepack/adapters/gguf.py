@@ -12,7 +12,7 @@ from torch import Tensor
 
 from edgepack.adapters.adapter import Lora
 from edgepack.adapters.base import PackedBase
-from edgepack.adapters.gguf_factors import GgufFactors, values
+from edgepack.adapters.gguf_factors import GgufFactors
 from edgepack.checkpoint import Checkpoint
 from edgepack.core.weights import QuantizedTensor, WeightFormat
 from edgepack.errors import EdgepackError
@@ -59,7 +59,7 @@ def tuned(loras: Mapping[str, Lora], base: PackedBase, dtype: Dtype) -> dict[str
         if name not in loras:
             found[name] = Pair(L, R)
             continue
-        new = Lora.joined([Lora(values(R), values(L)), loras[name]]).reduced()
+        new = Lora.joined([Lora(R.dequantize(), L.dequantize()), loras[name]]).reduced()
         if new.rank > rank:
             return None
         found[name] = _stored(new, dtype)
@@ -83,7 +83,7 @@ def read(path: Path, checkpoint: Checkpoint) -> tuple[dict[str, Lora], Mapping[s
         )
     found = {}
     for name in factors.ranks:
-        L, R = map(values, factors.pair(name))
+        L, R = (part.dequantize() for part in factors.pair(name))
         if not (torch.isfinite(L).all() and torch.isfinite(R).all()):
             raise EdgepackError(
                 f"{path.name}: the factors of {name} are not finite", hint="train it again"

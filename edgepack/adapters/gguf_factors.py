@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from edgepack.checkpoint import Checkpoint, gguf_rows
 from edgepack.checkpoint.gguf_header import GgufHeader
@@ -95,8 +94,3 @@ class GgufFactors:
                 hint="the adapter was made for another model",
             )
         return rank
-
-
-def values(q: QuantizedTensor) -> Tensor:
-    """Stored factors as float32."""
-    return q.codes if q.format == "f32" else q.dequantize()

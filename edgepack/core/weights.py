@@ -104,7 +104,10 @@ class QuantizedTensor:
         return self.plugin.nbytes(self.shape)
 
     def dequantize(self) -> Tensor:
-        """Q as float32 ``[out, in]``, bit for bit what the runtime makes of the packed bytes."""
+        """Q as float32 ``[out, in]``, bit for bit what the runtime makes of the packed bytes.
+        Codes that are float32 (``f32``, which is no format to round to) are the values."""
+        if self.codes.dtype == torch.float32:
+            return self.codes
         return self.plugin.decode(self.codes, self.grid)
 
     def permute_rows(self, order: Tensor) -> QuantizedTensor:

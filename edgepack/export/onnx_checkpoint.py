@@ -86,7 +86,7 @@ class OnnxCheckpoint(FolderCheckpoint):
         if name not in self._formats:
             return self._vector(name)
         Q = self._part(name, "Q")
-        return Q.codes if Q.format == F32 else Q.dequantize()
+        return Q.dequantize()
 
     def quantized(self, name: str) -> QuantizedTensor | None:  # noqa: D102
         known = self._formats.get(name)

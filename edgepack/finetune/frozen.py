@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from edgepack.adapters.base import PackedBase
-from edgepack.adapters.gguf_factors import values
 from edgepack.checkpoint import Checkpoint
 from edgepack.errors import EdgepackError
 from edgepack.finetune.arithmetic import Arithmetic
@@ -67,7 +66,7 @@ def frozen_pairs(base: PackedBase, name: str) -> list[Pair]:
     """L·R of a packed weight, as it is stored."""
     if name not in base.ranks:
         return []
-    L, R = (values(part) for part in base.pair(name))
+    L, R = (part.dequantize() for part in base.pair(name))
     return [Pair(R, L)]
 
 

@@ -20,7 +20,6 @@ from torch import Tensor
 from edgepack.adapters.adapter import Lora
 from edgepack.adapters.base import PackedBase
 from edgepack.adapters.gguf import Pair as StoredPair
-from edgepack.adapters.gguf_factors import values
 from edgepack.architectures.base import LINEAR_ROLES
 from edgepack.checkpoint import Checkpoint
 from edgepack.core.weights import FactoredWeight, QuantizedTensor
@@ -240,7 +239,7 @@ def _pair(weight: FactoredWeight) -> tuple[Tensor, Tensor]:
     """(R, L) of a weight that has both, as lora_A and lora_B."""
     if weight.L is None or weight.R is None:
         raise ValueError("the weight has no factors")
-    return values(weight.R), values(weight.L)
+    return weight.R.dequantize(), weight.L.dequantize()
 
 
 def _factored(base: PackedBase, name: str) -> FactoredWeight:

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from edgepack.adapters.gguf_factors import values
 from edgepack.core.disk import sync_tree
 from edgepack.core.progress import Progress, Steps
 from edgepack.core.untrusted import Untrusted, read_json, shorten, validate
@@ -175,4 +174,4 @@ def _first_values(
 def _factor(weight: FactoredWeight, part: str) -> Tensor:
     factor = weight.L if part == "L" else weight.R
     assert factor is not None, "the formats promise factors"
-    return values(factor)
+    return factor.dequantize()

@@ -7,7 +7,6 @@ from pathlib import Path
 from edgepack.adapters import files
 from edgepack.adapters.adapter import Adapter, Lora
 from edgepack.adapters.base import PackedBase
-from edgepack.adapters.gguf_factors import values
 from edgepack.core.adapters import place
 from edgepack.core.untrusted import shorten
 from edgepack.errors import EdgepackError
@@ -51,7 +50,7 @@ def _added(base: PackedBase, trained: Adapters, mode: str) -> dict[str, Lora]:
     for name, (A, B) in trained.items():
         parts = [Lora(A, B)]
         if mode == "factors":
-            L, R = (values(part) for part in base.pair(name))
+            L, R = (part.dequantize() for part in base.pair(name))
             parts.append(Lora(R, -L))
         found[name] = Lora.joined(parts)
     return found
