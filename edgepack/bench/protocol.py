@@ -1,8 +1,8 @@
 """What `edgepack bench` and its workers say to each other: a job in, one JSON object a line out.
 
 There are two workers that speak it: `edgepack.bench.worker` (Python, on this machine, GGUF and
-ONNX) and `native/bench.cpp` (static, on phones and other machines, GGUF). A worker takes the path
-of a job's file as its only argument, and prints events as they happen. Seconds are wall-clock
+ONNX) and `native/bench.cpp` (static, on phones and other machines, GGUF). A worker takes the
+job as its only argument, and prints events as they happen. Seconds are wall-clock
 seconds; sizes are bytes.
 """
 
@@ -81,9 +81,9 @@ class Multiply(Part):
     threads: int
     types: tuple[str, ...]
     """Names as in `edgepack.formats`, which are ggml's."""
-    rows: int = 4096
+    rows: int = 2048
     columns: int = 4096
-    batches: tuple[int, ...] = (1, 512)
+    batches: tuple[int, ...] = (1, 256)
     bytes: int = 1 << 27
     rounds: int = 3
 
@@ -125,6 +125,8 @@ class Timed(Part):
     event: Literal["case"] = "case"
     index: int
     seconds: float
+    joules: float | None = None
+    """Energy of the processor's package meanwhile, where the system tells (Linux: RAPL)."""
     memory: Memory
 
 

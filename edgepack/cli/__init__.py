@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from edgepack.cli import (  # noqa: F401  (each adds its commands)
+    bench,
     build,
     chat,
     compare,

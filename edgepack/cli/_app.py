@@ -41,7 +41,7 @@ def heed_signals() -> None:
 
 ORDER = (
     *("init", "plan", "build", "show", "chat", "finetune", "merge-adapter"),
-    *("evaluate", "compare", "export-training", "import-training", "schema"),
+    *("evaluate", "compare", "bench", "export-training", "import-training", "schema"),
 )
 """Commands as people come to need them."""
 

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from edgepack.errors import EdgepackError
 
@@ -39,6 +39,15 @@ class Device(ABC):
     def __init__(self, address: str = "") -> None:
         self.address = address
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:  # noqa: B027  (most devices hold nothing)
+        """Remove what is only of use now, and end what still runs."""
+
     @abstractmethod
     def push(self, path: Path) -> str:
         """Make sure that a file, or a folder with all that is in it, is on the device; its place.
@@ -61,6 +70,11 @@ class Device(ABC):
     def describe(self) -> dict[str, Any]:
         """What the device is, as JSON: `cores`, `memory` in bytes, `machine` (``x86_64``,
         ``aarch64`` …), and what else it can tell."""
+
+    @abstractmethod
+    def condition(self) -> dict[str, Any]:
+        """What may change while it is measured, as JSON: `load` (of the last minute), `celsius`
+        (the hottest sensor), `governor`, `battery` in percent, `charging`, as far as it tells."""
 
 
 def check_exists(path: Path) -> None:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,6 +19,8 @@ from edgepack.core.disk import atomic
 from edgepack.devices import _measured
 from edgepack.devices.base import Device, Output, check_exists, out_of_time
 from edgepack.errors import EdgepackError, RecipeError
+
+GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
 class Local(Device):
@@ -70,6 +73,22 @@ class Local(Device):
             "machine": platform.machine(),
             "system": platform.system(),
         }
+
+    def condition(self) -> dict[str, Any]:
+        """See `Device`."""
+        import psutil
+
+        found: dict[str, Any] = {"load": round(psutil.getloadavg()[0], 2)}
+        read = getattr(psutil, "sensors_temperatures", dict)  # macOS and Windows have none
+        sensors: dict[str, Any] = read()
+        if heat := [one.current for group in sensors.values() for one in group if one.current]:
+            found["celsius"] = max(heat)
+        with suppress(OSError):
+            found["governor"] = GOVERNOR.read_text(encoding="ascii").strip()
+        battery = getattr(psutil, "sensors_battery", lambda: None)()
+        if battery is not None:
+            found |= {"battery": round(battery.percent), "charging": bool(battery.power_plugged)}
+        return found
 
 
 def _finish(command: list[str], timeout: float, stdout: Path, stderr: Path) -> bool:

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from edgepack.core import plugins
 from edgepack.errors import EdgepackError, missing_extra
 
-LIBRARY = {"darwin": "libggml-base.dylib", "win32": "ggml-base.dll"}
-"""File in llama-cpp-python's ``lib`` folder by platform; on others, ``libggml-base.so``."""
+LIBRARY = {"darwin": "libggml-{}.dylib", "win32": "ggml-{}.dll"}
+"""Files in llama-cpp-python's ``lib`` folder by platform; on others, ``libggml-base.so``."""
 
 _i64 = ctypes.c_int64
 _ptr = ctypes.c_void_p
@@ -42,6 +42,7 @@ SIGNATURES = {
     "ggml_blck_size": (_i64, [ctypes.c_int]),
     "ggml_row_size": (ctypes.c_size_t, [ctypes.c_int, _i64]),
     "ggml_get_type_traits": (ctypes.POINTER(_Traits), [ctypes.c_int]),
+    "ggml_version": (ctypes.c_char_p, []),
 }
 """Name → types of result and arguments of the C functions in use."""
 
@@ -49,15 +50,20 @@ SIGNATURES = {
 @cache
 def library() -> ctypes.CDLL:
     """libggml-base from the llama-cpp-python wheel, with its signatures declared."""
-    spec = find_spec("llama_cpp")
-    if spec is None or spec.origin is None:
-        raise missing_extra("llama-cpp-python", "llama")
-    name = LIBRARY.get(sys.platform, "libggml-base.so")
-    lib = ctypes.CDLL(str(Path(spec.origin).parent / "lib" / name))
+    lib = part("base")
     for function, (result, arguments) in SIGNATURES.items():
         getattr(lib, function).restype = result
         getattr(lib, function).argtypes = arguments
     return lib
+
+
+def part(name: str) -> ctypes.CDLL:
+    """A library of ggml's: ``base`` or ``cpu``."""
+    spec = find_spec("llama_cpp")
+    if spec is None or spec.origin is None:
+        raise missing_extra("llama-cpp-python", "llama")
+    file = LIBRARY.get(sys.platform, "libggml-{}.so").format(name)
+    return ctypes.CDLL(str(Path(spec.origin).parent / "lib" / file))
 
 
 def requires_imatrix(name: str) -> bool:

@@ -1,0 +1,183 @@
+"""What a benchmark found, as it is kept in ``bench.json``: raw times of every round, and beside
+them what they are read against. Everything else (medians, shares, tables, pictures) is computed
+from this, also from files of long ago or of other machines.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+from pydantic import Field
+
+from edgepack.bench.protocol import Case, Memory
+from edgepack.core.untrusted import Untrusted, read_json, validate
+from edgepack.errors import EdgepackError
+
+FILE = "bench.json"
+
+
+class Work(Untrusted):
+    """What a token asks of the machine (see `work`)."""
+
+    types: dict[str, int]
+    """Bytes of weights that a decoded token reads, by type."""
+    factors: int
+    """Bytes of L and R, and of adapters, that it reads."""
+    cache: int
+    """Bytes of keys and values that it reads for each token before it, and sequence."""
+    flops: int
+    """Operations of a token, without attention and head."""
+    head: int
+    """Operations of the head: of each decoded token, and of a prompt's last one."""
+    attention: int
+    """Operations of a token for each token before it."""
+
+    def bytes_read(self, case: Case) -> float:
+        """Bytes that one step of decoding reads, in the mean over a case."""
+        history = case.depth + case.tokens / 2
+        return sum(self.types.values()) + self.factors + self.cache * history * case.batch
+
+    def operations(self, case: Case) -> float:
+        """Operations of a whole case."""
+        before = case.depth + case.tokens / 2
+        heads = case.tokens if case.kind == "decode" else 1
+        own = case.tokens * (self.flops + self.attention * before)
+        return case.batch * (own + heads * self.head)
+
+
+class Timing(Untrusted):
+    """One case of one model with so many threads, round by round."""
+
+    case: Case
+    threads: int
+    seconds: list[float] = Field(min_length=1)
+    joules: list[float] = Field(default_factory=list)
+    """Energy of the processor; empty where the system does not tell."""
+    memory: Memory
+    """After the case, in the last round."""
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Median; with several sequences, of all together."""
+        return self.case.tokens * self.case.batch / median(self.seconds)
+
+
+class Loading(Untrusted):
+    """Loading and memory of one model with so many threads."""
+
+    threads: int
+    seconds: list[float] = Field(min_length=1)
+    before: Memory
+    """Of the worker without a model: the runtime's library, and Python where it is one."""
+    loaded: Memory
+    steady: Memory
+    """After all cases."""
+    peak: list[int]
+    """Most resident memory of the process, round by round."""
+
+
+class ModelResult(Untrusted):
+    """A model that was run."""
+
+    name: str
+    runtime: str
+    features: str
+    bytes: int
+    """Size of its files, adapters included."""
+    work: Work
+    loading: list[Loading]
+    timings: list[Timing]
+
+
+class ReadSpeed(Untrusted):
+    """How fast memory is read by so many threads."""
+
+    threads: int
+    bytes_per_second: list[float] = Field(min_length=1)
+
+
+class Product(Untrusted):
+    """How fast W·X is for a W of a type ``[rows, columns]`` and an X of `batch` columns."""
+
+    type: str
+    threads: int
+    batch: int
+    rows: int
+    columns: int
+    bytes: int
+    """Size of W."""
+    seconds: list[float] = Field(min_length=1)
+
+    @property
+    def bytes_per_second(self) -> float:
+        """Of W, in the median."""
+        return self.bytes / median(self.seconds)
+
+    @property
+    def flops(self) -> float:
+        """Operations per second, in the median."""
+        return 2 * self.rows * self.columns * self.batch / median(self.seconds)
+
+
+class Ceilings(Untrusted):
+    """Limits of the device, measured in the same run."""
+
+    memory: list[ReadSpeed] = Field(default_factory=list)
+    products: list[Product] = Field(default_factory=list)
+
+    def bandwidth(self, threads: int) -> float | None:
+        """Bytes per second: the median for so many threads, or for the nearest number."""
+        if not self.memory:
+            return None
+        nearest = min(self.memory, key=lambda one: abs(one.threads - threads))
+        return median(nearest.bytes_per_second)
+
+    def flops(self, threads: int) -> float | None:
+        """Operations per second of the fastest product of many columns."""
+        found = [one.flops for one in self.products if one.batch > 1 and one.threads == threads]
+        return max(found, default=None)
+
+    def product(self, kind: str, threads: int, *, many: bool = False) -> Product | None:
+        """The product of a type, of one column or of many."""
+        for one in self.products:
+            if (one.type, one.threads, one.batch > 1) == (kind, threads, many):
+                return one
+        return None
+
+
+class Quiet(Untrusted):
+    """How much else the machine did meanwhile."""
+
+    others: float | None = None
+    """Processor time that others took, as a share of all cores' time; None if unknown."""
+    stolen: float | None = None
+    """The same, of time that the machine itself did not get (a virtual machine's)."""
+    before: dict[str, Any] = Field(default_factory=dict)
+    """Temperature, governor, battery and the like, as far as the device tells."""
+    after: dict[str, Any] = Field(default_factory=dict)
+
+
+class Bench(Untrusted):
+    """A whole run."""
+
+    schema_version: Literal[1] = 1
+    edgepack: str
+    date: str
+    device: dict[str, Any]
+    rounds: int
+    models: list[ModelResult]
+    ceilings: Ceilings
+    quiet: Quiet
+    remarks: list[str] = Field(default_factory=list)
+    """What a reader has to know: not quiet, throttled, emulated."""
+
+
+def read(path: Path) -> Bench:
+    """A file, or the one in a folder, that `edgepack bench` wrote."""
+    place = path / FILE if path.is_dir() else path
+    if not place.is_file():
+        raise EdgepackError(f"{place}: no such file", hint="edgepack bench … --out DIR writes one")
+    hint = "give a bench.json that edgepack bench wrote"
+    return validate(Bench, read_json(place), str(place), hint=hint)

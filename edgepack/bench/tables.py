@@ -1,0 +1,159 @@
+"""Results as tables, for terminals and in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from statistics import median
+
+from edgepack.bench.protocol import Case
+from edgepack.bench.results import Bench, Loading, ModelResult, Timing
+from edgepack.bench.roofline import limit
+from edgepack.bench.statistics import Ratio, paired_ratio, spread
+from edgepack.core.tables import align, format_size, markdown
+
+Rows = list[list[str]]
+NONE = "–"
+ENERGY = "J/token"
+
+
+def name_case(case: Case) -> str:
+    """Such as ``decode 64 at 512, 4 together``."""
+    depth = f" at {case.depth}" if case.depth else ""
+    return f"{case.kind} {case.tokens}{depth}{f', {case.batch} together' if case.batch > 1 else ''}"
+
+
+def speeds(found: Bench) -> Rows:
+    """One line for each model, number of threads and case; ratios are to the first model."""
+    several, sweep = len(found.models) > 1, len(found.models[0].loading) > 1
+    energy = any(timing.joules for model in found.models for timing in model.timings)
+    header = ["model", *(["threads"] if sweep else []), "case", "tokens/s", "±", "of limit"]
+    rows = [[*header, *(["ratio"] if several else []), *([ENERGY] if energy else [])]]
+    for model, timing in _timings(found):
+        share = limit(timing, model.work, found.ceilings)
+        row = [model.name, *([str(timing.threads)] if sweep else []), name_case(timing.case)]
+        row += [f"{timing.tokens_per_second:.1f}", f"{spread(timing.seconds):.1%}"]
+        row.append(f"{share.share:.0%}" if share else NONE)
+        if several:
+            row.append(NONE if model is found.models[0] else str(_ratio(found, timing)))
+        if energy:
+            tokens = timing.case.tokens * timing.case.batch
+            row.append(f"{median(timing.joules) / tokens:.3g}" if timing.joules else NONE)
+        rows.append(row)
+    return rows
+
+
+def _timings(found: Bench) -> Iterator[tuple[ModelResult, Timing]]:
+    """Models side by side: all of a case, then the next case."""
+    for of_one in zip(*(model.timings for model in found.models), strict=True):
+        yield from zip(found.models, of_one, strict=True)
+
+
+def _ratio(found: Bench, timing: Timing) -> Ratio:
+    """Speed beside the first model's, paired by rounds."""
+    for first in found.models[0].timings:
+        if (first.case, first.threads) == (timing.case, timing.threads):
+            return paired_ratio(first.seconds, timing.seconds)
+    raise AssertionError("every model has the same cases")
+
+
+def memory(found: Bench) -> Rows:
+    """Files, loading, first token and memory of each model, with the first number of threads."""
+    rows = [["model", "files", "load", "first token", "mapped", "private", "peak", "of it empty"]]
+    for model in found.models:
+        loading = model.loading[0]
+        rows.append(
+            [
+                model.name,
+                format_size(model.bytes),
+                _seconds(median(loading.seconds)),
+                _first_token(model, loading),
+                _size(loading.steady.mapped),
+                _size(loading.steady.anonymous),
+                _size(round(median(loading.peak)) or None),
+                _size(loading.before.peak),
+            ]
+        )
+    return rows
+
+
+def _first_token(model: ModelResult, loading: Loading) -> str:
+    """Time from an empty context to the first token of the longest prompt, after loading."""
+    prompts = [
+        timing
+        for timing in model.timings
+        if timing.case.kind == "prompt"
+        and (timing.threads, timing.case.depth, timing.case.batch) == (loading.threads, 0, 1)
+    ]
+    if not prompts:
+        return NONE
+    longest = max(prompts, key=lambda timing: timing.case.tokens)
+    return f"{_seconds(median(longest.seconds))} ({longest.case.tokens})"
+
+
+def _size(count: int | None) -> str:
+    return NONE if count is None else format_size(count)
+
+
+def _seconds(value: float) -> str:
+    return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.2f} s"
+
+
+def limits(found: Bench) -> Rows:
+    """What the device reaches: memory, and products of each type."""
+    rows = [["limit", "threads", "one column", "256 columns"]]
+    for read in found.ceilings.memory:
+        speed = f"{median(read.bytes_per_second) / 1e9:.1f} GB/s"
+        rows.append(["reading memory", str(read.threads), speed, NONE])
+    for one in found.ceilings.products:
+        if one.batch == 1:
+            many = found.ceilings.product(one.type, one.threads, many=True)
+            fast = f"{many.flops / 1e9:.0f} GFLOP/s" if many else NONE
+            speed = f"{one.bytes_per_second / 1e9:.1f} GB/s"
+            rows.append([f"product, {one.type}", str(one.threads), speed, fast])
+    return rows
+
+
+def reasons(found: Bench) -> list[str]:
+    """Why decoding is below 70 % of the limit, one line a model."""
+    lines = []
+    for model, timing in _timings(found):
+        share = limit(timing, model.work, found.ceilings)
+        if timing.case.kind == "decode" and share and share.reason:
+            lines.append(f"{model.name}, {name_case(timing.case)}: {share.reason}")
+    return lines
+
+
+def terminal(found: Bench) -> list[str]:
+    """Everything, for a terminal."""
+    blocks = [align(speeds(found)), align(memory(found)), align(limits(found))]
+    notes = [*reasons(found), *found.remarks]
+    return [_about(found), "", *(line for block in blocks for line in [*block, ""]), *notes]
+
+
+def page(found: Bench, pictures: Sequence[str] = ()) -> str:
+    """Everything, as Markdown."""
+    notes = [*reasons(found), *found.remarks]
+    parts = ["# Speed and memory", _about(found), "## Speed", "\n".join(markdown(speeds(found)))]
+    parts += ["## Memory", "\n".join(markdown(memory(found)))]
+    parts += ["## Limits of the device", "\n".join(markdown(limits(found)))]
+    parts += ["\n".join(f"- {note}" for note in notes)] if notes else []
+    parts += [f"![{name}]({name})" for name in pictures]
+    return "\n\n".join([*parts, EXPLAINED]) + "\n"
+
+
+def _about(found: Bench) -> str:
+    device = found.device
+    names = [str(device.get(key)) for key in ("model", "processor", "machine") if device.get(key)]
+    runtimes = ", ".join(sorted({model.runtime for model in found.models}))
+    where = ", ".join([device["name"], *names, f"{device.get('cores', '?')} cores"])
+    return f"{where}; {runtimes}; {found.rounds} rounds in turns; edgepack {found.edgepack}"
+
+
+EXPLAINED = (
+    "Speeds are medians over the rounds; ± is half of the middle half. Ratios are medians of the "
+    "rounds' own ratios of speed to the first model, with an interval for the true median. "
+    "*Of limit*: decoding beside reading all that a token needs at the measured bandwidth; prompts "
+    "beside the fastest product that ggml makes here. *First token*: of the longest prompt, after "
+    "loading. *Mapped* are pages of files in memory, which the system may drop; *private* is what "
+    "it may not; *of it empty* is the measuring process before the model."
+)
