@@ -13,6 +13,7 @@ from pydantic import Field
 
 from edgepack.bench.protocol import Case, Memory
 from edgepack.core.untrusted import Untrusted, read_json, validate
+from edgepack.devices.limits import Ceilings
 from edgepack.errors import EdgepackError
 
 FILE = "bench.json"
@@ -89,62 +90,6 @@ class ModelResult(Untrusted):
     work: Work
     loading: list[Loading]
     timings: list[Timing]
-
-
-class ReadSpeed(Untrusted):
-    """How fast memory is read by so many threads."""
-
-    threads: int
-    bytes_per_second: list[float] = Field(min_length=1)
-
-
-class Product(Untrusted):
-    """How fast W·X is for a W of a type ``[rows, columns]`` and an X of `batch` columns."""
-
-    type: str
-    threads: int
-    batch: int
-    rows: int
-    columns: int
-    bytes: int
-    """Size of W."""
-    seconds: list[float] = Field(min_length=1)
-
-    @property
-    def bytes_per_second(self) -> float:
-        """Of W, in the median."""
-        return self.bytes / median(self.seconds)
-
-    @property
-    def flops(self) -> float:
-        """Operations per second, in the median."""
-        return 2 * self.rows * self.columns * self.batch / median(self.seconds)
-
-
-class Ceilings(Untrusted):
-    """Limits of the device, measured in the same run."""
-
-    memory: list[ReadSpeed] = Field(default_factory=list)
-    products: list[Product] = Field(default_factory=list)
-
-    def bandwidth(self, threads: int) -> float | None:
-        """Bytes per second: the median for so many threads, or for the nearest number."""
-        if not self.memory:
-            return None
-        nearest = min(self.memory, key=lambda one: abs(one.threads - threads))
-        return median(nearest.bytes_per_second)
-
-    def flops(self, threads: int) -> float | None:
-        """Operations per second of the fastest product of many columns."""
-        found = [one.flops for one in self.products if one.batch > 1 and one.threads == threads]
-        return max(found, default=None)
-
-    def product(self, kind: str, threads: int, *, many: bool = False) -> Product | None:
-        """The product of a type, of one column or of many."""
-        for one in self.products:
-            if (one.type, one.threads, one.batch > 1) == (kind, threads, many):
-                return one
-        return None
 
 
 class Quiet(Untrusted):

@@ -33,11 +33,8 @@ from edgepack.bench.protocol import (
 from edgepack.bench.quiet import Watch, remarks
 from edgepack.bench.results import (
     Bench,
-    Ceilings,
     Loading,
     ModelResult,
-    Product,
-    ReadSpeed,
     Timing,
     Work,
 )
@@ -45,6 +42,7 @@ from edgepack.bench.work import work_of
 from edgepack.core.plugins import names as plugin_names
 from edgepack.core.progress import Progress, Steps
 from edgepack.devices.base import Device
+from edgepack.devices.limits import Ceilings, Product, ReadSpeed
 from edgepack.errors import EdgepackError
 from edgepack.formats import stock
 from edgepack.runtimes.models import Model

@@ -1,0 +1,69 @@
+"""What a device can do at most, measured: how fast it reads memory, and multiplies each type.
+
+`edgepack bench` measures it, and keeps it in ``bench.json``; `edgepack build --device-profile` reads
+it there.
+"""
+
+from __future__ import annotations
+
+from statistics import median
+
+from pydantic import Field
+
+from edgepack.core.untrusted import Untrusted
+
+
+class ReadSpeed(Untrusted):
+    """How fast memory is read by so many threads."""
+
+    threads: int
+    bytes_per_second: list[float] = Field(min_length=1)
+
+
+class Product(Untrusted):
+    """How fast W·X is for a W of a type ``[rows, columns]`` and an X of `batch` columns."""
+
+    type: str
+    threads: int
+    batch: int
+    rows: int
+    columns: int
+    bytes: int
+    """Size of W."""
+    seconds: list[float] = Field(min_length=1)
+
+    @property
+    def bytes_per_second(self) -> float:
+        """Of W, in the median."""
+        return self.bytes / median(self.seconds)
+
+    @property
+    def flops(self) -> float:
+        """Operations per second, in the median."""
+        return 2 * self.rows * self.columns * self.batch / median(self.seconds)
+
+
+class Ceilings(Untrusted):
+    """Limits of the device, measured in the same run."""
+
+    memory: list[ReadSpeed] = Field(default_factory=list)
+    products: list[Product] = Field(default_factory=list)
+
+    def bandwidth(self, threads: int) -> float | None:
+        """Bytes per second: the median for so many threads, or for the nearest number."""
+        if not self.memory:
+            return None
+        nearest = min(self.memory, key=lambda one: abs(one.threads - threads))
+        return median(nearest.bytes_per_second)
+
+    def flops(self, threads: int) -> float | None:
+        """Operations per second of the fastest product of many columns."""
+        found = [one.flops for one in self.products if one.batch > 1 and one.threads == threads]
+        return max(found, default=None)
+
+    def product(self, kind: str, threads: int, *, many: bool = False) -> Product | None:
+        """The product of a type, of one column or of many."""
+        for one in self.products:
+            if (one.type, one.threads, one.batch > 1) == (kind, threads, many):
+                return one
+        return None
