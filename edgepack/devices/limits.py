@@ -1,7 +1,7 @@
 """What a device can do at most, measured: how fast it reads memory, and multiplies each type.
 
-`edgepack bench` measures it, and keeps it in ``bench.json``; `edgepack build --device-profile` reads
-it there.
+`edgepack bench` measures it and keeps it in ``bench.json``; `edgepack build --device-profile`
+reads it there.
 """
 
 from __future__ import annotations
