@@ -60,13 +60,14 @@ def read_llama_bench(path: Path) -> list[LlamaBench]:
 
 
 def beside(found: Bench, theirs: list[LlamaBench]) -> list[str]:
-    """Lines of a table: our speeds and llama-bench's where file, case and threads are the same."""
+    """Lines of a table: our speeds and llama-bench's, where name of the file, case and threads are
+    the same. (llama-bench runs without factors.)"""
     rows = [["model", "case", "threads", "edgepack", "llama-bench", "ratio", "±"]]
     for model in found.models:
         for timing in model.timings:
             for test in theirs:
                 same = (test.case, test.n_threads) == (timing.case, timing.threads)
-                if not same or not _same_file(model.name, test.model_filename):
+                if not same or Path(test.model_filename).name != model.file:
                     continue
                 ours, own = timing.tokens_per_second, test.tokens_per_second
                 noise = max(spread(timing.seconds), spread(test.samples_ns))
@@ -75,11 +76,3 @@ def beside(found: Bench, theirs: list[LlamaBench]) -> list[str]:
     if len(rows) == 1:
         return ["--against: no file, case and number of threads is in both"]
     return align(rows)
-
-
-def _same_file(ours: str, theirs: str) -> bool:
-    """Whether both name one file, or an output folder and the file in it. llama-bench runs without
-    factors."""
-    bare = Path(ours.removesuffix(" without L·R")).resolve()
-    other = Path(theirs).resolve()
-    return bare == other or bare == other.parent

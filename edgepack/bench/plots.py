@@ -150,7 +150,7 @@ def _roofline(axes: Axes, found: Bench, theme: str) -> None:
     axes.set_yscale("log")
     axes.set_xlabel("operations per byte of weights, factors and cache")
     axes.set_ylabel("operations per second")
-    axes.set_title(f"Roofline, {threads} threads", fontsize=11)
+    axes.set_title(f"Roofline, {threads} thread{'s' if threads > 1 else ''}", fontsize=11)
 
 
 def _point(model: ModelResult, timing: Timing) -> tuple[float, float]:

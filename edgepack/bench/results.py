@@ -85,6 +85,8 @@ class ModelResult(Untrusted):
     name: str
     runtime: str
     features: str
+    file: str
+    """Name of the file, without its folder."""
     bytes: int
     """Size of its files, adapters included."""
     work: Work

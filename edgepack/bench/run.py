@@ -119,7 +119,10 @@ def bench(request: Request, device: Device) -> Steps[Bench]:
     types = sorted({kind for work in works for kind in work.types})
     ceilings = yield from _ceilings(request, device, types, watch)
     quiet = watch.end()
-    models = [_result(request, index, work, turns) for index, work in enumerate(works)]
+    names = short_names([model.name for model in request.models])
+    models = [
+        _result(request, index, names[index], works[index], turns) for index in range(len(names))
+    ]
     return Bench(
         edgepack=_version(),
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -147,6 +150,18 @@ def _job(model: Model, device: Device, cases: tuple[Case, ...]) -> RunModel:
         threads=1,
         cases=cases,
     )
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Names without folders where those tell the models apart; a model that is named twice gets a
+    number."""
+    last = [name.rstrip("/").rpartition("/")[2] for name in names]
+    chosen = [
+        short if last.count(short) == names.count(name) else name
+        for name, short in zip(names, last, strict=True)
+    ]
+    seen = [chosen[: index + 1].count(name) for index, name in enumerate(chosen)]
+    return [name if n == 1 else f"{name} ({n})" for name, n in zip(chosen, seen, strict=True)]
 
 
 def default_threads(device: Device) -> int:
@@ -188,7 +203,11 @@ def _one(events: Iterable[Event], kind: type[T]) -> T:
 
 
 def _result(
-    request: Request, index: int, work: Work, turns: dict[tuple[int, int], _Turns]
+    request: Request,
+    index: int,
+    name: str,
+    work: Work,
+    turns: dict[tuple[int, int], _Turns],
 ) -> ModelResult:
     """All that is known of a model."""
     model = request.models[index]
@@ -212,7 +231,8 @@ def _result(
         for at, case in enumerate(request.cases)
     ]
     return ModelResult(
-        name=model.name,
+        name=name,
+        file=model.base.name,
         runtime=started.runtime,
         features=started.features,
         bytes=model.bytes,

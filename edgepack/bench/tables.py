@@ -14,6 +14,8 @@ from edgepack.core.tables import align, format_size, markdown
 Rows = list[list[str]]
 NONE = "–"
 ENERGY = "J/token"
+CACHED = 4
+"""Weights of fewer caches than this may be read faster than memory."""
 
 
 def name_case(case: Case) -> str:
@@ -114,12 +116,22 @@ def limits(found: Bench) -> Rows:
 
 
 def reasons(found: Bench) -> list[str]:
-    """Why decoding is below 70 % of the limit, one line a model."""
+    """Why decoding is below 70 % of the limit, or above it: one line a model."""
     lines = []
-    for model, timing in _timings(found):
-        share = limit(timing, model.work, found.ceilings)
-        if timing.case.kind == "decode" and share and share.reason:
-            lines.append(f"{model.name}, {name_case(timing.case)}: {share.reason}")
+    for model in found.models:
+        first = next((one for one in model.timings if one.case.kind == "decode"), None)
+        share = limit(first, model.work, found.ceilings) if first else None
+        if share and share.reason:
+            lines.append(f"{model.name}: {share.reason}")
+    cache = found.device.get("cache") or 0
+    small = [
+        model.name for model in found.models if sum(model.work.types.values()) < CACHED * cache
+    ]
+    if small:
+        lines.append(
+            f"{', '.join(small)}: much of the weights may stay in the processor's last cache "
+            f"({format_size(cache)}), which is faster than memory"
+        )
     return lines
 
 

@@ -64,7 +64,8 @@ class Local(Device):
             shutil.copyfile(source, temporary)
 
     def describe(self) -> dict[str, Any]:
-        """See `Device`; cores and memory are those that this process may use."""
+        """See `Device`; cores and memory are those that this process may use. `cache` is the size
+        of the processor's last cache in bytes, None if unknown."""
         from edgepack.core.hardware import available_memory
 
         return {
@@ -72,6 +73,8 @@ class Local(Device):
             "memory": available_memory(),
             "machine": platform.machine(),
             "system": platform.system(),
+            "processor": _processor(),
+            "cache": _last_cache(),
         }
 
     def condition(self) -> dict[str, Any]:
@@ -115,6 +118,22 @@ def _finish(command: list[str], timeout: float, stdout: Path, stderr: Path) -> b
 def _cores() -> int:
     allowed = getattr(os, "sched_getaffinity", None)  # macOS has none
     return len(allowed(0)) if allowed else os.cpu_count() or 1
+
+
+def _processor() -> str:
+    """The processor's name in the shop, as far as the system knows it."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def _last_cache() -> int | None:
+    sizes = sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"))
+    with suppress(OSError, ValueError, IndexError):
+        return int(sizes[-1].read_text(encoding="ascii").strip().removesuffix("K")) << 10
+    return None
 
 
 PLUGIN = Local
