@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
+from math import log, log1p
 from statistics import median
 from typing import Any
 
@@ -37,7 +38,7 @@ class Change:
     @property
     def is_clear(self) -> bool:
         """Whether the change is more than what varies between the rounds."""
-        return abs(self.ratio - 1) > SIGNIFICANT * self.noise
+        return abs(log(self.ratio)) > SIGNIFICANT * log1p(self.noise)
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON."""

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from edgepack.core.untrusted import shorten
+from edgepack.core.untrusted import explain, shorten
 from edgepack.errors import EdgepackError
 
 VERSION = 1
@@ -172,7 +172,10 @@ _JOB: TypeAdapter[Any] = TypeAdapter(Annotated[Job, Field(discriminator="job")])
 
 def read_job(text: str) -> Job:
     """A job from its JSON."""
-    job: Job = _JOB.validate_json(text)
+    try:
+        job: Job = _JOB.validate_json(text)
+    except ValidationError as error:
+        raise EdgepackError(f"this is no job: {explain(error)}") from None
     return job
 
 

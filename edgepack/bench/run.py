@@ -63,6 +63,8 @@ class Request:
     depths: Sequence[int] = (0,)
     batches: Sequence[int] = (1,)
     rounds: int = 5
+    limits: bool = True
+    """Measure the device's limits, too."""
     all_types: bool = False
     """Time the products of all types, not only of those in the files: for a device profile."""
     timeout: float = 3600.0
@@ -90,6 +92,7 @@ class _Turns:
     loaded: list[Loaded] = field(default_factory=list)
     timed: dict[int, list[Timed]] = field(default_factory=lambda: defaultdict(list))
     ended: list[Ended] = field(default_factory=list)
+    peaks: list[int] = field(default_factory=list)
 
     def add(self, events: Sequence[Event]) -> float:
         """Add a round; the processor time that it took."""
@@ -99,6 +102,8 @@ class _Turns:
         self.started = _one(events, Started)
         self.loaded.append(_one(events, Loaded))
         self.ended.append(_one(events, Ended))
+        spoken = [one.memory.peak for one in events if isinstance(one, Loaded | Timed | Ended)]
+        self.peaks.append(max(peak or 0 for peak in spoken))
         return self.ended[-1].cpu_seconds
 
 
@@ -117,7 +122,9 @@ def bench(request: Request, device: Device) -> Steps[Bench]:
         job = jobs[key[0]].model_copy(update={"threads": key[1]})
         watch.spent += turns[key].add(do(job, device, request.timeout))
     types = sorted({kind for work in works for kind in work.types})
-    ceilings = yield from _ceilings(request, device, types, watch)
+    ceilings = Ceilings()
+    if request.limits:
+        ceilings = yield from _ceilings(request, device, types, watch)
     quiet = watch.end()
     names = short_names([model.name for model in request.models])
     models = [
@@ -221,7 +228,7 @@ def _result(
             before=started.memory,
             loaded=turn.loaded[-1].memory,
             steady=turn.ended[-1].memory,
-            peak=[one.memory.peak or 0 for one in turn.ended],
+            peak=turn.peaks,
         )
         for threads, turn in own.items()
     ]

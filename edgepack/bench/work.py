@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from edgepack.runtimes.models import Model
 
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
-SCALE_BYTES = 4
 TABLES = {"Gather", "GatherBlockQuantized"}
 """ONNX operators that read a few rows of a matrix."""
+UNPACKED = {"Cast", "DequantizeLinear", "Transpose"}
+"""ONNX operators between a matrix and its product."""
 
 
 def work_of(model: Model) -> Work:
@@ -78,6 +79,9 @@ def _of_onnx(path: Path) -> Work:
     graph = _graph(path)
     sizes = {one.name: _bytes(one) for one in graph.initializer}
     shapes = {one.name: tuple(one.dims) for one in graph.initializer}
+    for node in graph.node:  # in the order of computing
+        if node.op_type in UNPACKED and node.input[0] in shapes:
+            shapes[node.output[0]] = shapes[node.input[0]]
     read: set[str] = set()
     products, head = 0, 0
     for node in graph.node:

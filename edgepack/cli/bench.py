@@ -48,6 +48,9 @@ def bench(
         bool,
         typer.Option("--all-types", help="Time all types: for `build --device-profile`."),
     ] = False,
+    limits: Annotated[
+        bool, typer.Option("--limits/--no-limits", help="Measure the device's limits, too.")
+    ] = True,
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Write bench.json, bench.md and pictures here."),
@@ -89,6 +92,7 @@ def bench(
             batches=_numbers(batch, "--batch"),
             threads=_numbers(threads, "--threads") if threads else (),
             rounds=rounds,
+            limits=limits,
             all_types=all_types,
             progress=draw,
         )
