@@ -38,7 +38,7 @@ from edgepack.bench.results import (
     Timing,
     Work,
 )
-from edgepack.bench.work import work_of
+from edgepack.bench.work import attached, work_of
 from edgepack.core.plugins import names as plugin_names
 from edgepack.core.progress import Progress, Steps
 from edgepack.devices.base import Device
@@ -150,10 +150,9 @@ def _version() -> str:
 
 def _job(model: Model, device: Device, cases: tuple[Case, ...]) -> RunModel:
     """The job for one model, whose files are on the device from then on."""
-    adapters = [(model.adapter, 1.0)] if model.adapter else []
     return RunModel(
         model=device.push(model.base),
-        adapters=tuple((device.push(path), scale) for path, scale in [*adapters, *model.adapters]),
+        adapters=tuple((device.push(path), scale) for path, scale in attached(model)),
         threads=1,
         cases=cases,
     )

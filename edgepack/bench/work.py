@@ -31,6 +31,21 @@ def work_of(model: Model) -> Work:
     return _of_gguf(model)
 
 
+def attached(model: Model) -> list[tuple[Path, float]]:
+    """Adapters that a runtime attaches to a model, with their scales: its factors first, but for
+    the share of them that an adapter which holds them replaces (`LlamaCpp.set_scales`)."""
+    factors = 1.0 if model.adapter else 0.0
+    if model.base.suffix == ".gguf":
+        from edgepack.runtimes.gguf_check import HOLDS_FACTORS, check_adapter, check_model
+
+        header = check_model(model.base)
+        for path, scale in model.adapters:
+            if HOLDS_FACTORS in check_adapter(path, header).metadata:
+                factors -= scale
+    every = [(model.adapter, factors)] if model.adapter else []
+    return [(path, scale) for path, scale in [*every, *model.adapters] if scale]
+
+
 def _of_gguf(model: Model) -> Work:
     from edgepack.runtimes.gguf_check import cache_bytes, check_adapter, check_model
 
@@ -45,8 +60,7 @@ def _of_gguf(model: Model) -> Work:
         if len(stored.shape) > 1 and name not in (EMBEDDING, HEAD):
             products += math.prod(stored.shape)
     factors = 0
-    adapters = [model.adapter] if model.adapter else []
-    for path in [*adapters, *(path for path, _ in model.adapters)]:
+    for path, _ in attached(model):
         tensors = check_adapter(path, header).tensors.values()
         factors += sum(one.nbytes for one in tensors)
         products += sum(math.prod(one.shape) for one in tensors)
