@@ -6,14 +6,11 @@ import gguf
 import numpy as np
 import pytest
 
-from edgepack.adapters import files
-from edgepack.adapters.base import PackedBase
+from edgepack.adapters.gguf import Pair, write_tuned
 from edgepack.bench.protocol import Case
 from edgepack.bench.results import Work
 from edgepack.bench.work import attached, work_of
-from edgepack.core.adapters import listed, usable
 from edgepack.runtimes.models import Model
-from tests.support.adapters import packed, random_adapter
 from tests.support.bases import packed_base
 
 
@@ -42,18 +39,17 @@ def test_without_factors_nothing_of_them_is_read(tmp_path):
     assert bare.types == full.types
 
 
-@pytest.mark.slow
 def test_an_adapter_that_holds_the_factors_takes_their_place(tmp_path):
-    base = PackedBase.open(packed(tmp_path, export={"measure": {"tokens": 0}}))
-    found = {}
-    for mode in ("factors", "stack"):
-        place = files.place(base.folder, mode)
-        files.write(place, random_adapter(base, mode=mode, size=0.1), base)
-        path = usable(next(a for a in listed(base.folder) if a.name == mode), "gguf")
-        found[mode] = attached(Model("tiny", base.file, base.factors, ((path, 1.0),)))
-        assert found[mode][-1] == (path, 1.0)
-    assert len(found["factors"]) == 1
-    assert found["stack"][0] == (base.factors, 1.0)
+    base, _ = packed_base(tmp_path)
+    pairs = {name: Pair(*base.pair(name)) for name in base.ranks}
+    tuned = write_tuned(tmp_path / "tuned.gguf", pairs, base.checkpoint, {})
+
+    def found(adapter, scale):
+        return attached(Model("tiny", base.file, base.factors, ((adapter, scale),)))
+
+    assert found(tuned, 1.0) == [(tuned, 1.0)]
+    assert found(tuned, 0.25) == [(base.factors, 0.75), (tuned, 0.25)]
+    assert found(base.factors, 0.5) == [(base.factors, 1.0), (base.factors, 0.5)]
 
 
 def test_an_onnx_model_asks_the_same_of_a_machine_as_its_gguf(tmp_path):
