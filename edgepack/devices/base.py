@@ -71,10 +71,10 @@ class Device(ABC):
         """What the device is, as JSON: `cores`, `memory` in bytes, `machine` (``x86_64``,
         ``aarch64`` …), and what else it can tell."""
 
-    @abstractmethod
     def condition(self) -> dict[str, Any]:
         """What may change while it is measured, as JSON: `load` (of the last minute), `celsius`
         (the hottest sensor), `governor`, `battery` in percent, `charging`, as far as it tells."""
+        return {}
 
 
 def check_exists(path: Path) -> None:
