@@ -11,7 +11,8 @@ examples. Question to SQL through the chat template, answers only.
 `valid`: the answer is SELECT … FROM … WHERE … over the table and the columns of the question.
 `exact`: it is the expected text. Ours are answered by llama.cpp, the others by transformers, always
 the likeliest token. Peak memory is that of the training process, mapped files included. Rows that
-are not run again keep the figures of an earlier run.
+are not run again keep the figures of an earlier run. `--speed-only` measures peak and tokens per second
+again and keeps the rest: few rows (`--train 80 --test 1`) are enough for those, and a quiet machine.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ from edgepack.recover.training import order
 from edgepack.runtimes.models import Model
 
 PAGE, KEPT = RESULTS / "finetune_quality.md", RESULTS / "finetune_quality.json"
-COLUMNS = ("loss", "valid", "exact", "peak", "tokens_per_second")
+SPEED = ("peak", "tokens_per_second")
+COLUMNS = ("loss", "valid", "exact", *SPEED)
 BATCH, RANK, ALPHA, RATE, CLIP, WARM_UP = 8, 8, 16, 1e-3, 1.0, 0.05
 MAX_TOKENS = 64
 SQL = re.compile(
@@ -191,12 +193,14 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=100)
     parser.add_argument("--micro-batch", type=int, default=4)
     parser.add_argument("--rows", default="untuned,stack,stack:bfloat16,factors,lora,qlora")
+    parser.add_argument("--speed-only", action="store_true")
     given = parser.parse_args()
     base, wanted = PackedBase.open(given.folder), given.rows.split(",")
     known: dict[str, Any] = json.loads(KEPT.read_text()) if KEPT.exists() else {}
 
     def add(name: str, found: dict[str, Any]) -> None:
-        known[name] = {key: found[key] for key in COLUMNS if key in found}
+        columns = SPEED if given.speed_only else COLUMNS
+        known[name] = known.get(name, {}) | {key: found[key] for key in columns if key in found}
         print(line(name, found), flush=True)
         KEPT.write_text(json.dumps(known, indent=1) + "\n")
 
