@@ -11,8 +11,8 @@ examples. Question to SQL through the chat template, answers only.
 `valid`: the answer is SELECT … FROM … WHERE … over the table and the columns of the question.
 `exact`: it is the expected text. Ours are answered by llama.cpp, the others by transformers, always
 the likeliest token. Peak memory is that of the training process, mapped files included. Rows that
-are not run again keep the figures of an earlier run. `--speed-only` measures peak and tokens per second
-again and keeps the rest: few rows (`--train 80 --test 1`) are enough for those, and a quiet machine.
+are not run again keep the figures of an earlier run. `--speed-only` measures peak and tokens per
+second again and keeps the rest: for those few rows are enough (`--train 80 --test 1`).
 """
 
 from __future__ import annotations
