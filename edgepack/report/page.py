@@ -87,7 +87,7 @@ def render(manifest: Manifest) -> str:
         "Slice": markdown(sliced(manifest["slice"])) if manifest["slice"] else [],
         "Size": _sizes(manifest) if weights else [],
         "Measured": _measured(manifest),
-        "Predicted speed": [f"{line}  " for line in predicted(manifest["prediction"])],
+        "Predicted speed": [f"- {line}" for line in predicted(manifest["prediction"])],
         "Fallbacks and warnings": _remarks(manifest),
         "Error of the layers": [ERRORS, "", *markdown(errors_by_role(weights))] if weights else [],
         "Run it": _run(manifest),
