@@ -19,22 +19,32 @@ if TYPE_CHECKING:
     from edgepack.comparison.scoreboard import Scoreboard
     from edgepack.core.artifact import Artifact
     from edgepack.core.progress import Progress
+    from edgepack.device_profile.profile import DeviceProfile
     from edgepack.finetune.graph.options import Options
     from edgepack.planning.plan import Plan
 
 __all__ = ["build", "compare", "evaluate", "export_training", "merge_adapters", "plan"]
 
 
-def plan(recipe: str | Path, target: str = "gguf") -> Plan:
+def plan(
+    recipe: str | Path, target: str = "gguf", *, device_profile: str | Path | None = None
+) -> Plan:
     """What `build` would do: stages, bytes, bits per weight; reads headers only.
 
-    Raises `edgepack.errors.EdgepackError` for everything in the recipe that cannot be done.
+    `device_profile` is a ``bench.json`` of the device that the files are for. Raises
+    `edgepack.errors.EdgepackError` for everything in the recipe that cannot be done.
     """
     from edgepack.pipeline import make_plan
     from edgepack.recipe.read import load
 
     path = Path(recipe)
-    return make_plan(load(path), target, path.parent)
+    return make_plan(load(path), target, path.parent, _profile(device_profile))
+
+
+def _profile(path: str | Path | None) -> DeviceProfile | None:
+    from edgepack.device_profile.profile import read_profile
+
+    return None if path is None else read_profile(Path(path))
 
 
 def build(
@@ -43,12 +53,14 @@ def build(
     *,
     out: str | Path | None = None,
     force: bool = False,
+    device_profile: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Artifact:
     """Carry a recipe out and return the output folder.
 
     `out` defaults to ``NAME-TARGET`` in the working directory; an existing folder is replaced
-    only with `force`. `progress` hears what is being done. A killed build goes on where it stopped.
+    only with `force`. `device_profile` is a ``bench.json`` of the device that the files are for.
+    `progress` hears what is being done. A killed build goes on where it stopped.
     """
     from edgepack import pipeline
     from edgepack.recipe.read import load
@@ -56,7 +68,10 @@ def build(
     path = Path(recipe)
     loaded = load(path)
     folder = pipeline.output_folder(loaded, path.stem, target, Path(out) if out else None)
-    steps = pipeline.build(loaded, target, base=path.parent, out=folder, force=force)
+    profile = _profile(device_profile)
+    steps = pipeline.build(
+        loaded, target, base=path.parent, out=folder, force=force, profile=profile
+    )
     return finish(steps, progress)
 
 
@@ -140,14 +155,16 @@ def compare(
     tasks: Sequence[str] = (),
     data: str | Path | None = None,
     limit: int | None = None,
+    device_profile: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> list[Point]:
     """Build recipes at several sizes (bytes) for a `target` (gguf or onnx) and measure them beside
     every stock type, or for ONNX beside plain rounding on every grid.
 
     `against` are output folders or ``.gguf`` files to measure with them; `tasks`, `data` and
-    `limit` are those of `evaluate`. The builds stay in the folder `out`; a killed comparison goes
-    on from what is cached. The points come smallest first.
+    `limit` are those of `evaluate`, `device_profile` that of `build`. The builds
+    stay in the folder `out`; a killed comparison goes on from what is cached. The points come
+    smallest first.
     """
     from edgepack.comparison import compare as comparison
     from edgepack.errors import RecipeError
@@ -162,7 +179,9 @@ def compare(
         raise RecipeError("--sizes: names no size", hint="write 60MB,70MB")
     items = load_all(tasks, Path(data) if data else None, limit)
     others = [Path(path) for path in against]
-    return finish(comparison.compare(loaded, sizes, Path(out), others, items, target), progress)
+    profile = _profile(device_profile)
+    steps = comparison.compare(loaded, sizes, Path(out), others, items, target, profile)
+    return finish(steps, progress)
 
 
 def export_training(

@@ -31,6 +31,7 @@ from edgepack.core.disk import clean
 from edgepack.core.executor import Executor, Threads
 from edgepack.core.progress import Steps
 from edgepack.core.stage import Stage
+from edgepack.device_profile.profile import DeviceProfile
 from edgepack.output.folder import writing
 from edgepack.output.provenance import (
     RECIPE,
@@ -40,7 +41,7 @@ from edgepack.output.provenance import (
     sources,
     without_none,
 )
-from edgepack.planning import steps
+from edgepack.planning import device, steps
 from edgepack.planning.plan import Plan, open_plan
 from edgepack.recipe.sections import FIXED, Recipe
 from edgepack.report.page import render
@@ -51,6 +52,7 @@ STEPS: tuple[Callable[[Plan], Plan], ...] = (
     edgepack.recover.sliced.join,
     steps.rewrite,
     steps.name_formats,
+    device.heed,
     edgepack.calibration.stage.join,
     edgepack.allocate.stage.join,
     edgepack.decompose.stage.join,
@@ -65,10 +67,13 @@ what cannot be done."""
 VERSIONS = ("edgepack", "torch", "gguf", "transformers")
 
 
-def make_plan(recipe: Recipe, target: str, base: Path) -> Plan:
+def make_plan(
+    recipe: Recipe, target: str, base: Path, profile: DeviceProfile | None = None
+) -> Plan:
     """Check a recipe against its model and this machine: headers are read, never weights, and every
-    error that a user can make is found. `base` is the recipe's folder."""
-    plan = open_plan(recipe, target, base)
+    error that a user can make is found. `base` is the recipe's folder, `profile` the device that
+    the files are for."""
+    plan = open_plan(recipe, target, base, profile)
     for step in STEPS:
         plan = step(plan)
     return plan
@@ -90,12 +95,15 @@ def build(
     base: Path,
     out: Path,
     force: bool = False,
+    profile: DeviceProfile | None = None,
 ) -> Steps[Artifact]:
     """Carry a recipe out; every stage goes on where a killed run left it.
 
-    `base` is the folder that relative paths in the recipe start from, `out` the folder to write.
+    `base` is the folder that relative paths in the recipe start from, `out` the folder to write,
+    `profile` the device that the files are for.
     """
-    return (yield from write_output(make_plan(recipe, target, base), out=out, force=force))
+    plan = make_plan(recipe, target, base, profile)
+    return (yield from write_output(plan, out=out, force=force))
 
 
 def write_output(
@@ -163,6 +171,7 @@ def _resolved(plan: Plan) -> dict[str, Any]:
 
 
 def _manifest(plan: Plan) -> dict[str, Any]:
+    prediction = plan.prediction
     return OPTIONAL | {
         "edgepack": version("edgepack"),
         "target": plan.target.name,
@@ -181,6 +190,7 @@ def _manifest(plan: Plan) -> dict[str, Any]:
         },
         "fallbacks": [asdict(fallback) for fallback in plan.fallbacks],
         "requires": plan.target.requires(plan.model, plan.formats),
+        "prediction": prediction.model_dump(mode="json") if prediction else None,
         "warnings": plan.warnings,
         **plan.facts,
     }

@@ -91,5 +91,10 @@ def join(plan: Plan) -> Plan:
     assert calibration is not None
     tried = search(plan.model, compress, plan.target)
     stage = Allocate(plan.model, calibration, tried, compress, plan.target)
-    _ = stage.allocation  # a size that is too small is found here
+    try:
+        _ = stage.allocation  # a size that is too small is found here
+    except RecipeError as error:
+        if plan.profile is not None:
+            error.hint = f"{error.hint}; those that are slow on the device have to be named there"
+        raise
     return replace(plan, chosen=stage).adding(stage)

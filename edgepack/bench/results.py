@@ -13,7 +13,7 @@ from pydantic import Field
 
 from edgepack.bench.protocol import Case, Memory
 from edgepack.core.untrusted import Untrusted, read_json, validate
-from edgepack.devices.limits import Ceilings
+from edgepack.device_profile.limits import Ceilings
 from edgepack.errors import EdgepackError
 
 FILE = "bench.json"
@@ -26,12 +26,15 @@ class Work(Untrusted):
     """Bytes of weights that a decoded token reads, by type."""
     factors: int
     """Bytes of L and R, and of adapters, that it reads."""
+    factor_types: dict[str, int] = Field(default_factory=dict)
+    """The same by type; empty where types are not known."""
     cache: int
     """Bytes of keys and values that it reads for each token before it, and sequence."""
     flops: int
     """Operations of a token, without attention and head."""
     head: int
     """Operations of the head: of each decoded token, and of a prompt's last one."""
+    head_type: str = ""
     attention: int
     """Operations of a token for each token before it."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgepack.bench.results import Timing, Work
-from edgepack.devices.limits import Ceilings
+from edgepack.device_profile.limits import Ceilings
 
 GOOD = 0.7
 """Share of the limit from which there is nothing to explain."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import TypeVar
 
+from edgepack.bench.predictions import compare_predictions, prediction_of
 from edgepack.bench.protocol import (
     Case,
     Ended,
@@ -41,8 +42,8 @@ from edgepack.bench.results import (
 from edgepack.bench.work import attached, work_of
 from edgepack.core.plugins import names as plugin_names
 from edgepack.core.progress import Progress, Steps
+from edgepack.device_profile.limits import Ceilings, Product, ReadSpeed
 from edgepack.devices.base import Device
-from edgepack.devices.limits import Ceilings, Product, ReadSpeed
 from edgepack.errors import EdgepackError
 from edgepack.formats import stock
 from edgepack.runtimes.models import Model
@@ -112,7 +113,9 @@ def bench(request: Request, device: Device) -> Steps[Bench]:
     if not request.models or not request.cases:
         raise EdgepackError("nothing to measure", hint="name a model, and prompts or tokens")
     works = [work_of(model) for model in request.models]
+    promised = [prediction_of(model) for model in request.models]
     about = device.describe()
+    where = {"name": device.name, **about}
     jobs = [_job(model, device, request.cases) for model in request.models]
     watch = Watch(device)
     turns: dict[tuple[int, int], _Turns] = defaultdict(_Turns)
@@ -133,12 +136,15 @@ def bench(request: Request, device: Device) -> Steps[Bench]:
     return Bench(
         edgepack=_version(),
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        device={"name": device.name, **about},
+        device=where,
         rounds=request.rounds,
         models=models,
         ceilings=ceilings,
         quiet=quiet,
-        remarks=remarks(models, quiet, about),
+        remarks=[
+            *remarks(models, quiet, about),
+            *compare_predictions(promised, models, where),
+        ],
     )
 
 

@@ -51,7 +51,7 @@ def _of_gguf(model: Model) -> Work:
 
     header = check_model(model.base)
     types: dict[str, int] = {}
-    products, head = 0, math.prod(header.tensors.get(HEAD, header.tensors[EMBEDDING]).shape)
+    products, head = 0, header.tensors.get(HEAD, header.tensors[EMBEDDING])
     for name, stored in header.tensors.items():
         if name == EMBEDDING and HEAD in header.tensors:
             continue
@@ -59,17 +59,20 @@ def _of_gguf(model: Model) -> Work:
         types[kind] = types.get(kind, 0) + stored.nbytes
         if len(stored.shape) > 1 and name not in (EMBEDDING, HEAD):
             products += math.prod(stored.shape)
-    factors = 0
+    factors: dict[str, int] = {}
     for path, _ in attached(model):
-        tensors = check_adapter(path, header).tensors.values()
-        factors += sum(one.nbytes for one in tensors)
-        products += sum(math.prod(one.shape) for one in tensors)
+        for stored in check_adapter(path, header).tensors.values():
+            kind = stored.kind.name.lower()
+            factors[kind] = factors.get(kind, 0) + stored.nbytes
+            products += math.prod(stored.shape)
     return Work(
         types=types,
-        factors=factors,
+        factors=sum(factors.values()),
+        factor_types=factors,
         cache=cache_bytes(header),
         flops=2 * products,
-        head=2 * head,
+        head=2 * math.prod(head.shape),
+        head_type=head.kind.name.lower(),
         attention=_attention(header),
     )
 

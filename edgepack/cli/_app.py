@@ -112,6 +112,13 @@ def task_names(names: str) -> list[str]:
 
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.")]
+DeviceProfile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="bench.json of the device that files are for, from `edgepack bench --all-types`.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]
 Against = Annotated[
     list[Path] | None,

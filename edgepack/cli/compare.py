@@ -9,7 +9,17 @@ from typing import Annotated
 import typer
 
 import edgepack
-from edgepack.cli._app import Against, Data, Json, Limit, Tasks, app, print_json, task_names
+from edgepack.cli._app import (
+    Against,
+    Data,
+    DeviceProfile,
+    Json,
+    Limit,
+    Tasks,
+    app,
+    print_json,
+    task_names,
+)
 from edgepack.errors import EdgepackError
 
 
@@ -25,6 +35,7 @@ def compare(
     tasks: Tasks = "",
     data: Data = None,
     limit: Limit = None,
+    device_profile: DeviceProfile = None,
     as_json: Json = False,
 ) -> None:
     """Build recipes at several sizes and measure them beside every stock type.
@@ -53,6 +64,7 @@ def compare(
             tasks=task_names(tasks),
             data=data,
             limit=limit,
+            device_profile=device_profile,
             progress=draw,
         )
     found = [point.as_dict() for point in points]

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import edgepack
-from edgepack.cli._app import Json, RecipePath, app, print_json
+from edgepack.cli._app import DeviceProfile, Json, RecipePath, app, print_json
 
 
 @app.command()
@@ -16,12 +16,13 @@ def plan(
     target: Annotated[
         str, typer.Option(metavar="NAME", help="What would be written: gguf, onnx or checkpoint.")
     ] = "gguf",
+    device_profile: DeviceProfile = None,
     as_json: Json = False,
 ) -> None:
     """Say what `build` would do: stages, sizes, memory. Reads headers only."""
     from edgepack.report.show import plan_facts, plan_text
 
-    facts = plan_facts(edgepack.plan(recipe, target))
+    facts = plan_facts(edgepack.plan(recipe, target, device_profile=device_profile))
     if as_json:
         print_json(facts)
     else:

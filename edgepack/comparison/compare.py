@@ -21,6 +21,7 @@ from edgepack.calibration.stage import Calibrate
 from edgepack.core.disk import scratch
 from edgepack.core.progress import Steps
 from edgepack.core.tables import format_size
+from edgepack.device_profile.profile import DeviceProfile
 from edgepack.errors import RecipeError
 from edgepack.measure.stage import Measure, compare_models
 from edgepack.metrics.multiple_choice import CONTEXT, SEQUENCES, Answers, Mean, Open, answer
@@ -73,10 +74,12 @@ def compare(
     against: Sequence[Path] = (),
     tasks: Mapping[str, Sequence[Item]] | None = None,
     target: str = "gguf",
+    profile: DeviceProfile | None = None,
 ) -> Steps[list[Point]]:
     """Build every recipe (given with its folder) at every size into `out`, write the peers' files
     beside them for as long as it takes, and measure all, those `against` it and zero-shot `tasks`
-    included. What cannot be is found before any work.
+    included. Types that are slow on the device of a `profile` are left out. What
+    cannot be is found before any work.
     """
     kind = get(target)
     if kind.maker is None:
@@ -92,11 +95,13 @@ def compare(
     }
     makers = {model.name: OTHERS for model in others}
     makers |= {f"edgepack {name}": f"edgepack, {name.rpartition('-')[0]}" for name in wanted}
-    plans = {name: make_plan(recipe, target, base) for name, (recipe, base) in wanted.items()}
+    plans = {name: make_plan(one, target, base, profile) for name, (one, base) in wanted.items()}
     plan = next(iter(plans.values()))
     models, expected, mixtures = [], {}, {}
     for name, (recipe, base) in wanted.items():
-        artifact = yield from build(recipe, target, base=base, out=out / name, force=True)
+        artifact = yield from build(
+            recipe, target, base=base, out=out / name, force=True, profile=profile
+        )
         models.append(Model(f"edgepack {name}", artifact.base, artifact.factors))
         expected[models[-1].name] = artifact.manifest["allocation"]["expected_kl"]
         if plans[name].model.key == plan.model.key:
@@ -105,7 +110,8 @@ def compare(
             mixtures[label] = {weight: about["formats"]["Q"] for weight, about in weights}
     yield from run(plan, until=Calibrate.name)
     first, base = next(iter(recipes.values()))
-    measure = make_plan(first, target, base).find(Measure)  # with what it says of measuring
+    plain = make_plan(first, target, base, profile)
+    measure = plain.find(Measure)  # with what it says of measuring
     assert measure is not None
     every = kind.all_baselines(plan.model, plan.formats) | mixtures
     with scratch() as temporary:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from edgepack.core.disk import sha256
+from edgepack.core.speeds import Prediction
 from edgepack.core.untrusted import Untrusted, read_json, validate
 from edgepack.errors import EdgepackError
 
@@ -134,6 +135,7 @@ class Manifest(Untrusted):
     measured: Measured
     slice: dict[str, Annotated[list[Count], Field(min_length=2, max_length=2)]] | None = None
     allocation: dict[str, Any] | None = None
+    prediction: Prediction | None = None
     requires: str | None = None
     sources: dict[SourceKey, str] = Field(default_factory=dict)
     rft: dict[str, Any] | None = None

@@ -9,14 +9,18 @@ from typing import Any, Protocol, TypeVar
 
 from edgepack.checkpoint import Checkpoint, open_checkpoint
 from edgepack.checkpoint.save import dtype_of
+from edgepack.core.speeds import Prediction
 from edgepack.core.stage import Stage
 from edgepack.core.weights import WeightFormat, WeightSpec
+from edgepack.device_profile.prediction import predict
+from edgepack.device_profile.profile import DeviceProfile
 from edgepack.errors import RecipeError
 from edgepack.model.rewritten import Rewritten
 from edgepack.model.rotation import Rotated
 from edgepack.model.stream import Tokens
 from edgepack.planning.formats import Fallback, Given, factor_bytes, weight_bytes
 from edgepack.planning.target import Target, get
+from edgepack.planning.work import work_of
 from edgepack.recipe.sections import Recipe
 
 NOT_BUILT = ("merge",)
@@ -30,6 +34,8 @@ PARTS = {
     "ffn_shortcut": "shortcuts",
 }
 """Role → part of the model in the ledger; other matrices are the blocks'."""
+GGUF = "gguf"
+"""The target whose types are those that a device profile has times of."""
 READS = ("edgepack.checkpoint", "edgepack.architectures")
 """The code that reads models."""
 PROCESS = 1150 << 20
@@ -78,6 +84,8 @@ class Plan:
     fallbacks: tuple[Fallback, ...] = ()
     notes: tuple[str, ...] = ()
     """Warnings that were known before anything ran."""
+    profile: DeviceProfile | None = None
+    """The device that the files are for, if that is known."""
 
     def adding(self, *stages: Stage, notes: Sequence[str] = ()) -> Plan:
         """The plan with more stages at its end."""
@@ -110,6 +118,17 @@ class Plan:
         most = max((stage.memory() for stage in self.stages), default=0)
         return PROCESS + rotation_bytes(self.model) + most
 
+    @property
+    def prediction(self) -> Prediction | None:
+        """How fast the files will be on the device of the profile, if there is one."""
+        if self.profile is None:
+            return None
+        if self.target.name != GGUF:
+            device, threads = self.profile.device, self.profile.threads
+            reason = f"its profile is of GGUF types, not of {self.target.name}"
+            return Prediction(device=device, threads=threads, skipped=reason)
+        return predict(work_of(self.model, self.formats), self.profile)
+
     def bytes_by_part(self) -> dict[str, int]:
         """Bytes of tensors in the files to come, by part of the model."""
         sizes = dict.fromkeys((BLOCKS, *PARTS.values(), VECTORS, "factors"), 0)
@@ -140,7 +159,9 @@ class Plan:
         return bits / count
 
 
-def open_plan(recipe: Recipe, target: str, base: Path) -> Plan:
+def open_plan(
+    recipe: Recipe, target: str, base: Path, profile: DeviceProfile | None = None
+) -> Plan:
     """A plan without stages: the model is open, and the target can hold it."""
     kind = get(target, recipe.export)
     for section in NOT_BUILT:
@@ -154,7 +175,7 @@ def open_plan(recipe: Recipe, target: str, base: Path) -> Plan:
     original = open_checkpoint(recipe.model, base)
     _ = original.tokenizer, original.generation_config()  # what is wrong with them is found here
     notes = (*original.warnings(), *kind.check_model(original))
-    return Plan(recipe, kind, base, original, original, notes=notes)
+    return Plan(recipe, kind, base, original, original, notes=notes, profile=profile)
 
 
 def rotation_bytes(model: Checkpoint) -> int:

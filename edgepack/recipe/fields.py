@@ -6,6 +6,7 @@ A number is bounded where a larger one could only fill the memory or never end.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,11 +17,15 @@ from pydantic import (
     ByteSize,
     ConfigDict,
     Field,
+    PlainValidator,
+    TypeAdapter,
+    ValidationError,
     ValidationInfo,
+    WithJsonSchema,
     field_validator,
 )
 
-from edgepack.core.untrusted import quote
+from edgepack.core.untrusted import explain, quote
 
 MAX_SEED = 2**63 - 1
 MAX_TOKENS = 10**9
@@ -34,6 +39,8 @@ MAX_LIST = 64
 MAX_PATH = 4096  # bytes, PATH_MAX of Linux
 MAX_PART = 255  # bytes of one part of a path
 MAX_NAME = 200  # bytes of a name that gets endings
+MAX_SIZE = 2**60
+_SHARE = r"\d{1,3}(\.\d{1,6})? ?%"
 
 
 def _plain_text(value: str) -> str:
@@ -82,7 +89,40 @@ def _short(value: Any) -> Any:
 PathText = Annotated[str, AfterValidator(_path)]
 FileName = Annotated[str, AfterValidator(_file_name)]
 FormatName = Annotated[str, Field(max_length=MAX_NAME), AfterValidator(_plain_text)]
-Size = Annotated[ByteSize, BeforeValidator(_short), Field(gt=0, le=2**60)]
+Size = Annotated[ByteSize, BeforeValidator(_short), Field(gt=0, le=MAX_SIZE)]
+
+
+def _size_or_share(value: Any) -> int | str:
+    """Bytes, or text such as ``40%``."""
+    if isinstance(value, str) and "%" in value:
+        text = value.strip()
+        if not re.fullmatch(_SHARE, text, re.ASCII) or not 0 < read_share(text) <= 1:
+            raise ValueError(f"is no share between 0% and 100%: {quote(value)}")
+        return text
+    try:
+        return int(_SIZE.validate_python(value))
+    except ValidationError as error:
+        raise ValueError(explain(error).removeprefix("the content: ")) from None
+
+
+def read_share(text: str) -> float:
+    """The number that ``40%`` stands for."""
+    return float(text.removesuffix("%")) / 100
+
+
+_SIZE: TypeAdapter[ByteSize] = TypeAdapter(Size)
+SizeOrShare = Annotated[
+    int | str,
+    PlainValidator(_size_or_share),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "exclusiveMinimum": 0, "maximum": MAX_SIZE},
+                {"type": "string", "pattern": r"^\s*(\d*\.?\d+)\s*(\w+|%)?\s*$"},
+            ]
+        }
+    ),
+]
 Glob = Annotated[str, Field(max_length=500), AfterValidator(_plain_text)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Rank = Annotated[int, Field(ge=0, le=MAX_RANK)]

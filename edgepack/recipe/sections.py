@@ -19,7 +19,7 @@ from edgepack.recipe.fields import (
     Rank,
     Section,
     Seed,
-    Size,
+    SizeOrShare,
 )
 from edgepack.recipe.training import Finetune, Recover, Rft
 
@@ -142,10 +142,11 @@ CHOICES = ("candidates", "ranks")
 class Compress(Section):
     """CALDERA: W ≈ Q + L·R."""
 
-    target_size: Size | None = Field(
+    target_size: SizeOrShare | None = Field(
         None,
-        description="Bytes of the files, such as 64MB: formats and ranks are then chosen for every "
-        "weight, embeddings and head included, so that the model's KL is least.",
+        description="Bytes of the files, such as 64MB, or a share of a device's memory, such as "
+        "40% (with --device-profile): formats and ranks are then chosen for every weight, "
+        "embeddings and head included, so that the model's KL is least.",
     )
     bits_per_weight: Annotated[float, Field(gt=0, le=16)] | None = Field(
         None, description="The same, as bits per weight of all matrices (factors included)."

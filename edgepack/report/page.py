@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from edgepack.core.artifact import APART, OURS
+from edgepack.core.speeds import Prediction
 from edgepack.core.tables import format_size, markdown
 from edgepack.planning.target import get
 
@@ -39,6 +40,11 @@ def bought(allocation: Mapping[str, Any]) -> str:
         f"{text}, expected KL {allocation['expected_kl']:.3f} "
         f"({allocation['expected_kl_rank_0']:.3f} without ranks)"
     )
+
+
+def predicted(prediction: Mapping[str, Any] | None) -> list[str]:
+    """What a prediction says, a line each; nothing without a device profile."""
+    return Prediction.model_validate(prediction).text() if prediction else []
 
 
 def role(weight: str) -> str:
@@ -81,6 +87,7 @@ def render(manifest: Manifest) -> str:
         "Slice": markdown(sliced(manifest["slice"])) if manifest["slice"] else [],
         "Size": _sizes(manifest) if weights else [],
         "Measured": _measured(manifest),
+        "Predicted speed": [f"- {line}" for line in predicted(manifest["prediction"])],
         "Fallbacks and warnings": _remarks(manifest),
         "Error of the layers": [ERRORS, "", *markdown(errors_by_role(weights))] if weights else [],
         "Run it": _run(manifest),

@@ -17,7 +17,7 @@ from edgepack.core.tables import align, format_size
 from edgepack.core.untrusted import shorten
 from edgepack.errors import EdgepackError
 from edgepack.recipe.read import load
-from edgepack.report.page import bought, commands, measurements, merged, sliced
+from edgepack.report.page import bought, commands, measurements, merged, predicted, sliced
 
 if TYPE_CHECKING:
     from edgepack.checkpoint.gguf_header import GgufHeader
@@ -201,11 +201,17 @@ def summary(manifest: Mapping[str, Any], folder: Path) -> list[str]:
         "",
         *_sliced_text(manifest["slice"]),
         *(table or align([row[:-1] for row in measurements(measured)])),
+        *_predicted_text(manifest["prediction"]),
         *remarks(manifest["fallbacks"], manifest["warnings"]),
     ]
     running = [f"  {line}" for line in commands(manifest, folder)]
     what = "Files" if running else "The model for transformers"
     return [*lines, "", f"{what} and report.md are in {folder}/", *running]
+
+
+def _predicted_text(prediction: Mapping[str, Any] | None) -> list[str]:
+    lines = predicted(prediction)
+    return ["", *(wrap for line in lines for wrap in textwrap.wrap(line, 79))] if lines else []
 
 
 def _sliced_text(parts: Mapping[str, Sequence[int]] | None) -> list[str]:
@@ -229,7 +235,7 @@ def plan_facts(plan: Plan) -> Facts:
     for fmt in plan.formats.values():
         key = f"{fmt.Q}, rank {fmt.rank}" if fmt.rank else fmt.Q
         counts[key] = counts.get(key, 0) + 1
-    facts = plan.facts
+    facts, prediction = plan.facts, plan.prediction
     return {
         "model": dict(plan.model.source),
         "architecture": plan.model.architecture.name,
@@ -247,6 +253,7 @@ def plan_facts(plan: Plan) -> Facts:
             "all": plan.bits_per_weight(blocks_only=False),
         },
         "memory": plan.memory,
+        "prediction": prediction.model_dump(mode="json") if prediction else None,
         "fallbacks": [vars(fallback) for fallback in plan.fallbacks],
         "requires": plan.target.requires(plan.model, plan.formats),
         "warnings": plan.warnings,
@@ -276,6 +283,7 @@ def plan_text(facts: Facts) -> list[str]:
         f"bits per weight: {bits['blocks']:.3f} (blocks), {bits['all']:.3f} (all)",
         f"expected peak memory: {format_size(facts['memory'])}",
         *([f"needs {facts['requires']}"] if facts["requires"] else []),
+        *_predicted_text(facts["prediction"]),
         *remarks(facts["fallbacks"], facts["warnings"]),
     ]
 

@@ -15,6 +15,7 @@ from typing import Any
 from tests.fuzz.binary import Gguf, spoil_gguf, spoil_metadata, spoil_onnx
 from tests.fuzz.harness import Reader, command
 from tests.fuzz.mutators import spoil_bytes, spoil_json, spoil_template, spoil_yaml
+from tests.support import profiles
 from tests.support.tiny import CHAT, TEXT, make_model, write_gguf
 
 RECIPE = {
@@ -56,13 +57,25 @@ def make_template(folder: Path) -> None:
         "recipe": RECIPE,
         "quick": quick,
         "gguf": {**quick, "model": "m.gguf"},
+        "share": {**quick, "compress": {"target_size": "50%", "ranks": [0, 2]}},
         "chats": {**quick, "calibrate": {**RECIPE["calibrate"], "source": "chats.jsonl"}},
     }.items():
         (folder / f"{name}.yaml").write_text(json.dumps(recipe))
+    bench = profiles.write(folder / "bench.json", _bench())
     for target in ("gguf", "onnx"):
-        edgepack.build(folder / "quick.yaml", target, out=folder / f"out-{target}")
+        out = folder / f"out-{target}"
+        edgepack.build(folder / "quick.yaml", target, out=out, device_profile=bench)
         _write_adapter(folder / f"out-{target}")
     _write_training(folder)
+
+
+def _bench() -> dict[str, Any]:
+    """Of a phone, on which a model was run."""
+    times = {"f32": 0.4, "f16": 0.2, "q8_0": 0.1, "q4_0": 0.05, "q2_0": 0.5}
+    cases = (("prompt", 64, 0.5), ("decode", 16, 0.4))
+    timings = [profiles.timing(*case) for case in cases]
+    work = {"types": {"q4_0": 18 * 10**6}, "flops": 10**8, "head": 10**7, "head_type": "q4_0"}
+    return profiles.content(times, models=[profiles.model(work, *timings)])
 
 
 def _write_adapter(out: Path) -> None:
@@ -157,6 +170,17 @@ def show_recipe(folder: Path) -> None:
     """Read it, and plan it."""
     command("show", str(folder / "recipe.yaml"))
     command("plan", str(folder / "recipe.yaml"))
+
+
+def plan_for_device(folder: Path) -> None:
+    """A recipe for the device of a profile, with formats of its own and for a size."""
+    for name in ("quick", "share"):
+        command("plan", str(folder / f"{name}.yaml"), "--device-profile", f"{folder}/bench.json")
+
+
+def compare_benchmarks(folder: Path) -> None:
+    """A benchmark beside itself."""
+    command("bench", "--compare", str(folder / "bench.json"), str(folder / "bench.json"))
 
 
 def show_and_plan_gguf(folder: Path) -> None:
@@ -380,6 +404,8 @@ FILES: dict[str, tuple[dict[str, Make], Callable[[Path], None]]] = {
         },
         graph_read_back,
     ),
+    "device profile": ({"bench.json": json_file}, plan_for_device),
+    "benchmark": ({"bench.json": json_file}, compare_benchmarks),
     "training graph": (
         {
             "training/training.json": json_file,

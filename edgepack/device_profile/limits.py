@@ -7,30 +7,50 @@ reads it there.
 from __future__ import annotations
 
 from statistics import median
+from typing import Annotated
 
 from pydantic import Field
 
+from edgepack.core.speeds import Count, Name
 from edgepack.core.untrusted import Untrusted
+
+Seconds = Annotated[float, Field(ge=1e-9, le=1e9)]
+"""Bounds within which no quotient of two of them is 0 or infinite."""
 
 
 class ReadSpeed(Untrusted):
     """How fast memory is read by so many threads."""
 
-    threads: int
-    bytes_per_second: list[float] = Field(min_length=1)
+    threads: Count
+    bytes_per_second: list[Annotated[float, Field(ge=1, le=1e18)]] = Field(min_length=1)
 
 
 class Product(Untrusted):
     """How fast W·X is for a W of a type ``[rows, columns]`` and an X of `batch` columns."""
 
-    type: str
-    threads: int
-    batch: int
-    rows: int
-    columns: int
-    bytes: int
+    type: Name
+    threads: Count
+    batch: Count
+    rows: Count
+    columns: Count
+    bytes: Count
     """Size of W."""
-    seconds: list[float] = Field(min_length=1)
+    seconds: list[Seconds] = Field(min_length=1)
+
+    @property
+    def weights(self) -> int:
+        """Elements of W."""
+        return self.rows * self.columns
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Of the type."""
+        return 8 * self.bytes / self.weights
+
+    @property
+    def seconds_per_weight(self) -> float:
+        """In the median."""
+        return median(self.seconds) / self.weights
 
     @property
     def bytes_per_second(self) -> float:
