@@ -19,6 +19,7 @@ from edgepack.runtimes.agreement import agreement
 from edgepack.runtimes.base import Sampling, tokenize_prefix
 from edgepack.runtimes.chat import prompt
 from edgepack.runtimes.hf_tokenizer import HfTokenizer
+from tests.support.ollama import parse
 from tests.support.tiny import CHAT, SPECIAL, make_model, make_tokenizer
 from tests.support.vocabularies import sentencepiece
 
@@ -158,9 +159,8 @@ def test_named_templates_without_a_default_are_told_by_the_runtime(tmp_path, ope
 def test_stop_parameters_and_genai_name_all_ends(tmp_path):
     checkpoint = write_model(tmp_path / "m", ends=[0, 300, NEWLINE])
     word = checkpoint.tokenizer.decode([300])
-    parameters = [f'PARAMETER stop "{text}"' for text in (SPECIAL[0], word, SPECIAL[2])]
-    assert modelfile(stops=stops(checkpoint)).splitlines()[2:] == parameters
-    assert modelfile(stops=['say "x"']).endswith('PARAMETER stop """say "x""""\n')
+    parameters = [("parameter", "stop", text) for text in (SPECIAL[0], word, SPECIAL[2])]
+    assert parse(modelfile(stops=stops(checkpoint)))[2:] == parameters
     found = genai_config(checkpoint, tmp_path / "onnx/model.onnx", ["input_ids"], 64)
     assert found["model"]["eos_token_id"] == [0, 300, NEWLINE, 2]
     alone = write_model(tmp_path / "n")
