@@ -33,6 +33,7 @@ class Models:
 
     def __init__(self, llama: ServedLlama, name: str, scales: Mapping[str, float]) -> None:
         self.llama, self.name, self._scales = llama, name, scales
+        llama.model_path = name  # what answers name where requests do not
 
     def __iter__(self) -> Iterator[str]:
         """The names that are listed: the model without adapters, then with each of them."""

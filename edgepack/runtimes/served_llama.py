@@ -1,7 +1,8 @@
 """llama-cpp-python's class `Llama`, which its server runs, made safe for edgepack's models.
 
-It has no setting for AMX (`extra_buffers_are_safe`), for several adapters, or for the tokens that
-end an answer beside llama.cpp's own; and the adapters differ from request to request here.
+It has no setting for AMX (`extra_buffers_are_safe`), several adapters, llama.cpp's own choice of
+attention, or tokens that end an answer beside llama.cpp's own; and adapters differ from request to
+request here.
 """
 
 from __future__ import annotations
@@ -67,12 +68,13 @@ class ServedLlama(Llama):  # type: ignore[misc]  # the package has no types for 
         self.switch({})
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Two steps in the middle of `Llama`'s constructor, which has no better place for them."""
+        """Settings that `Llama` has not, each put in when its constructor has come to it."""
         if name == "model_params":
             value.use_extra_bufts = extra_buffers_are_safe()
         super().__setattr__(name, value)
-        if name == "_model":
+        if name == "_model":  # the context comes next
             self._adapters.load(value.model)
+            self.context_params.flash_attn_type = bindings().LLAMA_FLASH_ATTN_TYPE_AUTO
 
     def switch(self, scales: Mapping[str, float]) -> None:
         """Use these adapters and no others. What other adapters have computed is forgotten."""
@@ -89,10 +91,14 @@ class ServedLlama(Llama):  # type: ignore[misc]  # the package has no types for 
     def prompt(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """The text of a conversation up to the start of the answer, with one first token."""
         text = self._texts.chat_prompt([_plain(message) for message in messages])
-        bos = self._texts.bos
-        if bos is None or bos in self.tokenize(text.encode(), add_bos=False, special=True):
+        if (bos := self._texts.bos) is None:
             return text
-        return self._texts.control_text(bos) + text
+        first = self._texts.control_text(bos)
+        if bos not in self.tokenize(text.encode(), add_bos=False, special=True):
+            return first + text
+        while text.startswith(2 * first):
+            text = text.removeprefix(first)
+        return text
 
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
         """See `Llama.tokenize`. A text that would end the process is refused."""

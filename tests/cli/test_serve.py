@@ -153,6 +153,7 @@ def test_answers_are_those_of_edgepack_chat(folder, server):
             assert content == expected.replace("\ufffd", "")  # bytes that are no text are left out
             count = len(chat.prompt(runtime, system))
             assert found["usage"]["prompt_tokens"] == count
+    assert server.chat()["model"] == "packed"
 
 
 def test_chunks_of_a_stream_are_the_answer(server):

@@ -73,6 +73,23 @@ def opening(tmp_path):
         runtime.close()
 
 
+@pytest.fixture
+def served(tmp_path):
+    """Opens the file that `opening` has written as `edgepack serve` runs it."""
+    pytest.importorskip("llama_cpp")
+    from edgepack.runtimes.served_llama import ServedLlama
+
+    loaded = []
+
+    def open_it():
+        loaded.append(ServedLlama(tmp_path / "base.gguf", context=128, threads=1))
+        return loaded[-1]
+
+    yield open_it
+    for llama in loaded:
+        llama.close()
+
+
 BEGINS_WITH_BOS = "{{ bos_token }}" + CHAT
 
 
@@ -91,7 +108,7 @@ BEGINS_WITH_BOS = "{{ bos_token }}" + CHAT
         (f"{SPECIAL[0]} $A", "\n" + BEGINS_WITH_BOS, None),
     ],
 )
-def test_a_prompt_has_one_bos_and_no_eos(single, template, first, tmp_path, opening):
+def test_a_prompt_has_one_bos_and_no_eos(single, template, first, tmp_path, opening, served):
     checkpoint = write_model(tmp_path / "m", single, template)
     tokenizer, runtime = checkpoint.tokenizer, opening(checkpoint)
     ids = prompt(runtime, QUESTION)
@@ -108,6 +125,11 @@ def test_a_prompt_has_one_bos_and_no_eos(single, template, first, tmp_path, open
         text, bos=False, special=True
     )
     assert folder.bos == runtime.bos
+    llama = served()
+    text = llama.prompt(QUESTION)
+    assert llama.tokenize(text.encode(), add_bos=False, special=True) == ids
+    theirs = llama.create_chat_completion(QUESTION, max_tokens=1)["usage"]["prompt_tokens"]
+    assert theirs == len(ids)
 
 
 @pytest.mark.llama
@@ -125,13 +147,15 @@ def test_measured_text_gets_no_eos(tmp_path, opening):
 @pytest.mark.slow
 @pytest.mark.llama
 @pytest.mark.parametrize("which", range(6))
-def test_every_end_ends_an_answer(which, tmp_path, opening):
+def test_every_end_ends_an_answer(which, tmp_path, opening, served):
     ends = [2, 300, 301, 302, 303, 304]
     checkpoint = write_model(tmp_path / "m", ends=ends, saying=ends[which])
     assert HfTokenizer(tmp_path / "m").ends == set(ends)
     runtime = opening(checkpoint)
     assert list(runtime.generate([START, 299], 4)) == []
     assert len(list(runtime.generate([START, 299], 4, Sampling(ignore_eos=True)))) == 4
+    (choice,) = served().create_completion([START, 299], max_tokens=4)["choices"]
+    assert (choice["text"], choice["finish_reason"]) == ("", "stop")
 
 
 @pytest.mark.slow
@@ -147,6 +171,16 @@ def test_a_runtime_that_cuts_text_otherwise_is_found(tmp_path, opening):
     with pytest.raises(ExportError, match="reads text otherwise") as caught:
         agreement(runtime, other)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.llama
+@pytest.mark.parametrize("safe", [True, False])
+def test_a_served_model_does_not_use_amx_where_that_kills(
+    safe, tmp_path, opening, served, monkeypatch
+):
+    opening(write_model(tmp_path / "m"))
+    monkeypatch.setattr("edgepack.runtimes.served_llama.extra_buffers_are_safe", lambda: safe)
+    assert served().model_params.use_extra_bufts == safe
 
 
 @pytest.mark.llama
