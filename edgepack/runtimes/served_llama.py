@@ -7,6 +7,7 @@ request here.
 
 from __future__ import annotations
 
+import codecs
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -105,6 +106,13 @@ class ServedLlama(Llama):  # type: ignore[misc]  # the package has no types for 
         self._encodable.check(text.decode("utf-8", "replace"))
         found: list[int] = super().tokenize(text, add_bos, special)
         return found
+
+    def detokenize(self, tokens: list[int], *args: Any, **more: Any) -> bytes:
+        """See `Llama.detokenize`. Bytes that are no text are U+FFFD, as in `edgepack chat`, unless
+        the next token may complete them: a stream would wait for them until its end."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        text = decoder.decode(super().detokenize(tokens, *args, **more))
+        return text.encode() + decoder.getstate()[0]
 
     def check_grammar(self, text: str) -> None:
         """Refuse a grammar that llama.cpp cannot read, with which `Llama` would end the process."""
