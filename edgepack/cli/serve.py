@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from contextlib import closing, suppress
 from importlib.util import find_spec
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -14,7 +15,6 @@ from edgepack.cli._adapters import AdapterNames, Adapters
 from edgepack.cli._app import app, say
 from edgepack.errors import EdgepackError, missing_extra
 
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _PACKAGES = ("llama_cpp", "fastapi", "uvicorn", "sse_starlette", "starlette_context")
 """What llama-cpp-python's server needs."""
 
@@ -118,7 +118,8 @@ def _run(
     from edgepack.runtimes.serve import Models, make_app
     from edgepack.runtimes.served_llama import ServedLlama
 
-    with closing(ServedLlama(*files[1:4], context, threads)) as llama:
+    loaded = ServedLlama(files.base, files.factors, files.adapters, context, threads)
+    with closing(loaded) as llama:
         models = Models(llama, files.name, files.scales)
         config = uvicorn.Config(make_app(models, api_key), log_level="warning", lifespan="off")
         server = uvicorn.Server(config)
@@ -131,7 +132,7 @@ def _run(
         server.handle_exit = end
         host, port = listener.getsockname()[:2]
         say(f"{', '.join(models)} at http://{f'[{host}]' if ':' in host else host}:{port}/v1")
-        if host not in _LOOPBACK and api_key is None:
+        if not ip_address(host).is_loopback and api_key is None:
             say("(anyone who reaches this machine can use it; --api-key keeps others out)")
         with suppress(KeyboardInterrupt):
             server.run(sockets=[listener])

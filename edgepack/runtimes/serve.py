@@ -77,6 +77,8 @@ def make_app(models: Models, api_key: str | None = None) -> FastAPI:
         models.find(body.model)
         if isinstance(body.prompt, list) and len(body.prompt) != 1:
             raise EdgepackError("a request has one prompt here")
+        if body.suffix:
+            raise EdgepackError("a suffix is not offered here")
         _check(models.llama, "".join(body.prompt), body)
 
     router = APIRouter(prefix="/v1", route_class=_Route, dependencies=[Depends(is_allowed)])
@@ -101,6 +103,8 @@ def _check(
             f"the prompt has {length} tokens, and the model sees {llama.context} at once",
             hint="serve it with a larger --context",
         )
+    if body.n not in (None, 1):
+        raise EdgepackError("a request has one answer here, n is 1")
     if body.grammar:
         llama.check_grammar(body.grammar)
     by_number = body.logit_bias if body.logit_bias_type != "tokens" else None

@@ -139,9 +139,12 @@ class ServedLlama(Llama):  # type: ignore[misc]  # the package has no types for 
 
     def generate(self, *args: Any, **more: Any) -> Iterator[int]:
         """See `Llama.generate`. It ends at every token that ends an answer, and at `stop`."""
+        end = self.token_eos()  # at which `Llama` ends an answer
         for token in super().generate(*args, **more):
             ends = token in self._more_ends or self._stopped.is_set()
-            yield self.token_eos() if ends else token
+            if ends and end < 0:  # a model without one
+                return
+            yield end if ends else token
 
     def _forget(self) -> None:
         lib = bindings()

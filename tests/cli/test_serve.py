@@ -218,6 +218,7 @@ WRONG = [
     ({"messages": [{"role": "user", "content": "fox " * 200}], "stream": True}, 400, "--context"),
     ({"messages": [{"role": "cook"}]}, 400, "messages"),
     ({"temperature": "hot"}, 400, "temperature: "),
+    ({"n": 2}, 400, "n is 1"),
     ({"grammar": "no grammar"}, 400, "cannot read the grammar"),
     ({"logit_bias": {"100000": 1}}, 400, "logit_bias"),
     ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]}, 400, "tools"),
