@@ -23,6 +23,7 @@ from edgepack.cli import (  # noqa: F401  (each adds its commands)
     init,
     merge_adapter,
     plan,
+    serve,
     show,
 )
 from edgepack.cli._app import app, heed_signals

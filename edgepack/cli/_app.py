@@ -40,7 +40,7 @@ def heed_signals() -> None:
 
 
 ORDER = (
-    *("init", "plan", "build", "show", "chat", "finetune", "merge-adapter"),
+    *("init", "plan", "build", "show", "chat", "serve", "finetune", "merge-adapter"),
     *("evaluate", "compare", "bench", "export-training", "import-training", "schema"),
 )
 """Commands as people come to need them."""

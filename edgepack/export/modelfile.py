@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from edgepack.checkpoint import Checkpoint, special
 from edgepack.core.untrusted import shorten
+from edgepack.export.programs import FOLD, NO_ADAPTERS_SINCE
 
 LONGEST_STOP = 100
 """Most characters of a stop; a special token has a few."""
@@ -21,7 +22,8 @@ def modelfile(
     """
     lines = [f"FROM ./{base}"]
     if factors is not None:
-        lines.append(f"ADAPTER ./{factors}")
+        lines += [f"# Ollama {NO_ADAPTERS_SINCE} and newer refuse the next line; {FOLD}."]
+        lines += [f"ADAPTER ./{factors}"]
     return "\n".join([*lines, *map(_parameter, stops)]) + "\n"
 
 

@@ -63,7 +63,8 @@ class Export(Section):
     onnx: Onnx = Onnx()
     merge_factors: bool = Field(
         False,
-        description="Fold L·R into Q, for runtimes without adapters (Ollama for Qwen, "
-        "Transformers.js): weights are rounded again with H, and the report compares the KL.",
+        description="Fold L·R into Q, for programs without adapters (Ollama since 0.34.1, LM "
+        "Studio, Transformers.js): weights are rounded again with H, and the report compares the "
+        "KL.",
     )
     measure: Measure = Measure()

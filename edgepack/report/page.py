@@ -271,7 +271,7 @@ def _remarks(manifest: Manifest) -> list[str]:
     ]
     lines += [f"- {warning}" for warning in manifest["warnings"]]
     if needs := manifest.get("requires"):
-        lines.append(f"- The graph needs {needs}.")
+        lines.append(f"- The files need {needs}.")
     return lines or ["None."]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,10 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from edgepack.checkpoint.special import MORE_ENDS, gguf_ends
-from edgepack.checkpoint.tokenizer import TEMPLATE, TEMPLATE_PREFIX
 from edgepack.core.untrusted import shorten
+from edgepack.runtimes._llama_adapters import LlamaAdapters
 from edgepack.runtimes._llama_library import bindings, checked, extra_buffers_are_safe
+from edgepack.runtimes._llama_texts import LlamaTexts
 from edgepack.runtimes.base import (
     LIKELIEST,
     PENALTY_WINDOW,
@@ -28,17 +28,9 @@ from edgepack.runtimes.base import (
     check_length,
     check_memory,
     check_numbers,
-    check_scales,
 )
-from edgepack.runtimes.chat import render
 from edgepack.runtimes.forks import Fork, Step, check_fits, layout
-from edgepack.runtimes.gguf_check import (
-    HOLDS_FACTORS,
-    cache_bytes,
-    check_adapter,
-    check_model,
-    read_encodable,
-)
+from edgepack.runtimes.gguf_check import cache_bytes, check_model, read_encodable
 
 _MICRO_BATCH = 512  # llama.cpp's default, here so that a long context does not raise it
 
@@ -64,15 +56,12 @@ class LlamaCpp(Closing):
         self._model = self._ctx = None
         self.context, self.sequences = context, sequences
         header = check_model(model)
-        paths = [*([adapter] if adapter else []), *(path for path, _ in adapters)]
-        headers = [check_adapter(path, header) for path in paths]
-        self._replaces = [HOLDS_FACTORS in one.metadata for one in headers]
+        self._adapters = LlamaAdapters(header, adapter, [path for path, _ in adapters])
         check_memory(context, cache_bytes(header))
         self._encodable = read_encodable(header)
         try:
             self._model = self._load(model)
-            # before the context is made, whose buffers have room for all of them
-            self._fixed, self._loras = int(adapter is not None), list(map(self._attach, paths))
+            self._adapters.load(self._model)
             self._ctx = self._open(context, threads or psutil.cpu_count(logical=False) or 1)
             self.set_scales([scale for _, scale in adapters])
         except BaseException:
@@ -80,10 +69,10 @@ class LlamaCpp(Closing):
             raise
         lib = self._lib
         self._vocab = lib.llama_model_get_vocab(self._model)
+        self._texts = LlamaTexts(self._model)
+        self._more_ends = self._texts.more_ends()
         self.vocab_size: int = lib.llama_vocab_n_tokens(self._vocab)
-        add_bos = lib.llama_vocab_get_add_bos(self._vocab)
-        self.bos: int | None = lib.llama_vocab_bos(self._vocab) if add_bos else None
-        self._more_ends = gguf_ends({MORE_ENDS: self._metadata_text(MORE_ENDS) or ""})
+        self.bos = self._texts.bos
 
     def _load(self, path: Path) -> Any:
         params = self._lib.llama_model_default_params()
@@ -105,28 +94,9 @@ class LlamaCpp(Closing):
             lambda: self._lib.llama_init_from_model(self._model, params),
         )
 
-    def _attach(self, path: Path) -> Any:
-        """Load an adapter, which is freed with the model."""
-        return checked(
-            f"cannot use the adapter {shorten(str(path), 120)}",
-            lambda: self._lib.llama_adapter_lora_init(self._model, os.fsencode(path)),
-        )
-
     def set_scales(self, scales: Sequence[float]) -> None:
-        """See `Runtime.set_scales`. An adapter that is L·R + ΔW, at scale s beside 1 − s of the
-        factors, makes L·R + s·ΔW: at scale 1 there are as many products as without it."""
-        check_scales(scales, len(self._loras) - self._fixed)
-        replacing = zip(self._replaces[self._fixed :], scales, strict=True)
-        factors = 1.0 - sum(scale for replaces, scale in replacing if replaces)
-        every = zip(self._loras, [factors] * self._fixed + list(scales), strict=True)
-        used = [(lora, scale) for lora, scale in every if scale]
-        adapters = (self._lib.llama_adapter_lora_p_ctypes * len(used))(*(lora for lora, _ in used))
-        values = (ctypes.c_float * len(used))(*(scale for _, scale in used))
-        set_adapters = self._lib.llama_set_adapters_lora
-        checked(
-            "cannot use the adapters",
-            lambda: set_adapters(self._ctx, adapters, len(used), values) == 0,
-        )
+        """See `Runtime.set_scales`."""
+        self._adapters.scale(self._ctx, scales)
         self._forget()
 
     def _decode(self, steps: Sequence[Step]) -> None:
@@ -238,45 +208,7 @@ class LlamaCpp(Closing):
 
     def chat_prompt(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """See `Runtime.chat_prompt`."""
-        names = ("bos", "eos", "pad", "sep")
-        special = {
-            f"{name}_token": self._token_text(
-                getattr(self._lib, f"llama_vocab_{name}")(self._vocab)
-            )
-            for name in names
-        }
-        return render(self._templates(), messages, special)
-
-    def _templates(self) -> str | dict[str, str] | None:
-        """The chat template; all templates by name, if none is the default."""
-        if (default := self._metadata_text(TEMPLATE)) is not None:
-            return default
-        keys = (
-            self._string(self._lib.llama_model_meta_key_by_index, index)
-            for index in range(self._lib.llama_model_meta_count(self._model))
-        )
-        named = [key for key in keys if key and key.startswith(TEMPLATE_PREFIX)]
-        return {
-            key.removeprefix(TEMPLATE_PREFIX): self._metadata_text(key) or "" for key in named
-        } or None
-
-    def _metadata_text(self, key: str) -> str | None:
-        """The text under a key of the file's metadata."""
-        return self._string(self._lib.llama_model_meta_val_str, key.encode())
-
-    def _string(self, function: Callable[..., int], which: Any) -> str | None:
-        """The text that a C function writes into a buffer; None if it returns a length below 0."""
-        size = function(self._model, which, None, 0)
-        if size < 0:
-            return None
-        buffer = ctypes.create_string_buffer(size + 1)
-        function(self._model, which, buffer, size + 1)
-        return buffer.value.decode("utf-8", "replace")
-
-    def _token_text(self, token: int) -> str:
-        """A control token as a template writes it; none for the missing token −1."""
-        text: bytes = self._lib.llama_vocab_get_text(self._vocab, token) if token >= 0 else b""
-        return text.decode()
+        return self._texts.chat_prompt(messages)
 
     def close(self) -> None:
         """See `Runtime.close`."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from edgepack.core.progress import Progress, Steps
 from edgepack.errors import RecipeError
+from edgepack.export import programs
 from edgepack.planning.target import Library, Target
 from edgepack.recipe.sections import Recipe
 
@@ -71,6 +73,14 @@ class Gguf(Target):
 
         types = {name: fmt.Q for name, fmt in formats.items()}
         return gguf.files_size(model, types, _with_factors(formats))
+
+    def remarks(self, model: Checkpoint, formats: Formats) -> list[str]:  # noqa: D102
+        architecture = str(model.gguf_metadata()["general.architecture"][0])
+        types = {fmt.Q for fmt in formats.values()}
+        return programs.refusals(architecture, types, factors=bool(_with_factors(formats)))
+
+    def requires(self, model: Checkpoint, formats: Formats) -> str | None:  # noqa: D102
+        return programs.llama_cpp({fmt.Q for fmt in formats.values()})
 
     def write(  # noqa: D102
         self,
@@ -137,11 +147,24 @@ class Gguf(Target):
         return 2 * elements + files * own + 3 * (1 + files) * logits
 
     def commands(self, manifest: Mapping[str, Any], folder: PurePath) -> list[str]:  # noqa: D102
-        ranked = any(about["rank"] for about in manifest["weights"].values())
-        lora = f" --lora {folder / FACTORS}" if ranked else ""
-        ollama = f"ollama create NAME -f {folder / 'Modelfile'}"
-        chat = super().commands(manifest, folder)
-        return [*chat, f"llama-cli -m {folder / BASE}{lora}", ollama]
+        weights = manifest["weights"].values()
+        base, modelfile = (shlex.quote(str(folder / name)) for name in (BASE, "Modelfile"))
+        ranked = any(about["rank"] for about in weights)
+        files = f"-m {base}" + (f" --lora {_listed(folder / FACTORS)}" if ranked else "")
+        lines = [f"edgepack {verb} {shlex.quote(str(folder))}" for verb in ("chat", "serve")]
+        lines += [f"{program} {files}" for program in ("llama-cli", "llama-server")]
+        if programs.UNREAD.isdisjoint(about["formats"]["Q"] for about in weights):
+            lines.append(f"ollama create NAME -f {modelfile} && ollama run NAME")
+        if not ranked:  # LM Studio has no adapters; without --copy it would take the file away
+            lines.append(f"lms import --copy --user-repo edgepack/NAME {base}")
+        return lines
+
+
+def _listed(path: PurePath) -> str:
+    """A path for --lora, which takes several with commas between (`parse_csv_row`)."""
+    text = str(path)
+    quoted = '"{}"'.format(text.replace('"', '""')) if set(text) & set('",') else text
+    return shlex.quote(quoted)
 
 
 def _with_factors(formats: Formats) -> Formats:

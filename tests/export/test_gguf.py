@@ -18,7 +18,6 @@ from edgepack.core.progress import finish
 from edgepack.core.weights import FactoredWeight, WeightFormat
 from edgepack.errors import EdgepackError, ExportError
 from edgepack.export.gguf import write_factors, write_model, write_plain
-from edgepack.export.modelfile import modelfile
 from edgepack.export.peft import write_adapter
 from tests.support.ggufs import INT8, distance, expected, in_llama_cpp, q_of, quantize
 from tests.support.tiny import make_model
@@ -281,11 +280,6 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
     weights = factored(checkpoint)
     with pytest.raises(ExportError, match="no space left"):
         write_adapter(tmp_path / "a", specs_of(weights), weights.__getitem__)
-
-
-def test_modelfile_names_what_is_there():
-    assert modelfile() == "FROM ./base.gguf\nADAPTER ./factors.gguf\n"
-    assert modelfile(factors=None) == "FROM ./base.gguf\n"
 
 
 @pytest.mark.slow

@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 
 from edgepack.adapters import files
-from edgepack.adapters.adapter import Adapter, Lora
 from edgepack.adapters.base import PackedBase
 from edgepack.adapters.gguf_factors import GgufFactors
 from edgepack.core.adapters import Found, read_about, usable
 from edgepack.errors import EdgepackError
 from edgepack.runtimes.base import Sampling
 from edgepack.runtimes.models import Model
-from tests.support.adapters import expected, packed, random_adapter
+from tests.support.adapters import changed_factors, expected, packed, random_adapter
 from tests.support.ggufs import INT8, TOKENS, distance
 
 pytestmark = pytest.mark.slow
@@ -95,16 +94,6 @@ def test_the_file_for_onnx_runtimes_holds_factors_and_adapter(base, adapters, tm
     shutil.copy(folder / "adapter.safetensors", tmp_path / "page/factors.safetensors")
     with Model("m", tmp_path / "page" / base.file.relative_to(base.folder)).open(128) as runtime:
         assert distance(runtime.logits(TOKENS), wanted) < INT8
-
-
-def changed_factors(base):
-    """L', R' in place of L, R of two weights: an adapter of rank 2r."""
-    weights = {}
-    for name in list(base.ranks)[:2]:
-        L, R = (part.dequantize() for part in base.pair(name))
-        new = Lora(R * 1.5, L + 0.05)
-        weights[name] = Lora.joined([new, Lora(R, -L)])
-    return Adapter(weights, base.identity, {"mode": "factors"})
 
 
 @pytest.mark.slow

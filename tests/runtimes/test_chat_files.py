@@ -19,6 +19,7 @@ from edgepack.runtimes.agreement import agreement
 from edgepack.runtimes.base import Sampling, tokenize_prefix
 from edgepack.runtimes.chat import prompt
 from edgepack.runtimes.hf_tokenizer import HfTokenizer
+from tests.support.ollama import parse
 from tests.support.tiny import CHAT, SPECIAL, make_model, make_tokenizer
 from tests.support.vocabularies import sentencepiece
 
@@ -72,6 +73,23 @@ def opening(tmp_path):
         runtime.close()
 
 
+@pytest.fixture
+def served(tmp_path):
+    """Opens the file that `opening` has written as `edgepack serve` runs it."""
+    pytest.importorskip("llama_cpp")
+    from edgepack.runtimes.served_llama import ServedLlama
+
+    loaded = []
+
+    def open_it():
+        loaded.append(ServedLlama(tmp_path / "base.gguf", context=128, threads=1))
+        return loaded[-1]
+
+    yield open_it
+    for llama in loaded:
+        llama.close()
+
+
 BEGINS_WITH_BOS = "{{ bos_token }}" + CHAT
 
 
@@ -90,7 +108,7 @@ BEGINS_WITH_BOS = "{{ bos_token }}" + CHAT
         (f"{SPECIAL[0]} $A", "\n" + BEGINS_WITH_BOS, None),
     ],
 )
-def test_a_prompt_has_one_bos_and_no_eos(single, template, first, tmp_path, opening):
+def test_a_prompt_has_one_bos_and_no_eos(single, template, first, tmp_path, opening, served):
     checkpoint = write_model(tmp_path / "m", single, template)
     tokenizer, runtime = checkpoint.tokenizer, opening(checkpoint)
     ids = prompt(runtime, QUESTION)
@@ -107,6 +125,11 @@ def test_a_prompt_has_one_bos_and_no_eos(single, template, first, tmp_path, open
         text, bos=False, special=True
     )
     assert folder.bos == runtime.bos
+    llama = served()
+    text = llama.prompt(QUESTION)
+    assert llama.tokenize(text.encode(), add_bos=False, special=True) == ids
+    theirs = llama.create_chat_completion(QUESTION, max_tokens=1)["usage"]["prompt_tokens"]
+    assert theirs == len(ids)
 
 
 @pytest.mark.llama
@@ -124,13 +147,15 @@ def test_measured_text_gets_no_eos(tmp_path, opening):
 @pytest.mark.slow
 @pytest.mark.llama
 @pytest.mark.parametrize("which", range(6))
-def test_every_end_ends_an_answer(which, tmp_path, opening):
+def test_every_end_ends_an_answer(which, tmp_path, opening, served):
     ends = [2, 300, 301, 302, 303, 304]
     checkpoint = write_model(tmp_path / "m", ends=ends, saying=ends[which])
     assert HfTokenizer(tmp_path / "m").ends == set(ends)
     runtime = opening(checkpoint)
     assert list(runtime.generate([START, 299], 4)) == []
     assert len(list(runtime.generate([START, 299], 4, Sampling(ignore_eos=True)))) == 4
+    (choice,) = served().create_completion([START, 299], max_tokens=4)["choices"]
+    assert (choice["text"], choice["finish_reason"]) == ("", "stop")
 
 
 @pytest.mark.slow
@@ -149,6 +174,16 @@ def test_a_runtime_that_cuts_text_otherwise_is_found(tmp_path, opening):
 
 
 @pytest.mark.llama
+@pytest.mark.parametrize("safe", [True, False])
+def test_a_served_model_does_not_use_amx_where_that_kills(
+    safe, tmp_path, opening, served, monkeypatch
+):
+    opening(write_model(tmp_path / "m"))
+    monkeypatch.setattr("edgepack.runtimes.served_llama.extra_buffers_are_safe", lambda: safe)
+    assert served().model_params.use_extra_bufts == safe
+
+
+@pytest.mark.llama
 def test_named_templates_without_a_default_are_told_by_the_runtime(tmp_path, opening):
     runtime = opening(write_model(tmp_path / "m", template={"rag": CHAT, "tools": CHAT}))
     with pytest.raises(EdgepackError, match="rag, tools"):
@@ -158,9 +193,8 @@ def test_named_templates_without_a_default_are_told_by_the_runtime(tmp_path, ope
 def test_stop_parameters_and_genai_name_all_ends(tmp_path):
     checkpoint = write_model(tmp_path / "m", ends=[0, 300, NEWLINE])
     word = checkpoint.tokenizer.decode([300])
-    parameters = [f'PARAMETER stop "{text}"' for text in (SPECIAL[0], word, SPECIAL[2])]
-    assert modelfile(stops=stops(checkpoint)).splitlines()[2:] == parameters
-    assert modelfile(stops=['say "x"']).endswith('PARAMETER stop """say "x""""\n')
+    parameters = [("parameter", "stop", text) for text in (SPECIAL[0], word, SPECIAL[2])]
+    assert parse(modelfile(stops=stops(checkpoint)))[2:] == parameters
     found = genai_config(checkpoint, tmp_path / "onnx/model.onnx", ["input_ids"], 64)
     assert found["model"]["eos_token_id"] == [0, 300, NEWLINE, 2]
     alone = write_model(tmp_path / "n")

@@ -41,6 +41,16 @@ def random_adapter(base: PackedBase, rank=3, seed=0, size=0.3, names=BLOCK, **ab
     return Adapter(weights, base.identity, about)
 
 
+def changed_factors(base: PackedBase):
+    """L', R' in place of L, R of two weights: an adapter of rank 2r."""
+    weights = {}
+    for name in list(base.ranks)[:2]:
+        L, R = (part.dequantize() for part in base.pair(name))
+        new = Lora(R * 1.5, L + 0.05)
+        weights[name] = Lora.joined([new, Lora(R, -L)])
+    return Adapter(weights, base.identity, {"mode": "factors"})
+
+
 @torch.no_grad()
 def expected(base: PackedBase, tokens, deltas=(), factors=True):
     """transformers' logits of Q + L·R + Σ scale·ΔW; `deltas` are (adapter, scale)."""
