@@ -159,7 +159,8 @@ class Remote(Device):
         killed when the time is over, and also when the connection ends. Time is that of the device,
         in hundredths of seconds, peak memory that of the command alone, asked for five times a
         second."""
-        script = _scripts.RUN.format(scratch=shlex.quote(self._scratch), words=shlex.join(command))
+        scratch = shlex.quote(f"{self._folder}/scratch/{secrets.token_hex(8)}")
+        script = _scripts.RUN.format(scratch=scratch, words=shlex.join(command))
         source, stop = (
             os.fdopen(end, mode) for end, mode in zip(os.pipe(), ("rb", "wb"), strict=True)
         )
@@ -239,20 +240,6 @@ class Remote(Device):
             )
         self.exits.callback(self.__dict__.pop, "_folder")
         return reply.stdout.decode().strip()
-
-    @cached_property
-    def _scratch(self) -> str:
-        """A folder for what `close` removes."""
-        scratch = f"{self._folder}/scratch/{secrets.token_hex(8)}"
-        self.exits.callback(self._remove_scratch)
-        return scratch
-
-    def _remove_scratch(self) -> None:
-        """Where the connection is gone, the other side has removed it."""
-        scratch = self.__dict__.pop("_scratch")
-        mine, all_ = shlex.quote(scratch), shlex.quote(scratch.rpartition("/")[0])
-        with suppress(EdgepackError):
-            self._call(f"rm -rf {mine}; rmdir {all_} 2>/dev/null", patience=GRACE)
 
     def _whole(self, script: str, patience: float = PATIENCE) -> str:
         """What a script prints that must not fail."""

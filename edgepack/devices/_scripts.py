@@ -42,13 +42,13 @@ case $1 in
     command -v "$1" >/dev/null || exit 22;;
 esac
 scratch={scratch}
-run=$scratch/run
-rm -rf "$run" && mkdir -p "$run/here" && cd "$run/here" || exit 20
+mkdir -p "$scratch/here" && cd "$scratch/here" || exit 20
 exec 3<&0 </dev/null
 group=$(command -v setsid)
 read -r begin _ </proc/uptime
 $group "$@" >../out 2>../err &
 child=$!
+trap '' PIPE HUP
 (
     while sleep 0.2; do
         while read -r key value _; do
@@ -58,10 +58,9 @@ child=$!
 ) >/dev/null 2>&1 &
 poll=$!
 (
-    read -r word <&3
+    read -r _ <&3
     kill -9 -$child
     kill -9 $child
-    [ "$word" = stop ] || rm -rf "$scratch"
 ) >/dev/null 2>&1 &
 watch=$!
 {{ wait $child; code=$?; }} 2>/dev/null
@@ -70,11 +69,12 @@ kill $poll $watch
 {{ wait $poll $watch; }} 2>/dev/null
 [ -s ../peak ] && read -r peak <../peak || peak=-
 size=$(wc -c <../out) && echo "$code $begin $end $peak" $size && cat ../out ../err
-rm -rf "$run"
+cd / && rm -rf "$scratch" && rmdir "${{scratch%/*}}" 2>/dev/null
+true
 """
 """Print a line (exit code, begin and end in seconds since the start of the system, peak in KiB or
-``-``, bytes of stdout), then stdout and stderr. A line on the input, or its end, kills the command
-and all that it started; the end, which is that of the connection, removes the scratch folder too.
+``-``, bytes of stdout), then stdout and stderr. A line on the input, or its end, which is that of
+the connection, kills the command and all that it started. The scratch folder is removed at last.
 
 Standard output and error are files first: what stays in the background would keep a pipe open.
 """

@@ -26,4 +26,4 @@ until adb connect 127.0.0.1:5555 | grep -q '^connected' &&
     sleep 0.1
 done
 echo ready
-wait
+exec tail -f /dev/null  # adbd may end, the phone goes on

@@ -104,13 +104,10 @@ def make_worker(name: str, *, jobs: int = 0, say: Say = lambda _: None) -> Path:
 
     `jobs` compilers run at once, 0: as many as there are cores. `say` hears what takes time.
     """
-    variant = VARIANTS[name]
-    sources = sorted([*HERE.glob("*.cpp"), *HERE.glob("*.h")])
-    libraries = root() / "workers" / f"llama-{_libraries_key(variant)}"
-    digests = [libraries.name, variant.define, *FLAGS, *(sha256(file) for file in sources)]
-    worker = root() / "workers" / f"{name}-{_key(digests)}" / WORKER
+    variant, worker = VARIANTS[name], worker_path(name)
     if worker.is_file():
         return worker
+    libraries = _libraries(variant)
     with _alone():
         tools = _Tools.find()
         if not libraries.is_dir():
@@ -119,8 +116,18 @@ def make_worker(name: str, *, jobs: int = 0, say: Say = lambda _: None) -> Path:
     return worker
 
 
-def _libraries_key(variant: Variant) -> str:
-    return _key([SOURCE_SHA256, ZIG, variant.target, variant.cpu, *OPTIONS])
+def worker_path(name: str, sources: Path = HERE) -> Path:
+    """Where a worker is, or will be: its folder is called by the digest of all that it is made of
+    (`sources` is the folder of its own files)."""
+    variant = VARIANTS[name]
+    digests = [sha256(file) for file in sorted([*sources.glob("*.cpp"), *sources.glob("*.h")])]
+    key = _key([_libraries(variant).name, variant.define, *FLAGS, *digests])
+    return root() / "workers" / f"{name}-{key}" / WORKER
+
+
+def _libraries(variant: Variant) -> Path:
+    key = _key([SOURCE_SHA256, ZIG, variant.target, variant.cpu, *OPTIONS])
+    return root() / "workers" / f"llama-{key}"
 
 
 def _key(parts: Sequence[str]) -> str:
