@@ -180,19 +180,17 @@ class Remote(Device):
         command: Sequence[str],
         timeout: float,
     ) -> tuple[bytes, bytes]:
-        """What a run prints; the other side is told to stop when its time is over."""
+        """What a run prints. However this ends, so does what runs there: it reads until `stop` is
+        closed."""
         try:
             return process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
-            with suppress(OSError):
-                stop.write(b"stop\n")
-                stop.flush()
-            self._finish(process, GRACE)
             raise out_of_time(str(self), command, timeout) from None
         finally:
             with suppress(OSError):
-                stop.close()  # what still runs there takes that as the end of the connection
-            self._finish(process, GRACE)
+                stop.close()
+            if process.poll() is None:
+                _end(process)
 
     def _output(self, program: str, printed: bytes) -> Output:
         header, _, rest = printed.partition(b"\n")
@@ -272,9 +270,7 @@ class Remote(Device):
                 hint=self.install,
             ) from None
 
-    def _finish(
-        self, process: subprocess.Popen[bytes], patience: float | None
-    ) -> tuple[bytes, bytes]:
+    def _finish(self, process: subprocess.Popen[bytes], patience: float) -> tuple[bytes, bytes]:
         """What the client prints until it ends; after `patience` seconds it is killed."""
         try:
             return process.communicate(timeout=patience)
@@ -290,6 +286,15 @@ class Remote(Device):
         if not mark or not code.isdigit():
             raise self.lost(_last_line(stderr or stdout))
         return Reply(printed, _last_line(stderr), int(code))
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Wait for the end of what was told to end."""
+    try:
+        process.communicate(timeout=GRACE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
 
 
 def _marked(script: str) -> str:

@@ -73,8 +73,8 @@ cd / && rm -rf "$scratch" && rmdir "${{scratch%/*}}" 2>/dev/null
 true
 """
 """Print a line (exit code, begin and end in seconds since the start of the system, peak in KiB or
-``-``, bytes of stdout), then stdout and stderr. A line on the input, or its end, which is that of
-the connection, kills the command and all that it started. The scratch folder is removed at last.
+``-``, bytes of stdout), then stdout and stderr. The end of the input, which is also that of the
+connection, kills the command and all that it started. The scratch folder is removed at last.
 
 Standard output and error are files first: what stays in the background would keep a pipe open.
 """

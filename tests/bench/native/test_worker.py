@@ -241,6 +241,7 @@ def test_a_worker_that_a_phone_cannot_run(tmp_path, monkeypatch):
     worker.write_bytes(b"\x7fELF\2\1\1" + bytes(57))
     worker.chmod(0o755)
     with phone(tmp_path / "phone", monkeypatch), devices.get(f"adb:{SERIAL}") as device:
+        place = device.push(worker)
         with pytest.raises(EdgepackError, match="edgepack-worker cannot be started") as refused:
-            device.run([device.push(worker), "{}"], 20)
+            device.run([place, "{}"], 20)
     assert "made for another CPU" in refused.value.hint
