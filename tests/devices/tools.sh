@@ -2,10 +2,15 @@
 # Fill FOLDER with what the tests of remote devices need: an ssh server, adb, qemu, and a folder tree
 # that is a phone to adb (Android's own adbd, as Debian 13 builds it, and an aarch64 userland).
 # Packages are downloaded and unpacked, not installed: nothing outside FOLDER changes. The host is
-# Debian or a derivative with apt, on x86-64.
+# Debian 12 on x86-64.
 #
 #   tests/devices/tools.sh FOLDER
 set -eu
+sources=/etc/apt/sources.list.d/debian.sources
+[ -r "$sources" ] || {
+    echo "error: tests of devices need Debian 12 (there is no $sources)" >&2
+    exit 1
+}
 mkdir -p "$1"
 cd "$1"
 [ -e done ] && exit 0
@@ -18,7 +23,7 @@ mkdir -p work/lists/partial work/cache/archives/partial work/parts work/host wor
         libusb-1.0-0 qemu-user-static openssh-server libwrap0
 )
 
-base=$(awk '/^URIs:/ { print $2; exit }' /etc/apt/sources.list.d/debian.sources)
+base=$(awk '/^URIs:/ { print $2; exit }' "$sources")
 key=/usr/share/keyrings/debian-archive-keyring.gpg
 echo "deb [arch=amd64,arm64 signed-by=$key] $base trixie main" >work/sources.list
 work=$PWD/work
