@@ -189,8 +189,7 @@ class Remote(Device):
         finally:
             with suppress(OSError):
                 stop.close()
-            if process.poll() is None:
-                _end(process)
+            _end(process)
 
     def _output(self, program: str, printed: bytes) -> Output:
         header, _, rest = printed.partition(b"\n")
@@ -272,14 +271,13 @@ class Remote(Device):
 
     def _finish(self, process: subprocess.Popen[bytes], patience: float) -> tuple[bytes, bytes]:
         """What the client prints until it ends; after `patience` seconds it is killed."""
-        try:
-            return process.communicate(timeout=patience)
-        except subprocess.TimeoutExpired:
-            raise self.lost(f"no answer for {patience:g} s") from None
-        finally:
-            if process.poll() is None:
+        with process:
+            try:
+                return process.communicate(timeout=patience)
+            except subprocess.TimeoutExpired:
+                raise self.lost(f"no answer for {patience:g} s") from None
+            finally:
                 process.kill()
-                process.communicate()
 
     def _reply(self, stdout: bytes, stderr: bytes) -> Reply:
         printed, mark, code = stdout.rpartition(MARK)
@@ -290,11 +288,12 @@ class Remote(Device):
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Wait for the end of what was told to end."""
-    try:
-        process.communicate(timeout=GRACE)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
+    with process:
+        try:
+            if process.poll() is None:
+                process.communicate(timeout=GRACE)
+        except subprocess.TimeoutExpired:
+            process.kill()
 
 
 def _marked(script: str) -> str:

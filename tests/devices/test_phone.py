@@ -7,7 +7,6 @@ protocol, another CPU and the end of a connection are real. Speeds are those of 
 from __future__ import annotations
 
 import os
-import threading
 import time
 
 import pytest
@@ -16,7 +15,7 @@ from edgepack import devices
 from edgepack.devices.base import Device
 from edgepack.errors import EdgepackError
 from tests.contracts.test_devices import *  # noqa: F403  (the contract, for a phone)
-from tests.support.phone import SERIAL, Phone, phone
+from tests.support.phone import SERIAL, Phone, broken_off, phone
 
 EMULATOR = 8 << 20
 """Bytes that qemu needs at least beside the program that it runs."""
@@ -69,26 +68,6 @@ def test_a_run_leaves_only_what_was_pushed(switched_on, tmp_path):
     assert [name.rpartition("/")[2] for name in switched_on.files()] == ["model"]
 
 
-def killed_during(phone: Phone, action, has_begun) -> EdgepackError:
-    """Kill adbd as soon as an action has begun; the error that comes of it."""
-    begun = threading.Event()
-
-    def kill() -> None:
-        deadline = time.monotonic() + 20
-        while not has_begun() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        begun.set()
-        phone.kill_adbd()
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    with pytest.raises(EdgepackError) as caught:
-        action()
-    killer.join()
-    assert begun.is_set()
-    return caught.value
-
-
 def settled(phone: Phone, name: str) -> tuple[list[str], list[str]]:
     """Files, and processes with a word in their command, when nothing changes any more."""
     deadline = time.monotonic() + 10
@@ -109,10 +88,10 @@ def went_away(error: EdgepackError) -> bool:
 
 def test_adbd_dies_during_a_run(own_phone):
     with devices.get(f"adb:{SERIAL}") as device:
-        error = killed_during(
-            own_phone,
+        error = broken_off(
             lambda: device.run(["sleep", "77"], 60),
-            lambda: own_phone.processes("77"),
+            when=lambda: own_phone.processes("77"),
+            by=own_phone.kill_adbd,
         )
         assert went_away(error), str(error)
         assert settled(own_phone, "77") == ([], [])
@@ -121,10 +100,10 @@ def test_adbd_dies_during_a_run(own_phone):
 def test_adbd_dies_during_a_push(own_phone, tmp_path):
     (tmp_path / "model").write_bytes(bytes(200 << 20))
     with devices.get(f"adb:{SERIAL}") as device:
-        error = killed_during(
-            own_phone,
+        error = broken_off(
             lambda: device.push(tmp_path / "model"),
-            lambda: any(name.endswith(".partial") for name in own_phone.files()),
+            when=lambda: any(name.endswith(".partial") for name in own_phone.files()),
+            by=own_phone.kill_adbd,
         )
         assert went_away(error), str(error)
         assert settled(own_phone, "sha256sum") == ([], [])

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from edgepack import devices
 from edgepack.errors import EdgepackError, RecipeError
 from tests.contracts.test_devices import *  # noqa: F403  (the contract, for a device that is remote)
-from tests.support.phone import command, on_path, ssh_server
+from tests.support.phone import broken_off, command, on_path, ssh_server, words
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +68,37 @@ def test_the_connection_is_shared_and_ends_with_the_device():
         sockets = device._sockets
         assert len(list(sockets.iterdir())) == 1
     assert not sockets.exists()
+
+
+def sessions(word: str) -> list[psutil.Process]:
+    """Processes of the server that have a word in their title."""
+    children = psutil.Process().children(recursive=True)
+    return [process for process in children if word in " ".join(words(process))]
+
+
+def kill_sessions() -> None:
+    for process in sessions("@notty"):
+        process.kill()
+
+
+def test_a_connection_that_breaks_during_a_run(server):
+    with devices.get("ssh:box") as own:
+        error = broken_off(
+            lambda: own.run(["sleep", "77"], 60),
+            when=lambda: sessions("sleep 77"),
+            by=kill_sessions,
+        )
+        assert str(error).startswith("ssh:box: ")
+        assert "\n" not in str(error)
+        deadline = time.monotonic() + 10
+        while (sessions("sleep 77") or scratch(server)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert (sessions("sleep 77"), scratch(server)) == ([], [])
+        assert own.run(["echo", "again"], 20).stdout == "again\n"
+
+
+def scratch(server) -> list[str]:
+    return [name for name in files(server) if name.startswith("scratch/")]
 
 
 @pytest.fixture

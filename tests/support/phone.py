@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 
+from edgepack.errors import EdgepackError
+
+Action = Callable[[], object]
 SCRIPTS = Path(__file__).parents[1] / "devices"
 TOOLS = os.environ.get("EDGEPACK_TEST_TOOLS", "")
 """What ``tests/devices/tools.sh`` made; ``make test-device`` does that."""
@@ -50,7 +56,7 @@ class Phone:
         return [
             process
             for process in psutil.Process(self._session.pid).children(recursive=True)
-            if any(name in word for word in _words(process))
+            if any(name in word for word in words(process))
         ]
 
     def kill_adbd(self) -> None:
@@ -63,11 +69,29 @@ class Phone:
         return sorted(path.relative_to(self.storage).as_posix() for path in paths)
 
 
-def _words(process: psutil.Process) -> list[str]:
+def words(process: psutil.Process) -> list[str]:
+    """The command of a process, if it still runs."""
     try:
         return process.cmdline()
     except psutil.Error:
         return []
+
+
+def broken_off(action: Action, *, when: Action, by: Action) -> EdgepackError:
+    """The error of an action that something breaks off as soon as it is under way."""
+
+    def watch() -> None:
+        deadline = time.monotonic() + 20
+        while not when() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        by()
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    with pytest.raises(EdgepackError) as caught:
+        action()
+    watcher.join()
+    return caught.value
 
 
 @contextmanager
@@ -150,8 +174,6 @@ def ssh_server(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def _free_port() -> int:
-    import socket
-
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
@@ -169,9 +191,6 @@ def _as_installed(folder: Path) -> list[str]:
 
 
 def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    import socket
-    import time
-
     for _ in range(100):
         if process.poll() is not None:
             pytest.skip(f"sshd does not run here (exit code {process.returncode})")
