@@ -54,14 +54,6 @@ void say_started() {
          {"memory", memory()}});
 }
 
-void say_ended() {
-    rusage used{};
-    getrusage(RUSAGE_SELF, &used);
-    const double seconds = used.ru_utime.tv_sec + used.ru_stime.tv_sec +
-                           1e-6 * (used.ru_utime.tv_usec + used.ru_stime.tv_usec);
-    say({{"event", "ended"}, {"cpu_seconds", seconds}, {"memory", memory()}});
-}
-
 void run_job(const char *text) {
     const json job = json::parse(text);
     const std::string kind = job.at("job");
@@ -75,7 +67,6 @@ void run_job(const char *text) {
         multiply(job);
     else
         throw std::runtime_error("there is no job " + kind);
-    say_ended();
 }
 
 }  // namespace
@@ -86,6 +77,14 @@ void say(const json &event) {
     const std::string line = event.dump(-1, ' ', false, json::error_handler_t::replace) + "\n";
     fputs(line.c_str(), stdout);
     fflush(stdout);
+}
+
+void say_ended() {
+    rusage used{};
+    getrusage(RUSAGE_SELF, &used);
+    const double seconds = used.ru_utime.tv_sec + used.ru_stime.tv_sec +
+                           1e-6 * (used.ru_utime.tv_usec + used.ru_stime.tv_usec);
+    say({{"event", "ended"}, {"cpu_seconds", seconds}, {"memory", memory()}});
 }
 
 json memory() {
@@ -117,6 +116,9 @@ int main(int argc, char **argv) {
     llama_log_set(on_log, nullptr);
     try {
         run_job(argv[1]);
+    } catch (const json::exception &error) {
+        say({{"event", "failed"}, {"message", std::string("this is no job: ") + error.what()}});
+        return 1;
     } catch (const std::exception &error) {
         say({{"event", "failed"}, {"message", error.what()}});
         return 1;

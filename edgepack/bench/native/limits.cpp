@@ -159,6 +159,7 @@ void read_memory(const json &job) {
             say({{"event", "memory"}, {"threads", threads}, {"bytes_per_second", rate}});
         }
     }
+    say_ended();
 }
 
 void multiply(const json &job) {
@@ -185,6 +186,7 @@ void multiply(const json &job) {
             }
         }
     }
+    say_ended();
 }
 
 }  // namespace worker

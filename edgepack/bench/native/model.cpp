@@ -134,6 +134,7 @@ void run_model(const json &job) {
         const double seconds = session.time(timed);
         say({{"event", "case"}, {"index", index++}, {"seconds", seconds}, {"memory", memory()}});
     }
+    say_ended();
 }
 
 }  // namespace worker

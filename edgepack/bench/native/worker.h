@@ -28,6 +28,9 @@ T checked(T value, const std::string &failure) {
     return value;
 }
 
+// Print the last event, while what the job used is still in memory.
+void say_ended();
+
 // Memory of this process, by the system's accounting.
 json memory();
 
