@@ -46,16 +46,16 @@ mkdir -p "$scratch/here" && cd "$scratch/here" || exit 20
 exec 3<&0 </dev/null
 group=$(command -v setsid)
 read -r begin _ </proc/uptime
-$group "$@" >../out 2>../err &
+$group "$@" >../out 2>../err 3<&- &
 child=$!
 trap '' PIPE HUP
 (
     while sleep 0.2; do
         while read -r key value _; do
-            [ "$key" = VmHWM: ] && echo "$value" >../peak && break
+            [ "$key" = VmHWM: ] && echo "$value" >>../peak && break
         done </proc/$child/status || break
     done
-) >/dev/null 2>&1 &
+) >/dev/null 2>&1 3<&- &
 poll=$!
 (
     read -r _ <&3
@@ -67,8 +67,8 @@ watch=$!
 read -r end _ </proc/uptime
 kill $poll $watch
 {{ wait $poll $watch; }} 2>/dev/null
-[ -s ../peak ] && read -r peak <../peak || peak=-
-size=$(wc -c <../out) && echo "$code $begin $end $peak" $size && cat ../out ../err
+peak=$(tail -n 1 ../peak 2>/dev/null)
+size=$(wc -c <../out) && echo "$code $begin $end ${{peak:--}}" $size && cat ../out ../err
 cd / && rm -rf "$scratch" && rmdir "${{scratch%/*}}" 2>/dev/null
 true
 """
