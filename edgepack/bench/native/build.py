@@ -122,12 +122,16 @@ def worker_path(name: str, sources: Path = HERE) -> Path:
     variant = VARIANTS[name]
     digests = [sha256(file) for file in sorted([*sources.glob("*.cpp"), *sources.glob("*.h")])]
     key = _key([_libraries(variant).name, variant.define, *FLAGS, *digests])
-    return root() / "workers" / f"{name}-{key}" / WORKER
+    return _cache() / f"{name}-{key}" / WORKER
+
+
+def _cache() -> Path:
+    return (root() / "workers").resolve()  # other programs run elsewhere
 
 
 def _libraries(variant: Variant) -> Path:
     key = _key([SOURCE_SHA256, ZIG, variant.target, variant.cpu, *OPTIONS])
-    return root() / "workers" / f"llama-{key}"
+    return _cache() / f"llama-{key}"
 
 
 def _key(parts: Sequence[str]) -> str:
@@ -230,7 +234,7 @@ def _link(variant: Variant, libraries: Path, worker: Path, tools: _Tools) -> Non
 
 def _source(say: Say) -> Path:
     """llama.cpp's folder, unpacked; its archive is downloaded by pip, and compared."""
-    folder = root() / "workers" / f"source-{SOURCE_SHA256[:16]}"
+    folder = _cache() / f"source-{SOURCE_SHA256[:16]}"
     if folder.is_dir():
         return folder
     archive = folder.parent / SOURCE
@@ -258,7 +262,7 @@ def _source(say: Say) -> Path:
 def _run(command: list[str], folder: Path) -> None:
     """Run a program that prints into a log in a folder; its failure is one line."""
     log = folder / "log.txt"
-    environment = os.environ | {"ZIG_GLOBAL_CACHE_DIR": str(root() / "workers" / "zig")}
+    environment = os.environ | {"ZIG_GLOBAL_CACHE_DIR": str(_cache() / "zig")}
     with log.open("wb") as out:
         done = subprocess.run(
             command, stdout=out, stderr=subprocess.STDOUT, env=environment, check=False
