@@ -2,6 +2,7 @@
 # make test         set up what is missing, run the tests
 # make test-fast    the tests that take no time, for while you work
 # make check        lint, types, import contract
+# make test-device  phones by adb and machines by ssh: a real adbd, sshd and aarch64 under qemu
 # make fuzz         hostile inputs for all that edgepack reads; INPUTS=10000 for more of each
 # make clean        remove everything that make made (the cache of stages stays)
 
@@ -22,7 +23,7 @@ JOBS := $(shell $(PYTHON) -c 'import os; print(os.cpu_count() or 1)')
 
 INPUTS := 2000
 
-.PHONY: quickstart test test-fast check fuzz clean
+.PHONY: quickstart test test-fast test-device check fuzz clean
 
 quickstart: $(VENV)/.model
 	$(BIN)/edgepack build edgepack/recipe/examples/quickstart.yaml --target gguf --out $(OUT) --force
@@ -37,6 +38,14 @@ test: $(VENV)/.dev $(VENV)/.model
 
 test-fast: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow"
+
+# Debian's packages are unpacked into a folder, and workers are compiled there: 15 minutes, once.
+test-device: $(VENV)/.dev
+	$(PIP) --editable '.[devices]'
+	tests/devices/tools.sh $(VENV)/device
+	EDGEPACK_CACHE=$(VENV)/device/cache $(BIN)/python -m edgepack.bench.native.build \
+		aarch64 aarch64-dotprod x86_64-avx2
+	EDGEPACK_TEST_TOOLS=$(VENV)/device $(BIN)/python -m pytest -rs tests/devices tests/bench/native
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -22,8 +22,9 @@ class Output:
     seconds: float
     """Wall-clock time, from start to end."""
     peak_bytes: int | None
-    """Largest resident memory of any one process: the command, or one that it started. None where
-    the device cannot tell."""
+    """Largest resident memory of the command; on this machine also of any one process that it
+    started. A device that looks five times a second sees what lasts that long. None where it
+    cannot tell."""
 
 
 class Device(ABC):
@@ -39,6 +40,9 @@ class Device(ABC):
     def __init__(self, address: str = "") -> None:
         self.address = address
 
+    def __str__(self) -> str:
+        return f"{self.name}:{self.address}" if self.address else self.name
+
     def __enter__(self) -> Self:
         return self
 
@@ -46,7 +50,8 @@ class Device(ABC):
         self.close()
 
     def close(self) -> None:  # noqa: B027  (most devices hold nothing)
-        """Remove what is only of use now, and end what still runs."""
+        """Remove what is only of use now, and end what still runs. What `push` sent stays for later
+        runs; the device can be used again."""
 
     @abstractmethod
     def push(self, path: Path) -> str:
@@ -75,6 +80,11 @@ class Device(ABC):
         """What may change while it is measured, as JSON: `load` (of the last minute), `celsius`
         (the hottest sensor), `governor`, `battery` in percent, `charging`, as far as it tells."""
         return {}
+
+    def clear(self) -> int:
+        """Remove all that `push` has sent to the device, in earlier runs too; how many bytes that
+        was. Where files are used in their place there is nothing to remove."""
+        return 0
 
 
 def check_exists(path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -17,13 +18,16 @@ from edgepack.errors import EdgepackError
 
 DEVICES = ["local", *filter(None, os.environ.get("EDGEPACK_TEST_DEVICES", "").split(";"))]
 MIB = 1 << 20
+ROUNDS = 100
+"""Copies of 64 MiB that take longer than a device needs to see the memory."""
 BYTES = bytes(range(256)) * 5 + b"\r\n"
 """No text, and no end of a line at its end."""
 
 
 @pytest.fixture(params=DEVICES, ids=lambda text: text.partition(":")[0])
-def device(request) -> Device:
-    return devices.get(request.param)
+def device(request) -> Iterator[Device]:
+    with devices.get(request.param) as found:
+        yield found
 
 
 def read(device: Device, place: str, tmp_path) -> bytes:
@@ -122,8 +126,9 @@ def test_a_signal_is_a_negative_exit_code(device):
 @pytest.mark.slow
 def test_memory_is_that_of_the_command_and_not_of_this_process(device):
     ballast = b"\1" * (200 * MIB)
-    small = device.run(["true"], 20).peak_bytes
-    large = device.run(["dd", "if=/dev/zero", "of=/dev/null", "bs=64M", "count=1"], 20).peak_bytes
+    copy = ["dd", "if=/dev/zero", "of=/dev/null", "bs=64M"]
+    small = device.run(["sleep", "0.5"], 20).peak_bytes  # some look five times a second
+    large = device.run([*copy, f"count={ROUNDS}"], 60).peak_bytes
     assert len(ballast) == 200 * MIB
     assert (small is None) == (large is None)
     if small is not None and large is not None:
@@ -163,3 +168,16 @@ def test_it_says_what_it_is(device):
     assert 1 <= about["cores"] < 10_000
     assert 16 * MIB < about["memory"] < 1 << 50
     assert about["machine"] == device.run(["uname", "-m"], 20).stdout.strip()
+    found = device.condition()
+    assert json.loads(json.dumps(found)) == found
+    assert 0 <= found["load"] < 10_000
+
+
+def test_what_was_pushed_is_still_there_after_a_run_and_gone_when_cleared(device, tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(BYTES)
+    place = device.push(path)
+    device.close()
+    assert read(device, place, tmp_path) == BYTES
+    if device.clear():  # this machine's files stay where they are
+        assert device.run(["test", "-e", place], 20).exit_code == 1

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 pytest.importorskip("setuptools", reason="builds the wheel; no network in tests")
 
 ROOT = Path(__file__).parents[2]
-KINDS = (".py", ".yaml", ".html")
+KINDS = (".py", ".yaml", ".html", ".cpp", ".h")
 """Endings of the files of the package, beside py.typed."""
 NEEDED = ("pyproject.toml", "README.md", "LICENSE")
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")

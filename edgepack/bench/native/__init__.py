@@ -1,0 +1,1 @@
+"""The worker for phones and other machines: llama.cpp in one static program."""

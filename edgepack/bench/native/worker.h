@@ -1,0 +1,52 @@
+// What the parts of the worker share: events, errors, time.
+
+#pragma once
+
+#include <chrono>
+#include <stdexcept>
+#include <string>
+
+#include "nlohmann/json.hpp"
+
+namespace worker {
+
+using json = nlohmann::json;
+
+// Print an event.
+void say(const json &event);
+
+// Print the event `failed` and end, without the C++ library, which may not work then.
+[[noreturn]] void fail_at_once(const char *message, const char *detail);
+
+// The last error of llama.cpp's log, in brackets; nothing if there was none.
+std::string last_error();
+
+// A value that is not zero; zero is an error.
+template <typename T>
+T checked(T value, const std::string &failure) {
+    if (!value) throw std::runtime_error(failure + last_error());
+    return value;
+}
+
+// Print the last event, while what the job used is still in memory.
+void say_ended();
+
+// Memory of this process, by the system's accounting.
+json memory();
+
+class Clock {
+  public:
+    double seconds() const {
+        return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+    }
+
+  private:
+    std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
+// The jobs, see edgepack/bench/protocol.py.
+void run_model(const json &job);
+void read_memory(const json &job);
+void multiply(const json &job);
+
+}  // namespace worker

@@ -1,0 +1,72 @@
+"""Which static worker a machine gets, and what is said where one cannot be made."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgepack.bench.native import build
+from edgepack.bench.native.build import VARIANTS, choose_variant, make_worker, worker_path
+from edgepack.errors import EdgepackError
+
+ARM = ["fp", "asimd", "aes", "fphp", "asimdhp"]
+
+
+@pytest.mark.parametrize(
+    ("about", "variant"),
+    [
+        ({"machine": "aarch64", "features": [*ARM, "asimddp"]}, "aarch64-dotprod"),
+        ({"machine": "aarch64", "features": ARM}, "aarch64"),
+        ({"machine": "aarch64", "emulated": True}, "aarch64"),
+        ({"machine": "arm64"}, "aarch64"),
+        (
+            {"machine": "x86_64", "features": ["sse4_2", "avx2", "fma", "f16c", "bmi2"]},
+            "x86_64-avx2",
+        ),
+        ({"machine": "x86_64", "features": ["sse4_2", "avx2"]}, "x86_64"),
+    ],
+)
+def test_a_device_gets_the_newest_that_it_can_run(about, variant):
+    assert choose_variant(about) == variant
+
+
+@pytest.mark.parametrize("machine", ["armv7l", "riscv64"])
+def test_other_machines_are_named(machine):
+    with pytest.raises(EdgepackError, match=f"there is no worker for {machine}") as refused:
+        choose_variant({"machine": machine})
+    assert refused.value.hint == "workers are made for Linux and Android on aarch64, x86_64"
+
+
+def test_without_a_compiler_one_reads_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ziglang", None)
+    with pytest.raises(EdgepackError, match="ziglang is not installed") as refused:
+        make_worker("aarch64")
+    assert refused.value.hint == "pip install 'edgepack[devices]'"
+
+
+def test_an_archive_of_other_bytes_is_refused_and_removed(tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGEPACK_CACHE", str(tmp_path))
+    archive = tmp_path / "workers" / build.SOURCE
+    archive.parent.mkdir()
+    archive.write_bytes(b"not llama.cpp")
+    with pytest.raises(EdgepackError, match="other bytes"):
+        build._source(lambda _: None)
+    assert not archive.exists()
+
+
+def test_versions_are_those_of_the_constraints():
+    pins = (Path(__file__).parents[3] / "constraints.txt").read_text().splitlines()
+    release = build.SOURCE.removesuffix(".tar.gz").replace("-", "==")
+    assert {f"ziglang=={build.ZIG}", release} <= set(pins)
+
+
+def test_a_changed_source_makes_another_worker(tmp_path):
+    for file in build.HERE.glob("*.[ch]*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    paths = {worker_path(name) for name in VARIANTS}
+    assert len(paths) == len(VARIANTS)
+    assert worker_path("aarch64", tmp_path) == worker_path("aarch64")
+    (tmp_path / "cpu.cpp").write_text("// other\n")
+    assert worker_path("aarch64", tmp_path) not in paths
