@@ -29,19 +29,17 @@ class Watch:
         self._device = device
         self._before = device.condition()
         self._start, self._times = time.monotonic(), psutil.cpu_times()
-        self._own = _own_seconds()
-        self.spent = 0.0
-        """Processor time of the workers, to be added up by whoever runs them."""
+        self._own = time.process_time()
 
-    def end(self) -> Quiet:
-        """What is known at the end."""
+    def end(self, spent: float) -> Quiet:
+        """What is known at the end; `spent` is the processor time of the workers, in seconds."""
         after = self._device.condition()
         if self._device.name != "local":
             return Quiet(before=self._before, after=after)
         now = psutil.cpu_times()
         whole = (time.monotonic() - self._start) * (psutil.cpu_count() or 1)
         busy = _busy(now) - _busy(self._times)
-        others = busy - self.spent - (_own_seconds() - self._own)
+        others = busy - spent - (time.process_time() - self._own)
         stolen = getattr(now, "steal", 0.0) - getattr(self._times, "steal", 0.0)
         return Quiet(
             others=max(0.0, others / whole),
@@ -53,11 +51,6 @@ class Watch:
 
 def _busy(times: Any) -> float:
     return float(sum(value for name, value in times._asdict().items() if name not in IDLE))
-
-
-def _own_seconds() -> float:
-    """Processor time of this process, which waits for the workers."""
-    return time.process_time()
 
 
 def remarks(models: Sequence[ModelResult], quiet: Quiet, device: Mapping[str, Any]) -> list[str]:

@@ -8,49 +8,23 @@ than any speed.
 from __future__ import annotations
 
 import datetime
-import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import TypeVar
 
+from edgepack.bench.limits import measure_limits
 from edgepack.bench.predictions import compare_predictions, prediction_of
-from edgepack.bench.protocol import (
-    Case,
-    Ended,
-    Event,
-    Job,
-    Loaded,
-    Multiplied,
-    Multiply,
-    Read,
-    ReadMemory,
-    RunModel,
-    Started,
-    Timed,
-    read_events,
-)
+from edgepack.bench.protocol import Case, Ended, Event, Loaded, RunModel, Started, Timed
 from edgepack.bench.quiet import Watch, remarks
-from edgepack.bench.results import (
-    Bench,
-    Loading,
-    ModelResult,
-    Timing,
-    Work,
-)
+from edgepack.bench.results import Bench, Loading, ModelResult, Timing, Work
 from edgepack.bench.work import attached, work_of
-from edgepack.core.plugins import names as plugin_names
+from edgepack.bench.workers import TIMEOUT, one, start
 from edgepack.core.progress import Progress, Steps
-from edgepack.device_profile.limits import Ceilings, Product, ReadSpeed
+from edgepack.device_profile.limits import Ceilings
 from edgepack.devices.base import Device
 from edgepack.errors import EdgepackError
-from edgepack.formats import stock
 from edgepack.runtimes.models import Model
-
-PLAIN = ("f32", "f16", "q8_0")
-"""Types whose products are always timed, so that files can be read against the same limit."""
-FAILED = "the device's worker ended without a word (exit code {}): {}"
 
 
 @dataclass(frozen=True)
@@ -68,7 +42,7 @@ class Request:
     """Measure the device's limits, too."""
     all_types: bool = False
     """Time the products of all types, not only of those in the files: for a device profile."""
-    timeout: float = 3600.0
+    timeout: float = TIMEOUT
     """Seconds for one model's turn."""
 
     @property
@@ -95,17 +69,16 @@ class _Turns:
     ended: list[Ended] = field(default_factory=list)
     peaks: list[int] = field(default_factory=list)
 
-    def add(self, events: Sequence[Event]) -> float:
-        """Add a round; the processor time that it took."""
+    def add(self, events: Sequence[Event]) -> None:
+        """Add a round."""
         for event in events:
             if isinstance(event, Timed):
                 self.timed[event.index].append(event)
-        self.started = _one(events, Started)
-        self.loaded.append(_one(events, Loaded))
-        self.ended.append(_one(events, Ended))
-        spoken = [one.memory.peak for one in events if isinstance(one, Loaded | Timed | Ended)]
-        self.peaks.append(max(peak or 0 for peak in spoken))
-        return self.ended[-1].cpu_seconds
+        self.started = one(events, Started)
+        self.loaded.append(one(events, Loaded))
+        self.ended.append(one(events, Ended))
+        told = [event for event in events if isinstance(event, Loaded | Timed | Ended)]
+        self.peaks.append(max(event.memory.peak or 0 for event in told))
 
 
 def bench(request: Request, device: Device) -> Steps[Bench]:
@@ -116,6 +89,7 @@ def bench(request: Request, device: Device) -> Steps[Bench]:
     promised = [prediction_of(model) for model in request.models]
     about = device.describe()
     where = {"name": device.name, **about}
+    worker = yield from start(device, about, request.models, request.timeout)
     jobs = [_job(model, device, request.cases) for model in request.models]
     watch = Watch(device)
     turns: dict[tuple[int, int], _Turns] = defaultdict(_Turns)
@@ -123,12 +97,14 @@ def bench(request: Request, device: Device) -> Steps[Bench]:
     for done, (_, key) in enumerate(product(range(request.rounds), keys)):
         yield Progress("bench", done, request.rounds * len(keys), request.models[key[0]].name)
         job = jobs[key[0]].model_copy(update={"threads": key[1]})
-        watch.spent += turns[key].add(do(job, device, request.timeout))
+        turns[key].add(worker.do(job))
     types = sorted({kind for work in works for kind in work.types})
     ceilings = Ceilings()
     if request.limits:
-        ceilings = yield from _ceilings(request, device, types, watch)
-    quiet = watch.end()
+        ceilings = yield from measure_limits(
+            worker, request.threads, types, every=request.all_types
+        )
+    quiet = watch.end(worker.spent)
     names = short_names([model.name for model in request.models])
     models = [
         _result(request, index, names[index], works[index], turns) for index in range(len(names))
@@ -185,35 +161,6 @@ def default_threads(device: Device) -> int:
     return int(device.describe()["cores"])
 
 
-def do(job: Job, device: Device, timeout: float) -> list[Event]:
-    """Have a device's worker do a job; what it said."""
-    output = device.run([*worker(device, job), job.model_dump_json()], timeout)
-    events = read_events(output.stdout, device.name)
-    if output.exit_code != 0 or not events or not isinstance(events[-1], Ended):
-        said = (output.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise EdgepackError(f"{device.name}: {FAILED.format(output.exit_code, said[:200])}")
-    return events
-
-
-def worker(device: Device, job: Job) -> list[str]:
-    """The beginning of the command that does a job on a device."""
-    if device.name == "local":
-        return [sys.executable, "-m", "edgepack.bench.worker"]
-    if isinstance(job, RunModel) and job.model.endswith(".onnx"):
-        raise EdgepackError(
-            f"{device.name}: ONNX models are measured on this machine only",
-            hint="measure the GGUF of the same recipe there",
-        )
-    raise NotImplementedError
-
-
-T = TypeVar("T", bound=Event)
-
-
-def _one(events: Iterable[Event], kind: type[T]) -> T:
-    return next(event for event in events if isinstance(event, kind))
-
-
 def _result(
     request: Request,
     index: int,
@@ -229,7 +176,7 @@ def _result(
     loading = [
         Loading(
             threads=threads,
-            seconds=[one.seconds for one in turn.loaded],
+            seconds=[event.seconds for event in turn.loaded],
             before=started.memory,
             loaded=turn.loaded[-1].memory,
             steady=turn.ended[-1].memory,
@@ -258,56 +205,7 @@ def _timing(case: Case, threads: int, timed: list[Timed]) -> Timing:
     return Timing(
         case=case,
         threads=threads,
-        seconds=[one.seconds for one in timed],
-        joules=[one.joules for one in timed if one.joules is not None],
+        seconds=[event.seconds for event in timed],
+        joules=[event.joules for event in timed if event.joules is not None],
         memory=timed[-1].memory,
     )
-
-
-def _ceilings(
-    request: Request, device: Device, types: Sequence[str], watch: Watch
-) -> Steps[Ceilings]:
-    """Measure the device's limits; products only where the models have types of ggml's."""
-    yield Progress("limits", 0, 1 + len(request.threads), "reading memory")
-    events = do(ReadMemory(threads=tuple(request.threads)), device, request.timeout)
-    watch.spent += _one(events, Ended).cpu_seconds
-    speeds: dict[int, list[float]] = defaultdict(list)
-    for event in events:
-        if isinstance(event, Read):
-            speeds[event.threads].append(event.bytes_per_second)
-    products: list[Product] = []
-    wanted = _types(types, every=request.all_types)
-    for done, threads in enumerate(request.threads if wanted else (), 1):
-        yield Progress("limits", done, 1 + len(request.threads), f"products, {threads} threads")
-        job = Multiply(threads=threads, types=wanted)
-        events = do(job, device, request.timeout)
-        watch.spent += _one(events, Ended).cpu_seconds
-        products += _products(job, events)
-    memory = [ReadSpeed(threads=t, bytes_per_second=found) for t, found in speeds.items()]
-    return Ceilings(memory=memory, products=products)
-
-
-def _types(types: Sequence[str], *, every: bool) -> tuple[str, ...]:
-    """Types whose products are to be timed."""
-    known = {*plugin_names("formats")} & {*stock()} | {*PLAIN}
-    own = known & set(types)
-    return tuple(sorted(known if every else own | set(PLAIN))) if own or every else ()
-
-
-def _products(job: Multiply, events: Sequence[Event]) -> list[Product]:
-    found: dict[tuple[str, int], list[Multiplied]] = defaultdict(list)
-    for event in events:
-        if isinstance(event, Multiplied):
-            found[event.type, event.batch].append(event)
-    return [
-        Product(
-            type=kind,
-            threads=job.threads,
-            batch=batch,
-            rows=job.rows,
-            columns=job.columns,
-            bytes=timed[0].bytes,
-            seconds=[one.seconds for one in timed],
-        )
-        for (kind, batch), timed in found.items()
-    ]

@@ -151,21 +151,27 @@ def test_another_file_of_that_name_is_no_benchmark(tmp_path):
         read(tmp_path)
 
 
-def slower(found: Bench, factor: float) -> Bench:
-    """The same run with all times multiplied."""
+def timed(found: Bench, *seconds: float) -> Bench:
+    """The same run, had every case taken this long in its rounds."""
     told = json.loads(found.model_dump_json())
     for model in told["models"]:
         for timing in model["timings"]:
-            timing["seconds"] = [factor * s for s in timing["seconds"]]
+            timing["seconds"] = seconds
     return Bench.model_validate(told)
 
 
 def test_a_slower_run_is_called_slower_if_that_is_more_than_chance(found):
-    changes, _ = compare(found, slower(found, 30))
-    assert {row[-1] for row in table(changes)[1:]} == {"slower"}
-    assert all(one.ratio == pytest.approx(1 / 30) for one in changes)
-    same, notes = compare(found, found)
-    assert {row[-1] for row in table(same)[1:]} == {"no clear change"}
+    before = timed(found, 1.0, 1.02, 0.98)
+    for after, verdict in (
+        ((1.3, 1.28, 1.32), "slower"),
+        ((0.7, 0.72, 0.71), "faster"),
+        ((1.01, 1.03, 0.98), "no clear change"),
+        ((0.9, 1.3, 1.7), "no clear change"),
+    ):
+        changes, _ = compare(before, timed(found, *after))
+        assert {row[-1] for row in table(changes)[1:]} == {verdict}
+    changes, notes = compare(before, before)
+    assert {one.ratio for one in changes} == {1}
     assert not [note for note in notes if note.startswith("another")]
 
 
@@ -202,11 +208,7 @@ def test_what_a_reader_has_to_know_is_said(found):
     assert "others took 40%" in told
     assert "denied 20%" in told
     assert "no speeds of a device" in told
-    hot = json.loads(found.model_dump_json())
-    for model in hot["models"]:
-        for timing in model["timings"]:
-            timing["seconds"] = [1.0, 1.2, 1.4]
-    told = " ".join(remarks(Bench.model_validate(hot).models, Quiet(), {}))
+    told = " ".join(remarks(timed(found, 1.0, 1.2, 1.4).models, Quiet(), {}))
     assert "speed fell by 29%" in told
     assert "vary by more than" in told
 

@@ -22,7 +22,7 @@ from edgepack.bench.protocol import (
     read_events,
     read_job,
 )
-from edgepack.bench.run import do
+from edgepack.bench.workers import Worker
 from edgepack.errors import EdgepackError
 from tests.support.bases import packed_base
 
@@ -38,6 +38,10 @@ CASES = (
 @pytest.fixture(scope="module")
 def local():
     return devices.get("local")
+
+
+def do(job, device, timeout):
+    return Worker(device, timeout=timeout).do(job)
 
 
 @pytest.fixture(scope="module")
