@@ -156,7 +156,7 @@ def timed(found: Bench, *seconds: float) -> Bench:
     told = json.loads(found.model_dump_json())
     for model in told["models"]:
         for timing in model["timings"]:
-            timing["seconds"] = seconds
+            timing["seconds"] = list(seconds)
     return Bench.model_validate(told)
 
 
