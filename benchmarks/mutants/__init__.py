@@ -13,12 +13,13 @@ from benchmarks.mutants import (
     keys,
     metrics,
     recover,
+    serving,
     slicing,
 )
 from benchmarks.mutants._base import Groups
 
 ROOMS = (
     *(decompose, allocate, calibration, recover, finetune, finetune_graph),
-    *(metrics, formats, slicing, adapters, keys),
+    *(metrics, formats, slicing, adapters, serving, keys),
 )
 GROUPS: Groups = {place: breaks for room in ROOMS for place, breaks in room.GROUPS.items()}

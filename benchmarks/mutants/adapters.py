@@ -49,7 +49,7 @@ GROUPS: Groups = {
             "([lora.lora_B for lora, _ in parts], signed)",
         ),
     },
-    ("runtimes/llama_cpp.py", "tests/runtimes/test_adapters.py"): {
+    ("runtimes/_llama_adapters.py", "tests/runtimes/test_adapters.py"): {
         "the factors stay beside those that replace them": (
             "factors = 1.0 - sum(scale for replaces, scale in replacing if replaces)",
             "factors = 1.0",

@@ -15,8 +15,11 @@ from edgepack.cli._adapters import AdapterNames, Adapters
 from edgepack.cli._app import app, say
 from edgepack.errors import EdgepackError, missing_extra
 
-_PACKAGES = ("llama_cpp", "fastapi", "uvicorn", "sse_starlette", "starlette_context")
-"""What llama-cpp-python's server needs."""
+_MODULES = (
+    *("llama_cpp", "fastapi", "pydantic_settings"),
+    *("sse_starlette", "starlette_context", "uvicorn"),
+)
+"""What llama-cpp-python's server imports."""
 
 
 @app.command()
@@ -47,9 +50,8 @@ def serve(
     A request's `model` is NAME, the folder's, or NAME:ADAPTER with an adapter in DIR/adapters for
     this request alone; /v1/models lists them. --adapter offers some only, or with other scales.
     """
-    for package in _PACKAGES:
-        if find_spec(package) is None:
-            raise missing_extra(package, "serve")
+    if not all(map(find_spec, _MODULES)):
+        raise missing_extra("llama-cpp-python's server", "serve")
     files = _files(folder, adapter or [])
     with closing(_listen(host, port)) as listener:
         _run(files, listener, context=context, threads=threads, api_key=api_key)

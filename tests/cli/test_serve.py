@@ -176,11 +176,18 @@ def test_chunks_of_a_stream_are_the_answer(server):
         assert {chunk["model"] for chunk in chunks} == {name}
 
 
-def test_plain_completions(server):
-    body = {"prompt": "the quick", "logprobs": 2} | ASKED
-    found = json.loads(server.post("/completions", body)[1])
-    assert found["usage"]["completion_tokens"] == 8
-    assert len(found["choices"][0]["logprobs"]["tokens"]) == 8
+def test_logprobs_of_a_prompt_are_its_own_whatever_came_before(server):
+    def completed(prompt, **more):
+        found = json.loads(server.post("/completions", {"prompt": prompt} | ASKED | more)[1])
+        assert found["usage"]["completion_tokens"] == 8
+        return found["choices"][0]["logprobs"]
+
+    every = {"logprobs": 2, "echo": True}
+    expected = completed("the quick brown", **every)
+    assert len(expected["tokens"]) > 8
+    completed("lazy dog, in 1969", **every)
+    completed("the quick brown")  # without them: what it leaves in the cache has none
+    assert completed("the quick brown", **every) == expected
 
 
 def test_a_client_that_goes_away_leaves_nothing_behind(folder):
@@ -290,3 +297,7 @@ def test_what_cannot_be_served_is_one_line(folder, tmp_path, monkeypatch):
     error, hint, _ = fails("serve", onnx)
     assert "onnx folders cannot be served" in error
     assert f"edgepack chat {onnx}" in hint
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    error, hint, _ = fails("serve", folder)
+    assert error == "error: llama-cpp-python's server is not installed"
+    assert hint == "hint: pip install 'edgepack[serve]'"
