@@ -7,6 +7,7 @@ from benchmarks.mutants import (
     allocate,
     calibration,
     decompose,
+    devices,
     finetune,
     finetune_graph,
     formats,
@@ -20,6 +21,6 @@ from benchmarks.mutants._base import Groups
 
 ROOMS = (
     *(decompose, allocate, calibration, recover, finetune, finetune_graph),
-    *(metrics, formats, slicing, adapters, serving, keys),
+    *(metrics, formats, slicing, adapters, devices, serving, keys),
 )
 GROUPS: Groups = {place: breaks for room in ROOMS for place, breaks in room.GROUPS.items()}

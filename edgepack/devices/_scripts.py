@@ -65,7 +65,7 @@ poll=$!
 watch=$!
 {{ wait $child; code=$?; }} 2>/dev/null
 read -r end _ </proc/uptime
-kill $poll $watch
+kill -9 $poll $watch  # mksh, which is Android's, does not die of less while it reads
 {{ wait $poll $watch; }} 2>/dev/null
 peak=$(tail -n 1 ../peak 2>/dev/null)
 size=$(wc -c <../out) && echo "$code $begin $end ${{peak:--}}" $size && cat ../out ../err

@@ -277,7 +277,7 @@ def test_ctrl_c_ends_a_long_answer(folder):
         server.end()
         status, text = asked.result()
     assert status == 200
-    assert 0 < json.loads(text)["usage"]["completion_tokens"] < 15_000
+    assert json.loads(text)["usage"]["completion_tokens"] < 15_000
 
 
 def test_what_cannot_be_served_is_one_line(folder, tmp_path, monkeypatch):

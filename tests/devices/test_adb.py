@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from edgepack import devices
@@ -164,6 +165,17 @@ def test_all_that_was_pushed_can_be_removed(adb, tmp_path):
         assert device.run(["cat", place], 20).stdout == "\1" * 100_000
 
 
+def test_files_of_one_name_have_places_of_their_own(adb, tmp_path):
+    adb("R58M\tdevice")
+    places = []
+    with devices.get("adb") as device:
+        for text in ("ours", "stock"):
+            (tmp_path / "base.gguf").write_text(text)
+            places.append(device.push(tmp_path / "base.gguf"))
+        said = [device.run(["cat", place], 20).stdout for place in places]
+    assert said == ["ours", "stock"]
+
+
 INTERRUPTED = """
 import sys
 from edgepack import devices
@@ -171,13 +183,13 @@ from edgepack.devices.adb import Adb
 Adb.root = sys.argv[1]
 with devices.get("adb") as device:
     try:
-        device.run(["sh", "-c", f"echo $$ > {sys.argv[2]}; sleep 30"], 60)
+        device.run(["sh", "-c", f"sleep 30 & echo $! > {sys.argv[2]}; wait"], 60)
     except KeyboardInterrupt:
         print("stopped")
 """
 
 
-def test_ctrl_c_ends_the_command_and_removes_its_files(adb, tmp_path):
+def test_ctrl_c_ends_all_that_was_started_and_removes_its_files(adb, tmp_path):
     adb("R58M\tdevice")
     file = tmp_path / "pid"
     line = [sys.executable, "-c", INTERRUPTED, str(tmp_path / "phone"), str(file)]
@@ -187,4 +199,7 @@ def test_ctrl_c_ends_the_command_and_removes_its_files(adb, tmp_path):
         process.send_signal(2)
         assert process.communicate(timeout=30)[0] == b"stopped\n"
     assert [p for p in (tmp_path / "phone").rglob("*") if p.is_file()] == []
-    assert subprocess.run(["ps", "-p", file.read_text().strip()], capture_output=True).returncode
+    pid, deadline = int(file.read_text()), time.monotonic() + 5
+    while psutil.pid_exists(pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not psutil.pid_exists(pid)

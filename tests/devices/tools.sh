@@ -1,6 +1,7 @@
 #!/bin/sh
-# Fill FOLDER with what the tests of remote devices need: an ssh server, adb, qemu, and a folder tree
-# that is a phone to adb (Android's own adbd, as Debian 13 builds it, and an aarch64 userland).
+# Fill FOLDER with what the tests of remote devices need: an ssh server, adb, qemu, the shell and the
+# tools that Android has (mksh, toybox), and a folder tree that is a phone to adb (Android's own adbd,
+# as Debian 13 builds it, and an aarch64 userland).
 # Packages are downloaded and unpacked, not installed: nothing outside FOLDER changes. The host is
 # Debian 12 on x86-64.
 #
@@ -20,7 +21,7 @@ mkdir -p work/lists/partial work/cache/archives/partial work/parts work/host wor
 (
     cd work/host
     apt-get -qq download adb android-libbase android-libboringssl android-libcutils android-liblog \
-        libusb-1.0-0 qemu-user-static openssh-server libwrap0
+        libusb-1.0-0 qemu-user-static openssh-server libwrap0 mksh toybox
 )
 
 base=$(awk '/^URIs:/ { print $2; exit }' "$sources")
