@@ -4,8 +4,8 @@
 
 SmolLM2-135M-Instruct in one type for the blocks and one for the embeddings, rounded by stock (the
 speed is the same for all values). `edgepack bench` times all files in turns, and the products of
-their types. A file's speed is predicted from the bandwidth alone, from the products of its types, and
-with the correction that the other files give; the table has predicted / measured − 1.
+their types. A file's speed is predicted from the bandwidth alone, from the products of its types,
+and with the correction that the other files give; the table has predicted / measured − 1.
 """
 
 from __future__ import annotations
