@@ -117,6 +117,51 @@ class Fallback(Untrusted):
     columns: Count
 
 
+class Allocation(Untrusted):
+    """What a size led to."""
+
+    target: Count
+    size: Count
+    expected_kl: float | None
+    expected_kl_rank_0: float | None
+
+
+class Distilled(Untrusted):
+    """What training gained: held-out KL."""
+
+    start: float
+    best: float
+    best_step: Count
+    steps: Count
+    dtype: str = ""
+    device: str = ""
+
+
+class MergedAdapter(Untrusted):
+    """An adapter that was merged, and its scale."""
+
+    name: str
+    scale: float
+
+
+class Merged(Untrusted):
+    """How adapters were merged into the weights."""
+
+    adapters: list[MergedAdapter]
+    method: str
+    onto: str
+    metric: str
+    weights: Count
+    folded_factors: Count
+
+
+class MergedFactors(Untrusted):
+    """How L·R was folded into Q."""
+
+    rounded: str
+    weights: Count
+
+
 class Manifest(Untrusted):
     """The fields of manifest.json. A folder is usable only if they are valid."""
 
@@ -134,14 +179,14 @@ class Manifest(Untrusted):
     weights: dict[str, Weight]
     measured: Measured
     slice: dict[str, Annotated[list[Count], Field(min_length=2, max_length=2)]] | None = None
-    allocation: dict[str, Any] | None = None
+    allocation: Allocation | None = None
     prediction: Prediction | None = None
     requires: str | None = None
     sources: dict[SourceKey, str] = Field(default_factory=dict)
-    rft: dict[str, Any] | None = None
-    recovered: dict[str, Any] | None = None
-    merged: dict[str, Any] | None = None
-    merged_factors: dict[str, Any] | None = None
+    rft: Distilled | None = None
+    recovered: Distilled | None = None
+    merged: Merged | None = None
+    merged_factors: MergedFactors | None = None
 
 
 OPTIONAL = {
