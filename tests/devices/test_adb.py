@@ -121,6 +121,23 @@ def test_space_that_ends_in_the_middle(adb, tmp_path):
     assert [p for p in (tmp_path / "phone").rglob("*") if p.is_file()] == []
 
 
+def test_a_folder_that_cannot_be_made(adb, tmp_path):
+    adb("R58M\tdevice")
+    (tmp_path / "phone").write_text("a file")
+    error = refused("", lambda device: device.run(["true"], 20))
+    assert str(error).startswith(f"adb: {tmp_path}/phone cannot be made (")
+
+
+def test_space_that_ends_before_a_run(adb, tmp_path):
+    full = "echo 'mkdir: No space left on device' >&2; return 1"
+    adb(
+        "R58M\tdevice",
+        f'mkdir() {{ case $* in *scratch*) {full};; *) command mkdir "$@";; esac; }}; eval "$5"',
+    )
+    error = refused("", lambda device: device.run(["true"], 20))
+    assert str(error) == "adb: true was not run (mkdir: No space left on device)"
+
+
 def test_bytes_that_change_on_the_way_are_noticed(adb, tmp_path):
     adb("R58M\tdevice", 'cat() { command cat | tr a b; }; eval "$5"')
     (tmp_path / "model").write_text("aaaa")
