@@ -74,9 +74,10 @@ def test_another_device_than_the_one_that_is_named(adb):
 @pytest.mark.parametrize(
     ("state", "message", "hint"),
     [
-        ("unauthorized", "adb:R58M: is unauthorized", "allow USB debugging"),
-        ("offline", "adb:R58M: is offline", "adb reconnect"),
-        ("no permissions (user in plugdev?)", "adb:R58M: is no permissions", "udev"),
+        ("unauthorized", "adb:R58M: unauthorized", "allow USB debugging"),
+        ("offline", "adb:R58M: offline", "adb reconnect"),
+        ("recovery", "adb:R58M: recovery", "let it start Android"),
+        ("no permissions (user in plugdev?)", "adb:R58M: no permissions", "udev"),
     ],
 )
 def test_states_in_which_a_device_cannot_be_used(adb, state, message, hint):
@@ -90,7 +91,7 @@ def test_states_in_which_a_device_cannot_be_used(adb, state, message, hint):
     ("said", "message"),
     [
         ("error: device 'R58M' not found", "went away (device 'R58M' not found)"),
-        ("error: device offline", "is offline"),
+        ("error: device offline", "adb: offline"),
         ("error: closed", "went away (closed)"),
         ("", "went away (the connection ended)"),
     ],

@@ -128,8 +128,9 @@ def test_features_are_those_of_the_variant(worker, base):
     assert "DOTPROD = 1" not in do(worker("aarch64"), job)[0].features
 
 
-def test_a_baseline_runs_on_an_old_cpu(worker, base):
-    assert isinstance(do(worker("aarch64", OLD), job_of(base))[-1], Ended)
+@pytest.mark.parametrize(("name", "cpu"), [("aarch64", OLD), ("x86_64", "Nehalem")])
+def test_a_baseline_runs_on_an_old_cpu(worker, base, name, cpu):
+    assert isinstance(do(worker(name, cpu), job_of(base))[-1], Ended)
 
 
 @pytest.mark.parametrize(
