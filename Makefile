@@ -39,12 +39,12 @@ test: $(VENV)/.dev $(VENV)/.model
 test-fast: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow"
 
-# Debian's packages are unpacked into a folder, and workers are compiled there: 15 minutes, once.
+# Debian's packages are unpacked into a folder, and workers are compiled there: half an hour, once.
 test-device: $(VENV)/.dev
 	$(PIP) --editable '.[devices]'
 	tests/devices/tools.sh $(VENV)/device
 	EDGEPACK_CACHE=$(VENV)/device/cache $(BIN)/python -m edgepack.bench.native.build \
-		aarch64 aarch64-dotprod x86_64-avx2
+		aarch64 aarch64-dotprod x86_64 x86_64-avx2
 	EDGEPACK_TEST_TOOLS=$(VENV)/device $(BIN)/python -m pytest -rs tests/devices tests/bench/native
 
 check: $(VENV)/.dev

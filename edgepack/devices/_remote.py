@@ -116,7 +116,7 @@ class Remote(Device):
     def _full(self, why: str) -> EdgepackError:
         return EdgepackError(
             f"{self}: no space left in {self._folder} ({why})",
-            hint="free some, or remove all that edgepack has pushed there (`Device.clear`)",
+            hint="free some, or remove all that edgepack has pushed there: docs/devices.md",
         )
 
     def _send(self, file: Path, place: str, digest: str) -> None:
@@ -125,7 +125,7 @@ class Remote(Device):
         patience = PATIENCE + file.stat().st_size / SLOWEST
         with file.open("rb") as content:
             reply = self._call(script, content, patience)
-        if "space" in reply.stderr:
+        if "No space left" in reply.stderr:
             raise self._full(reply.stderr)
         if reply.code:
             said = reply.stderr or "it arrived damaged"
@@ -170,7 +170,8 @@ class Remote(Device):
         if reply.code in _scripts.NOT_STARTED:
             raise self._not_started(command[0], _scripts.NOT_STARTED[reply.code])
         if reply.code:
-            raise self.lost(reply.stderr)
+            said = reply.stderr or "no scratch folder can be made"
+            raise EdgepackError(f"{self}: {command[0]} was not run ({said})", hint="try again")
         return self._output(command[0], reply.stdout)
 
     def _run_until(

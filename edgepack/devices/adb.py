@@ -35,7 +35,7 @@ class Adb(Remote):
         self.__dict__.pop("_serial", None)  # look again, it may come back
         for state, hint in STATES.items():
             if state in said:
-                return EdgepackError(f"{self}: is {state}", hint=hint)
+                return EdgepackError(f"{self}: {state}", hint=hint)
         why = said.removeprefix("error: ").removeprefix("adb: ") or "the connection ended"
         return EdgepackError(
             f"{self}: the device went away ({why})",
@@ -63,7 +63,9 @@ class Adb(Remote):
         state = devices[serial]
         for refused, hint in STATES.items():
             if state.startswith(refused):
-                raise EdgepackError(f"{self.name}:{serial}: is {refused}", hint=hint)
+                raise EdgepackError(f"{self.name}:{serial}: {refused}", hint=hint)
+        if state != "device":  # such as recovery or sideload
+            raise EdgepackError(f"{self.name}:{serial}: {state}", hint="let it start Android")
         return serial
 
     def _attached(self) -> dict[str, str]:

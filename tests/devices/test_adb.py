@@ -74,9 +74,10 @@ def test_another_device_than_the_one_that_is_named(adb):
 @pytest.mark.parametrize(
     ("state", "message", "hint"),
     [
-        ("unauthorized", "adb:R58M: is unauthorized", "allow USB debugging"),
-        ("offline", "adb:R58M: is offline", "adb reconnect"),
-        ("no permissions (user in plugdev?)", "adb:R58M: is no permissions", "udev"),
+        ("unauthorized", "adb:R58M: unauthorized", "allow USB debugging"),
+        ("offline", "adb:R58M: offline", "adb reconnect"),
+        ("recovery", "adb:R58M: recovery", "let it start Android"),
+        ("no permissions (user in plugdev?)", "adb:R58M: no permissions", "udev"),
     ],
 )
 def test_states_in_which_a_device_cannot_be_used(adb, state, message, hint):
@@ -90,7 +91,7 @@ def test_states_in_which_a_device_cannot_be_used(adb, state, message, hint):
     ("said", "message"),
     [
         ("error: device 'R58M' not found", "went away (device 'R58M' not found)"),
-        ("error: device offline", "is offline"),
+        ("error: device offline", "adb: offline"),
         ("error: closed", "went away (closed)"),
         ("", "went away (the connection ended)"),
     ],
@@ -119,6 +120,23 @@ def test_space_that_ends_in_the_middle(adb, tmp_path):
     error = refused("", lambda device: device.push(tmp_path / "model"))
     assert "no space left" in str(error)
     assert [p for p in (tmp_path / "phone").rglob("*") if p.is_file()] == []
+
+
+def test_a_folder_that_cannot_be_made(adb, tmp_path):
+    adb("R58M\tdevice")
+    (tmp_path / "phone").write_text("a file")
+    error = refused("", lambda device: device.run(["true"], 20))
+    assert str(error).startswith(f"adb: {tmp_path}/phone cannot be made (")
+
+
+def test_space_that_ends_before_a_run(adb, tmp_path):
+    full = "echo 'mkdir: No space left on device' >&2; return 1"
+    adb(
+        "R58M\tdevice",
+        f'mkdir() {{ case $* in *scratch*) {full};; *) command mkdir "$@";; esac; }}; eval "$5"',
+    )
+    error = refused("", lambda device: device.run(["true"], 20))
+    assert str(error) == "adb: true was not run (mkdir: No space left on device)"
 
 
 def test_bytes_that_change_on_the_way_are_noticed(adb, tmp_path):

@@ -27,8 +27,10 @@ from edgepack.bench.protocol import (
     Timed,
     read_events,
 )
+from edgepack.bench.results import read
 from edgepack.errors import EdgepackError
 from tests.support.bases import packed_base
+from tests.support.commands import run
 from tests.support.phone import SERIAL, phone, ssh_server, tools
 
 pytestmark = pytest.mark.slow
@@ -126,8 +128,9 @@ def test_features_are_those_of_the_variant(worker, base):
     assert "DOTPROD = 1" not in do(worker("aarch64"), job)[0].features
 
 
-def test_a_baseline_runs_on_an_old_cpu(worker, base):
-    assert isinstance(do(worker("aarch64", OLD), job_of(base))[-1], Ended)
+@pytest.mark.parametrize(("name", "cpu"), [("aarch64", OLD), ("x86_64", "Nehalem")])
+def test_a_baseline_runs_on_an_old_cpu(worker, base, name, cpu):
+    assert isinstance(do(worker(name, cpu), job_of(base))[-1], Ended)
 
 
 @pytest.mark.parametrize(
@@ -238,6 +241,23 @@ def test_a_phone_runs_the_worker_and_a_rerun_pushes_nothing(workers, base, tmp_p
             stamps.append(sorted((p.name, p.stat().st_ino, p.stat().st_mtime_ns) for p in files))
         assert stamps[0] == stamps[1]
         assert [name for name, *_ in stamps[0]] == ["base.gguf", "edgepack-worker", "factors.gguf"]
+
+
+def test_a_benchmark_of_a_phone_is_complete_and_says_that_it_is_emulated(
+    workers, base, tmp_path, monkeypatch
+):
+    assert workers["aarch64"]
+    monkeypatch.setenv("EDGEPACK_CACHE", str(tools() / "cache"))
+    sizes = ["--prompt", "4", "--decode", "2", "--rounds", "2", "--threads", "1", "--no-limits"]
+    with phone(tmp_path / "phone", monkeypatch) as found:
+        run("bench", base.file, "--device", f"adb:{SERIAL}", "--out", tmp_path / "out", *sizes)
+        assert not [name for name in found.files() if "scratch" in name]
+    bench = read(tmp_path / "out")
+    assert bench.device["name"] == "adb"
+    assert bench.device["emulated"]
+    assert any("emulated" in remark for remark in bench.remarks)
+    assert [len(timing.seconds) for timing in bench.models[0].timings] == [2, 2]
+    assert bench.quiet.before["load"] >= 0 <= bench.quiet.after["load"]
 
 
 def test_a_machine_behind_ssh_runs_the_worker(workers, base, tmp_path, monkeypatch):
