@@ -130,16 +130,18 @@ def _models(paths: list[Path], factors: str) -> list[Model]:
         raise EdgepackError("names no model", hint="edgepack bench DIR")
     if factors not in FACTORS:
         raise EdgepackError(f"--factors: {factors!r}", hint=f"one of {', '.join(FACTORS)}")
+    loaded = [Model.from_path(path) for path in paths]
+    if factors != "with" and not any(model.adapter for model in loaded):
+        raise EdgepackError(
+            f"--factors: {paths[0]} has none beside it that could be left out",
+            hint="leave --factors away",
+        )
     found: list[Model] = []
-    for path in paths:
-        model = Model.from_path(path)
-        bare = replace(model, name=f"{model.name} without L·R", adapter=None)
-        if factors != "with" and model.adapter is None:
-            raise EdgepackError(
-                f"{path}: has no factors beside it that could be left out",
-                hint="leave --factors away",
-            )
-        found += [model] if factors == "with" else [bare] if factors == "without" else [model, bare]
+    for model in loaded:
+        if factors != "without" or model.adapter is None:
+            found.append(model)
+        if factors != "with" and model.adapter is not None:
+            found.append(replace(model, name=f"{model.name} without L·R", adapter=None))
     return found
 
 
