@@ -100,23 +100,22 @@ def _run_model(job: RunModel) -> Iterator[Event]:
     start = time.perf_counter()
     session: Session = Kind(job)
     yield Loaded(seconds=time.perf_counter() - start, memory=memory())
-    tokens = np.random.default_rng(0)
+    tokens, meter = np.random.default_rng(0), energy.meter()
     warm: set[str] = set()
     for index, case in enumerate(job.cases):
         if case.kind not in warm:
             warm.add(case.kind)
             few = min(case.tokens, WARM_UP[case.kind])
             _time(session, case.model_copy(update={"tokens": few, "depth": 0}), tokens)
-        joules = energy.meter()
-        seconds, at_depth = _time(session, case, tokens, joules)
-        yield Timed(index=index, seconds=seconds, joules=at_depth, memory=memory())
+        seconds, joules = _time(session, case, tokens, meter)
+        yield Timed(index=index, seconds=seconds, joules=joules, memory=memory())
 
 
 def _time(
     session: Session,
     case: Case,
     tokens: np.random.Generator,
-    joules: energy.Meter | None = None,
+    meter: energy.Meter | None = None,
 ) -> tuple[float, float | None]:
     """Seconds and joules of a case, in a new context."""
     session.start(case.context, case.batch)
@@ -128,12 +127,12 @@ def _time(
         session.run(draw(case.depth))
     ids = draw(case.tokens)
     steps = [ids] if case.kind == "prompt" else np.hsplit(ids, case.tokens)
-    before = joules() if joules else None
+    before = meter.joules() if meter else 0.0
     start = time.perf_counter()
     for step in steps:
         session.run(step)
     seconds = time.perf_counter() - start
-    return seconds, joules() - before if joules and before is not None else None
+    return seconds, meter.joules() - before if meter else None
 
 
 def main(job: str) -> int:

@@ -62,6 +62,9 @@ def bench(
         Path | None,
         typer.Option(metavar="FILE", help="JSON of llama-bench (-o json) to set beside it."),
     ] = None,
+    clear: Annotated[
+        bool, typer.Option("--clear", help="Only remove what earlier runs sent to the device.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Measure tokens per second and memory, beside what the device can do.
@@ -71,8 +74,9 @@ def bench(
     fastest product. Nothing is averaged away: bench.json has every round.
     """
     if compare:
-        _compare(paths or [], as_json=as_json)
-        return
+        return _compare(paths or [], as_json=as_json)
+    if clear:
+        return _clear(device)
     from edgepack.bench import bench as run
     from edgepack.bench import tables
     from edgepack.bench.folder import claim, write
@@ -118,6 +122,14 @@ def _compare(paths: list[Path], *, as_json: bool) -> None:
         print_json([change.as_dict() for change in changes])
     else:
         typer.echo("\n".join([*align(table(changes)), *notes]))
+
+
+def _clear(device: str) -> None:
+    from edgepack import devices
+    from edgepack.core.tables import format_size
+
+    with devices.get(device) as found:
+        typer.echo(f"{found}: {format_size(found.clear())} removed")
 
 
 def _models(paths: list[Path], factors: str) -> list[Model]:

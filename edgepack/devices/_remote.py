@@ -116,7 +116,7 @@ class Remote(Device):
     def _full(self, why: str) -> EdgepackError:
         return EdgepackError(
             f"{self}: no space left in {self._folder} ({why})",
-            hint="free some, or remove all that edgepack has pushed there: docs/devices.md",
+            hint=f"free some, or: edgepack bench --device {self} --clear",
         )
 
     def _send(self, file: Path, place: str, digest: str) -> None:

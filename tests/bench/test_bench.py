@@ -115,6 +115,10 @@ def test_the_command_writes_a_folder_that_can_be_read_again(base, tmp_path, monk
     assert "no clear change" in again[1]
 
 
+def test_this_machine_keeps_nothing_that_could_be_cleared():
+    assert run("bench", "--clear").stdout == "local: 0 B removed\n"
+
+
 def test_a_folder_of_somebody_else_s_is_refused_before_the_work(base, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "b").mkdir()
