@@ -58,6 +58,8 @@ def remarks(models: Sequence[ModelResult], quiet: Quiet, device: Mapping[str, An
     found = []
     if device.get("emulated"):
         found.append("emulated: these are no speeds of a device")
+    if quiet.before.get("saver") or quiet.after.get("saver"):
+        found.append("the device saves power: switch the battery saver off and measure again")
     if quiet.others is not None and quiet.others > BUSY:
         found.append(
             f"the machine was not quiet: others took {quiet.others:.0%} of its processor time"

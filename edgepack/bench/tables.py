@@ -14,6 +14,14 @@ from edgepack.core.tables import align, format_size, markdown
 Rows = list[list[str]]
 NONE = "–"
 ENERGY = "J/token"
+CONDITIONS = {
+    "load": ("load", ""),
+    "celsius": ("hottest sensor", " °C"),
+    "battery": ("battery", " %"),
+    "governor": ("governor", ""),
+    "thermal_status": ("thermal status", ""),
+}
+"""Key of `Device.condition` → its name for people, and its unit."""
 CACHED = 4
 """Weights of fewer caches than this may be read faster than memory."""
 
@@ -135,22 +143,38 @@ def reasons(found: Bench) -> list[str]:
     return lines
 
 
+def conditions(found: Bench) -> str:
+    """The state of the device before and after, as far as it tells; empty where it tells nothing."""
+    before, after = found.quiet.before, found.quiet.after
+    told = [
+        f"{name} {before[key]}{unit} → {after[key]}{unit}"
+        for key, (name, unit) in CONDITIONS.items()
+        if key in before and key in after
+    ]
+    return f"before → after: {', '.join(told)}" if told else ""
+
+
 def terminal(found: Bench) -> list[str]:
     """Everything, for a terminal."""
     blocks = [align(speeds(found)), align(memory(found)), align(limits(found))]
-    notes = [*reasons(found), *found.remarks]
+    notes = _notes(found)
     return [_about(found), "", *(line for block in blocks for line in [*block, ""]), *notes]
 
 
 def page(found: Bench, pictures: Sequence[str] = ()) -> str:
     """Everything, as Markdown."""
-    notes = [*reasons(found), *found.remarks]
+    notes = _notes(found)
     parts = ["# Speed and memory", _about(found), "## Speed", "\n".join(markdown(speeds(found)))]
     parts += ["## Memory", "\n".join(markdown(memory(found)))]
     parts += ["## Limits of the device", "\n".join(markdown(limits(found)))]
     parts += ["\n".join(f"- {note}" for note in notes)] if notes else []
     parts += [f"![{name}]({name})" for name in pictures]
     return "\n\n".join([*parts, EXPLAINED]) + "\n"
+
+
+def _notes(found: Bench) -> list[str]:
+    state = conditions(found)
+    return [*reasons(found), *([state] if state else []), *found.remarks]
 
 
 def _about(found: Bench) -> str:

@@ -14,7 +14,7 @@ from edgepack.bench.quiet import remarks
 from edgepack.bench.results import Bench, Quiet, read
 from edgepack.bench.roofline import limit
 from edgepack.bench.run import short_names
-from edgepack.bench.tables import memory, page, speeds
+from edgepack.bench.tables import memory, page, speeds, terminal
 from edgepack.errors import EdgepackError
 from edgepack.runtimes.models import Model
 from tests.support.bases import packed_base
@@ -207,14 +207,26 @@ def test_llama_bench_s_own_file_is_set_beside(found, tmp_path):
 
 
 def test_what_a_reader_has_to_know_is_said(found):
-    noisy = Quiet(others=0.4, stolen=0.2)
+    noisy = Quiet(others=0.4, stolen=0.2, before={"saver": True})
     told = " ".join(remarks(found.models, noisy, {"emulated": True}))
     assert "others took 40%" in told
     assert "denied 20%" in told
+    assert "saves power" in told
     assert "no speeds of a device" in told
     told = " ".join(remarks(timed(found, 1.0, 1.2, 1.4).models, Quiet(), {}))
     assert "speed fell by 29%" in told
     assert "vary by more than" in told
+
+
+def test_the_device_s_state_before_and_after_is_shown(found):
+    told = json.loads(found.model_dump_json())
+    told["quiet"]["before"] = {"load": 0.2, "battery": 80, "celsius": 31.0}
+    told["quiet"]["after"] = {"load": 1.9, "battery": 79}
+    line = "before → after: load 0.2 → 1.9, battery 80 % → 79 %"
+    assert line in terminal(Bench.model_validate(told))
+    assert line in page(Bench.model_validate(told))
+    told["quiet"]["after"] = {}
+    assert "before → after" not in page(Bench.model_validate(told))
 
 
 def test_names_are_short_where_that_tells_models_apart():
