@@ -49,8 +49,7 @@ def main() -> None:
         limits=False,
         progress=lambda step: print(step.done, step.label, end="\r"),
     )
-    rows = [[cell for at, cell in enumerate(row) if at != 4] for row in speeds(found)]  # no limits
-    text = "\n".join(markdown(rows)) + "\n"
+    text = "\n".join(markdown(speeds(found))) + "\n"
     print(text)
     PAGE.write_text(text, encoding="utf-8")
 

@@ -8,11 +8,8 @@ from collections.abc import Sequence
 from edgepack.bench.protocol import Event, Multiplied, Multiply, Read, ReadMemory
 from edgepack.bench.workers import Worker
 from edgepack.core.progress import Progress, Steps
-from edgepack.device_profile.limits import Ceilings, Product, ReadSpeed
+from edgepack.device_profile.limits import PLAIN, Ceilings, Product, ReadSpeed
 from edgepack.formats import stock
-
-PLAIN = ("f32", "f16", "q8_0")
-"""Types whose products are always timed, so that files can be read against the same limit."""
 
 
 def measure_limits(

@@ -28,7 +28,7 @@ KINDS = ("png", "svg")
 
 
 def draw(found: Bench, folder: Path) -> list[str]:
-    """Write the pictures that a run has data for; the names of the light PNGs, for a page."""
+    """Write the pictures that a run has data for; their names."""
     pictures: dict[str, Callable[[Axes, Bench, str], None]] = {"roofline": _roofline}
     if len({timing.case.depth for timing in found.models[0].timings}) > 1:
         pictures |= {"speed": _speed, "memory": _memory}
@@ -40,7 +40,7 @@ def draw(found: Bench, folder: Path) -> list[str]:
                 for kind in KINDS:
                     dark = "-dark" if theme == "dark" else ""
                     figure.savefig(folder / f"{name}{dark}.{kind}", dpi=160)
-    return [f"{name}.png" for name in pictures]
+    return list(pictures)
 
 
 @contextmanager
@@ -132,7 +132,8 @@ def _memory(axes: Axes, found: Bench, theme: str) -> None:
 def _roofline(axes: Axes, found: Bench, theme: str) -> None:
     """Operations per second over operations per byte, under the device's two limits."""
     threads = found.models[0].loading[0].threads
-    bandwidth, flops = found.ceilings.bandwidth(threads), found.ceilings.flops(threads)
+    types = [kind for model in found.models for kind in model.work.types]
+    bandwidth, flops = found.ceilings.bandwidth(threads), found.ceilings.flops(threads, types)
     x: list[float] = []
     for model, colour in zip(found.models, cycle(COLOURS[theme]), strict=False):
         for kind, marker in (("decode", "o"), ("prompt", "s")):

@@ -2,7 +2,7 @@
 
 Decoding cannot be faster than reading what a token needs: the limit is bandwidth / bytes. A prompt
 cannot be faster than its products: the limit is the fastest product of many columns that ggml makes
-here, of whatever type. (Williams, Waterman & Patterson 2009, "Roofline".)
+here, of a type in the file, f32, f16 or q8_0. (Williams, Waterman & Patterson 2009, "Roofline".)
 """
 
 from __future__ import annotations
@@ -33,13 +33,11 @@ class Limit:
         """Why the limit is not reached, in the figures of this run; empty where it nearly is."""
         if self.share >= GOOD or self.kernels is None:
             return ""
-        rest = self.share / self.kernels
-        if self.kernels < GOOD:
-            text = f"ggml's products of these types alone reach {self.kernels:.0%}"
-            return text if rest > GOOD else f"{text}, all else the other {1 - rest:.0%} of the time"
+        rest = max(0.0, 1 - self.share / self.kernels)
         return (
-            f"products would reach {self.kernels:.0%}: {max(0, 1 - rest):.0%} of the time goes "
-            "into what is small (attention, norms, starting and joining threads)"
+            f"at the speed of ggml's products of its types, its matrices alone would reach "
+            f"{self.kernels:.0%} of the limit; {rest:.0%} of the time goes into small steps "
+            "(L and R, attention, norms, threads that wait for one another)"
         )
 
 
@@ -47,7 +45,7 @@ def limit(timing: Timing, work: Work, ceilings: Ceilings) -> Limit | None:
     """The limit of a timing; None where the device's were not measured."""
     case, speed = timing.case, timing.tokens_per_second
     if case.kind == "prompt":
-        flops = ceilings.flops(timing.threads)
+        flops = ceilings.flops(timing.threads, work.types)
         if flops is None:
             return None
         bound = case.tokens * case.batch * flops / work.operations(case)

@@ -85,6 +85,7 @@ def bench(request: Request, device: Device) -> Steps[Bench]:
     """Measure on a device. Raises `EdgepackError` for models that it cannot run."""
     if not request.models or not request.cases:
         raise EdgepackError("nothing to measure", hint="name a model, and prompts or tokens")
+    names = short_names([model.name for model in request.models])
     works = [work_of(model) for model in request.models]
     promised = [prediction_of(model) for model in request.models]
     about = device.describe()
@@ -95,7 +96,7 @@ def bench(request: Request, device: Device) -> Steps[Bench]:
     turns: dict[tuple[int, int], _Turns] = defaultdict(_Turns)
     keys = list(product(range(len(request.models)), request.threads))
     for done, (_, key) in enumerate(product(range(request.rounds), keys)):
-        yield Progress("bench", done, request.rounds * len(keys), request.models[key[0]].name)
+        yield Progress("bench", done, request.rounds * len(keys), names[key[0]])
         job = jobs[key[0]].model_copy(update={"threads": key[1]})
         turns[key].add(worker.do(job))
     types = sorted({kind for work in works for kind in work.types})
@@ -105,7 +106,6 @@ def bench(request: Request, device: Device) -> Steps[Bench]:
             worker, request.threads, types, every=request.all_types
         )
     quiet = watch.end(worker.spent)
-    names = short_names([model.name for model in request.models])
     models = [
         _result(request, index, names[index], works[index], turns) for index in range(len(names))
     ]

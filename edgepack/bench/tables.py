@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 
 from edgepack.bench.protocol import Case
 from edgepack.bench.results import Bench, Loading, ModelResult, Timing
-from edgepack.bench.roofline import limit
+from edgepack.bench.roofline import Limit, limit
 from edgepack.bench.statistics import Ratio, paired_ratio, spread
 from edgepack.core.tables import align, format_size, markdown
 
 Rows = list[list[str]]
 NONE = "–"
-ENERGY = "J/token"
 CONDITIONS = {
     "load": ("load", ""),
     "celsius": ("hottest sensor", " °C"),
@@ -22,7 +21,7 @@ CONDITIONS = {
     "thermal_status": ("thermal status", ""),
 }
 """Key of `Device.condition` → its name for people, and its unit."""
-CACHED = 4
+CACHED = 2
 """Weights of fewer caches than this may be read faster than memory."""
 
 
@@ -34,22 +33,29 @@ def name_case(case: Case) -> str:
 
 def speeds(found: Bench) -> Rows:
     """One line for each model, number of threads and case; ratios are to the first model."""
-    several, sweep = len(found.models) > 1, len(found.models[0].loading) > 1
-    energy = any(timing.joules for model in found.models for timing in model.timings)
-    header = ["model", *(["threads"] if sweep else []), "case", "tokens/s", "±", "of limit"]
-    rows = [[*header, *(["ratio"] if several else []), *([ENERGY] if energy else [])]]
-    for model, timing in _timings(found):
-        share = limit(timing, model.work, found.ceilings)
-        row = [model.name, *([str(timing.threads)] if sweep else []), name_case(timing.case)]
-        row += [f"{timing.tokens_per_second:.1f}", f"{spread(timing.seconds):.1%}"]
-        row.append(f"{share.share:.0%}" if share else NONE)
-        if several:
-            row.append(NONE if model is found.models[0] else str(_ratio(found, timing)))
-        if energy:
-            tokens = timing.case.tokens * timing.case.batch
-            row.append(f"{median(timing.joules) / tokens:.3g}" if timing.joules else NONE)
-        rows.append(row)
-    return rows
+    timings = list(_timings(found))
+    columns: dict[str, Callable[[ModelResult, Timing], str]] = {"model": lambda m, _: m.name}
+    if len(found.models[0].loading) > 1:
+        columns["threads"] = lambda _, t: str(t.threads)
+    columns["case"] = lambda _, t: name_case(t.case)
+    columns["tokens/s"] = lambda _, t: f"{t.tokens_per_second:.1f}"
+    columns["±"] = lambda _, t: f"{spread(t.seconds):.1%}"
+    if found.ceilings.memory:
+        columns["of limit"] = lambda m, t: _share(limit(t, m.work, found.ceilings))
+    if len(found.models) > 1:
+        columns["ratio"] = lambda m, t: NONE if m is found.models[0] else str(_ratio(found, t))
+    if any(timing.joules for _, timing in timings):
+        columns["J/token"] = lambda _, t: _energy(t)
+    return [[*columns], *([cell(*one) for cell in columns.values()] for one in timings)]
+
+
+def _share(found: Limit | None) -> str:
+    return f"{found.share:.0%}" if found else NONE
+
+
+def _energy(timing: Timing) -> str:
+    tokens = timing.case.tokens * timing.case.batch
+    return f"{median(timing.joules) / tokens:.3g}" if timing.joules else NONE
 
 
 def _timings(found: Bench) -> Iterator[tuple[ModelResult, Timing]]:
@@ -137,14 +143,14 @@ def reasons(found: Bench) -> list[str]:
     ]
     if small:
         lines.append(
-            f"{', '.join(small)}: much of the weights may stay in the processor's last cache "
+            f"{', '.join(small)}: a part of the weights may stay in the processor's last cache "
             f"({format_size(cache)}), which is faster than memory"
         )
     return lines
 
 
 def conditions(found: Bench) -> str:
-    """The state of the device before and after, as far as it tells; empty where it tells nothing."""
+    """The state of the device before and after; empty where it tells nothing."""
     before, after = found.quiet.before, found.quiet.after
     told = [
         f"{name} {before[key]}{unit} → {after[key]}{unit}"
@@ -156,7 +162,9 @@ def conditions(found: Bench) -> str:
 
 def terminal(found: Bench) -> list[str]:
     """Everything, for a terminal."""
-    blocks = [align(speeds(found)), align(memory(found)), align(limits(found))]
+    blocks = [align(speeds(found)), align(memory(found))]
+    if found.ceilings.memory:
+        blocks.append(align(limits(found)))
     notes = _notes(found)
     return [_about(found), "", *(line for block in blocks for line in [*block, ""]), *notes]
 
@@ -166,9 +174,10 @@ def page(found: Bench, pictures: Sequence[str] = ()) -> str:
     notes = _notes(found)
     parts = ["# Speed and memory", _about(found), "## Speed", "\n".join(markdown(speeds(found)))]
     parts += ["## Memory", "\n".join(markdown(memory(found)))]
-    parts += ["## Limits of the device", "\n".join(markdown(limits(found)))]
+    if found.ceilings.memory:
+        parts += ["## Limits of the device", "\n".join(markdown(limits(found)))]
     parts += ["\n".join(f"- {note}" for note in notes)] if notes else []
-    parts += [f"![{name}]({name})" for name in pictures]
+    parts += [PICTURE.format(name=name) for name in pictures]
     return "\n\n".join([*parts, EXPLAINED]) + "\n"
 
 
@@ -185,6 +194,10 @@ def _about(found: Bench) -> str:
     return f"{where}; {runtimes}; {found.rounds} rounds in turns; edgepack {found.edgepack}"
 
 
+PICTURE = (
+    '<picture><source media="(prefers-color-scheme: dark)" srcset="{name}-dark.png">'
+    '<img alt="{name}" src="{name}.png"></picture>'
+)
 EXPLAINED = (
     "Speeds are medians over the rounds; ± is half of the middle half. Ratios are medians of the "
     "rounds' own ratios of speed to the first model, with an interval for the true median. "

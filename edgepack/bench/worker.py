@@ -75,13 +75,13 @@ def run(job: Job) -> Iterator[Event]:
     if isinstance(job, RunModel):
         yield from _run_model(job)
     elif isinstance(job, ReadMemory):
-        from edgepack.bench.ceilings import read_memory
+        from edgepack.bench.reading import read_memory
 
         yield Started(version=VERSION, runtime="numba", memory=memory())
         yield from read_memory(job)
     elif isinstance(job, Multiply):
-        from edgepack.bench.ceilings import multiply
         from edgepack.bench.llama_session import about
+        from edgepack.bench.products import multiply
 
         yield Started(version=VERSION, runtime=about()[0], features=about()[1], memory=memory())
         yield from multiply(job)

@@ -6,6 +6,7 @@ reads it there.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from statistics import median
 from typing import Annotated
 
@@ -14,6 +15,8 @@ from pydantic import Field
 from edgepack.core.speeds import Count, Name
 from edgepack.core.untrusted import Untrusted
 
+PLAIN = ("f32", "f16", "q8_0")
+"""Types whose products are always timed, so that files can be read against the same limit."""
 Seconds = Annotated[float, Field(ge=1e-9, le=1e9)]
 """Bounds within which no quotient of two of them is 0 or infinite."""
 
@@ -76,10 +79,11 @@ class Ceilings(Untrusted):
         nearest = min(self.memory, key=lambda one: abs(one.threads - threads))
         return median(nearest.bytes_per_second)
 
-    def flops(self, threads: int) -> float | None:
-        """Operations per second of the fastest product of many columns."""
-        found = [one.flops for one in self.products if one.batch > 1 and one.threads == threads]
-        return max(found, default=None)
+    def flops(self, threads: int, types: Iterable[str]) -> float | None:
+        """Operations per second of the fastest product of many columns, among some types and
+        `PLAIN`: not among all, so that it does not depend on which others were timed."""
+        found = (self.product(kind, threads, many=True) for kind in {*types, *PLAIN})
+        return max((one.flops for one in found if one is not None), default=None)
 
     def product(self, kind: str, threads: int, *, many: bool = False) -> Product | None:
         """The product of a type, of one column or of many."""

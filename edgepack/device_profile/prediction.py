@@ -20,7 +20,10 @@ def predict(work: Work, profile: DeviceProfile) -> Prediction:
     if untimed := profile.untimed(work.bytes):
         reason = f"the profile did not time {', '.join(untimed)}"
         return Prediction(device=device, threads=threads, skipped=reason)
-    bandwidth, flops = profile.ceilings.bandwidth(threads), profile.ceilings.flops(threads)
+    bandwidth, flops = (
+        profile.ceilings.bandwidth(threads),
+        profile.ceilings.flops(threads, work.bytes),
+    )
     assert bandwidth is not None
     assert flops is not None
     return Prediction(
