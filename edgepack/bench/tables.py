@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 
@@ -13,6 +14,7 @@ from edgepack.core.tables import align, format_size, markdown
 
 Rows = list[list[str]]
 NONE = "–"
+WIDTH = 79
 CONDITIONS = {
     "load": ("load", ""),
     "celsius": ("hottest sensor", " °C"),
@@ -165,8 +167,13 @@ def terminal(found: Bench) -> list[str]:
     blocks = [align(speeds(found)), align(memory(found))]
     if found.ceilings.memory:
         blocks.append(align(limits(found)))
-    notes = _notes(found)
-    return [_about(found), "", *(line for block in blocks for line in [*block, ""]), *notes]
+    about = textwrap.wrap(_about(found), WIDTH)
+    notes = [
+        line
+        for note in _notes(found)
+        for line in textwrap.wrap(note, WIDTH, initial_indent="- ", subsequent_indent="  ")
+    ]
+    return [*about, "", *(line for block in blocks for line in [*block, ""]), *notes]
 
 
 def page(found: Bench, pictures: Sequence[str] = ()) -> str:

@@ -224,7 +224,7 @@ def test_the_device_s_state_before_and_after_is_shown(found):
     told["quiet"]["before"] = {"load": 0.2, "battery": 80, "celsius": 31.0}
     told["quiet"]["after"] = {"load": 1.9, "battery": 79}
     line = "before → after: load 0.2 → 1.9, battery 80 % → 79 %"
-    assert line in terminal(Bench.model_validate(told))
+    assert f"- {line}" in terminal(Bench.model_validate(told))
     assert line in page(Bench.model_validate(told))
     told["quiet"]["after"] = {}
     assert "before → after" not in page(Bench.model_validate(told))
