@@ -66,7 +66,10 @@ class OnnxSession:
         if not paths:
             return None, None
         options, adapter = self._ort.RunOptions(), self._ort.LoraAdapter()
-        adapter.Load(paths[0])
+        try:
+            adapter.Load(paths[0])
+        except Exception as error:
+            raise EdgepackError(f"cannot use the adapter {Path(paths[0]).name}: {error}") from error
         options.add_active_adapter(adapter)
         return options, adapter
 

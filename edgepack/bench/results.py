@@ -13,28 +13,20 @@ from pydantic import Field
 
 from edgepack.bench.protocol import Case, Memory
 from edgepack.core.untrusted import Untrusted, read_json, validate
+from edgepack.device_profile import profile
 from edgepack.device_profile.limits import Ceilings
 from edgepack.errors import EdgepackError
 
-FILE = "bench.json"
+FILE = profile.FILE
 
 
-class Work(Untrusted):
-    """What a token asks of the machine (see `work`)."""
+class Work(profile.Work):
+    """What a token asks of the machine (see `work`): all that a device profile needs, and more."""
 
-    types: dict[str, int]
-    """Bytes of weights that a decoded token reads, by type."""
     factors: int
-    """Bytes of L and R, and of adapters, that it reads."""
-    factor_types: dict[str, int] = Field(default_factory=dict)
-    """The same by type; empty where types are not known."""
+    """Bytes of L and R, and of adapters, that a decoded token reads."""
     cache: int
     """Bytes of keys and values that it reads for each token before it, and sequence."""
-    flops: int
-    """Operations of a token, without attention and head."""
-    head: int
-    """Operations of the head: of each decoded token, and of a prompt's last one."""
-    head_type: str = ""
     attention: int
     """Operations of a token for each token before it."""
 
@@ -130,4 +122,4 @@ def read(path: Path) -> Bench:
     if not place.is_file():
         raise EdgepackError(f"{place}: no such file", hint="edgepack bench … --out DIR writes one")
     hint = "give a bench.json that edgepack bench wrote"
-    return validate(Bench, read_json(place), str(place), hint=hint)
+    return validate(Bench, read_json(place, place=str(place)), str(place), hint=hint)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgepack.bench.results import Work
+from edgepack.errors import EdgepackError, missing_extra
 
 if TYPE_CHECKING:
     from edgepack.checkpoint.gguf_header import GgufHeader
@@ -32,18 +33,22 @@ def work_of(model: Model) -> Work:
 
 
 def attached(model: Model) -> list[tuple[Path, float]]:
-    """Adapters that a runtime attaches to a model, with their scales: its factors first, but for
-    the share of them that an adapter which holds them replaces (`LlamaCpp.set_scales`)."""
-    factors = 1.0 if model.adapter else 0.0
-    if model.base.suffix == ".gguf":
-        from edgepack.runtimes.gguf_check import HOLDS_FACTORS, check_adapter, check_model
+    """Adapters that a runtime attaches to a model, with their scales: its factors first, at what
+    the others leave of theirs (`gguf_check.factors_scale`)."""
+    own = [(model.adapter, 1.0)] if model.adapter else []
+    if not model.adapters:
+        return own
+    if model.base.suffix == ".onnx":
+        raise EdgepackError(
+            f"{model.name}: adapters are measured on GGUF models only",
+            hint="edgepack evaluate --adapter runs them in ONNX Runtime",
+        )
+    from edgepack.runtimes.gguf_check import check_adapter, check_model, factors_scale
 
-        header = check_model(model.base)
-        for path, scale in model.adapters:
-            if HOLDS_FACTORS in check_adapter(path, header).metadata:
-                factors -= scale
-    every = [(model.adapter, factors)] if model.adapter else []
-    return [(path, scale) for path, scale in [*every, *model.adapters] if scale]
+    header = check_model(model.base)
+    left = factors_scale((check_adapter(path, header), scale) for path, scale in model.adapters)
+    every = [*((path, left) for path, _ in own), *model.adapters]
+    return [(path, scale) for path, scale in every if scale]
 
 
 def _of_gguf(model: Model) -> Work:
@@ -123,8 +128,6 @@ def _graph(path: Path) -> Any:
     try:
         import onnx
     except ImportError:
-        from edgepack.errors import missing_extra
-
         raise missing_extra("onnx", "onnx") from None
     return onnx.load(path, load_external_data=False).graph
 

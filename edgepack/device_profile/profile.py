@@ -33,6 +33,7 @@ class Work(Untrusted):
     """What a token asks of the device: bytes that are read by type, operations."""
 
     types: dict[Name, Bytes]
+    """Of weights that a decoded token reads; ``onnx`` for all of an ONNX graph's."""
     factor_types: dict[Name, Bytes] = Field(default_factory=dict)
     """Of L and R."""
     flops: Bytes

@@ -12,7 +12,7 @@ from edgepack.checkpoint.gguf_header import GgufHeader
 from edgepack.core.untrusted import shorten
 from edgepack.runtimes._llama_library import bindings, checked
 from edgepack.runtimes.base import check_scales
-from edgepack.runtimes.gguf_check import HOLDS_FACTORS, check_adapter
+from edgepack.runtimes.gguf_check import check_adapter, factors_scale
 
 
 class LlamaAdapters:
@@ -20,9 +20,8 @@ class LlamaAdapters:
 
     def __init__(self, model: GgufHeader, factors: Path | None, adapters: Sequence[Path]) -> None:
         self._paths = [*([factors] if factors else []), *adapters]
-        headers = [check_adapter(path, model) for path in self._paths]
         self._fixed = len(self._paths) - len(adapters)
-        self._replaces = [HOLDS_FACTORS in one.metadata for one in headers[self._fixed :]]
+        self._headers = [check_adapter(path, model) for path in self._paths][self._fixed :]
         self._loaded: list[Any] = []
 
     def load(self, model: Any) -> None:
@@ -34,14 +33,10 @@ class LlamaAdapters:
             self._loaded.append(checked(what, lambda: load(model, os.fsencode(path))))  # noqa: B023
 
     def scale(self, context: Any, scales: Sequence[float]) -> None:
-        """Give the user's adapters scales in a context, whose keys and values fit no longer.
-
-        An adapter that is L·R + ΔW, at scale s beside 1 − s of the factors, makes L·R + s·ΔW: at
-        scale 1 there are as many products as without it.
-        """
-        check_scales(scales, len(self._replaces))
-        replacing = zip(self._replaces, scales, strict=True)
-        factors = 1.0 - sum(scale for replaces, scale in replacing if replaces)
+        """Give the user's adapters scales in a context, whose keys and values fit no longer. With
+        one that holds the factors at scale 1, there are as many products as without it."""
+        check_scales(scales, len(self._headers))
+        factors = factors_scale(zip(self._headers, scales, strict=True))
         every = zip(self._loaded, [factors] * self._fixed + list(scales), strict=True)
         used = [(lora, scale) for lora, scale in every if scale]
         lib = bindings()

@@ -88,6 +88,12 @@ HOLDS_FACTORS = "edgepack.holds_factors"
 """Key of an adapter that takes the place of the model's factors, as it is L·R + ΔW."""
 
 
+def factors_scale(adapters: Iterable[tuple[GgufHeader, float]]) -> float:
+    """What scale the model's factors keep beside adapters at their scales: an adapter that is
+    L·R + ΔW, at scale s beside 1 − s of the factors, makes L·R + s·ΔW."""
+    return 1.0 - sum(scale for header, scale in adapters if HOLDS_FACTORS in header.metadata)
+
+
 def check_adapter(path: Path, model: GgufHeader) -> GgufHeader:
     """Refuse factors at which llama.cpp would end the process with that model; their header."""
     header = GgufHeader(path)

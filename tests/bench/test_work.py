@@ -10,6 +10,7 @@ from edgepack.adapters.gguf import Pair, write_tuned
 from edgepack.bench.protocol import Case
 from edgepack.bench.results import Work
 from edgepack.bench.work import attached, work_of
+from edgepack.errors import EdgepackError
 from edgepack.runtimes.models import Model
 from tests.support.bases import packed_base
 
@@ -50,6 +51,12 @@ def test_an_adapter_that_holds_the_factors_takes_their_place(tmp_path):
     assert found(tuned, 1.0) == [(tuned, 1.0)]
     assert found(tuned, 0.25) == [(base.factors, 0.75), (tuned, 0.25)]
     assert found(base.factors, 0.5) == [(base.factors, 1.0), (base.factors, 0.5)]
+
+
+def test_adapters_of_an_onnx_model_are_refused_and_not_left_out(tmp_path):
+    model = Model("tiny", tmp_path / "m.onnx", None, ((tmp_path / "a.safetensors", 1.0),))
+    with pytest.raises(EdgepackError, match="tiny: adapters are measured on GGUF models only"):
+        attached(model)
 
 
 def test_an_onnx_model_asks_the_same_of_a_machine_as_its_gguf(tmp_path):
