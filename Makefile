@@ -43,9 +43,9 @@ test-fast: $(VENV)/.dev
 test-device: $(VENV)/.dev
 	$(PIP) --editable '.[devices]'
 	tests/devices/tools.sh $(VENV)/device
-	EDGEPACK_CACHE=$(VENV)/device/cache $(BIN)/python -m edgepack.bench.native.build \
+	EDGEPACK_CACHE=$(VENV)/device/cache $(BIN)/python -m edgepack.native.build \
 		aarch64 aarch64-dotprod x86_64 x86_64-avx2
-	EDGEPACK_TEST_TOOLS=$(VENV)/device $(BIN)/python -m pytest -rs tests/devices tests/bench/native
+	EDGEPACK_TEST_TOOLS=$(VENV)/device $(BIN)/python -m pytest -rs tests/devices tests/native
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

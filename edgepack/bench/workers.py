@@ -57,11 +57,12 @@ def start(
                 f"{model.name}: ONNX models are measured on this machine only",
                 hint=f"on {device}, measure the GGUF of the same recipe",
             )
-    from edgepack.bench.native.build import choose_variant, make_worker
+    from edgepack.native.build import make_program
+    from edgepack.native.variants import choose_variant
 
     variant = choose_variant(about)
     yield Progress("worker", 0, 1, f"{variant}: is compiled once, which takes some minutes")
-    program = make_worker(variant)
+    program = make_program("bench", variant)
     yield Progress("worker", 0, 1, f"{variant}: is sent to {device}")
     return Worker(device, (device.push(program),), timeout)
 

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "llama.h"
-#include "worker.h"
+#include "bench.h"
 
 namespace worker {
 namespace {

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from edgepack import devices
-from edgepack.bench.native.build import VARIANTS, choose_variant, worker_path
 from edgepack.bench.protocol import (
     Case,
     Ended,
@@ -29,6 +28,8 @@ from edgepack.bench.protocol import (
 )
 from edgepack.bench.results import read
 from edgepack.errors import EdgepackError
+from edgepack.native.build import program_path
+from edgepack.native.variants import VARIANTS, choose_variant
 from tests.support.bases import packed_base
 from tests.support.commands import run
 from tests.support.phone import SERIAL, phone, ssh_server, tools
@@ -55,7 +56,7 @@ class Compiled(dict[str, Path]):
 def workers():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGEPACK_CACHE", str(tools() / "cache"))
-        found = {name: worker_path(name) for name in VARIANTS}
+        found = {name: program_path("bench", name) for name in VARIANTS}
     return Compiled({name: path for name, path in found.items() if path.is_file()})
 
 
@@ -240,7 +241,7 @@ def test_a_phone_runs_the_worker_and_a_rerun_pushes_nothing(workers, base, tmp_p
             files = [path for path in found.storage.rglob("*") if path.is_file()]
             stamps.append(sorted((p.name, p.stat().st_ino, p.stat().st_mtime_ns) for p in files))
         assert stamps[0] == stamps[1]
-        assert [name for name, *_ in stamps[0]] == ["base.gguf", "edgepack-worker", "factors.gguf"]
+        assert [name for name, *_ in stamps[0]] == ["base.gguf", "edgepack-bench", "factors.gguf"]
 
 
 def test_a_benchmark_of_a_phone_is_complete_and_says_that_it_is_emulated(
@@ -266,11 +267,11 @@ def test_a_machine_behind_ssh_runs_the_worker(workers, base, tmp_path, monkeypat
 
 
 def test_a_worker_that_a_phone_cannot_run(tmp_path, monkeypatch):
-    worker = tmp_path / "edgepack-worker"
+    worker = tmp_path / "edgepack-bench"
     worker.write_bytes(b"\x7fELF\2\1\1" + bytes(57))
     worker.chmod(0o755)
     with phone(tmp_path / "phone", monkeypatch), devices.get(f"adb:{SERIAL}") as device:
         place = device.push(worker)
-        with pytest.raises(EdgepackError, match="edgepack-worker cannot be started") as refused:
+        with pytest.raises(EdgepackError, match="edgepack-bench cannot be started") as refused:
             device.run([place, "{}"], 20)
     assert "made for another CPU" in refused.value.hint

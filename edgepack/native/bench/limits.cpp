@@ -14,7 +14,7 @@
 #include "ggml-backend.h"
 #include "ggml-cpu.h"
 #include "ggml.h"
-#include "worker.h"
+#include "bench.h"
 
 namespace worker {
 namespace {

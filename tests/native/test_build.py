@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
-from edgepack.bench.native import build
-from edgepack.bench.native.build import VARIANTS, choose_variant, make_worker, worker_path
 from edgepack.errors import EdgepackError
+from edgepack.native import build, source, toolchains
+from edgepack.native.build import PROGRAMS, make_program, program_path
+from edgepack.native.variants import VARIANTS, choose_variant
 
 ARM = ["fp", "asimd", "aes", "fphp", "asimdhp"]
 
@@ -42,31 +44,30 @@ def test_other_machines_are_named(machine):
 def test_without_a_compiler_one_reads_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ziglang", None)
     with pytest.raises(EdgepackError, match="ziglang is not installed") as refused:
-        make_worker("aarch64")
+        make_program("bench", "aarch64")
     assert refused.value.hint == "pip install 'edgepack[devices]'"
 
 
 def test_an_archive_of_other_bytes_is_refused_and_removed(tmp_path, monkeypatch):
     monkeypatch.setenv("EDGEPACK_CACHE", str(tmp_path))
-    archive = tmp_path / "workers" / build.SOURCE
+    archive = tmp_path / "workers" / source.ARCHIVE
     archive.parent.mkdir()
     archive.write_bytes(b"not llama.cpp")
     with pytest.raises(EdgepackError, match="other bytes"):
-        build._source(lambda _: None)
+        source.llama_cpp(lambda _: None)
     assert not archive.exists()
 
 
 def test_versions_are_those_of_the_constraints():
-    pins = (Path(__file__).parents[3] / "constraints.txt").read_text().splitlines()
-    release = build.SOURCE.removesuffix(".tar.gz").replace("-", "==")
-    assert {f"ziglang=={build.ZIG}", release} <= set(pins)
+    pins = (Path(__file__).parents[2] / "constraints.txt").read_text().splitlines()
+    pinned = {f"ziglang=={toolchains.ZIG}", f"llama_cpp_python=={source.RELEASE}"}
+    assert pinned <= set(pins)
 
 
-def test_a_changed_source_makes_another_worker(tmp_path):
-    for file in build.HERE.glob("*.[ch]*"):
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    paths = {worker_path(name) for name in VARIANTS}
-    assert len(paths) == len(VARIANTS)
-    assert worker_path("aarch64", tmp_path) == worker_path("aarch64")
-    (tmp_path / "cpu.cpp").write_text("// other\n")
-    assert worker_path("aarch64", tmp_path) not in paths
+def test_a_changed_source_makes_another_program(tmp_path):
+    shutil.copytree(build.HERE, tmp_path / "native")
+    paths = {program_path(program, name) for program in PROGRAMS for name in VARIANTS}
+    assert len(paths) == len(PROGRAMS) * len(VARIANTS)
+    assert program_path("chat", "aarch64", tmp_path / "native") in paths
+    (tmp_path / "native/shared/cpu.cpp").write_text("// other\n")
+    assert program_path("chat", "aarch64", tmp_path / "native") not in paths

@@ -1,4 +1,4 @@
-// What the parts of the worker share: events, errors, time.
+// What edgepack's programs share: events, errors, memory, time.
 
 #pragma once
 
@@ -28,8 +28,11 @@ T checked(T value, const std::string &failure) {
     return value;
 }
 
-// Print the last event, while what the job used is still in memory.
-void say_ended();
+// Let what goes wrong in llama.cpp, or crashes it, become an event. Called once, first.
+void watch_for_failures();
+
+// Processor time of this process.
+double cpu_seconds();
 
 // Memory of this process, by the system's accounting.
 json memory();
@@ -43,10 +46,5 @@ class Clock {
   private:
     std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
-
-// The jobs, see edgepack/bench/protocol.py.
-void run_model(const json &job);
-void read_memory(const json &job);
-void multiply(const json &job);
 
 }  // namespace worker
