@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "worker.h"
+#include "../shared/worker.h"
 
 namespace worker {
 

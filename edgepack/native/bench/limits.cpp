@@ -10,11 +10,11 @@
 #include <utility>
 #include <vector>
 
+#include "bench.h"
 #include "ggml-alloc.h"
 #include "ggml-backend.h"
 #include "ggml-cpu.h"
 #include "ggml.h"
-#include "bench.h"
 
 namespace worker {
 namespace {

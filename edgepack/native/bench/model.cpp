@@ -7,8 +7,8 @@
 #include <utility>
 #include <vector>
 
-#include "llama.h"
 #include "bench.h"
+#include "llama.h"
 
 namespace worker {
 namespace {
