@@ -101,10 +101,11 @@ std::vector<Part> run(const jinja::program &program, const std::string &source, 
     context.set_val("tools", jinja::mk_val<jinja::value_none>());
     context.set_val("documents", jinja::mk_val<jinja::value_none>());
     context.set_val("add_generation_prompt", jinja::mk_val<jinja::value_bool>(starts_answer));
-    const auto results = jinja::runtime(context).execute(program);
+    const auto rendered =
+        jinja::runtime::gather_string_parts(jinja::runtime(context).execute(program));
     std::vector<Part> parts;
     uint64_t size = 0;
-    for (const auto &part : jinja::runtime::gather_string_parts(results)->val_str.parts) {
+    for (const auto &part : rendered->val_str.parts) {
         size += part.val.size();
         if (size > CHARACTERS)
             throw std::runtime_error("it writes more than " + std::to_string(CHARACTERS) +
