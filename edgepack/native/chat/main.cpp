@@ -18,6 +18,10 @@ Session::Options read_options(const Fields &fields) {
             static_cast<int>(fields.integer("threads", 0, 0, MOST_THREADS))};
 }
 
+void check_cancelled(const Request &request) {
+    if (request.cancelled()) throw Failure("loading was cancelled");
+}
+
 Last load(std::unique_ptr<Session> &session, const Request &request) {
     const Clock clock;
     const auto options = read_options(Fields(request.fields));
@@ -29,7 +33,16 @@ Last load(std::unique_ptr<Session> &session, const Request &request) {
         }
         return !request.cancelled();
     };
-    session = std::make_unique<Session>(options, [&] { session.reset(); }, progress);
+    const auto free_last = [&] {
+        check_cancelled(request);
+        session.reset();
+    };
+    try {
+        session = std::make_unique<Session>(options, free_last, progress);
+    } catch (const Failure &) {
+        check_cancelled(request);  // which llama.cpp calls a failure
+        throw;
+    }
     return {"loaded",
             {{"seconds", clock.seconds()},
              {"name", session->name()},

@@ -52,9 +52,16 @@ std::string mark_of(const std::string &path) {
     return text.str();
 }
 
-// The last error of llama.cpp without words that are paths.
+// The error of llama.cpp that came first: without the function's name, and words that are paths.
 std::string reason() {
-    std::istringstream words(last_error());
+    std::string text = first_error();
+    for (const char *before : {"error loading model: ", "failed to apply lora adapter: ", ": "}) {
+        const size_t at = text.find(before);
+        if (at == std::string::npos) continue;
+        text = "(" + text.substr(at + strlen(before));
+        break;
+    }
+    std::istringstream words(text);
     std::string found;
     for (std::string word; words >> word;)
         if (word.find('/') == std::string::npos) found += " " + word;
@@ -102,6 +109,10 @@ Session::Session(const Options &options, const std::function<void()> &before_loa
     load(options.model, progress);
     if (factors)
         factors_ = std::make_unique<Adapter>(model_.get(), *factors, *options.factors, "");
+    if (threads_ > 1) {
+        auto params = ggml_threadpool_params_default(threads_);
+        pool_.reset(ggml_threadpool_new(&params));
+    }
     tokens_ = std::make_unique<Tokens>(model_.get());
     template_ = std::make_unique<Template>(model_.get());
     set_adapters(options.adapters);
@@ -116,10 +127,7 @@ void Session::load(const std::string &path, const Progress &progress) {
     };
     params.progress_callback_user_data = const_cast<Progress *>(&progress);
     model_.reset(llama_model_load_from_file(path.c_str(), params));
-    if (!model_) {
-        if (!progress(1.0F)) throw Failure("loading was cancelled");
-        throw Failure("llama.cpp cannot load the model" + reason());
-    }
+    if (!model_) throw Failure("llama.cpp cannot load the model" + reason());
     if (!llama_model_has_decoder(model_.get()) || llama_model_has_encoder(model_.get()) ||
         llama_model_is_diffusion(model_.get()))
         throw Failure("the model is of a kind that does not write one token after another",
@@ -173,6 +181,7 @@ Context Session::open(int tokens, int sequences) const {
         throw Failure("there is no memory for a context of " + std::to_string(tokens) + " tokens" +
                           reason(),
                       SMALLER);
+    if (pool_) llama_attach_threadpool(context.get(), pool_.get(), nullptr);
     return context;
 }
 

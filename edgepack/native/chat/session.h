@@ -12,6 +12,7 @@
 #include "../shared/model_check.h"
 #include "../shared/template.h"
 #include "../shared/tokens.h"
+#include "ggml-cpu.h"
 #include "llama.h"
 
 namespace worker {
@@ -21,6 +22,9 @@ struct FreeModel {
 };
 struct FreeContext {
     void operator()(llama_context *it) const { llama_free(it); }
+};
+struct FreeThreads {
+    void operator()(ggml_threadpool *it) const { ggml_threadpool_free(it); }
 };
 using Context = std::unique_ptr<llama_context, FreeContext>;
 
@@ -115,6 +119,7 @@ class Session {
     std::map<std::string, std::shared_ptr<Adapter>> adapters_;
     std::unique_ptr<Tokens> tokens_;
     std::unique_ptr<Template> template_;
+    std::unique_ptr<ggml_threadpool, FreeThreads> pool_;  // else they start anew for every token
     Context context_;
     Scales scales_;
     Ids run_;  // the tokens whose keys and values are in the context

@@ -31,7 +31,8 @@ size_t valid_bytes(const std::string &text, size_t at, const Lead &lead) {
     size_t count = 1;
     while (count < lead.length && at + count < text.size()) {
         const auto byte = static_cast<unsigned char>(text[at + count]);
-        if (byte < (count == 1 ? lead.least : 0x80) || byte > (count == 1 ? lead.most : 0xBF)) break;
+        const Lead expected = count == 1 ? lead : Lead{0};
+        if (byte < expected.least || byte > expected.most) break;
         ++count;
     }
     return count;

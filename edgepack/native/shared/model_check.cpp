@@ -22,6 +22,18 @@ constexpr const char *HINT =
     throw Failure(file.what() + ": " + shorten(message, 200), HINT);
 }
 
+// Files that are neither models nor adapters.
+struct OtherKind {
+    const char *type, *architecture, *name;
+};
+
+const OtherKind OTHER_KINDS[] = {
+    {"mmproj", "clip", "the part of a model that sees or hears, which cannot chat alone"},
+    {"imatrix", "imatrix", "a matrix of importances, no model"},
+    {"vocab", "vocab", "a vocabulary, no model"},
+    {"control-vector", "controlvector", "a control vector, no model"},
+};
+
 // What a key must be, if the file has it.
 struct Rule {
     const char *key;  // behind the architecture's name, where `of_architecture`
@@ -102,7 +114,8 @@ bool is_weight(ggml_type type) {  // of a type that some matrix product accepts
 }
 
 bool ends_with(const std::string &text, const std::string &end) {
-    return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
+    return text.size() >= end.size() &&
+           text.compare(text.size() - end.size(), end.size(), end) == 0;
 }
 
 void check_tensors(const GgufFile &file) {
@@ -182,11 +195,12 @@ void check_pair(const GgufFile &file, const std::string &weight, const GgufFile:
 Kind kind_of(const GgufFile &file) {
     const std::string type = file.text("general.type").value_or("model");
     const std::string architecture = file.architecture();
-    if (type == "mmproj" || architecture == "clip")
-        throw Failure(file.what() + " is the eye of a model that sees, not a model",
-                      "choose the model's own file");
-    if (type == "imatrix" || type == "vocab")
-        throw Failure(file.what() + " is no model but an " + type);
+    for (const OtherKind &other : OTHER_KINDS)
+        if (type == other.type || architecture == other.architecture)
+            throw Failure(file.what() + " is " + other.name, "choose the model's own file");
+    if (file.integer("split.count").value_or(0) > 1)
+        throw Failure(file.what() + " is a part of a model that is split into several files",
+                      "choose a model of one file");
     if (type == "adapter") {
         const bool own = file.number("adapter.lora.alpha") == 0.0;  // edgepack's scale is in L
         return own && !file.has(DIGEST) ? Kind::factors : Kind::adapter;
