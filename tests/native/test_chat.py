@@ -9,6 +9,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+import psutil
 import pytest
 
 from edgepack.adapters import files
@@ -460,3 +461,10 @@ def test_the_end_of_the_input_ends_the_worker(program, base):
         for _ in range(3):
             worker.post("chat", messages=HELLO, max_tokens=10**6, temperature=2)
         assert worker.close() == 0
+
+
+def test_no_process_is_left_that_rendered(loaded):
+    """It would keep a copy of all that the worker changes in its memory."""
+    assert ask(loaded)[0]
+    loaded.ask("render", messages=HELLO)
+    assert psutil.Process(loaded.process.pid).children() == []

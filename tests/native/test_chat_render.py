@@ -50,10 +50,12 @@ OWN = {
     "{% if loop.index > 3 %}{% break %}{% endif %}{{ loop.index0 }}"
     "{{ m.role[:4] }}{{ m.content }}{% endfor %}",
     "macros": "{% macro turn(m, end='|') %}{{ m.role | upper }}: {{ m.content }}{{ end }}"
-    "{% endmacro %}{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{{ turn(m) }}"
+    "{% endmacro %}{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}"
+    "{{ turn(m) }}"
     "{% endfor %}{{ ns.n }}{{ bos_token ~ eos_token }}",
     "roles must alternate": "{% for m in messages %}"
-    "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Roles must alternate!') }}{% endif %}{{ m.content }}{% endfor %}",
+    "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Roles must alternate!') }}{% endif %}{{ m.content }}{% endfor %}",
 }
 TALKS = [
     [{"role": "user", "content": "Hi there"}],

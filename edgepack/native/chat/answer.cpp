@@ -86,6 +86,7 @@ Last chat(Session &session, const Request &request) {
     const Options options = read_options(request);
     session.scale(options.scales);
     const Prompt prompt = make_prompt(session, options.messages, options.max_tokens);
+    session.chat_template().rest();
     const size_t length = prompt.ids.size();
     const size_t cached = session.go_back(prompt.ids);
     request.event("started", {{"prompt_tokens", length},

@@ -53,6 +53,18 @@ Last load(std::unique_ptr<Session> &session, const Request &request) {
              {"memory", memory()}}};
 }
 
+// Ends the process that renders templates when a request has been handled.
+class Resting {
+  public:
+    explicit Resting(const Template &it) : template_(it) {}
+    ~Resting() { template_.rest(); }
+    Resting(const Resting &) = delete;
+    Resting &operator=(const Resting &) = delete;
+
+  private:
+    const Template &template_;
+};
+
 Last handle(std::unique_ptr<Session> &session, const Request &request) {
     if (request.action == "inspect") return inspect(request);
     if (request.action == "load") return load(session, request);
@@ -60,6 +72,7 @@ Last handle(std::unique_ptr<Session> &session, const Request &request) {
                        request.action == "render" || request.action == "write";
     if (!known) refuse_action(request);
     if (!session) throw Failure("no model is loaded", "load one first");
+    const Resting resting(session->chat_template());
     if (request.action == "chat") return chat(*session, request);
     if (request.action == "render") return render(*session, request);
     if (request.action == "write") return write_chats(*session, request);

@@ -142,4 +142,6 @@ std::vector<Part> Template::render(const std::vector<Message> &messages,
     }
 }
 
+void Template::rest() const { renderer_.reset(); }
+
 }  // namespace worker

@@ -50,6 +50,10 @@ class Template {
     std::vector<Part> render(const std::vector<Message> &messages,
                              bool add_generation_prompt) const;
 
+    // End the process that renders, until the next rendering. It is a copy of this one, and keeps
+    // in memory what this one changes meanwhile.
+    void rest() const;
+
   private:
     std::string source_;
     json names_;
