@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import time
 from contextlib import closing
 from pathlib import Path
@@ -468,3 +469,16 @@ def test_no_process_is_left_that_rendered(loaded):
     assert ask(loaded)[0]
     loaded.ask("render", messages=HELLO)
     assert psutil.Process(loaded.process.pid).children() == []
+
+
+def test_a_crash_fails_the_request_that_was_handled(program, base, tmp_path):
+    with running([program]) as worker:
+        worker.next()
+        worker.ask("load", model=str(base.file), threads=1)
+        name = worker.post("write", count=4096, tokens=129, out=str(tmp_path / "texts"))
+        wait_for(worker, name, "progress")
+        worker.process.send_signal(signal.SIGSEGV)
+        failure = wait_for(worker, name, "failed")
+        assert failure["message"] == "llama.cpp crashed: a damaged file, or a defect"
+        assert worker.process.wait(10) == 1
+    assert not (tmp_path / "texts").exists()

@@ -71,7 +71,8 @@ Last handle(std::unique_ptr<Session> &session, const Request &request) {
     const bool known = request.action == "adapters" || request.action == "chat" ||
                        request.action == "render" || request.action == "write";
     if (!known) refuse_action(request);
-    if (!session) throw Failure("no model is loaded", "load one first");
+    const bool is_whole = session && (session->last() || request.action == "adapters");
+    if (!is_whole) throw Failure("no model is loaded", "load one first");
     const Resting resting(session->chat_template());
     if (request.action == "chat") return chat(*session, request);
     if (request.action == "render") return render(*session, request);

@@ -65,8 +65,8 @@ class Session {
     Session(const Options &options, const std::function<void()> &before_loading,
             const Progress &progress);
 
-    // Read the files that are new, keep the others, free those that are not named. If it fails,
-    // everything is as before.
+    // Read the files that are new, keep the others, free those that are not named. If a file is
+    // refused, everything is as before. If there is no memory for a context, `last` is null then.
     void set_adapters(const Places &places);
     std::vector<std::string> adapters() const;
 
