@@ -11,6 +11,7 @@
 #include <new>
 #include <optional>
 #include <thread>
+#include <vector>
 
 #include "ggml.h"
 #include "llama.h"
@@ -57,14 +58,14 @@ class Input {
     bool fill() {
         ssize_t size;
         do {
-            size = read(STDIN_FILENO, buffer_, sizeof buffer_);
+            size = read(STDIN_FILENO, buffer_.data(), buffer_.size());
         } while (size < 0 && errno == EINTR);
         at_ = 0;
         size_ = size > 0 ? static_cast<size_t>(size) : 0;
         return size > 0;
     }
 
-    char buffer_[1 << 16];
+    std::vector<char> buffer_ = std::vector<char>(1 << 16);  // musl gives threads small stacks
     size_t at_ = 0, size_ = 0;
 };
 
