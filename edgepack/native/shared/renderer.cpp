@@ -19,7 +19,7 @@
 namespace worker {
 namespace {
 
-constexpr int PATIENCE = 60;  // wall-clock seconds; much more than a rendering may take
+constexpr int PATIENCE = 20;  // wall-clock seconds; much more than a rendering may take
 
 // The bytes that arrive until a time; fewer if the sender ends, or takes too long.
 class Arriving {
