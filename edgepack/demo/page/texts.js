@@ -160,6 +160,7 @@ const TEXTS = {
   "training.paused": ["Stopped. What was learnt until now is kept.", "Angehalten. Was bisher gelernt ist, bleibt."],
   "training.hot": ["It waits until the device has cooled down.", "Es wartet, bis das Gerät abgekühlt ist."],
   "training.low": ["It waits until the device is charging.", "Es wartet, bis das Gerät geladen wird."],
+  "training.waits": ["It waits, and goes on by itself.", "Es wartet und geht von selbst weiter."],
   "training.stopping": ["Stopping …", "Hält an …"],
   "training.stopTitle": ["Stop learning?", "Lernen anhalten?"],
   "training.stopText": ["What was learnt until now is kept; you can go on later.", "Was bisher gelernt ist, bleibt; du kannst später weitermachen."],
