@@ -145,7 +145,7 @@ final class Bench implements Worker.Listener {
         events.add(event);
         if (!"case".equals(event.get("event"))) return;
         Map<String, Object> timed = Json.object(cases.get((int) Json.number(event, "index", 0)));
-        tell(Json.of("event", "case", "round", turns.size() + 1, "kind", timed.get("kind"),
+        tell(Json.of("event", "case", "round", turns.size(), "kind", timed.get("kind"),
                 "tokens", timed.get("tokens"), "seconds", event.get("seconds")));
     }
 

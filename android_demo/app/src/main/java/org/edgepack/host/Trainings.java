@@ -15,6 +15,8 @@ final class Trainings {
     /** As edgepack/finetune/general.py has them. */
     private static final int REPLAYED = 16, LENGTH = 129;
     private static final int SCRIBE_CONTEXT = 2048;
+    /** What a page says of a training; everything else is the host's. */
+    private static final String[] FIELDS = {"id", "do", "mode", "examples", "options", "threads"};
     private static final double LEAST_BATTERY = 0.2;
 
     /** What a training tells. */
@@ -240,14 +242,13 @@ final class Trainings {
     /** The page's request as the worker gets it: with paths. Without a job it is only planned. */
     private static Map<String, Object> complete(
             Map<String, Object> request, Model model, Jobs.Job job) {
-        Map<String, Object> full = new LinkedHashMap<String, Object>(request);
-        for (String key : new String[] {"to", "adapter", "data"}) full.remove(key);
+        Map<String, Object> full = Json.of("mode", "stack");
+        for (String key : FIELDS) if (request.containsKey(key)) full.put(key, request.get(key));
         File factors = model.factors();
         full.put("model", model.base().getPath());
         full.put("factors", factors == null ? null : factors.getPath());
         boolean replay = wantsReplay(request) && model.replay().isFile();
         full.put("replay", replay ? model.replay().getPath() : null);
-        if (!full.containsKey("mode")) full.put("mode", "stack");
         File folder = job == null ? model.folder : job.folder;
         full.put("out", new File(folder, "adapter.gguf").getPath());
         full.put("state", new File(folder, "state").getPath());
