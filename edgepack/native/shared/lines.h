@@ -35,13 +35,19 @@ class Request {
     std::atomic<bool> cancelled_{false};
 };
 
+// The event that ends a request.
+struct Last {
+    const char *name;
+    json fields = json::object();
+};
+
 // Print `ready`, then handle requests one after another until the input ends.
 //
-// `handle` prints the events of a request, the last one included. What it throws becomes
+// `handle` prints the events of a request and returns the last one. What it throws becomes
 // `failed`: a `Failure` with its hint, others with their message. It runs on the thread of the
 // caller, while another thread reads lines and cancels. When the input ends, what is being done
-// and what waits is cancelled.
-void serve(const char *program, const std::function<void(const Request &)> &handle);
+// is cancelled, and what waits is dropped.
+void serve(const char *program, const std::function<Last(const Request &)> &handle);
 
 // The failure of a request for something that a program cannot do.
 [[noreturn]] void refuse_action(const Request &request);

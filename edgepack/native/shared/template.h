@@ -15,6 +15,9 @@
 
 namespace worker {
 
+class Failure;
+class Renderer;
+
 struct Message {
     std::string role, content;
 };
@@ -40,7 +43,7 @@ class Template {
     ~Template();
 
     // Whether the model has one. Without it messages are rendered with empty lines between.
-    bool exists() const { return !source_.empty(); }
+    bool exists() const;
 
     // The messages; with `add_generation_prompt` up to the start of the answer. `Failure` if the
     // template refuses them, has an error, or exceeds a limit. Not for several threads at once.
@@ -48,9 +51,9 @@ class Template {
                              bool add_generation_prompt) const;
 
   private:
-    class Renderer;
     std::string source_;
     json names_;
+    std::unique_ptr<Failure> problem_;  // of several templates, none is for chats
     mutable std::unique_ptr<Renderer> renderer_;
 };
 

@@ -30,14 +30,16 @@ void on_signal(int number) {
 }
 
 void on_abort(const char *message) {
-    say({{"event", "failed"}, {"message", std::string("llama.cpp stopped: ") + message}});
-    _exit(1);
+    const std::string quoted =
+        json(message).dump(-1, ' ', false, json::error_handler_t::replace);
+    fail_at_once("llama.cpp stopped: ", quoted.substr(1, quoted.size() - 2).c_str());
 }
 
 }  // namespace
 
 void watch_for_failures() {
-    for (const int number : {SIGILL, SIGSEGV, SIGBUS, SIGFPE}) signal(number, on_signal);
+    for (const int number : {SIGILL, SIGSEGV, SIGBUS, SIGFPE, SIGABRT})
+        signal(number, on_signal);
     ggml_set_abort_callback(on_abort);
     llama_log_set(on_log, nullptr);
 }
@@ -46,8 +48,7 @@ std::string last_error() { return logged.empty() ? "" : " (" + logged + ")"; }
 
 void say(const json &event) {
     const std::string line = event.dump(-1, ' ', false, json::error_handler_t::replace) + "\n";
-    fputs(line.c_str(), stdout);
-    fflush(stdout);
+    if (fputs(line.c_str(), stdout) < 0 || fflush(stdout) != 0) _exit(1);  // nobody listens
 }
 
 double cpu_seconds() {

@@ -15,6 +15,9 @@ using json = nlohmann::json;
 // Print an event.
 void say(const json &event);
 
+// Name the request that is being handled, or none: what ends the process fails it by its id.
+void handling(const std::string *id);
+
 // Print the event `failed` and end, without the C++ library, which may not work then.
 [[noreturn]] void fail_at_once(const char *message, const char *detail);
 
