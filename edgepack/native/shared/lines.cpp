@@ -199,6 +199,7 @@ void serve(const char *program, const std::function<Last(const Request &)> &hand
     std::thread reader([&] { requests.read(); });
     while (const auto request = requests.next()) {
         handling(&request->id);
+        forget_errors();
         std::optional<Failure> failure;
         Last last{};
         try {

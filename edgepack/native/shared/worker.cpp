@@ -18,7 +18,7 @@ namespace {
 std::string logged;
 
 void on_log(ggml_log_level level, const char *text, void *) {
-    if (level != GGML_LOG_LEVEL_ERROR) return;
+    if (level != GGML_LOG_LEVEL_ERROR || !logged.empty()) return;
     logged = text;
     logged.erase(logged.find_last_not_of(" \n") + 1);
 }
@@ -44,7 +44,9 @@ void watch_for_failures() {
     llama_log_set(on_log, nullptr);
 }
 
-std::string last_error() { return logged.empty() ? "" : " (" + logged + ")"; }
+std::string first_error() { return logged.empty() ? "" : " (" + logged + ")"; }
+
+void forget_errors() { logged.clear(); }
 
 void say(const json &event) {
     const std::string line = event.dump(-1, ' ', false, json::error_handler_t::replace) + "\n";
