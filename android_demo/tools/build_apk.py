@@ -18,15 +18,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parents[1])]
-
 import apk
 import native_libs
 from debian import Tools, run, tools
+
 from edgepack.core.disk import root
 from edgepack.errors import EdgepackError
 
+HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parent
 MAIN = PROJECT / "app/src/main"
 PAGE = PROJECT.parent / "edgepack/demo/page"
@@ -58,9 +57,7 @@ class Report:
         ]
 
 
-def build(
-    out: Path, variants: Sequence[str], keystore: Path | None, jobs: int, say: Say
-) -> Report:
+def build(out: Path, variants: Sequence[str], keystore: Path | None, jobs: int, say: Say) -> Report:
     """Build the app into `out`; its unsigned form is beside it while that is made."""
     debian = tools(say)
     with tempfile.TemporaryDirectory() as name:
@@ -99,7 +96,7 @@ def link_resources(debian: Tools, work: Path) -> dict[str, tuple[bytes, bool]]:
 
 
 def full_manifest() -> str:
-    """The manifest as Gradle completes it, but for the service's type (see `apk.set_special_use`)."""
+    """The manifest as Gradle completes it, but for the type of the service (`set_special_use`)."""
     text = (MAIN / "AndroidManifest.xml").read_text(encoding="utf-8")
     own = facts()
     attributes = {
@@ -138,11 +135,9 @@ def _debug_key() -> Path:
     key = (root() / "android" / "debug.keystore").resolve()
     if not key.is_file():
         key.parent.mkdir(parents=True, exist_ok=True)
-        run(
-            ["keytool", "-genkeypair", "-keystore", key, "-storepass", "android"]
-            + ["-keypass", "android", "-alias", "debug", "-keyalg", "RSA", "-keysize", "2048"]
-            + ["-validity", "10000", "-dname", "CN=edgepack debug"]
-        )
+        words = "-storepass android -keypass android -alias debug -keyalg RSA -keysize 2048"
+        about = ["-validity", "10000", "-dname", "CN=edgepack debug"]
+        run(["keytool", "-genkeypair", "-keystore", key, *words.split(), *about])
     return key
 
 
@@ -160,9 +155,7 @@ def sign(debian: Tools, unsigned: Path, out: Path, keystore: Path) -> None:
 
 def report(debian: Tools, file: Path) -> Report:
     """Verify the signature, and read off what the app may do."""
-    verified = debian.apksigner(
-        "verify", "--verbose", "--min-sdk-version", facts()["minSdk"], file
-    )
+    verified = debian.apksigner("verify", "--verbose", "--min-sdk-version", facts()["minSdk"], file)
     badging = debian.aapt2("dump", "badging", file)
     return Report(
         file=file,

@@ -143,8 +143,9 @@ def _download(folder: Path) -> None:
         apt += ["-o", f"{key}={partial / place}"]
     run([*apt, "update"])
     versions = {name: version for name, (version, _) in MADE.items()} | dict(NEEDED)
-    wanted = [f"{name}={version}" if version else f"{name}/bookworm" for name, version in
-              versions.items()]
+    wanted = [
+        f"{name}={version}" if version else f"{name}/bookworm" for name, version in versions.items()
+    ]
     run([*apt, "download", *wanted], folder=partial / "packages")
     for package in sorted((partial / "packages").iterdir()):
         name = package.name.partition("_")[0]
@@ -177,7 +178,9 @@ def run(
     """Run a program, and return what it prints; its failure is one line, and its own words."""
     words = [str(word) for word in command]
     if shutil.which(words[0]) is None:
-        raise EdgepackError(f"there is no {words[0]} here", hint="apt-get install openjdk-17-jdk-headless")
+        raise EdgepackError(
+            f"there is no {words[0]} here", hint="apt-get install openjdk-17-jdk-headless"
+        )
     done = subprocess.run(
         words,
         capture_output=True,

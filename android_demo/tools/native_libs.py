@@ -13,8 +13,6 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from edgepack.errors import EdgepackError
 from edgepack.native.build import PROGRAMS, make_program
 
@@ -28,9 +26,7 @@ NAMES: Mapping[str, tuple[str, str]] = {
 PHONES = ("aarch64-dotprod", "aarch64")
 
 
-def put(
-    folder: Path, variants: Iterable[str], jobs: int, say: Callable[[str], None]
-) -> list[Path]:
+def put(folder: Path, variants: Iterable[str], jobs: int, say: Callable[[str], None]) -> list[Path]:
     """Make the programs, if the cache has none, and copy them."""
     found = []
     for variant in variants:

@@ -40,8 +40,11 @@ def test_permissions(manifest):
 
 
 def test_only_the_activity_is_open_to_other_apps(manifest):
-    parts = [one for kind in ("activity", "service", "receiver", "provider")
-             for one in manifest.iter(kind)]
+    parts = [
+        one
+        for kind in ("activity", "service", "receiver", "provider")
+        for one in manifest.iter(kind)
+    ]
     exported = {one.get(f"{ANDROID}name"): one.get(f"{ANDROID}exported") for one in parts}
     assert exported == {
         "org.edgepack.demo.MainActivity": "true",
@@ -100,8 +103,9 @@ def test_strings_are_in_every_language(language):
     def strings(folder):
         root = ET.parse(MAIN / "res" / folder / "strings.xml").getroot()
         return {
-            one.get("name"): [re.findall(r"%\d\$[sd]", "".join(part.itertext()))
-                              for part in (list(one) or [one])]
+            one.get("name"): [
+                re.findall(r"%\d\$[sd]", "".join(part.itertext())) for part in (list(one) or [one])
+            ]
             for one in root
             if one.get("translatable") != "false"
         }
@@ -132,8 +136,10 @@ def test_processors_are_those_of_the_variants():
 def test_types_are_ggmls():
     text = java("host/GgufHeader.java").split("TYPES = ")[1].split(";")[0]
     rows = "".join(re.findall(r'"(.*?)"', text)).split(", ")
-    found = {int(number): (name, int(block), int(size))
-             for number, name, block, size in (row.split() for row in rows)}
+    found = {
+        int(number): (name, int(block), int(size))
+        for number, name, block, size in (row.split() for row in rows)
+    }
     for kind, (block, size) in GGML_QUANT_SIZES.items():
         name = kind.name.lower()
         if name[0] in "if" and name[1:].isdigit() and name not in ("f16", "f32"):
