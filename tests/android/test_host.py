@@ -152,10 +152,14 @@ def test_no_choice_is_no_failure(host):
     assert host.ask("app", "import", kind="model")["event"] == "cancelled"
 
 
-def test_a_shared_file_is_imported(host, base):
-    host.act("share", [str(base.folder / "base.gguf")])
-    assert host.until("shared", "imported", "failed")[-1]["event"] == "imported"
+def test_a_file_that_another_app_gives_is_offered_then_imported(host, base):
+    host.act("offer", [str(base.folder / "base.gguf")])
+    assert host.until(None, "offered")[-1]["names"] == ["base.gguf"]
+    host.ask("app", "hello")  # a page that comes later hears of it, too
+    assert host.until(None, "offered")[-1]["names"] == ["base.gguf"]
+    assert host.ask("app", "import", kind="model", offered=True)["event"] == "imported"
     assert len(host.ask("app", "models")["models"]) == 1
+    assert "no longer" in host.ask("app", "import", kind="model", offered=True)["message"]
 
 
 # ---------------------------------------------------------------------------- adapters
@@ -192,6 +196,7 @@ def test_an_adapter_is_imported_switched_shared_and_removed(host, base, adapter,
     assert host.ask("chat", "adapters", model=model, adapters=["notes"])["names"] == ["notes"]
     host.post("chat", "chat", messages=[{"role": "user", "content": "w1"}], scales={"notes": 1})
     assert plain["event"] == "ended"
+    assert host.ask("app", "share", model=model, adapter="notes")["event"] == "cancelled"
     host.act("target", str(tmp_path / "copy.gguf"))
     assert host.ask("app", "share", model=model, adapter="notes")["event"] == "shared"
     assert (tmp_path / "copy.gguf").read_bytes() == adapter.read_bytes()

@@ -13,7 +13,8 @@ from tests.android.host import programs, running
 pytestmark = [pytest.mark.llama, pytest.mark.slow]
 EXAMPLES = [{"prompt": f"w{i} w{i + 1}", "completion": f"w{i + 2} w{i + 3}"} for i in range(4)]
 OPTIONS = {"steps": 3, "r": 2, "sequence_length": 32, "replay": 0, "batch_size": 1}
-LONG = OPTIONS | {"steps": 5000}
+LONG = OPTIONS | {"steps": 200_000}
+"""Nothing waits for its end."""
 GOOD = {"battery": 0.9, "charging": False, "thermal": "none"}
 
 
@@ -62,6 +63,11 @@ def trainers(host, name="tune"):
     return [one for one in found if f"libedgepack-{name}" in " ".join(one.cmdline())]
 
 
+def rest(host, name="tune"):
+    """A worker that has nothing to do ends, so that its memory is free."""
+    return not psutil.wait_procs(trainers(host, name), timeout=10)[1]
+
+
 def states(host):
     return [told["value"] for told in host.told if told["told"] == "training"]
 
@@ -87,7 +93,7 @@ def test_notes_become_an_adapter_that_chats(host, model, base, tmp_path):
     shown = states(host)
     assert [state["step"] for state in shown[:-1]] == [None, 1, 2, 3]
     assert shown[-1] is None
-    assert not trainers(host)
+    assert rest(host)
 
 
 def test_the_model_writes_its_own_text_for_replay_once(host, model, tmp_path):
@@ -97,7 +103,7 @@ def test_the_model_writes_its_own_text_for_replay_once(host, model, tmp_path):
     assert events[-1]["event"] == "ended", events[-1]
     assert {e["label"] for e in events if e["event"] == "progress"} == {"replay"}
     assert next(e for e in events if e["event"] == "step")["replay_loss"] is not None
-    assert not trainers(host, "chat")
+    assert len(trainers(host, "chat")) <= 1  # that of the import
     file = tmp_path / "files/models" / model / "replay.json"
     written = file.read_bytes()
     assert len(json.loads(written)["texts"]) == 16
@@ -215,4 +221,4 @@ def test_what_cannot_be_learnt_is_told(host, model, fields, words, tmp_path):
     assert failed["event"] == "failed"
     assert words in failed["message"]
     assert str(tmp_path) not in json.dumps(failed)
-    assert not trainers(host)
+    assert rest(host)

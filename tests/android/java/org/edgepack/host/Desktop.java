@@ -47,8 +47,8 @@ public final class Desktop implements Platform {
             host.post((String) value);
         } else if (what.equals("choose")) {
             choice = value == null ? null : picked((List<?>) value);
-        } else if (what.equals("share")) {
-            host.shared(picked((List<?>) value));
+        } else if (what.equals("offer")) {
+            host.offer(picked((List<?>) value));
         } else if (what.equals("target")) {
             target = (String) value;
         } else if (what.equals("device")) {

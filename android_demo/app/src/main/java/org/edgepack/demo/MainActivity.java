@@ -205,7 +205,7 @@ public final class MainActivity extends Activity {
         boolean gives = Intent.ACTION_SEND.equals(action) || Intent.ACTION_VIEW.equals(action)
                 || Intent.ACTION_SEND_MULTIPLE.equals(action);
         List<Uri> uris = gives ? urisOf(intent) : new ArrayList<Uri>();
-        if (host != null && !uris.isEmpty()) host.shared(documents(uris));
+        if (host != null && !uris.isEmpty()) host.offer(documents(uris));
     }
 
     /** Content URIs alone: a file: could name a file of this app's own. */

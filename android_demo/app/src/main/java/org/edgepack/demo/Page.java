@@ -32,6 +32,7 @@ final class Page extends WebViewClient {
 
     private final AssetManager assets;
     private final MainActivity activity;
+    private boolean isStarted;
 
     Page(MainActivity activity) {
         this.activity = activity;
@@ -80,9 +81,11 @@ final class Page extends WebViewClient {
         return true;
     }
 
+    /** Of a page that loads itself anew; the first one has a new bridge. */
     @Override
     public void onPageStarted(WebView view, String url, Bitmap icon) {
-        activity.bridge().reset();
+        if (isStarted) activity.bridge().reset();
+        isStarted = true;
     }
 
     /** API 26. Without this the app would end with the page's process. */

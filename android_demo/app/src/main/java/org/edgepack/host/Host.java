@@ -97,12 +97,12 @@ public final class Host {
         });
     }
 
-    /** Another app gave files: they are imported, with events of the id `shared`. */
-    public void shared(final List<? extends Picked> files) {
+    /** Another app gave files. */
+    public void offer(final List<? extends Picked> files) {
         run(new Step() {
             @Override
             public void run() {
-                library.shared(files);
+                library.offer(files);
             }
         });
     }

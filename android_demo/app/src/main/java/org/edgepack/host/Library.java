@@ -24,6 +24,8 @@ final class Library {
     private final Map<String, Map<String, Object>> choosing =
             new HashMap<String, Map<String, Object>>();
     private volatile String cancelled;
+    /** Files that another app gave, until they are imported. */
+    private List<? extends Picked> offered;
 
     Library(Host host, Platform platform, Workers workers, ModelStore store, Jobs jobs,
             Trainings trainings) {
@@ -76,6 +78,7 @@ final class Library {
                 workers.has("bench"), "import", workers.has("chat"), "share", true);
         tell(id, "hello", Json.of("host", "android", "version", Host.VERSION, "can", can, "device",
                 platform.about()));
+        tellOffered();
     }
 
     private List<Object> models() {
@@ -130,7 +133,7 @@ final class Library {
     /** The copy was written: null, or why not; "" where the person thought better of it. */
     void saved(String id, String problem) {
         if (problem == null) tell(id, "shared", Json.of());
-        else if (problem.isEmpty()) tell(id, "shared", Json.of("cancelled", true));
+        else if (problem.isEmpty()) tell(id, "cancelled", Json.of());
         else fail(id, new Failure(problem));
     }
 
@@ -139,6 +142,12 @@ final class Library {
     private void choose(Map<String, Object> request) throws Failure {
         String id = Json.text(request, "id");
         if (Json.text(request, "kind").equals("adapter")) store.get(Json.text(request, "model"));
+        if (request.get("offered") == Boolean.TRUE) {
+            if (offered == null) throw new Failure("the file is no longer offered");
+            importFiles(request, offered);
+            offered = null;
+            return;
+        }
         choosing.put(id, request);
         platform.choose(id);
     }
@@ -150,8 +159,17 @@ final class Library {
         else importFiles(request, files);
     }
 
-    void shared(List<? extends Picked> files) {
-        importFiles(Json.of("id", "shared", "kind", "model"), files);
+    /** Another app gave files: the page is told, and imports them if the person wishes. */
+    void offer(List<? extends Picked> files) {
+        offered = files;
+        tellOffered();
+    }
+
+    private void tellOffered() {
+        if (offered == null) return;
+        List<Object> names = new ArrayList<Object>();
+        for (Picked file : offered) names.add(file.name());
+        tell(null, "offered", Json.of("names", names));
     }
 
     private void importFiles(
