@@ -191,7 +191,7 @@ std::unique_ptr<llama_model, FreeModel> vocabulary_of(const std::string &path) {
     llama_model_params params = llama_model_default_params();
     params.vocab_only = true;
     std::unique_ptr<llama_model, FreeModel> model(llama_model_load_from_file(path.c_str(), params));
-    if (!model) throw Failure("the model's vocabulary cannot be read" + last_error());
+    if (!model) throw Failure("the model's vocabulary cannot be read" + first_error());
     return model;
 }
 

@@ -3,20 +3,22 @@
 #include "../shared/lines.h"
 #include "training.h"
 
+namespace {
+
+worker::Last handle(const worker::Request &request) {
+    const std::string &action = request.action;
+    if (action != "plan" && action != "train" && action != "gradient")
+        worker::refuse_action(request);
+    worker::tune::Training training(request);
+    if (action == "plan") return training.plan();
+    return action == "train" ? training.train() : training.gradient();
+}
+
+}  // namespace
+
 int main() {
-    using namespace worker;
-    watch_for_failures();
-    tune::return_freed_memory();
-    serve("tune", [](const Request &request) {
-        if (request.action != "plan" && request.action != "train" && request.action != "gradient")
-            refuse_action(request);
-        tune::Training training(request);
-        if (request.action == "plan")
-            training.plan();
-        else if (request.action == "train")
-            training.train();
-        else
-            training.gradient();
-    });
+    worker::watch_for_failures();
+    worker::tune::return_freed_memory();
+    worker::serve("tune", handle);
     return 0;
 }

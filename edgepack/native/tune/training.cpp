@@ -62,9 +62,9 @@ Training::Training(const Request &request)
     layout_ = choose_layout(engine_, model_, factors_, options_, longest, kept);
 }
 
-void Training::plan() {
+Last Training::plan() {
     if (!state_.empty() && access(state_.c_str(), F_OK) == 0) begin();  // to know where it stands
-    say_planned();
+    return {"planned", planned()};
 }
 
 void Training::begin() {
@@ -76,7 +76,7 @@ void Training::begin() {
                                          [this] { return request_.cancelled(); });
 }
 
-void Training::say_planned() const {
+json Training::planned() const {
     uint64_t answers = 0, tokens = 0;
     for (const Example &example : examples_.examples) {
         answers += example.answers();
@@ -85,27 +85,27 @@ void Training::say_planned() const {
     uint64_t parameters = 0;
     for (const Learning &w : learning(model_, factors_, options_))
         parameters += w.rank * (model_.facts.in(w.role) + model_.facts.out(w.role));
-    request_.event("planned", {{"examples", examples_.examples.size()},
-                               {"skipped", examples_.skipped},
-                               {"answer_tokens", answers},
-                               {"tokens", tokens},
-                               {"steps", steps()},
-                               {"parameters", parameters},
-                               {"memory", layout_.peak},
-                               {"resumed_at", curve_.losses.size()}});
+    return {{"examples", examples_.examples.size()},
+            {"skipped", examples_.skipped},
+            {"answer_tokens", answers},
+            {"tokens", tokens},
+            {"steps", steps()},
+            {"parameters", parameters},
+            {"memory", layout_.peak},
+            {"resumed_at", curve_.losses.size()}};
 }
 
-void Training::train() {
+Last Training::train() {
     begin();
-    say_planned();
+    request_.event("planned", planned());
     while (curve_.losses.size() < steps()) {
         if (request_.cancelled()) {
             save_state(state_, key(), curve_, *parameters_);
-            return end("cancelled", memory());
+            return end("cancelled");
         }
         make_step();
     }
-    finish();
+    return finish();
 }
 
 void Training::make_step() {
@@ -138,31 +138,32 @@ void Training::make_step() {
     }
 }
 
-void Training::finish() {
+Last Training::finish() {
     write_adapter(fields_.file("out"), model_, *parameters_, marks_of(fields_.object("marks")));
     unlink(state_.c_str());
-    end("steps", memory());
+    return end("steps");
 }
 
-void Training::end(const char *reason, const json &memory) const {
-    request_.event("ended", {{"reason", reason},
-                             {"steps", curve_.losses.size()},
-                             {"losses", curve_.losses},
-                             {"tokens_per_second", curve_.tokens_per_second()},
-                             {"seconds", curve_.seconds},
-                             {"parameters", parameters_->count()},
-                             {"memory", memory}});
+Last Training::end(const char *reason) const {
+    return {"ended",
+            {{"reason", reason},
+             {"steps", curve_.losses.size()},
+             {"losses", curve_.losses},
+             {"tokens_per_second", curve_.tokens_per_second()},
+             {"seconds", curve_.seconds},
+             {"parameters", parameters_->count()},
+             {"memory", memory()}}};
 }
 
-void Training::gradient() {
+Last Training::gradient() {
     begin();
     const Loss loss = make_gradients();
     if (request_.cancelled()) throw Failure("it was cancelled");
     write_gradients(fields_.file("out"), model_, *parameters_);
-    request_.event("gradient",
-                   {{"loss", loss.answers},
-                    {"replay_loss", keeps_general() ? json(loss.replay) : json(nullptr)},
-                    {"gradient_norm", gradient_norm(*parameters_)}});
+    return {"gradient",
+            {{"loss", loss.answers},
+             {"replay_loss", keeps_general() ? json(loss.replay) : json(nullptr)},
+             {"gradient_norm", gradient_norm(*parameters_)}}};
 }
 
 Loss Training::make_gradients() {

@@ -21,18 +21,19 @@ class Training {
     // Reads what a request names, and plans; all that is wrong with it is thrown here.
     explicit Training(const Request &request);
 
-    void plan();      // event `planned`
-    void train();     // events up to `ended`
-    void gradient();  // event `gradient`
+    // The last event of each.
+    Last plan();
+    Last train();
+    Last gradient();
 
   private:
     void begin();  // parameters, as they are in the state if there is one
-    void say_planned() const;
+    json planned() const;
     std::vector<Lesson> lessons(size_t step) const;
     Loss make_gradients();
     void make_step();
-    void finish();
-    void end(const char *reason, const json &memory) const;
+    Last finish();
+    Last end(const char *reason) const;
     uint64_t key() const;
     uint64_t learnt_tokens(const std::vector<Lesson> &lessons) const;
     size_t steps() const;
