@@ -47,8 +47,8 @@ def needs():
 
 
 @contextmanager
-def browsing(device="Pixel 7", **options):
-    """A browser with an empty profile."""
+def browsing(device="Pixel 7", make=lambda browser: browser, **options):
+    """A browser with an empty profile, or what `make` makes of it."""
     modules, chromium = needs()
     given = json.dumps({"device": device, "locale": "en-US", **options})
     command = ["node", str(DRIVER), modules, chromium, given]
@@ -56,7 +56,7 @@ def browsing(device="Pixel 7", **options):
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         try:
-            yield Browser(process)
+            yield make(Browser(process))
         finally:
             process.stdin.close()
             process.wait(20)

@@ -12,11 +12,10 @@ import psutil
 import pytest
 
 from edgepack.adapters import files
-from edgepack.adapters.base import PackedBase
 from edgepack.bench.results import read
 from edgepack.runtimes.gguf_check import check_model
-from tests.demo.relaying import Page, programs, relaying
-from tests.support.adapters import packed, random_adapter
+from tests.demo.relaying import Page, relaying
+from tests.support.adapters import random_adapter
 from tests.support.bases import packed_base
 from tests.support.commands import fails, run
 
@@ -42,18 +41,9 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("relay") / "cache"
-    programs(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def folder(place):
-    """A packed llama with factors and one adapter."""
-    out = packed(place, export={"measure": {"tokens": 0}})
-    base = PackedBase.open(out)
-    files.write(files.place(out, "second"), random_adapter(base, seed=1, size=0.6), base)
+def folder(small, place):
+    out = place / small.name
+    shutil.copytree(small, out)
     return out
 
 
