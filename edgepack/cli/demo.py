@@ -23,8 +23,12 @@ if TYPE_CHECKING:
 @app.command()
 def demo(
     folders: Annotated[
-        list[Path], typer.Argument(metavar="DIR", help="Output folders (gguf), or .gguf files.")
-    ],
+        list[Path] | None,
+        typer.Argument(
+            metavar="DIR",
+            help="Output folders (gguf), or .gguf files; the page can import others.",
+        ),
+    ] = None,
     port: Annotated[
         int,
         typer.Option(
@@ -55,7 +59,7 @@ def demo(
             raise EdgepackError(
                 "another edgepack demo is running", hint="end it, or name all models there"
             )
-        store = Store(folders)
+        store = Store(folders or [])
         programs = make_programs(say)
         _serve(store, programs, listener, threads, show=open_)
 
@@ -89,7 +93,8 @@ def _serve(
             server_header=False,
             timeout_graceful_shutdown=1,
         )
-        say(f"{', '.join(model.name for model in store.models.values())}: {url}")
+        names = ", ".join(model.name for model in store.models.values())
+        say(f"{names or 'no model yet'}: {url}")
         say("the address has the key to the page; Ctrl-C ends it")
         if show:
             webbrowser.open(url)

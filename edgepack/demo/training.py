@@ -117,7 +117,14 @@ class Trainings:
         self._say({"event": "waiting", "reason": reason})
 
     def _go(self) -> None:
-        """The next step: to wait, to write the text for replay, or to train."""
+        """Do the next step; if it cannot be done, the training has failed."""
+        try:
+            self._step()
+        except EdgepackError as error:
+            self._finish({"event": "failed", "message": error.message, "hint": error.hint or ""})
+
+    def _step(self) -> None:
+        """To wait, to write the text for replay, or to train."""
         assert self.job is not None
         model = self._store.get(self.job.model)
         self._waits_for = None

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 Json = dict[str, Any]
 Hear = Callable[[Json], None]
@@ -29,6 +29,14 @@ LAST_WORDS = 5.0
 """Seconds that a program has to end when its input has ended."""
 
 
+class _Open(NamedTuple):
+    """A request that has not ended."""
+
+    last: str
+    hear: Hear
+    process: subprocess.Popen[bytes]
+
+
 class Worker:
     """Starts its program when it is first asked, and again after it has ended.
 
@@ -40,7 +48,7 @@ class Worker:
         self.name, self._program = name, program
         self._lock = threading.RLock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._open: dict[str, tuple[str, Hear]] = {}
+        self._open: dict[str, _Open] = {}
 
     @property
     def pid(self) -> int | None:
@@ -53,7 +61,7 @@ class Worker:
         line = json.dumps(request, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
         with self._lock:
             process = self._running()
-            self._open[request["id"]] = (request["do"], hear)
+            self._open[request["id"]] = _Open(LAST[request["do"]], hear, process)
         assert process.stdin is not None
         with suppress(OSError, ValueError):  # it has ended; whoever reads its events says so
             process.stdin.write(line)
@@ -82,12 +90,11 @@ class Worker:
             self._give(event)
         process.wait()
         with self._lock:
-            if self._process is not process:
-                return
-            self._process = None
-            left, self._open = self._open, {}
-        for name, (_, hear) in left.items():
-            hear({"id": name, "event": "failed", "message": GONE, "ended": True})
+            left = {name: one for name, one in self._open.items() if one.process is process}
+            for name in left:
+                del self._open[name]
+        for name, one in left.items():
+            one.hear({"id": name, "event": "failed", "message": GONE, "ended": True})
 
     def _give(self, event: Json) -> None:
         name = event.get("id")
@@ -95,9 +102,9 @@ class Worker:
             entry = self._open.get(name) if isinstance(name, str) else None
             if entry is None or not isinstance(name, str):
                 return  # `ready`, or of a request that nobody waits for
-            if event["event"] in (LAST[entry[0]], "failed"):
+            if event["event"] in (entry.last, "failed"):
                 del self._open[name]
-        entry[1](event)
+        entry.hear(event)
 
     def close(self) -> None:
         """End the program: by the end of its input, or by force."""

@@ -26,6 +26,7 @@ class Relay {
   /** Requests go out one after another, so that they arrive in order. */
   post(request) {
     if (request.do === "import") this.upload(request);
+    else if (request.do === "cancel" && request.to === "app") this.abort(request);
     else if (request.do === "share") this.download(request);
     else this.waiting = this.waiting.then(() => this.send(request));
   }
@@ -107,8 +108,12 @@ class Relay {
     for (const [i, file] of files.entries()) {
       const query = new URLSearchParams({ id: request.id, kind: request.kind, name: file.name, part: i + 1, of: files.length });
       if (request.model) query.set("model", request.model);
-      const sent = await this.sendFile(query, file, (loaded) => this.receive({
+      const sent = await this.sendFile(request.id, query, file, (loaded) => this.receive({
         id: request.id, event: "progress", from: "app", share: 0.999 * (before + loaded) / all, label: file.name }));
+      if (sent === "aborted") {
+        this.receive({ id: request.id, event: "cancelled", from: "app" });
+        return;
+      }
       if (sent !== true) {
         this.fail(request, sent);
         return;
@@ -117,10 +122,17 @@ class Relay {
     }
   }
 
+  abort(request) {
+    if (this.sending?.of === request.request) this.sending.abort();
+    this.receive({ id: request.id, event: "done", from: "app" });
+  }
+
   /** True, or why a file could not be sent. */
-  sendFile(query, file, told) {
+  sendFile(id, query, file, told) {
     return new Promise((resolve) => {
       const sending = new XMLHttpRequest(); // fetch does not tell how much was sent
+      this.sending = { of: id, abort: () => sending.abort() };
+      sending.addEventListener("abort", () => resolve("aborted"));
       sending.open("POST", `api/import?${query}`);
       sending.setRequestHeader("authorization", this.headers.authorization);
       sending.upload.addEventListener("progress", (event) => told(event.loaded));
