@@ -2,9 +2,11 @@
 
 import copy
 
+import gguf
 import numpy as np
 import pytest
 import torch
+from gguf import GGUFValueType as Type
 
 from edgepack.core import plugins
 
@@ -39,3 +41,27 @@ def in_llama_cpp(base, adapter=None):
 
 def distance(found, wanted):
     return np.sqrt(np.square(found - wanted).mean() / np.square(wanted).mean())
+
+
+def rewritten(source, out, changes, *, tensors=True):
+    """A copy of a GGUF with other metadata: `changes` are key → text, or (value, its type, the
+    type of a list's elements), or None for a key that is left out."""
+    reader = gguf.GGUFReader(source)
+    kept = {
+        key: (field.contents(), field.types[0], field.types[-1] if len(field.types) > 1 else None)
+        for key, field in reader.fields.items()
+        if not key.startswith("GGUF.")
+    }
+    texts = {k: (v, Type.STRING, None) if isinstance(v, str) else v for k, v in changes.items()}
+    writer = gguf.GGUFWriter(out, "")
+    writer.kv_data[0].clear()  # the architecture comes with the others
+    for key, entry in (kept | texts).items():
+        if entry is not None:
+            writer.add_key_value(key, *entry)
+    for tensor in reader.tensors if tensors else ():
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return out

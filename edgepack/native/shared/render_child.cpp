@@ -78,6 +78,7 @@ std::string reason_of(const std::string &error, bool &refused) {
         found = found.substr(at + strlen(RAISED));
     }
     found.erase(0, found.find_first_not_of(" \n"));
+    if (found == "std::bad_alloc") return "it needs too much memory";
     return found.substr(0, found.find('\n'));
 }
 

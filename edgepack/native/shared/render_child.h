@@ -8,7 +8,7 @@
 
 namespace worker {
 
-constexpr int TEMPLATE_SECONDS = 5;  // of processor time, for one rendering
+constexpr int TEMPLATE_SECONDS = 2;  // of processor time, for one rendering
 
 // Answer requests from `in` on `out` until `in` ends. This process gets limits, so that a template
 // can neither take all memory nor run without end: the system then ends it.

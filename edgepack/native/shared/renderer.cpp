@@ -20,7 +20,6 @@ namespace worker {
 namespace {
 
 constexpr int PATIENCE = 60;  // wall-clock seconds; much more than a rendering may take
-constexpr const char *NO_LIMIT_KEPT = "it needs too much memory, or more than 5 seconds";
 
 // The bytes that arrive until a time; fewer if the sender ends, or takes too long.
 class Arriving {
@@ -137,7 +136,9 @@ Renderer::Answer Renderer::ask(const std::vector<Message> &messages, bool add_ge
     }
     if (arrived) return read_answer(answer);
     stop();
-    return {Kind::failed, {}, arriving.timed_out ? "it takes too long" : NO_LIMIT_KEPT};
+    const std::string over_limit =
+        "it needs too much memory, or more than " + std::to_string(TEMPLATE_SECONDS) + " seconds";
+    return {Kind::failed, {}, arriving.timed_out ? "it takes too long" : over_limit};
 }
 
 }  // namespace worker

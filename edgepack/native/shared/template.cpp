@@ -46,10 +46,14 @@ std::string choose(const llama_model *model) {
     }
     if (named.empty()) return "";
     const bool has_default = std::find(named.begin(), named.end(), DEFAULT) != named.end();
-    if (named.size() > 1 && !has_default)
+    if (named.size() > 1 && !has_default) {
+        std::sort(named.begin(), named.end());
+        std::string names;
+        for (const std::string &name : named) names += (names.empty() ? "" : ", ") + name;
         throw Failure("the model has " + std::to_string(named.size()) +
-                          " chat templates and none of them is the default",
+                          " chat templates and none of them is the default: " + shorten(names, 150),
                       TAKE_ANOTHER);
+    }
     return metadata(model, std::string(KEY) + "." + (has_default ? DEFAULT : named[0]));
 }
 
