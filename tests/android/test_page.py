@@ -1,4 +1,4 @@
-"""The page in Chromium as the app shows it: the app's origin and policy, its host, the real programs.
+"""The page in Chromium as the app shows it: the app's origin and policy, its host, the programs.
 
 ``EDGEPACK_NODE`` names a folder where npm installed playwright-core.
 """
@@ -110,7 +110,8 @@ def test_a_file_of_another_app_is_offered(app, base):
 def test_other_addresses_are_refused(app):
     imports(app)
     found = app.run(
-        "return page.evaluate(() => fetch('https://example.com/x').then(() => 'reached', () => 'no'))"
+        "return page.evaluate("
+        "() => fetch('https://example.com/x').then(() => 'reached', () => 'no'))"
     )
     assert found == "no"
     assert app.run("return globalThis.refused") == []  # its policy did, before the app was asked
