@@ -2,7 +2,7 @@
 # make test         set up what is missing, run the tests
 # make test-fast    the tests that take no time, for while you work
 # make check        lint, types, import contract
-# make test-device  phones by adb and machines by ssh: a real adbd, sshd and aarch64 under qemu
+# make test-device  phones by adb, machines by ssh (a real adbd, sshd, aarch64 under qemu), the app's APK
 # make fuzz         hostile inputs for all that edgepack reads; INPUTS=10000 for more of each
 # make clean        remove everything that make made (the cache of stages stays)
 
@@ -45,7 +45,8 @@ test-device: $(VENV)/.dev
 	tests/devices/tools.sh $(VENV)/device
 	EDGEPACK_CACHE=$(VENV)/device/cache $(BIN)/python -m edgepack.native.build \
 		aarch64 aarch64-dotprod x86_64 x86_64-avx2
-	EDGEPACK_TEST_TOOLS=$(VENV)/device $(BIN)/python -m pytest -rs tests/devices tests/native
+	EDGEPACK_TEST_TOOLS=$(VENV)/device $(BIN)/python -m pytest -rs tests/devices tests/native \
+		tests/demo tests/android
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
