@@ -52,6 +52,7 @@ const commands = {
   async choose({ choose }) {
     page.once("filechooser", (chooser) => chooser.setFiles(choose));
   },
+  said: () => said,
   async save({ save }) {
     page.once("download", (download) => download.saveAs(save));
   },

@@ -82,9 +82,9 @@ export class Chat {
     const room = Math.min(options.n_predict, Math.floor(ROOM * loaded.context));
     for (let dropped = 0; ; dropped += 1) {
       const kept = shortened(messages, dropped);
-      const prompt = promptOf(loaded.text, kept);
-      const fits = typeof prompt === "string" || prompt.length + room <= loaded.context;
+      const fits = !loaded.text.tokenizer || loaded.text.prompt(kept).length + room <= loaded.context;
       if (!fits && shortened(messages, dropped + 1)) continue;
+      const prompt = loaded.text.unbegun(kept, loaded.runtime.mustAddBosToken());
       try {
         await this.answer(prompt, options, dropped, tell, signal);
         return;
@@ -128,6 +128,7 @@ export class Chat {
   /** An error of the runtime ends it: wasm cannot go on after one. */
   crashed(error) {
     if (error instanceof Problem) return error;
+    console.warn(error);
     this.close();
     const ended = new Problem("the model's runtime has stopped", "it is loaded again when you go on");
     ended.ended = true;
@@ -159,10 +160,6 @@ function sampling(request) {
     seed: field(request, "seed", "count", 0),
     stop: field(request, "stop", "list", []),
   };
-}
-
-function promptOf(text, messages) {
-  return text.tokenizer ? text.prompt(messages) : text.render(messages, true);
 }
 
 /** Messages without the oldest `count` turns; null where none is left to leave out. */

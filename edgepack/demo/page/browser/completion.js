@@ -10,13 +10,13 @@ export function ending(reason, more = {}) {
   };
 }
 
-/** Have a prompt (a text or token ids) continued; `tell` hears `started` and `text`. The `ended` event. */
+/** Have a prompt continued; `tell` hears `started` and `text`. The `ended` event. */
 export async function completion(runtime, prompt, options, signal, tell) {
   const start = performance.now();
   const found = { first: null, tokens: 0, prompt: 0, cached: 0, last: null, text: false };
   const begin = (progress) => {
     if (found.first === null) {
-      [found.first, found.prompt, found.cached] = [0, progress?.total ?? prompt.length, progress?.cache ?? 0];
+      [found.first, found.prompt, found.cached] = [0, progress?.total ?? 0, progress?.cache ?? 0];
       tell({ event: "started", prompt_tokens: found.prompt, cached_tokens: found.cached });
     }
   };

@@ -44,6 +44,14 @@ export class Text {
     return this.begun(this.encode(this.render(messages, true)));
   }
 
+  /** The text of a prompt for a runtime that tokenizes it, and that puts the first token there itself
+   * (`adds`). */
+  unbegun(messages, adds) {
+    const text = this.render(messages, true);
+    const bos = this.names.bos_token;
+    return adds && bos && text.startsWith(bos) ? text.slice(bos.length) : text;
+  }
+
   begun(ids) {
     if (!this.bos.length) return ids;
     if (!ids.includes(this.bos[0])) return [...this.bos, ...ids];
