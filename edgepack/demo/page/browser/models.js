@@ -112,12 +112,11 @@ export class Models {
     const count = (bytes) => heard((here += bytes) / total);
     const kept = { model: await imported(models[0].file, count), factors: null };
     if (others.length) kept.factors = await imported(others[0].file, count);
-    const digest = digestOf(kept);
-    const id = `own-${digest.slice(0, 16)}`;
+    const id = `own-${sha256Text([kept.model.sha256, kept.factors?.sha256].join()).slice(0, 16)}`;
     const about = describe(models[0].header);
     const record = {
       id, name: about.name || models[0].file.name, architecture: about.architecture, files: kept, adapters: [],
-      digest, base_name: about.name, text: null, training: null,
+      digest: null, base_name: about.name, text: null, training: null,
     };
     await store.put("models", id, record);
     await store.persist();
@@ -130,8 +129,10 @@ export class Models {
     const header = await readGguf(file);
     const about = describe(header);
     if (about.kind !== "adapter") throw new Problem("the file is no adapter", "edgepack finetune writes one, adapter.gguf");
-    if (about.architecture !== record.architecture) throw new Problem(`the adapter is for ${about.architecture}, not for ${record.architecture}`);
-    if (about.base_digest !== record.digest) throw new Problem("the adapter belongs to another model", "import it to the one it was trained on");
+    const isOther = record.digest && about.base_digest !== record.digest;
+    if (isOther || !fits(header, await readGguf(await opened(record.files.model)))) {
+      throw new Problem("the adapter belongs to another model", "import it to the one it was trained on");
+    }
     const name = nameFor(file.name, await this.adaptersOf(record));
     await this.keepAdapter({ model: id, name, data: new Blob([await file.arrayBuffer()]), digest: about.base_digest, examples: null });
   }
@@ -179,13 +180,17 @@ async function fetched(path) {
 const idOf = ({ name, created, file }) => `${name}@${created ?? file.sha256}`;
 
 function problemOf(adapter, record) {
-  return adapter.digest === record.digest ? null : "belongs to another model";
+  const unknown = record.digest === null; // of two files alone, edgepack's digest is not known
+  return unknown || adapter.digest === record.digest ? null : "belongs to another model";
 }
 
-/** edgepack's digest of a packed model, of its files under the names that edgepack gives them. */
-function digestOf({ model, factors }) {
-  const lines = [`base.gguf ${model.sha256}`, ...(factors ? [`factors.gguf ${factors.sha256}`] : [])];
-  return sha256Text(lines.join("\n"));
+/** Whether every pair of an adapter belongs to a matrix of the model, by name and shape. */
+function fits(adapter, model) {
+  const shapes = new Map(model.tensors.map(({ name, shape }) => [name, shape]));
+  return adapter.tensors.every(({ name, shape }) => {
+    const [columns, rows] = shapes.get(name.replace(/\.lora_[ab]$/, "")) ?? [];
+    return name.endsWith(".lora_a") ? shape[0] === columns : name.endsWith(".lora_b") && shape[1] === rows;
+  });
 }
 
 function nameFor(file, known) {

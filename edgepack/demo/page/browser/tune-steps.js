@@ -39,6 +39,7 @@ export async function train(work, job, tell, memory) {
       seconds_left: (state.seconds / state.losses.length) * (steps - step - 1), memory: memory(),
     });
     if ((performance.now() - saved) / 1000 > SAVE_EVERY) saved = await save(key, state, tell);
+    await new Promise((resolve) => setTimeout(resolve)); // wasm blocks the worker: let it hear of a `cancel`
   }
   if (state.losses.length < steps) {
     await save(key, state, tell);
