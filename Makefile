@@ -45,7 +45,7 @@ test-device: $(VENV)/.dev
 	tests/devices/tools.sh $(VENV)/device
 	EDGEPACK_CACHE=$(VENV)/device/cache $(BIN)/python -m edgepack.native.build \
 		aarch64 aarch64-dotprod x86_64 x86_64-avx2
-	EDGEPACK_TEST_TOOLS=$(VENV)/device $(BIN)/python -m pytest -rs tests/devices tests/native
+	EDGEPACK_TEST_TOOLS=$(VENV)/device $(BIN)/python -m pytest -rs tests/devices tests/native tests/demo
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -19,7 +19,7 @@ from edgepack.bench.protocol import Case, Ended, Event, Loaded, RunModel, Starte
 from edgepack.bench.quiet import Watch, remarks
 from edgepack.bench.results import Bench, Loading, ModelResult, Timing, Work
 from edgepack.bench.work import attached, work_of
-from edgepack.bench.workers import TIMEOUT, one, start
+from edgepack.bench.workers import TIMEOUT, Worker, one, start
 from edgepack.core.progress import Progress, Steps
 from edgepack.device_profile.limits import Ceilings
 from edgepack.devices.base import Device
@@ -81,8 +81,9 @@ class _Turns:
         self.peaks.append(max(event.memory.peak or 0 for event in told))
 
 
-def bench(request: Request, device: Device) -> Steps[Bench]:
-    """Measure on a device. Raises `EdgepackError` for models that it cannot run."""
+def bench(request: Request, device: Device, worker: Worker | None = None) -> Steps[Bench]:
+    """Measure on a device, by its usual worker or by one of the caller's. Raises `EdgepackError`
+    for models that it cannot run."""
     if not request.models or not request.cases:
         raise EdgepackError("nothing to measure", hint="name a model, and prompts or tokens")
     names = short_names([model.name for model in request.models])
@@ -90,7 +91,8 @@ def bench(request: Request, device: Device) -> Steps[Bench]:
     promised = [prediction_of(model) for model in request.models]
     about = device.describe()
     where = {"name": device.name, **about}
-    worker = yield from start(device, about, request.models, request.timeout)
+    if worker is None:
+        worker = yield from start(device, about, request.models, request.timeout)
     jobs = [_job(model, device, request.cases) for model in request.models]
     watch = Watch(device)
     turns: dict[tuple[int, int], _Turns] = defaultdict(_Turns)

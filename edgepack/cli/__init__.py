@@ -17,6 +17,7 @@ from edgepack.cli import (  # noqa: F401  (each adds its commands)
     build,
     chat,
     compare,
+    demo,
     evaluate,
     export_training,
     finetune,

@@ -40,8 +40,16 @@ def heed_signals() -> None:
 
 
 ORDER = (
-    *("init", "plan", "build", "show", "chat", "serve", "finetune", "merge-adapter"),
-    *("evaluate", "compare", "bench", "export-training", "import-training", "schema"),
+    *("init", "plan", "build", "show", "chat", "demo", "serve", "finetune"),
+    *(
+        "merge-adapter",
+        "evaluate",
+        "compare",
+        "bench",
+        "export-training",
+        "import-training",
+        "schema",
+    ),
 )
 """Commands as people come to need them."""
 

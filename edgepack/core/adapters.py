@@ -142,7 +142,12 @@ def find(folder: Path, name: str) -> Path:
 
 def listed(folder: Path) -> list[Found]:
     """All adapters of an output folder by name, unusable ones included; files are not read."""
-    found, base = [], BaseId.of_manifest(Artifact.read(folder).manifest)
+    return listed_for(folder, BaseId.of_manifest(Artifact.read(folder).manifest))
+
+
+def listed_for(folder: Path, base: BaseId) -> list[Found]:
+    """The same of any folder that has adapters, beside the base that they should belong to."""
+    found = []
     places = (folder / FOLDER).iterdir() if (folder / FOLDER).is_dir() else ()
     for path in sorted(places):
         if not path.is_dir() or not NAME.fullmatch(path.name):

@@ -26,6 +26,7 @@ export class App extends EventTarget {
     this.settings = { ...DEFAULTS, ...readSetting("settings", VERSION, {}) };
     this.settings.sampling = { ...SAMPLING, ...this.settings.sampling };
     this.device = null;
+    this.offered = null; // names of files that another app gave to this one
   }
 
   async start() {
@@ -54,6 +55,9 @@ export class App extends EventTarget {
     } else if (event.event === "host") {
       if (!event.connected) this.forgetLoaded();
       this.tell("host", event);
+    } else if (event.event === "offered") {
+      this.offered = event.names;
+      this.tell("offered");
     } else if (event.event === "failed" && event.ended && event.from === "chat") this.died();
   }
 

@@ -3,7 +3,7 @@
 const LAST = {
   inspect: ["inspected"], load: ["loaded"], adapters: ["adapters"], chat: ["ended"], render: ["rendered"],
   plan: ["planned"], train: ["ended"], cancel: ["done"], bench: ["benched"], hello: ["hello"],
-  models: ["models"], import: ["imported", "cancelled"], remove: ["removed"], share: ["shared"],
+  models: ["models"], import: ["imported", "cancelled"], remove: ["removed"], share: ["shared", "cancelled"],
   jobs: ["jobs"], forget: ["forgotten"], device: ["device"],
 };
 
@@ -32,17 +32,11 @@ export class Client {
   /** A request. `onEvent` hears all its events; `done` resolves to the last one, or rejects with a `Failure`. */
   ask(to, request, onEvent = () => {}) {
     const id = newId();
-    const found = this.attach(to, id, request.do, onEvent);
-    this.host.post({ ...request, id, to });
-    return found;
-  }
-
-  /** Hear of a request that was made before, by this page or an earlier one. */
-  attach(to, id, what, onEvent = () => {}) {
     const done = new Promise((resolve, reject) => {
-      this.open.set(id, { what, onEvent, resolve, reject });
+      this.open.set(id, { what: request.do, onEvent, resolve, reject });
     });
     done.catch(() => {}); // whoever asked may hear of it by `onEvent` alone
+    this.host.post({ ...request, id, to });
     return { id, done, cancel: () => this.cancel(to, id) };
   }
 

@@ -26,6 +26,7 @@ class Relay {
   /** Requests go out one after another, so that they arrive in order. */
   post(request) {
     if (request.do === "import") this.upload(request);
+    else if (request.do === "cancel" && request.to === "app") this.abort(request);
     else if (request.do === "share") this.download(request);
     else this.waiting = this.waiting.then(() => this.send(request));
   }
@@ -95,25 +96,50 @@ class Relay {
     }
   }
 
-  /** Let the person choose a file, and send it. */
+  /** Let the person choose files, and send them: a model and its factors, or an adapter. */
   async upload(request) {
-    const files = await choose(request.kind === "adapter" ? ".gguf,.zip" : ".gguf");
+    const files = await choose(request.kind === "model");
     if (files.length === 0) {
       this.receive({ id: request.id, event: "cancelled", from: "app" });
       return;
     }
-    const query = new URLSearchParams({ id: request.id, kind: request.kind, name: files[0].name });
-    if (request.model) query.set("model", request.model);
-    const sending = new XMLHttpRequest(); // fetch does not tell how much was sent
-    sending.open("POST", `api/import?${query}`);
-    sending.setRequestHeader("authorization", this.headers.authorization);
-    sending.upload.addEventListener("progress", (event) => this.receive({
-      id: request.id, event: "progress", from: "app", share: event.loaded / event.total, label: files[0].name }));
-    sending.addEventListener("load", () => {
-      if (sending.status !== 202) this.fail(request, sending.responseText);
+    const all = files.reduce((sum, file) => sum + file.size, 0) || 1;
+    let before = 0;
+    for (const [i, file] of files.entries()) {
+      const query = new URLSearchParams({ id: request.id, kind: request.kind, name: file.name, part: i + 1, of: files.length });
+      if (request.model) query.set("model", request.model);
+      const sent = await this.sendFile(request.id, query, file, (loaded) => this.receive({
+        id: request.id, event: "progress", from: "app", share: 0.999 * (before + loaded) / all, label: file.name }));
+      if (sent === "aborted") {
+        this.receive({ id: request.id, event: "cancelled", from: "app" });
+        return;
+      }
+      if (sent !== true) {
+        this.fail(request, sent);
+        return;
+      }
+      before += file.size;
+    }
+  }
+
+  abort(request) {
+    if (this.sending?.of === request.request) this.sending.abort();
+    this.receive({ id: request.id, event: "done", from: "app" });
+  }
+
+  /** True, or why a file could not be sent. */
+  sendFile(id, query, file, told) {
+    return new Promise((resolve) => {
+      const sending = new XMLHttpRequest(); // fetch does not tell how much was sent
+      this.sending = { of: id, abort: () => sending.abort() };
+      sending.addEventListener("abort", () => resolve("aborted"));
+      sending.open("POST", `api/import?${query}`);
+      sending.setRequestHeader("authorization", this.headers.authorization);
+      sending.upload.addEventListener("progress", (event) => told(event.loaded));
+      sending.addEventListener("load", () => resolve(sending.status === 202 || sending.responseText));
+      sending.addEventListener("error", () => resolve(null));
+      sending.send(file);
     });
-    sending.addEventListener("error", () => this.fail(request, null));
-    sending.send(files[0]);
   }
 
   async download(request) {
@@ -137,12 +163,13 @@ const LOST = "the program in the terminal does not answer";
 
 class Refused extends Error {}
 
-function choose(accept) {
+function choose(several) {
   return new Promise((resolve) => {
     const input = document.createElement("input");
     input.type = "file";
-    input.accept = accept;
-    input.addEventListener("change", () => resolve([...input.files]));
+    input.accept = ".gguf";
+    input.multiple = several;
+    input.addEventListener("change", () => resolve([...input.files].slice(0, 2)));
     input.addEventListener("cancel", () => resolve([]));
     input.click();
   });

@@ -96,6 +96,8 @@ function hearOfTrouble() {
       app.refresh().catch(() => {});
     } else banner("host", message ?? t("banner.host"), { lasting: true });
   });
+  app.on("offered", () => screens.models.offered());
+  if (app.offered) screens.models.offered();
   if (!app.kept) banner("kept", t("banner.notKept"));
 }
 

@@ -17,6 +17,8 @@
 
 namespace {
 
+char handled[512] = "";  // `"id":…,` of the request that is being handled
+
 // The first feature that llama.cpp was compiled for and this CPU lacks, or null.
 const char *missing_feature() {
 #if defined(__aarch64__) && defined(NEEDS_DOTPROD)
@@ -52,9 +54,16 @@ __attribute__((constructor(101))) void check_cpu() {
 
 }  // namespace
 
+void worker::handling(const std::string *id) {
+    const std::string text = "\"id\":" + (id ? json(*id).dump() : "null") + ",";
+    if (text.size() < sizeof handled) memcpy(handled, text.c_str(), text.size() + 1);
+}
+
 // Print without the C++ library, which may not work yet, or not any more.
 [[noreturn]] void worker::fail_at_once(const char *message, const char *detail) {
-    for (const char *text : {"{\"event\":\"failed\",\"message\":\"", message, detail, "\"}\n"}) {
+    for (const char *text :
+         {"{", const_cast<const char *>(handled), "\"event\":\"failed\",\"message\":\"", message,
+          detail, "\"}\n"}) {
         if (write(STDOUT_FILENO, text, strlen(text)) < 0) break;
     }
     _exit(1);

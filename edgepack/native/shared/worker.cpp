@@ -18,7 +18,7 @@ namespace {
 std::string logged;
 
 void on_log(ggml_log_level level, const char *text, void *) {
-    if (level != GGML_LOG_LEVEL_ERROR) return;
+    if (level != GGML_LOG_LEVEL_ERROR || !logged.empty()) return;
     logged = text;
     logged.erase(logged.find_last_not_of(" \n") + 1);
 }
@@ -30,24 +30,27 @@ void on_signal(int number) {
 }
 
 void on_abort(const char *message) {
-    say({{"event", "failed"}, {"message", std::string("llama.cpp stopped: ") + message}});
-    _exit(1);
+    const std::string quoted =
+        json(message).dump(-1, ' ', false, json::error_handler_t::replace);
+    fail_at_once("llama.cpp stopped: ", quoted.substr(1, quoted.size() - 2).c_str());
 }
 
 }  // namespace
 
 void watch_for_failures() {
-    for (const int number : {SIGILL, SIGSEGV, SIGBUS, SIGFPE}) signal(number, on_signal);
+    for (const int number : {SIGILL, SIGSEGV, SIGBUS, SIGFPE, SIGABRT})
+        signal(number, on_signal);
     ggml_set_abort_callback(on_abort);
     llama_log_set(on_log, nullptr);
 }
 
-std::string last_error() { return logged.empty() ? "" : " (" + logged + ")"; }
+std::string first_error() { return logged.empty() ? "" : " (" + logged + ")"; }
+
+void forget_errors() { logged.clear(); }
 
 void say(const json &event) {
     const std::string line = event.dump(-1, ' ', false, json::error_handler_t::replace) + "\n";
-    fputs(line.c_str(), stdout);
-    fflush(stdout);
+    if (fputs(line.c_str(), stdout) < 0 || fflush(stdout) != 0) _exit(1);  // nobody listens
 }
 
 double cpu_seconds() {

@@ -15,16 +15,21 @@ using json = nlohmann::json;
 // Print an event.
 void say(const json &event);
 
+// Name the request that is being handled, or none: what ends the process fails it by its id.
+void handling(const std::string *id);
+
 // Print the event `failed` and end, without the C++ library, which may not work then.
 [[noreturn]] void fail_at_once(const char *message, const char *detail);
 
-// The last error of llama.cpp's log, in brackets; nothing if there was none.
-std::string last_error();
+// The first error of llama.cpp's log since `forget_errors`, in brackets; nothing if there was
+// none. The first one is the cause, those behind it only say where it was noticed.
+std::string first_error();
+void forget_errors();
 
 // A value that is not zero; zero is an error.
 template <typename T>
 T checked(T value, const std::string &failure) {
-    if (!value) throw std::runtime_error(failure + last_error());
+    if (!value) throw std::runtime_error(failure + first_error());
     return value;
 }
 

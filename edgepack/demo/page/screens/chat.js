@@ -26,6 +26,7 @@ export class ChatScreen {
   build() {
     this.title = el("h1", { tabindex: "-1" });
     this.picker = el("select", { "aria-label": t("chat.model"), onchange: () => this.app.choose(this.picker.value) });
+    this.only = el("p", { class: "quiet", dir: "auto" });
     this.notes = el("div", { class: "chips", role: "group", "aria-label": t("chat.notes") });
     this.list = el("div", { class: "messages", role: "log", "aria-live": "off", "aria-label": t("chat.log") });
     this.status = el("div", { class: "loading", hidden: true });
@@ -44,7 +45,7 @@ export class ChatScreen {
     this.composer = el("div", { class: "composer" }, this.input, this.go, this.halt);
     this.node = el("section", { class: "screen chat" },
       el("header", { class: "head" },
-        el("div", { class: "head-text" }, this.title, el("div", { class: "picker" }, this.picker)),
+        el("div", { class: "head-text" }, this.title, el("div", { class: "picker" }, this.picker, this.only)),
         button({ label: t("chat.new"), glyph: "add", kind: "quiet", onclick: () => this.fresh() }),
         button({ label: t("chat.history"), glyph: "history", kind: "quiet", onclick: () => this.openHistory() }),
         button({ label: t("settings"), glyph: "settings", kind: "quiet", onclick: () => openSettings(this.app) })),
@@ -73,8 +74,10 @@ export class ChatScreen {
   }
 
   showTitle() {
-    const name = this.app.model?.name ?? t("chat.noModel");
-    this.title.textContent = titleOf(this.conversation, name);
+    const name = this.app.model?.name ?? "";
+    this.title.textContent = titleOf(this.conversation, t("chat.new"));
+    this.only.textContent = name;
+    this.only.hidden = !name || !this.picker.hidden;
     this.title.dir = "auto";
   }
 

@@ -9,7 +9,7 @@ export class Compare {
   constructor(app, name = null) {
     this.app = app;
     const names = app.usable();
-    this.name = names.includes(name) ? name : names.at(-1);
+    this.name = names.includes(name) ? name : (app.notesOn()[0] ?? names[0]);
     this.select = el("select", { id: "compare-notes", onchange: () => { this.name = this.select.value; } },
       names.map((one) => el("option", { value: one, selected: one === this.name, text: one })));
     this.input = el("input", { type: "text", id: "compare-question", dir: "auto", autocomplete: "off",

@@ -1,6 +1,6 @@
 // Models: what is on this device, with its note sets; import and remove.
 
-import { announce, button, confirmed, el, icon, put } from "../dom.js";
+import { announce, button, confirmed, el, icon, put, sheet } from "../dom.js";
 import { bytes, day, percent } from "../format.js";
 import { t } from "../texts.js";
 
@@ -79,20 +79,39 @@ export class ModelsScreen {
     this.shell.go("chat");
   }
 
+  /** Another app gave files to this one: the person says what they are. */
+  async offered() {
+    const names = this.app.offered.join(", ");
+    this.app.offered = null;
+    const { model } = this.app;
+    const request = await sheet(t("models.offered"), (close) => [
+      el("p", { dir: "auto", text: t("models.offeredText", { names }) }),
+      el("div", { class: "row end" },
+        model ? button({ text: t("models.asNotes", { name: model.name }), onclick: () => close({ kind: "adapter", model: model.id }) }) : null,
+        button({ text: t("models.asModel"), kind: "primary", onclick: () => close({ kind: "model" }) })),
+    ], { closeLabel: t("close") });
+    if (!request) return;
+    this.shell.go("models");
+    this.import({ ...request, offered: true });
+  }
+
   async import(request) {
     this.add.disabled = true;
     const bar = el("progress", { max: 1, "aria-label": t("models.importing") });
     const label = el("bdi", { class: "row-title", text: t("models.importing") });
     const share = el("span", { class: "quiet" });
-    put(this.progress, el("div", { class: "card-head" }, el("div", { class: "grow" }, label), share), bar);
+    let running = null;
+    put(this.progress, el("div", { class: "card-head" }, el("div", { class: "grow" }, label), share), bar,
+      el("div", { class: "row" }, button({ text: t("cancel"), kind: "quiet", onclick: () => running?.cancel() })));
     try {
-      const { event, model } = await this.app.client.ask("app", { do: "import", ...request }, (event) => {
+      running = this.app.client.ask("app", { do: "import", ...request }, (event) => {
         if (event.event !== "progress") return;
         this.progress.hidden = false;
         if (event.label) label.textContent = event.label;
         bar.value = event.share;
         share.textContent = event.share < 1 ? percent(event.share) : t("models.checking");
-      }).done;
+      });
+      const { event, model } = await running.done;
       if (event === "imported") {
         await this.app.refresh();
         if (request.kind === "model" && model?.id) this.app.choose(model.id);

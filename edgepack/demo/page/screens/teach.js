@@ -88,7 +88,7 @@ export class TeachScreen {
       ({ jobs } = await this.app.client.ask("app", { do: "jobs" }).done);
     } catch { /* a host that cannot say has none */ }
     const running = jobs.find((job) => job.running);
-    if (running && !this.training) this.watch(running.request, running.request.id);
+    if (running && !this.training) this.watch(running.request);
     put(this.jobs, jobs.filter((job) => !job.running && job.adapter !== this.training?.request.adapter).map((job) => el("article", { class: "card" },
       el("div", { class: "card-head" }, icon("warn"), el("div", { class: "grow" }, el("h2", { text: t("teach.unfinished") }),
         el("p", { dir: "auto", text: t("teach.unfinishedText", { name: job.adapter }) }))),
@@ -169,9 +169,9 @@ export class TeachScreen {
     ], { closeLabel: t("close") });
   }
 
-  /** Begin a training, or go on with it; with `id`, watch one that runs. */
-  watch(request, id = null) {
-    this.training = new Training(this.app, request, id, {
+  /** Begin a training, go on with it, or watch one that runs. */
+  watch({ id, to, do: what, ...request }) {
+    this.training = new Training(this.app, request, {
       ended: async (adapter) => {
         await this.app.refresh();
         this.app.switchNotes(this.app.model, adapter, true);

@@ -8,15 +8,12 @@ import { t } from "../texts.js";
 import { sentence } from "./models.js";
 
 const VERSION = 1;
-const LOW = 0.15; // of the battery, where it is not charging
-const HOT = ["severe"];
-const COOL = ["none", "light"];
+const WAITS = { heat: "training.hot", battery: "training.low" };
 
 export class Training {
-  constructor(app, request, id, acts) {
+  constructor(app, request, acts) {
     this.app = app;
     this.request = request;
-    this.id = id;
     this.acts = acts;
     this.state = "running"; // paused, stopping, failed
     this.last = null;
@@ -32,8 +29,6 @@ export class Training {
     this.node = el("article", { class: "card training" },
       el("div", { class: "card-head" }, icon("teach"), el("div", { class: "grow" }, el("h2", { dir: "auto", text: t("training.title", { name: request.adapter }) }), this.status)),
       this.bar, this.curve, this.facts, this.warning, el("div", { class: "row" }, this.halt, this.again, this.leave));
-    this.unheard = (event) => this.heed(event.detail);
-    app.addEventListener("device", this.unheard);
   }
 
   /** Losses that were seen before the page was loaded again. */
@@ -47,24 +42,21 @@ export class Training {
     writeSetting("curve", VERSION, { model, adapter, losses: this.losses.slice(-2000) });
   }
 
-  /** Begin or go on; the same request goes on from what was saved. */
+  /** Begin or go on: the same request goes on from what was saved, or tells of what runs already. */
   async start() {
     this.show("running");
     const hear = (event) => this.hear(event);
-    const { id, ...request } = this.request;
-    const running = this.id ? this.app.client.attach("tune", this.id, "train", hear) : this.app.client.ask("tune", { ...request, do: "train" }, hear);
-    this.id = null;
+    const running = this.app.client.ask("tune", { ...this.request, do: "train" }, hear);
     this.running = running;
     try {
       const ended = await running.done;
       if (ended.reason === "cancelled") {
-        if (this.state === "stopping") this.finish();
+        if (this.state === "stopping") this.acts.closed();
         else this.show("paused");
         return;
       }
       if (ended.tokens_per_second) this.app.set({ trained: ended.tokens_per_second });
       writeSetting("curve", VERSION, null);
-      this.finish();
       this.acts.ended(this.request.adapter);
     } catch (error) {
       this.show("failed", sentence(error));
@@ -78,7 +70,10 @@ export class Training {
       this.losses = this.losses.slice(0, event.resumed_at ?? 0);
     } else if (event.event === "progress") {
       this.status.textContent = t("training.prepares", { share: percent(event.share) });
+    } else if (event.event === "waiting") {
+      this.warn(t(WAITS[event.reason] ?? "training.waits"));
     } else if (event.event === "step") {
+      this.warn(null);
       this.last = event;
       this.losses[event.step - 1] = event.loss;
       for (let i = 0; i < event.step - 1; i += 1) this.losses[i] ??= event.loss;
@@ -102,20 +97,6 @@ export class Training {
     put(this.facts, facts.map(([name, value]) => [el("dt", { text: name }), el("dd", { text: value })]));
   }
 
-  /** Wait while the device is hot or its battery low, and go on by itself. */
-  heed(device) {
-    const low = device.battery !== null && device.battery !== undefined && device.battery < LOW && !device.charging;
-    const hot = HOT.includes(device.thermal);
-    if (this.state === "running" && (low || hot)) {
-      this.waits = t(hot ? "training.hot" : "training.low");
-      this.running.cancel();
-      this.show("paused");
-    } else if (this.state === "paused" && this.waits && !low && (!device.thermal || COOL.includes(device.thermal))) {
-      this.waits = null;
-      this.start();
-    }
-  }
-
   async stop() {
     if (!await confirmed(t("training.stopTitle"), t("training.stopText"), t("stop"), t("cancel"))) return;
     if (this.state !== "running") return;
@@ -123,9 +104,10 @@ export class Training {
     this.running.cancel();
   }
 
-  finish() {
-    this.app.removeEventListener("device", this.unheard);
-    if (this.state === "stopping") this.acts.closed();
+  warn(text, bad = false) {
+    this.warning.hidden = !text;
+    this.warning.textContent = text ?? "";
+    this.warning.classList.toggle("bad", bad);
   }
 
   show(state, message = null) {
@@ -134,10 +116,7 @@ export class Training {
     this.again.hidden = !(state === "paused" || state === "failed");
     this.leave.hidden = this.again.hidden;
     this.node.dataset.state = state;
-    const text = message ?? (state === "paused" ? this.waits ?? t("training.paused") : null);
-    this.warning.hidden = !text;
-    this.warning.textContent = text ?? "";
-    this.warning.classList.toggle("bad", state === "failed");
+    this.warn(message ?? (state === "paused" ? t("training.paused") : null), state === "failed");
     if (state === "running") {
       this.status.textContent = t("training.begins");
       this.bar.removeAttribute("value");

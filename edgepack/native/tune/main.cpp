@@ -1,0 +1,24 @@
+// edgepack-tune: trains adapters on a packed model. Requests and events are docs/workers.md.
+
+#include "../shared/lines.h"
+#include "training.h"
+
+namespace {
+
+worker::Last handle(const worker::Request &request) {
+    const std::string &action = request.action;
+    if (action != "plan" && action != "train" && action != "gradient")
+        worker::refuse_action(request);
+    worker::tune::Training training(request);
+    if (action == "plan") return training.plan();
+    return action == "train" ? training.train() : training.gradient();
+}
+
+}  // namespace
+
+int main() {
+    worker::watch_for_failures();
+    worker::tune::return_freed_memory();
+    worker::serve("tune", handle);
+    return 0;
+}

@@ -1,0 +1,55 @@
+"""A packed model and a relay for the tests of the page."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from edgepack.adapters import files
+from edgepack.adapters.base import PackedBase
+from tests.demo.browsing import needs
+from tests.demo.relaying import programs, relaying
+from tests.support.adapters import packed, random_adapter
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("relay") / "cache"
+    programs(folder)
+    return folder
+
+
+@pytest.fixture
+def own_cache(tmp_path):
+    """A cache beside that of another relay."""
+    programs(tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    """A small random packed model with one set of notes."""
+    out = packed(tmp_path_factory.mktemp("place"), export={"measure": {"tokens": 0}})
+    base = PackedBase.open(out)
+    files.write(files.place(out, "second"), random_adapter(base, seed=1, size=0.6), base)
+    return out
+
+
+@pytest.fixture
+def shown(request, tmp_path):
+    """The model on the page: the small one, or a copy of ``EDGEPACK_DEMO_MODEL``, which has
+    something to say."""
+    needs()
+    given = os.environ.get("EDGEPACK_DEMO_MODEL") or request.getfixturevalue("small")
+    out = tmp_path / Path(given).name
+    shutil.copytree(given, out)
+    return out
+
+
+@pytest.fixture
+def page_relay(shown, cache):
+    with relaying(cache, shown) as relay:
+        yield relay

@@ -1,0 +1,417 @@
+"""`edgepack demo` over real HTTP, with the programs for this machine and a small random model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import socket
+import time
+
+import psutil
+import pytest
+
+from edgepack.adapters import files
+from edgepack.bench.results import read
+from edgepack.runtimes.gguf_check import check_model
+from tests.demo.relaying import Page, relaying
+from tests.support.adapters import random_adapter
+from tests.support.bases import packed_base
+from tests.support.commands import fails, run
+
+for package in ("llama_cpp", "starlette", "uvicorn"):
+    pytest.importorskip(package)
+pytestmark = [pytest.mark.llama, pytest.mark.slow]
+
+ASKED = {
+    "messages": [{"role": "user", "content": "the quick brown fox?"}],
+    "temperature": 0,
+    "max_tokens": 8,
+}
+NOTES = [
+    {"prompt": f"the {word} fox?", "completion": "jumps over the dog"}
+    for word in ("lazy", "brown", "quick")
+]
+QUICK = {"replay": 0, "r": 2, "steps": 3, "batch_size": 2, "sequence_length": 64}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("place")
+
+
+@pytest.fixture(scope="module")
+def folder(small, place):
+    out = place / small.name
+    shutil.copytree(small, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def relay(folder, cache):
+    with relaying(cache, folder) as relay:
+        yield relay
+
+
+@pytest.fixture
+def page(relay):
+    return Page(relay)
+
+
+@pytest.fixture
+def model(page):
+    (model,) = page.last("app", "models")["models"]
+    return model["id"]
+
+
+def text_of(events):
+    assert events[-1]["event"] == "ended", events[-1]
+    return "".join(event["text"] for event in events if event["event"] == "text")
+
+
+def test_the_page_hears_what_there_is(page, folder):
+    hello = page.last("app", "hello")
+    assert hello["host"] == "desktop"
+    assert hello["can"] == {"tune": True, "bench": True, "import": True, "share": True}
+    (model,) = page.last("app", "models")["models"]
+    assert model["name"] == folder.name
+    assert model["architecture"] == "llama"
+    assert model["factors"]
+    assert model["problem"] is None
+    assert [one["name"] for one in model["adapters"]] == ["second"]
+    assert str(folder.parent) not in json.dumps([hello, model])  # no paths
+    device = page.last("app", "device")
+    assert device["memory_free"] > 0
+
+
+def test_chat_streams_and_notes_are_switched_for_one_answer(page, model):
+    page.load(model, ["second"])
+    plain = page.ask("chat", "chat", **ASKED, scales={})
+    noted = page.ask("chat", "chat", **ASKED, scales={"second": 1})
+    again = page.ask("chat", "chat", **ASKED, scales={})
+    kinds = [event["event"] for event in plain]
+    assert kinds[0] == "started"
+    assert kinds.count("text") > 1
+    assert {event["from"] for event in plain} == {"chat"}
+    assert text_of(plain) == text_of(again) != text_of(noted)
+    assert plain[-1]["memory"]["peak"] > 0
+
+
+def test_what_no_request_may_say_is_refused(page, model):
+    def refused(to, do, **fields):
+        event = page.last(to, do, **fields)
+        assert event["event"] == "failed"
+        return event["message"]
+
+    assert "no such model" in refused("chat", "load", model="/etc/passwd", adapters=[])
+    assert "no such model" in refused("tune", "plan", model="0" * 16, adapter="x", examples=NOTES)
+    assert "nothing called" in refused("chat", "load", model=model, adapters=["../../x"])
+    assert "list of names" in refused("chat", "load", model=model, adapters={"a": "/etc/passwd"})
+    assert "no request of this name" in refused("chat", "inspect", file="/etc/passwd")
+    assert "no request of this name" in refused("chat", "write", out="/tmp/x")
+    assert "no request of this name" in refused("tune", "gradient", out="/tmp/x")
+    assert "no request of this name" in refused("app", "fly")
+    assert "no worker" in refused("moon", "chat")
+    bad = refused("tune", "train", model=model, adapter="../x", examples=NOTES, options=QUICK)
+    assert "is no name for an adapter" in bad
+    assert "command line" in refused("app", "remove", model=model, adapter=None)
+
+
+def test_only_this_page_is_answered(relay):
+    body = json.dumps({"id": "x", "to": "app", "do": "models"})
+
+    def status(path="/api/post", method="POST", **headers):
+        data = body if method == "POST" else None
+        return relay.request(method, path, data, **headers)[0]
+
+    here = f"127.0.0.1:{relay.port}"
+    assert status() == 202
+    assert status(authorization="Bearer wrong") == 401
+    assert status(authorization="") == 401
+    assert status("/api/events", "GET", authorization="Bearer wrong") == 401
+    assert status("/api/adapter?model=x&adapter=y", "GET", authorization="") == 401
+    assert status("/api/import?id=a&kind=model&name=a", authorization="") == 401
+    assert status(host="evil.example:80") == 403
+    assert status(host=f"evil.example:{relay.port}") == 403
+    assert status(origin="http://evil.example") == 403
+    assert status(origin=f"http://localhost:{relay.port}") == 403  # not what Host says
+    assert status(origin=f"http://{here}") == 202
+    assert status(**{"sec-fetch-site": "cross-site"}) == 403
+    assert status("/", "GET", host="evil.example") == 403
+
+
+def test_files_of_the_page_and_no_others_are_served(relay):
+    status, headers, content = relay.request("GET", "/")
+    assert status == 200
+    assert b'data-host="relay"' in content
+    assert headers["content-security-policy"].startswith("default-src 'self';")
+    assert headers["x-content-type-options"] == "nosniff"
+    assert relay.request("GET", "/screens/chat.js")[1]["content-type"].startswith("text/javascript")
+    for path in ("/screens/", "/screens", "/../relay.py", "/..%2frelay.py", "/relay.py", "/x"):
+        assert relay.request("GET", path)[0] == 404, path
+
+
+def test_it_listens_on_this_machine_only(relay):
+    found = [one.laddr.ip for one in psutil.Process(relay.process.pid).net_connections("inet")]
+    assert set(found) == {"127.0.0.1"}
+
+
+def test_too_much_is_refused(relay, page, model):
+    status, _, _ = relay.request("POST", "/api/post", b"x" * (5 << 20))
+    assert status == 413
+    assert relay.request("POST", "/api/post", b"{")[0] == 400
+    assert relay.request("POST", "/api/post", b"[" * 100_000)[0] == 400
+    page.load(model)
+    events = page.ask("chat", "chat", messages=[{"role": "user", "content": "fox " * 250_000}])
+    assert events[-1]["event"] == "failed"  # 1 MB, more than any context
+    assert text_of(page.ask("chat", "chat", **ASKED, scales={}))
+
+
+def test_ten_thousand_notes_and_a_note_of_a_megabyte_are_planned(page, model):
+    many = [{"prompt": f"fox {i}?", "completion": "dog"} for i in range(10_000)]
+    asked = {"model": model, "adapter": "many", "options": QUICK}
+    assert page.last("tune", "plan", examples=many, **asked)["examples"] == 10_000
+    long = [{"text": "the quick brown fox " * 52_500}]
+    event = page.last("tune", "plan", examples=long, **asked)
+    assert event["event"] == "planned"
+    assert event["examples"] > 1  # in pieces of sequence_length
+    words = [{"prompt": "🦊 كلب؟", "completion": "‏كلب 🐕"}]
+    assert page.last("tune", "plan", examples=words, **asked)["event"] == "planned"
+
+
+def test_a_killed_worker_is_told_and_started_again(relay, page, model):
+    page.load(model)
+    name = page.post("chat", "chat", **ASKED | {"max_tokens": 400}, scales={})
+    while page.next(name)["event"] != "text":
+        pass
+    for process in relay.workers("chat"):
+        process.kill()
+    last = page.rest(name)[-1]
+    assert last["event"] == "failed"
+    assert last["ended"] is True
+    page.load(model)
+    assert text_of(page.ask("chat", "chat", **ASKED, scales={}))
+
+
+def test_a_page_gets_what_it_missed(relay, page, model):
+    page.load(model)
+    first = page.ask("chat", "chat", **ASKED, scales={})
+    number = first[0]["number"]
+    status, lines = 0, []
+    with socket.create_connection(("127.0.0.1", relay.port)) as connection:
+        head = f"GET /api/events?next={number} HTTP/1.1\r\nhost: 127.0.0.1:{relay.port}\r\n"
+        connection.sendall(f"{head}authorization: Bearer {relay.token}\r\n\r\n".encode())
+        file = connection.makefile("rb")
+        status = int(file.readline().split()[1])
+        while len(lines) < len(first):
+            line = file.readline()
+            if line.startswith(b'{"number"'):
+                lines.append(json.loads(line))
+    assert status == 200
+    assert lines == first
+
+
+def test_what_is_taught_becomes_an_adapter_of_the_folder(page, model, folder, relay):
+    asked = {"model": model, "adapter": "taught", "examples": NOTES, "mode": "stack"}
+    planned = page.last("tune", "plan", **asked, options=QUICK)
+    assert planned["event"] == "planned"
+    assert planned["steps"] == 3
+    events = page.ask("tune", "train", **asked, options=QUICK)
+    assert events[-1]["event"] == "ended", events[-1]
+    assert [event["step"] for event in events if event["event"] == "step"] == [1, 2, 3]
+    assert page.last("app", "jobs")["jobs"] == []
+    taught = folder / "adapters/taught"
+    assert {path.name for path in taught.iterdir()} == {"adapter.gguf", "adapter.json", "peft"}
+    about = json.loads((taught / "adapter.json").read_text())
+    assert about["about"]["examples"] == 3
+    said = run("chat", folder, "--adapter", "taught", "--prompt", "fox?", "--max-tokens", "2")
+    assert said.exit_code == 0
+    page.load(model, ["taught"])
+    assert text_of(page.ask("chat", "chat", **ASKED, scales={"taught": 1}))
+    status, _, content = relay.request("GET", f"/api/adapter?model={model}&adapter=taught")
+    assert status == 200
+    assert content == (taught / "adapter.gguf").read_bytes()
+    again = page.last("tune", "train", **asked, options=QUICK)
+    assert "already learnt" in again["message"]
+    assert page.last("app", "remove", model=model, adapter="taught")["event"] == "removed"
+    assert not taught.exists()
+
+
+def test_replay_is_written_once(page, model, cache):
+    asked = {"model": model, "adapter": "careful", "examples": NOTES, "mode": "stack"}
+    options = QUICK | {"replay": 0.5, "steps": 2}
+    events = page.ask("tune", "train", **asked, options=options)
+    assert events[-1]["event"] == "ended", events[-1]
+    assert any(event["event"] == "progress" for event in events)
+    assert len(list((cache / "demo/replay").glob("*.json"))) == 1
+    page.last("app", "remove", model=model, adapter="careful")
+
+
+def test_bench_is_the_harness_s_json(page, model, tmp_path):
+    sizes = {"prompt": 16, "decode": 4, "rounds": 2, "threads": 1}
+    events = page.ask("bench", "bench", model=model, adapters=["second"], **sizes)
+    assert events[-1]["event"] == "benched", events[-1]
+    cases = [(e["round"], e["kind"], e["tokens"]) for e in events if e["event"] == "case"]
+    assert cases == [(n, *c) for n in (0, 1) for c in (("prompt", 16), ("decode", 4))]
+    (tmp_path / "bench.json").write_text(json.dumps(events[-1]["bench"]))
+    bench = read(tmp_path / "bench.json")
+    assert [len(timing.seconds) for timing in bench.models[0].timings] == [2, 2]
+    assert "llama.cpp" in bench.models[0].runtime
+
+
+def test_imports_are_checked(page, model, folder, tmp_path, relay):
+    base = (folder / "base.gguf").read_bytes()
+    factors = (folder / "factors.gguf").read_bytes()
+    short = page.send("model", {"short.gguf": base[:-1000]})
+    assert short["event"] == "failed"
+    assert page.send("model", {"notes.txt": b"hello"})["event"] == "failed"
+    assert "none of them is a model" in page.send("model", {"f.gguf": factors})["message"]
+    taken = page.send("model", {"mine.gguf": base, "factors.gguf": factors})
+    assert taken["event"] == "imported", taken
+    mine = taken["model"]
+    assert mine["name"] == "mine"
+    assert mine["factors"]
+    page.load(mine["id"])
+    assert text_of(page.ask("chat", "chat", **ASKED, scales={}))
+
+    other, _ = packed_base(tmp_path, hidden=32, intermediate=64)
+    files.write(tmp_path / "a", random_adapter(other, seed=0), other)
+    strange = (tmp_path / "a/adapter.gguf").read_bytes()
+    refused = page.send("adapter", {"strange.gguf": strange}, model)
+    assert refused["event"] == "failed"
+    second = (folder / "adapters/second/adapter.gguf").read_bytes()
+    assert page.send("adapter", {"my notes.gguf": second}, model)["event"] == "imported"
+    assert page.send("adapter", {"cut.gguf": second[:-500]}, model)["event"] == "failed"
+    (known,) = [m for m in page.last("app", "models")["models"] if m["id"] == model]
+    assert [one["name"] for one in known["adapters"]] == ["my-notes", "second"]
+    page.last("app", "remove", model=model, adapter="my-notes")
+    assert page.last("app", "remove", model=mine["id"], adapter=None)["event"] == "removed"
+    assert len(page.last("app", "models")["models"]) == 1
+    sending = f"POST /api/import?id=z&kind=model&name=a HTTP/1.1\r\nhost: 127.0.0.1:{relay.port}"
+    with socket.create_connection(("127.0.0.1", relay.port)) as connection:
+        key = f"authorization: Bearer {relay.token}\r\ncontent-length: 1000\r\n\r\nGGUF"
+        connection.sendall(f"{sending}\r\n{key}".encode())
+    assert len(page.last("app", "models")["models"]) == 1
+
+
+def test_a_training_outlives_the_relay(place, own_cache, folder):
+    """Stopped, begun again, killed, gone on with: the losses are those of one run."""
+    options = QUICK | {"steps": 600}
+    asked = {"adapter": "long", "examples": NOTES, "mode": "stack", "options": options}
+    work, whole = place / "killed", place / "whole"
+    for copy in (work, whole):
+        shutil.copytree(folder, copy)
+
+    with relaying(own_cache, work) as relay:
+        page = Page(relay)
+        model = page.last("app", "models")["models"][0]["id"]
+        name = page.post("tune", "train", model=model, **asked)
+        reach(page, name, 60)
+        assert "under way" in page.last("tune", "plan", model=model, **asked)["message"]
+        assert page.last("app", "jobs")["jobs"][0]["running"]
+        page.post("tune", "cancel", request=name)
+        assert page.rest(name, "train")[-1]["reason"] == "cancelled"
+        relay.process.kill()
+
+    with relaying(own_cache, work) as relay:
+        page = Page(relay)
+        (job,) = page.last("app", "jobs")["jobs"]
+        assert not job["running"]  # a person has stopped it
+        name = page.post("tune", "train", **own(job["request"]))
+        planned = reach(page, name, 200)[0]
+        assert planned["resumed_at"] > 0
+        (worker,) = relay.workers("tune")
+        relay.process.kill()
+        worker.wait(20)  # its input has ended
+
+    with relaying(own_cache, work) as relay:
+        page = Page(relay, first=0)
+        end = time.monotonic() + 120
+        while page.last("app", "jobs")["jobs"] and time.monotonic() < end:
+            time.sleep(0.2)
+        assert "planned" in [event["event"] for event in page.seen()]  # it went on by itself
+
+    with relaying(own_cache, whole) as relay:
+        page = Page(relay)
+        model = page.last("app", "models")["models"][0]["id"]
+        assert page.ask("tune", "train", model=model, **asked)[-1]["event"] == "ended"
+    killed, never = (
+        json.loads((copy / "adapters/long/adapter.json").read_text())["about"]["losses"]
+        for copy in (work, whole)
+    )
+    assert len(never) == 600
+    assert killed == pytest.approx(never, rel=1e-6)
+
+
+def reach(page, name, step):
+    """Events of a training until a step."""
+    found = [page.next(name)]
+    while found[-1].get("step", 0) < step:
+        assert found[-1]["event"] != "failed", found[-1]
+        found.append(page.next(name))
+    return found
+
+
+def own(request):
+    """What the page says of a training that is kept."""
+    return {key: value for key, value in request.items() if key not in ("id", "to", "do")}
+
+
+def test_a_training_can_be_forgotten(page, model):
+    asked = {"model": model, "adapter": "stopped", "examples": NOTES}
+    name = page.post("tune", "train", **asked, options=QUICK | {"steps": 2000})
+    reach(page, name, 1)
+    assert "is being trained" in page.last("app", "forget", **own(asked))["message"]
+    page.post("tune", "cancel", request=name)
+    assert page.rest(name, "train")[-1]["reason"] == "cancelled"
+    assert page.last("app", "forget", model=model, adapter="stopped")["event"] == "forgotten"
+    assert page.last("app", "jobs")["jobs"] == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_it_ends_with_its_workers(folder, own_cache, number):
+    with relaying(own_cache, folder) as relay:
+        page = Page(relay)
+        page.load(page.last("app", "models")["models"][0]["id"])
+        workers = relay.workers("chat")
+        assert workers
+        code = relay.end(number)
+        assert code in (0, 128 + number, -number)
+        end = time.monotonic() + 10
+        while any(one.is_running() for one in workers) and time.monotonic() < end:
+            time.sleep(0.1)
+        assert not any(one.is_running() for one in workers)
+
+
+def test_one_relay_at_a_time(folder, cache, relay, monkeypatch):
+    monkeypatch.setenv("EDGEPACK_CACHE", str(cache))
+    error, _, _ = fails("demo", folder, "--no-open", "--port", "0")
+    assert "another edgepack demo is running" in error
+    assert relay.process.poll() is None
+
+
+def test_a_single_file_is_a_model_too(folder, own_cache, place):
+    file = place / "alone/single.gguf"
+    file.parent.mkdir()
+    shutil.copy(folder / "base.gguf", file)
+    check_model(file)
+    with relaying(own_cache, file) as relay:
+        page = Page(relay)
+        (model,) = page.last("app", "models")["models"]
+        assert model["name"] == "single"
+        asked = {"model": model["id"], "adapter": "taught", "examples": NOTES, "options": QUICK}
+        assert page.ask("tune", "train", **asked)[-1]["event"] == "ended"
+        (model,) = page.last("app", "models")["models"]
+        assert [one["name"] for one in model["adapters"]] == ["taught"]
+        assert model["adapters"][0]["problem"] is None
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_onnx_folders_are_refused(tmp_path, monkeypatch):
+    pytest.importorskip("onnx")
+    from tests.support.training import packed as onnx_packed
+
+    monkeypatch.setenv("EDGEPACK_CACHE", str(tmp_path / "cache"))
+    onnx_packed(tmp_path)
+    error, _, _ = fails("demo", tmp_path / "out", "--no-open", "--port", "0")
+    assert "is an ONNX folder" in error
