@@ -26,6 +26,7 @@ from edgepack.errors import EdgepackError
 PAGE = Path(__file__).with_name("page")
 STEP = "demo"
 OTHER_HOSTS = {"host-android.js", "host-relay.js"}
+"""Hosts that this page does not have."""
 WORKER, START, MODELS = "sw.js", "index.html", "models.json"
 UNBUILT = 'const PAGE = { version: "unbuilt", files: [], later: [] };'
 LATER = ("vendor/wllama-compat/",)

@@ -42,7 +42,7 @@ const commands = {
       }
     }
   },
-  start: ({ start }) => page.evaluate((request) => globalThis.host.post(request), start),
+  start: ({ start }) => page.evaluate((request) => { globalThis.host.post(request); }, start),
   async wait({ wait, until }) {
     const has = ([id, names]) => globalThis.events.some((event) => event.id === id && names.includes(event.event));
     await page.waitForFunction(has, [wait, until], { polling: 200 });

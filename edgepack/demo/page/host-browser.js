@@ -13,8 +13,9 @@ export async function connect(receive) {
   await offline();
   const models = new Models();
   const chat = new Chat(models);
-  const parts = { app: new App(models), chat, tune: new Tune(), bench: new Bench(models, chat) };
-  return { post: (request) => answer(parts, request, receive) };
+  const tune = new Tune();
+  const parts = { app: new App(models, tune), chat, tune, bench: new Bench(models, chat) };
+  return { post: (request) => void answer(parts, request, receive) };
 }
 
 async function answer(parts, request, receive) {

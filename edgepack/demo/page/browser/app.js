@@ -7,12 +7,21 @@ import * as store from "./store.js";
 
 const VERSION = 1;
 
+class Stopped extends Error {}
+
 export class App {
-  constructor(models) {
+  /** `tune` tells which training runs. */
+  constructor(models, tune) {
     this.store = models;
+    this.tune = tune;
+    this.stopped = new Set(); // ids of imports that were stopped
   }
 
   async request(request, tell) {
+    if (request.do === "cancel") {
+      this.stopped.add(request.request);
+      return tell({ event: "done" });
+    }
     const acts = ["hello", "models", "import", "remove", "share", "jobs", "forget", "device"];
     if (!acts.includes(request.do)) throw new Problem(`${request.do}: the page in a browser does not know this`);
     tell(await this[request.do](request, tell));
@@ -39,7 +48,19 @@ export class App {
     const files = await chosen(kind === "model");
     if (!files.length) return { event: "cancelled" };
     const label = files.map(({ name }) => name).join(", ");
-    const heard = (share) => tell({ event: "progress", share: Math.min(1, share), label });
+    const heard = (share) => {
+      if (this.stopped.has(request.id)) throw new Stopped();
+      tell({ event: "progress", share: Math.min(1, share), label });
+    };
+    try {
+      return await this.kept(kind, files, request, heard);
+    } catch (error) {
+      if (error instanceof Stopped) return { event: "cancelled" };
+      throw error;
+    }
+  }
+
+  async kept(kind, files, request, heard) {
     heard(0);
     if (kind === "model") return { event: "imported", model: await this.store.importModel(files, heard) };
     const model = field(request, "model", "text");
@@ -63,7 +84,9 @@ export class App {
   }
 
   async jobs() {
-    return { event: "jobs", jobs: await store.all("jobs") };
+    const running = this.tune.training?.key;
+    const jobs = await store.all("jobs");
+    return { event: "jobs", jobs: jobs.map((job) => ({ ...job, running: `${job.model}/${job.adapter}` === running })) };
   }
 
   async forget(request) {
