@@ -2,10 +2,11 @@
 
     python -m benchmarks.demo_web DIR --modules FOLDER [--rounds 3]
 
-DIR is an output folder (GGUF), FOLDER where `npm install` put playwright-core and what the page runs
-(`edgepack.demo.web_npm.npm_line`). Chromium runs without a window. A round loads the model in the page
-with one thread and with two, and natively with as many, one after another, and times a prompt of 64
-tokens and 16 decoded ones; speeds are medians, ratios those of medians. Then the page trains on one note.
+DIR is an output folder (GGUF), FOLDER where `npm install` put playwright-core and what the page
+runs (`edgepack.demo.web_npm.npm_line`). Chromium runs without a window. A round loads the model in
+the page with one thread and with two, and natively with as many, one after another, and times a
+prompt of 64 tokens and 16 decoded ones; speeds are medians, ratios those of medians. Then the page
+trains on one note.
 """
 
 from __future__ import annotations
@@ -63,7 +64,12 @@ def row(name: str, turns: list[dict[str, float]], native: list[dict[str, float]]
     )
     speeds = [PROMPT / own["prompt"], DECODE / own["decode"]]
     ratios = [other[key] / own[key] for key in ("prompt", "decode")]
-    return [name, f"{own['load']:.1f}", *(f"{s:.1f}" for s in speeds), *(f"{r:.2f}" for r in ratios)]
+    return [
+        name,
+        f"{own['load']:.1f}",
+        *(f"{s:.1f}" for s in speeds),
+        *(f"{r:.2f}" for r in ratios),
+    ]
 
 
 def main() -> None:

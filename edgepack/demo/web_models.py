@@ -1,4 +1,4 @@
-"""A packed model as a page in a browser takes it: files in pieces, its tokenizer, its training graph."""
+"""A packed model as a page in a browser takes it: files in pieces, tokenizer, training graph."""
 
 from __future__ import annotations
 

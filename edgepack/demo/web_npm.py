@@ -1,7 +1,7 @@
-"""Programs of others that a page in a browser runs: from npm, of pinned versions, never at run time.
+"""Programs of others that a page in a browser runs: from npm, pinned, never fetched at run time.
 
-`npm/package-lock.json` pins the packages with npm's digests, `npm/files.json` each file that is taken
-from them with its sha256.
+`npm/package-lock.json` pins the packages with npm's digests, `npm/files.json` each file that is
+taken from them with its sha256.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def npm_line() -> str:
 def copy_runtimes(out: Path, modules: Path | None) -> None:
     """Copy the programs and their licences into the folder `out`.
 
-    `modules` is a ``node_modules`` folder, or the one that it is in; None: npm fetches them once, and
-    they stay in edgepack's cache. Raises `EdgepackError` for packages that are missing or of another
-    version, with the line that gets them.
+    `modules` is a ``node_modules`` folder, or the one that it is in; None: npm fetches them once,
+    and they stay in edgepack's cache. Raises `EdgepackError` for packages that are missing or of
+    another version, with the line that gets them.
     """
     source = _found(modules) if modules else _fetched()
     wanted = json.loads((HERE / FILES).read_text(encoding="utf-8"))

@@ -54,7 +54,12 @@ def small(tmp_path_factory):
     folder = packed(
         place / "model",
         compress={"format": "q4_0", "rank": 4, "factors": "f16", "embeddings": "q8_0"},
-        calibrate={"source": "text.txt", "tokens": 512, "sequence_length": 64, "objective": "layer"},
+        calibrate={
+            "source": "text.txt",
+            "tokens": 512,
+            "sequence_length": 64,
+            "objective": "layer",
+        },
         export={"measure": {"tokens": 0}},
     )
     finish(write_web([folder], place / "site", modules=modules(), training=None))

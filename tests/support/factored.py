@@ -34,7 +34,9 @@ def smollm2(folder, form="q4_0"):
     formats = {name: weight.Q.format for name, weight in weights.items()}
     write_model(folder / "base.gguf", checkpoint, formats, lambda name: weights[name].Q)
     ranked = {
-        name: WeightFormat(w.Q.format, w.rank, "f16", "f16") for name, w in weights.items() if w.rank
+        name: WeightFormat(w.Q.format, w.rank, "f16", "f16")
+        for name, w in weights.items()
+        if w.rank
     }
     write_factors(folder / "factors.gguf", checkpoint, ranked, weights.__getitem__)
     files = {name: digest(folder / name) for name in ("base.gguf", "factors.gguf")}

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from edgepack.demo.web_npm import packages
+
 DRIVER = Path(__file__).parents[1] / "demo" / "web_driver.mjs"
 ISOLATION = {
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -35,7 +37,10 @@ def modules():
     """The folder where npm installed playwright-core and what a page runs."""
     found = os.environ.get("EDGEPACK_NODE")
     if not found:
-        pytest.skip("EDGEPACK_NODE is not set; name the folder that tests/demo/tools.sh made")
+        pytest.skip("EDGEPACK_NODE is not set; name a folder where npm installed playwright-core")
+    for name in ("playwright-core", *packages()):
+        if not (Path(found) / "node_modules" / name).is_dir():
+            pytest.skip(f"npm has not installed {name} in {found}")
     return Path(found)
 
 

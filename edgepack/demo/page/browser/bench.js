@@ -64,19 +64,20 @@ export class Bench {
   }
 }
 
-/** Seconds of a prompt and of decoding; what is decoded is whatever is likeliest. */
+/** Seconds of a prompt and of decoding; what is decoded is whatever is likeliest. wllama takes prompts as text
+ * alone, so that the time is that of so many tokens as were asked for, in proportion. */
 async function timed(runtime, model, prompt, decode) {
-  const vocabulary = runtime.getLoadedContextInfo().n_vocab;
-  const ids = Array.from({ length: prompt }, (_, index) => (3 + 7 * index) % Math.min(vocabulary, 400));
+  const text = Array.from({ length: prompt }, () => "hello").join(" "); // a token a word, or about so many
   const seen = [];
   await runtime.createCompletion({
-    prompt: ids, n_predict: decode + 1, temperature: 0, ignore_eos: true, cache_prompt: false, stream: true, timings_per_token: true,
+    prompt: text, n_predict: decode + 1, temperature: 0, ignore_eos: true, cache_prompt: false, stream: true, timings_per_token: true,
     lora: [...(model.factors ? [1] : []), ...model.adapters.map(() => 1)].map((scale, id) => ({ id, scale })),
     onData: ({ timings }) => timings && seen.push(timings),
   });
   const [first, last] = [seen[0], seen.at(-1)];
   const tokens = last.predicted_n - first.predicted_n;
-  return { prompt: last.prompt_ms / 1000, decode: ((last.predicted_ms - first.predicted_ms) / tokens) * decode / 1000 };
+  const share = prompt / last.prompt_n;
+  return { prompt: (share * last.prompt_ms) / 1000, decode: ((last.predicted_ms - first.predicted_ms) / tokens) * decode / 1000 };
 }
 
 async function result(model, asked, found) {
