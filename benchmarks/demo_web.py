@@ -19,7 +19,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.same_type import RESULTS
-from edgepack import bench
+from edgepack.bench import bench
 from edgepack.core.progress import finish
 from edgepack.core.tables import markdown
 from edgepack.demo.web import write_web
@@ -95,7 +95,9 @@ def main() -> None:
                         natively(options.folder, threads)
                     )
             trained = training(page, model)
-    rows = [["", "load, s", "prompt, tokens/s", "decode, tokens/s", "of native", "of native "]]
+    rows = [
+        ["", "load, s", "prompt, tokens/s", "decode, tokens/s", "prompt, share", "decode, share"]
+    ]
     for threads in THREADS:
         native = turns["native", threads]
         for kind, called in (("page", "in Chromium"), ("native", "llama.cpp")):
