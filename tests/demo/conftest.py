@@ -22,6 +22,13 @@ def cache(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def own_cache(tmp_path):
+    """A cache beside that of another relay."""
+    programs(tmp_path / "cache")
+    return tmp_path / "cache"
+
+
 @pytest.fixture(scope="session")
 def small(tmp_path_factory):
     """A small random packed model with one set of notes."""

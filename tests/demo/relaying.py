@@ -7,12 +7,14 @@ import json
 import os
 import queue
 import re
+import secrets
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import urllib.parse
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 
 import psutil
 
@@ -38,13 +40,14 @@ class Relay:
     def __init__(self, process, port, token):
         self.process, self.port, self.token = process, port, token
         self.url = f"http://127.0.0.1:{port}/#token={token}"
+        self.pages = []
 
     def request(self, method, path, body=None, **headers):
         """(status, headers, body) of any request."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        connection.request(method, path, body, self.key | headers)
-        answer = connection.getresponse()
-        return answer.status, answer.headers, answer.read()
+        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)) as connection:
+            connection.request(method, path, body, self.key | headers)
+            with connection.getresponse() as answer:
+                return answer.status, answer.headers, answer.read()
 
     @property
     def key(self):
@@ -68,6 +71,7 @@ def relaying(cache, *arguments, threads=1):
     command += ["--no-open", "--port", "0", "--threads", str(threads)]
     environment = os.environ | {"EDGEPACK_CACHE": str(cache)}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        rest = None
         try:
             lines = []
             for line in process.stderr:
@@ -76,10 +80,18 @@ def relaying(cache, *arguments, threads=1):
                     break
             else:
                 raise AssertionError("".join(lines))
-            threading.Thread(target=process.stderr.read, daemon=True).start()
-            yield Relay(process, int(found[1]), found[2])
+            rest = threading.Thread(target=process.stderr.read, daemon=True)
+            rest.start()
+            relay = Relay(process, int(found[1]), found[2])
+            try:
+                yield relay
+            finally:
+                for page in relay.pages:
+                    page.close()
         finally:
             process.kill()
+            if rest:
+                rest.join()
 
 
 class Page:
@@ -88,17 +100,28 @@ class Page:
     def __init__(self, relay, first=None):
         """`first`: the number of the first event to hear; those from now on if not given."""
         self.relay = relay
-        self._number = 0
+        self._mark, self._number = secrets.token_hex(4), 0
         self._queues = {}
         self._lock = threading.Lock()
         self.unasked = queue.Queue()
         path = "/api/events" if first is None else f"/api/events?next={first}"
         self._stream = http.client.HTTPConnection("127.0.0.1", relay.port, timeout=120)
         self._stream.request("GET", path, headers=relay.key)
-        answer = self._stream.getresponse()
-        assert answer.status == 200
-        answer.readline()  # that it is alive
-        threading.Thread(target=self._read, args=(answer,), daemon=True).start()
+        self._socket = self._stream.sock
+        self._answer = self._stream.getresponse()
+        assert self._answer.status == 200
+        self._answer.readline()  # that it is alive
+        self._reader = threading.Thread(target=self._read, args=(self._answer,), daemon=True)
+        self._reader.start()
+        relay.pages.append(self)
+
+    def close(self):
+        """Go away."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._reader.join()
+        self._answer.close()
+        self._stream.close()
 
     def _read(self, answer):
         try:
@@ -112,7 +135,7 @@ class Page:
     def post(self, to, do, **fields):
         """Send a request; its id."""
         self._number += 1
-        name = f"p{self._number}"
+        name = f"{self._mark}-{self._number}"
         with self._lock:
             self._queues[name] = queue.Queue()
         body = json.dumps({"id": name, "to": to, "do": do, **fields})
@@ -152,7 +175,7 @@ class Page:
     def send(self, kind, files, model=None):
         """Import files, name → bytes; the last event."""
         self._number += 1
-        name = f"p{self._number}"
+        name = f"{self._mark}-{self._number}"
         with self._lock:
             self._queues[name] = queue.Queue()
         for part, (file, data) in enumerate(files.items(), 1):

@@ -294,60 +294,83 @@ def test_imports_are_checked(page, model, folder, tmp_path, relay):
     assert len(page.last("app", "models")["models"]) == 1
 
 
-def test_a_training_goes_on_after_a_kill(place, cache, folder):
-    """The losses are those of a run that was never killed."""
-    options = QUICK | {"steps": 40}
+def test_a_training_outlives_the_relay(place, own_cache, folder):
+    """Stopped, begun again, killed, gone on with: the losses are those of one run."""
+    options = QUICK | {"steps": 600}
     asked = {"adapter": "long", "examples": NOTES, "mode": "stack", "options": options}
-    losses = {}
-    for kind in ("killed", "whole"):
-        work = place / kind
-        shutil.copytree(folder, work)
-        with relaying(cache, work) as relay:
-            page = Page(relay)
-            model = page.last("app", "models")["models"][0]["id"]
-            name = page.post("tune", "train", model=model, **asked)
-            if kind == "whole":
-                assert page.rest(name, "train")[-1]["event"] == "ended"
-            else:
-                while page.next(name)["event"] != "saved":
-                    pass
-                (worker,) = relay.workers("tune")
-                relay.process.kill()
-                worker.wait(20)  # its input has ended
-        if kind == "killed":
-            with relaying(cache, work) as relay:  # it goes on by itself
-                page = Page(relay, first=0)
-                end = time.monotonic() + 120
-                while page.last("app", "jobs")["jobs"] and time.monotonic() < end:
-                    time.sleep(0.2)
-                planned = [e for e in page.seen() if e["event"] == "planned"]
-                assert planned[0]["resumed_at"] > 0
-        about = json.loads((work / "adapters/long/adapter.json").read_text())["about"]
-        losses[kind] = about["losses"]
-    assert len(losses["whole"]) == 40
-    assert losses["killed"] == pytest.approx(losses["whole"], rel=1e-6)
+    work, whole = place / "killed", place / "whole"
+    for copy in (work, whole):
+        shutil.copytree(folder, copy)
+
+    with relaying(own_cache, work) as relay:
+        page = Page(relay)
+        model = page.last("app", "models")["models"][0]["id"]
+        name = page.post("tune", "train", model=model, **asked)
+        reach(page, name, 60)
+        assert "under way" in page.last("tune", "plan", model=model, **asked)["message"]
+        assert page.last("app", "jobs")["jobs"][0]["running"]
+        page.post("tune", "cancel", request=name)
+        assert page.rest(name, "train")[-1]["reason"] == "cancelled"
+        relay.process.kill()
+
+    with relaying(own_cache, work) as relay:
+        page = Page(relay)
+        (job,) = page.last("app", "jobs")["jobs"]
+        assert not job["running"]  # a person has stopped it
+        name = page.post("tune", "train", **own(job["request"]))
+        planned = reach(page, name, 200)[0]
+        assert planned["resumed_at"] > 0
+        (worker,) = relay.workers("tune")
+        relay.process.kill()
+        worker.wait(20)  # its input has ended
+
+    with relaying(own_cache, work) as relay:
+        page = Page(relay, first=0)
+        end = time.monotonic() + 120
+        while page.last("app", "jobs")["jobs"] and time.monotonic() < end:
+            time.sleep(0.2)
+        assert "planned" in [event["event"] for event in page.seen()]  # it went on by itself
+
+    with relaying(own_cache, whole) as relay:
+        page = Page(relay)
+        model = page.last("app", "models")["models"][0]["id"]
+        assert page.ask("tune", "train", model=model, **asked)[-1]["event"] == "ended"
+    killed, never = (
+        json.loads((copy / "adapters/long/adapter.json").read_text())["about"]["losses"]
+        for copy in (work, whole)
+    )
+    assert len(never) == 600
+    assert killed == pytest.approx(never, rel=1e-6)
 
 
-def test_a_stopped_training_waits_for_a_person(page, model):
-    options = QUICK | {"steps": 400}
-    asked = {"model": model, "adapter": "stopped", "examples": NOTES, "options": options}
-    name = page.post("tune", "train", **asked)
-    while page.next(name)["event"] != "step":
-        pass
-    assert "under way" in page.last("tune", "plan", **asked)["message"]
-    (job,) = page.last("app", "jobs")["jobs"]
-    assert job["running"]
+def reach(page, name, step):
+    """Events of a training until a step."""
+    found = [page.next(name)]
+    while found[-1].get("step", 0) < step:
+        assert found[-1]["event"] != "failed", found[-1]
+        found.append(page.next(name))
+    return found
+
+
+def own(request):
+    """What the page says of a training that is kept."""
+    return {key: value for key, value in request.items() if key not in ("id", "to", "do")}
+
+
+def test_a_training_can_be_forgotten(page, model):
+    asked = {"model": model, "adapter": "stopped", "examples": NOTES}
+    name = page.post("tune", "train", **asked, options=QUICK | {"steps": 2000})
+    reach(page, name, 1)
+    assert "is being trained" in page.last("app", "forget", **own(asked))["message"]
     page.post("tune", "cancel", request=name)
     assert page.rest(name, "train")[-1]["reason"] == "cancelled"
-    (job,) = page.last("app", "jobs")["jobs"]
-    assert not job["running"]
-    page.last("app", "forget", model=model, adapter="stopped")
+    assert page.last("app", "forget", model=model, adapter="stopped")["event"] == "forgotten"
     assert page.last("app", "jobs")["jobs"] == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_it_ends_with_its_workers(folder, cache, number):
-    with relaying(cache, folder) as relay:
+def test_it_ends_with_its_workers(folder, own_cache, number):
+    with relaying(own_cache, folder) as relay:
         page = Page(relay)
         page.load(page.last("app", "models")["models"][0]["id"])
         workers = relay.workers("chat")
@@ -367,11 +390,12 @@ def test_one_relay_at_a_time(folder, cache, relay, monkeypatch):
     assert relay.process.poll() is None
 
 
-def test_a_single_file_is_a_model_too(folder, cache, tmp_path):
-    file = tmp_path / "single.gguf"
+def test_a_single_file_is_a_model_too(folder, own_cache, place):
+    file = place / "alone/single.gguf"
+    file.parent.mkdir()
     shutil.copy(folder / "base.gguf", file)
     check_model(file)
-    with relaying(cache, file) as relay:
+    with relaying(own_cache, file) as relay:
         page = Page(relay)
         (model,) = page.last("app", "models")["models"]
         assert model["name"] == "single"
@@ -380,7 +404,7 @@ def test_a_single_file_is_a_model_too(folder, cache, tmp_path):
         (model,) = page.last("app", "models")["models"]
         assert [one["name"] for one in model["adapters"]] == ["taught"]
         assert model["adapters"][0]["problem"] is None
-    assert list(tmp_path.iterdir()) == [file]
+    assert list(file.parent.iterdir()) == [file]
 
 
 def test_onnx_folders_are_refused(tmp_path, monkeypatch):
