@@ -78,8 +78,8 @@ return page.evaluate(() => {
 def test_every_screen_fits(page_relay, size, scheme, text):
     with person(colorScheme=scheme, **SIZES[size]) as one:
         one.open(page_relay.url)
-        style = f":root {{ font-size: {text}% }}"
-        one.run("await page.addStyleTag({content: values.style})", style=style)
+        larger = f"document.documentElement.style.fontSize = '{text}%'"
+        one.run(f"await page.evaluate(() => {{ {larger}; }})")
         one.go("chat")
         kind = size if text == 100 else f"{size}-large"
         one.shot(f"chat-new-{kind}", scheme)
