@@ -11,7 +11,7 @@ import pytest
 from edgepack.adapters import files
 from edgepack.adapters.base import PackedBase
 from tests.demo.browsing import needs
-from tests.demo.relaying import programs, relaying
+from tests.demo.relaying import Page, programs, relaying
 from tests.support.adapters import packed, random_adapter
 
 
@@ -53,3 +53,32 @@ def shown(request, tmp_path):
 def page_relay(shown, cache):
     with relaying(cache, shown) as relay:
         yield relay
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("place")
+
+
+@pytest.fixture(scope="module")
+def folder(small, place):
+    out = place / small.name
+    shutil.copytree(small, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def relay(folder, cache):
+    with relaying(cache, folder) as relay:
+        yield relay
+
+
+@pytest.fixture
+def page(relay):
+    return Page(relay)
+
+
+@pytest.fixture
+def model(page):
+    (model,) = page.last("app", "models")["models"]
+    return model["id"]

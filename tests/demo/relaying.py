@@ -61,7 +61,7 @@ class Relay:
 
     @contextmanager
     def slowed(self):
-        """Meanwhile `chat` runs for a few milliseconds of every tenth of a second, so that a small
+        """Meanwhile `chat` runs for half a millisecond of every tenth of a second, so that a small
         model is caught in the middle of an answer."""
         over = threading.Event()
 
@@ -70,7 +70,7 @@ class Relay:
                 for process in self.workers("chat"):
                     with suppress(psutil.Error):
                         process.resume()
-                        time.sleep(0.004)
+                        time.sleep(0.0005)
                         process.suspend()
             for process in self.workers("chat"):
                 with suppress(psutil.Error):

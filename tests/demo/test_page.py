@@ -29,7 +29,7 @@ QUESTION = "What is my dog called?"
 def test_chat_streams_and_notes_change_the_answer(page_relay):
     with person() as one:
         one.open(page_relay.url)
-        one.sets_longest(24)
+        one.sets_longest(60)
         one.run(COUNT_CHANGES)
         with page_relay.slowed():
             one.asks("Tell me about foxes.")
@@ -71,7 +71,7 @@ def test_a_reload_restores_and_an_answer_can_be_stopped(page_relay):
         with page_relay.slowed():
             one.asks("Write a very long story about a cat.")
             one.hears_begin(3)
-            one.run("await page.waitForTimeout(900)")
+            one.run("await page.waitForTimeout(750)")
             one.reload()
         answers = one.hears(3)
         assert answers[0] == first

@@ -240,6 +240,7 @@ export class ChatScreen {
 
   /** Keep the end in sight, unless the person has scrolled away from it. */
   toEnd(always = false) {
+    if (!this.conversation.messages.length) return;
     const { scrollHeight, scrollTop, clientHeight } = this.list;
     if (always || scrollHeight - scrollTop - clientHeight < 120) this.list.scrollTop = scrollHeight;
   }
