@@ -62,12 +62,12 @@ class Relay:
     @contextmanager
     def slowed(self):
         """Meanwhile `chat` runs for half a millisecond of every tenth of a second, so that a small
-        model is caught in the middle of an answer."""
-        over = threading.Event()
+        model is caught in the middle of an answer; not at all once the event that comes is set."""
+        over, held = threading.Event(), threading.Event()
 
         def slow():
             while not over.wait(0.1):
-                for process in self.workers("chat"):
+                for process in [] if held.is_set() else self.workers("chat"):
                     with suppress(psutil.Error):
                         process.resume()
                         time.sleep(0.0005)
@@ -79,7 +79,7 @@ class Relay:
         thread = threading.Thread(target=slow)
         thread.start()
         try:
-            yield
+            yield held
         finally:
             over.set()
             thread.join()

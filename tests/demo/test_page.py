@@ -68,10 +68,11 @@ def test_a_reload_restores_and_an_answer_can_be_stopped(page_relay):
             one.click("[aria-label='Stop the answer']")
             one.hears(2)
         assert "Stopped." in one.reads(".theirs:last-child .under")
-        with page_relay.slowed():
+        with page_relay.slowed() as held:
             one.asks("Write a very long story about a cat.")
             one.hears_begin(3)
-            one.run("await page.waitForTimeout(750)")
+            held.set()
+            one.run("await page.waitForTimeout(900)")
             one.reload()
         answers = one.hears(3)
         assert answers[0] == first
