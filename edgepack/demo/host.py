@@ -240,7 +240,7 @@ class Host:
         """The file that `share` hands to the person."""
         return self.store.get(model).adapter(adapter)
 
-    def _inspect(self, path: Path) -> Json:
+    def _inspect(self, path: Path, name: str) -> Json:
         """What `edgepack-chat` finds in a file; in a process of its own, which a damaged file may
         end."""
         said: queue.Queue[Json] = queue.Queue()
@@ -251,10 +251,9 @@ class Host:
             event = {"event": "failed", "message": "the file could not be read in time"}
         self._inspector.close()
         if event["event"] == "failed":
-            said_of = "it ends the program that reads it" if event.get("ended") else None
-            raise EdgepackError(
-                f"{quote(path.name)}: {said_of or event['message']}", hint=event.get("hint")
-            )
+            gone = "it ends the program that reads it"
+            what = gone if event.get("ended") else event["message"]
+            raise EdgepackError(f"{quote(name)}: {what}", hint=event.get("hint"))
         return event
 
     # ---------------------------------------------------------------- around it

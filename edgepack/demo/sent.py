@@ -16,8 +16,9 @@ from edgepack.demo.worker import Json
 from edgepack.errors import EdgepackError
 from edgepack.runtimes.gguf_check import HOLDS_FACTORS, check_adapter, check_model
 
-Inspect = Callable[[Path], Json]
-"""What `edgepack-chat` says of a file; raises `EdgepackError` for one that it refuses."""
+Inspect = Callable[[Path, str], Json]
+"""What `edgepack-chat` says of a file, which has a name for people; raises `EdgepackError` for one
+that it refuses."""
 
 
 def folder_for(request: str, part: str) -> Path:
@@ -36,7 +37,7 @@ def clear() -> None:
 def take_model(store: Store, files: dict[str, Path], inspect: Inspect) -> Model:
     """A model from the files that were sent, by their names there: a base, and its factors if it
     has any. They are moved."""
-    kinds = {name: inspect(path)["kind"] for name, path in files.items()}
+    kinds = {name: inspect(path, name)["kind"] for name, path in files.items()}
     bases = [name for name, kind in kinds.items() if kind == "model"]
     if len(bases) != 1:
         what = "none of them is a model" if not bases else "there are several models"
@@ -56,7 +57,7 @@ def take_model(store: Store, files: dict[str, Path], inspect: Inspect) -> Model:
 
 def take_adapter(model: Model, name: str, file: Path, inspect: Inspect) -> str:
     """An adapter of a model, checked against it; the name that it gets."""
-    if inspect(file)["kind"] == "model":
+    if inspect(file, name)["kind"] == "model":
         raise EdgepackError(f"{shorten(name, 60)}: is a model", hint="import it as a model")
     header = check_adapter(file, model.header)
     if HOLDS_FACTORS in header.metadata:

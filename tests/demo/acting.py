@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 from tests.demo.browsing import browsing
@@ -48,9 +49,13 @@ class Person:
     def sees(self, what):
         self.run("await page.waitForSelector(values.what)", what=what)
 
-    def waits_for(self, condition):
-        """Until JavaScript is true in the page."""
-        self.run("await page.waitForFunction(values.condition)", condition=condition)
+    def waits_for(self, condition, seconds=120):
+        """Until JavaScript is true in the page (whose policy lets no text become a program, so that
+        Playwright's own waiting cannot)."""
+        end = time.monotonic() + seconds
+        while not self.run(f"return page.evaluate(() => Boolean({condition}))"):
+            assert time.monotonic() < end, f"not so: {condition}"
+            time.sleep(0.1)
 
     def reads(self, what):
         return self.run("return page.innerText(values.what)", what=what)

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.parse
 from contextlib import closing, contextmanager, suppress
 
@@ -57,6 +58,31 @@ class Relay:
         """Processes of a program that the relay has started."""
         found = psutil.Process(self.process.pid).children(recursive=True)
         return [one for one in found if one.name() == f"edgepack-{name}"]
+
+    @contextmanager
+    def slowed(self):
+        """Meanwhile `chat` runs for half a millisecond of every tenth of a second, so that a small
+        model is caught in the middle of an answer; not at all once the event that comes is set."""
+        over, held = threading.Event(), threading.Event()
+
+        def slow():
+            while not over.wait(0.1):
+                for process in [] if held.is_set() else self.workers("chat"):
+                    with suppress(psutil.Error):
+                        process.resume()
+                        time.sleep(0.0005)
+                        process.suspend()
+            for process in self.workers("chat"):
+                with suppress(psutil.Error):
+                    process.resume()
+
+        thread = threading.Thread(target=slow)
+        thread.start()
+        try:
+            yield held
+        finally:
+            over.set()
+            thread.join()
 
     def end(self, number=signal.SIGINT):
         """End it as a person does; its exit code."""

@@ -78,13 +78,13 @@ return page.evaluate(() => {
 def test_every_screen_fits(page_relay, size, scheme, text):
     with person(colorScheme=scheme, **SIZES[size]) as one:
         one.open(page_relay.url)
-        style = f":root {{ font-size: {text}% }}"
-        one.run("await page.addStyleTag({content: values.style})", style=style)
+        larger = f"document.documentElement.style.fontSize = '{text}%'"
+        one.run(f"await page.evaluate(() => {{ {larger}; }})")
         one.go("chat")
         kind = size if text == 100 else f"{size}-large"
         one.shot(f"chat-new-{kind}", scheme)
         one.sets_longest(40)
-        one.asks("Name three things to see in Paris, as a list. 🦊")
+        one.asks("Name three things to see in Paris, as a list.")
         one.hears(1)
         for name in SCREENS:
             one.go(name)

@@ -29,10 +29,11 @@ QUESTION = "What is my dog called?"
 def test_chat_streams_and_notes_change_the_answer(page_relay):
     with person() as one:
         one.open(page_relay.url)
-        one.sets_longest(24)
+        one.sets_longest(60)
         one.run(COUNT_CHANGES)
-        one.asks("Tell me about foxes.")
-        (plain,) = one.hears(1)
+        with page_relay.slowed():
+            one.asks("Tell me about foxes.")
+            (plain,) = one.hears(1)
         assert one.run("return page.evaluate(() => window.seen.size)") > 4
         stats = one.reads(".stats")
         for word in ("tokens/s", "first after", "MB peak"):
@@ -61,15 +62,18 @@ def test_a_reload_restores_and_an_answer_can_be_stopped(page_relay):
         one.asks("the quick brown fox?")
         (first,) = one.hears(1)
         one.sets_longest(1500)
-        one.asks("Write a very long story about a dog.")
-        one.hears_begin(2)
-        one.click("[aria-label='Stop the answer']")
-        one.hears(2)
+        with page_relay.slowed():
+            one.asks("Write a very long story about a dog.")
+            one.hears_begin(2)
+            one.click("[aria-label='Stop the answer']")
+            one.hears(2)
         assert "Stopped." in one.reads(".theirs:last-child .under")
-        one.asks("Write a very long story about a cat.")
-        one.hears_begin(3)
-        one.run("await page.waitForTimeout(900)")
-        one.reload()
+        with page_relay.slowed() as held:
+            one.asks("Write a very long story about a cat.")
+            one.hears_begin(3)
+            held.set()
+            one.run("await page.waitForTimeout(900)")
+            one.reload()
         answers = one.hears(3)
         assert answers[0] == first
         assert len(answers[2]) > 10
@@ -90,10 +94,11 @@ def test_a_killed_worker_is_told_and_the_page_recovers(page_relay):
     with person() as one:
         one.open(page_relay.url)
         one.sets_longest(1500)
-        one.asks("Write a very long story about a dog.")
-        one.hears_begin(1)
-        for process in page_relay.workers("chat"):
-            process.kill()
+        with page_relay.slowed():
+            one.asks("Write a very long story about a dog.")
+            one.hears_begin(1)
+            for process in page_relay.workers("chat"):
+                process.kill()
         (left,) = one.hears(1)
         assert len(left) > 10  # what it had written is still there
         assert "has ended" in one.reads(".banner")
@@ -107,8 +112,7 @@ def test_a_killed_worker_is_told_and_the_page_recovers(page_relay):
             process.kill()
         one.asks("and again?")
         one.hears(3)
-        one.click("[aria-label='Answer again'] >> nth=-1")
-        one.sees(".theirs:last-child .stats")
+        assert "broke off" not in one.reads(".theirs:last-child")
 
 
 def test_teach_runs_to_the_end_and_is_compared(page_relay, shown):
@@ -156,7 +160,7 @@ def test_bench(page_relay):
         one.go("bench")
         for key, value in {"prompt": 16, "decode": 4, "rounds": 2, "threads": 1}.items():
             one.fill(f"#bench-{key}", value)
-        one.click("text=Measure")
+        one.click(".bench .primary")
         one.sees(".result table")
         rows = one.reads_all(".result tbody tr")
         assert rows[0].startswith("Prompt, 16")
@@ -200,9 +204,9 @@ def test_the_relay_s_end_is_told(page_relay):
         assert "does not answer" in one.reads(".banner")
 
 
-def test_the_first_run_asks_for_a_model(cache):
+def test_the_first_run_asks_for_a_model(own_cache):
     needs()
-    with relaying(cache) as relay, person() as one:
+    with relaying(own_cache) as relay, person() as one:
         one.open(relay.url)
         one.sees(".first")
         assert "Bring a model" in one.reads("main")

@@ -141,11 +141,24 @@ export class App extends EventTarget {
     const scales = Object.fromEntries(notes.map((name) => [name, 1]));
     let request = null;
     let stopped = false;
+    let begun = false;
+    const hear = (event) => {
+      begun ||= event.event === "started";
+      onEvent(event);
+    };
     const run = async () => {
-      await this.ensureLoaded();
+      const before = this.loaded;
+      const loaded = await this.ensureLoaded();
       if (stopped) return { event: "ended", reason: "cancelled" };
-      request = this.client.ask("chat", { do: "chat", messages, scales, ...sampling }, onEvent);
-      return request.done;
+      request = this.client.ask("chat", { do: "chat", messages, scales, ...sampling }, hear);
+      try {
+        return await request.done;
+      } catch (error) {
+        // a worker that ended while nobody asked it was started anew, and has no model
+        if (begun || error.ended || stopped || before !== loaded) throw error;
+        this.forgetLoaded();
+        return run();
+      }
     };
     const done = run().then((event) => {
       if (event.prompt_tokens - event.cached_tokens > 8) this.set({ read: event.prompt_tokens_per_second });

@@ -30,6 +30,7 @@ export function speed(value) {
 /** Seconds, roughly, as long times should be said. */
 export function duration(seconds) {
   if (!Number.isFinite(seconds)) return "–";
+  if (seconds < 0.1) return t("milliseconds", { value: number(seconds * 1000, seconds < 0.01 ? 1 : 0) });
   if (seconds < 1) return t("seconds", { value: number(seconds, 2) });
   if (seconds < 10) return t("seconds", { value: number(seconds, 1) });
   if (seconds < 90) return t("seconds", { value: number(seconds) });

@@ -11,7 +11,7 @@ const TEXTS = {
   "copy": ["Copy", "Kopieren"], "copied": ["Copied", "Kopiert"], "stop": ["Stop", "Anhalten"],
   "settings": ["Settings", "Einstellungen"], "advanced": ["Advanced", "Für Kundige"],
   "speed": ["{value} tokens/s", "{value} Token/s"],
-  "seconds": ["{value} s", "{value} s"], "minutes": ["{value} min", "{value} min"], "hours": ["{value} h", "{value} Std."],
+  "milliseconds": ["{value} ms", "{value} ms"], "seconds": ["{value} s", "{value} s"], "minutes": ["{value} min", "{value} min"], "hours": ["{value} h", "{value} Std."],
 
   "nav.label": ["Screens", "Bereiche"], "nav.skip": ["Skip to content", "Zum Inhalt"],
   "nav.models": ["Models", "Modelle"], "nav.chat": ["Chat", "Chat"], "nav.teach": ["Teach", "Lehren"],
@@ -185,7 +185,7 @@ const TEXTS = {
   "bench.nothing": ["Nothing measured yet. It takes a minute or two; leave the device alone meanwhile.", "Noch nichts gemessen. Es dauert ein, zwei Minuten; lass das Gerät so lange in Ruhe."],
   "bench.row.prompt": ["Prompt, {tokens}", "Frage, {tokens}"], "bench.row.decode": ["Decode, {tokens}", "Antwort, {tokens}"],
   "bench.of": ["{date} · {rounds} rounds", "{date} · {rounds} Runden"], "bench.table": ["Results", "Ergebnisse"],
-  "bench.what": ["Case", "Fall"], "bench.speed": ["Speed", "Tempo"], "bench.median": ["Median", "Median"], "bench.range": ["Range", "Spanne"],
+  "bench.what": ["Case", "Fall"], "bench.median": ["Median", "Median"], "bench.range": ["Range", "Spanne"],
   "bench.loading": ["Loading", "Laden"], "bench.peak": ["Peak memory", "Höchster Speicher"], "bench.runtime": ["Runtime", "Laufzeit"],
   "bench.copy": ["Copy JSON", "JSON kopieren"], "bench.save": ["Save JSON", "JSON sichern"],
 

@@ -240,8 +240,10 @@ export class ChatScreen {
 
   /** Keep the end in sight, unless the person has scrolled away from it. */
   toEnd(always = false) {
-    const { scrollHeight, scrollTop, clientHeight } = this.list;
-    if (always || scrollHeight - scrollTop - clientHeight < 120) this.list.scrollTop = scrollHeight;
+    if (!this.conversation.messages.length) return;
+    const scroller = getComputedStyle(this.list).overflowY === "visible" ? this.node : this.list;
+    const { scrollHeight, scrollTop, clientHeight } = scroller;
+    if (always || scrollHeight - scrollTop - clientHeight < 120) scroller.scrollTop = scrollHeight;
   }
 
   resized() {

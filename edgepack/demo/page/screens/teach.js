@@ -27,8 +27,8 @@ export class TeachScreen {
         el("label", { class: "field", for: "teach-name" }, el("span", { text: t("teach.name") }), this.name, el("small", { text: t("teach.nameAbout") })),
         this.options.node, this.problem, el("div", { class: "row" }, this.next)));
     this.jobs = el("div", { class: "jobs" });
-    this.live = el("div", {});
-    this.comparing = el("div", {});
+    this.live = el("div", { class: "slot" });
+    this.comparing = el("div", { class: "slot" });
     this.none = el("div", { class: "empty" }, icon("teach"), el("h2", { text: t("chat.noModel") }), el("p", { class: "quiet", text: t("models.firstText") }),
       button({ text: t("models.import"), glyph: "add", kind: "primary", onclick: () => shell.go("models") }));
     this.node = el("section", { class: "screen teach" },
