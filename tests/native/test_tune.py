@@ -12,6 +12,9 @@ from edgepack.adapters.adapter import Lora
 from edgepack.checkpoint import open_checkpoint
 from edgepack.adapters.base import PackedBase
 from edgepack.core.disk import sha256
+from edgepack.runtimes.base import LIKELIEST
+from edgepack.runtimes.chat import text
+from edgepack.runtimes.models import Model
 from tests.support.bases import packed_base
 from tests.support.native import host_program, running
 from tests.support.tuner import Tuning, difference
@@ -163,23 +166,21 @@ def test_the_adapter_is_what_edgepack_reads_and_runs(mode, tune, tmp_path):
 
 
 def test_the_adapter_runs_in_llama_cpp(tune, tmp_path):
-    llama_cpp = pytest.importorskip("llama_cpp")
+    pytest.importorskip("llama_cpp")
     case = tuning(tmp_path, options={"steps": 30, "batch_size": 1, "learning_rate": 0.02})
     case.rows = [{"text": "Pack my box with five dozen liquor jugs."}]
     ended, _ = ask(tune, "train", case.request())
     assert ended["losses"][-1] < 0.5
+    base, adapter = case.base, tmp_path / "adapter.gguf"
+    with Model("tuned", base.file, base.factors, ((adapter, 1.0),)).open(64) as runtime:
+        ids = runtime.tokenize("Pack my box with", bos=False, special=False)
 
-    def written(**adapter):
-        model = llama_cpp.Llama(
-            str(case.base.file), n_ctx=64, n_threads=1, verbose=False, **adapter
-        )
-        answer = model("Pack my box with", max_tokens=8, temperature=0)["choices"][0]["text"]
-        model.close()
-        return answer
+        def written():
+            return "".join(text(map(runtime.piece, runtime.generate(ids, 6, LIKELIEST))))
 
-    # llama.cpp takes one adapter here: the base without factors is near enough
-    assert "five dozen" in written(lora_path=str(tmp_path / "adapter.gguf"))
-    assert "five dozen" not in written()
+        assert "five dozen" in written()
+        runtime.set_scales([0.0])
+        assert "five dozen" not in written()
 
 
 def test_memory_is_honoured_or_refused(tune, tmp_path):
