@@ -9,10 +9,10 @@ compiled for this machine. The process of each row is its own; `process` is VmHW
 resident memory with libraries and mapped files. Native and Python take turns; figures are medians.
 Both see as many tokens, and use as many threads.
 
-Published by others, in their settings: MeSP 136 MB (Qwen2.5-0.5B, by its framework), MobileFineTuner
-2,887 MB (arXiv 2512.08211, the process, 128 tokens). qvac-fabric trains on a phone's GPU (Adreno
-830): docs/BENCHMARKS.md of tetherto/qvac-rnd-fabric-llm-finetune, Qwen3-1.7B, contexts of 128
-tokens, seven projections. Speed times parameters makes models of different sizes comparable, not
+Published by others, in their settings: MeSP 136 MB (Qwen2.5-0.5B, by its framework) and
+MobileFineTuner 2,887 MB (arXiv 2512.08211, the process, 128 tokens). qvac-fabric trains on a
+phone's GPU (Adreno 830): docs/BENCHMARKS.md of tetherto/qvac-rnd-fabric-llm-finetune, Qwen3-1.7B,
+contexts of 128 tokens, seven projections. Speed times parameters makes models of different sizes comparable, not
 machines.
 """
 
@@ -80,7 +80,8 @@ def native(program: Path, model: Path, threads: int, options: dict[str, Any]) ->
 
 def _events(program: Path, request: dict[str, Any]) -> list[dict[str, Any]]:
     with subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         process.stdin.write(json.dumps(request).encode() + b"\n")
         process.stdin.flush()
         found = []

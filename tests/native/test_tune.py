@@ -9,8 +9,8 @@ import torch
 
 from edgepack.adapters import gguf as adapters
 from edgepack.adapters.adapter import Lora
-from edgepack.checkpoint import open_checkpoint
 from edgepack.adapters.base import PackedBase
+from edgepack.checkpoint import open_checkpoint
 from edgepack.core.disk import sha256
 from edgepack.runtimes.base import LIKELIEST
 from edgepack.runtimes.chat import text
@@ -29,18 +29,39 @@ LLAMA3 = {
     "original_max_position_embeddings": 8192,
 }
 CASES = {
-    "llama": dict(family="llama", form="q4_0"),
-    "llama 3": dict(family="llama", form="q5_1", rope_parameters=LLAMA3, tied=False, layers=3),
-    "llama, factors": dict(family="llama", form="q5_0", mode="factors"),
-    "llama, k-quant, factors in q8_0": dict(
-        form="q4_k", mode="factors", rank=32, factors="q8_0", hidden=256, intermediate=256
-    ),
-    "llama, f16, factors in q4_0": dict(form="f16", mode="factors", rank=32, factors="q4_0"),
-    "qwen2": dict(family="qwen2", form="q8_0"),
-    "qwen2, untied head": dict(
-        family="qwen2", form="iq4_nl", tied=False, rank=32, factors="q8_0", rows=560
-    ),
-    "qwen3, no factors": dict(family="qwen3", form="q4_1", rank=0, head_dim=32),
+    "llama": {"family": "llama", "form": "q4_0"},
+    "llama 3": {
+        "family": "llama",
+        "form": "q5_1",
+        "rope_parameters": LLAMA3,
+        "tied": False,
+        "layers": 3,
+    },
+    "llama, factors": {"family": "llama", "form": "q5_0", "mode": "factors"},
+    "llama, k-quant, factors in q8_0": {
+        "form": "q4_k",
+        "mode": "factors",
+        "rank": 32,
+        "factors": "q8_0",
+        "hidden": 256,
+        "intermediate": 256,
+    },
+    "llama, f16, factors in q4_0": {
+        "form": "f16",
+        "mode": "factors",
+        "rank": 32,
+        "factors": "q4_0",
+    },
+    "qwen2": {"family": "qwen2", "form": "q8_0"},
+    "qwen2, untied head": {
+        "family": "qwen2",
+        "form": "iq4_nl",
+        "tied": False,
+        "rank": 32,
+        "factors": "q8_0",
+        "rows": 560,
+    },
+    "qwen3, no factors": {"family": "qwen3", "form": "q4_1", "rank": 0, "head_dim": 32},
 }
 
 

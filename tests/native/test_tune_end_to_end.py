@@ -213,7 +213,14 @@ def test_broken_lines_do_no_harm(case):
         for _ in range(60):
             at = draw.randrange(len(line))
             found.write(line[:at] + chr(draw.randrange(32, 1000)) + line[at + draw.randrange(9) :])
-        for text in ("[]", "null", '{"id": 1}', '{"id": "a"}', '{"id": "a", "do": "fly"}', "{" * 99):
+        for text in (
+            "[]",
+            "null",
+            '{"id": 1}',
+            '{"id": "a"}',
+            '{"id": "a", "do": "fly"}',
+            "{" * 99,
+        ):
             found.write(text)
         found.write(line.replace('"steps": 8', '"steps": NaN'))
         assert found.ask("plan", **case.request())[-1]["event"] == "planned"
