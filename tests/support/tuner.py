@@ -1,4 +1,4 @@
-"""edgepack-tune beside `edgepack.finetune`: the same packed files, rows and first values in both."""
+"""edgepack-tune beside `edgepack.finetune`: the same packed files, rows, first values in both."""
 
 from __future__ import annotations
 

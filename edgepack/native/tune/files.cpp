@@ -55,7 +55,7 @@ void NewFile::commit() {
 }
 
 void NewFile::fail() const {
-    if (errno == ENOSPC || errno == EDQUOT)
+    if (errno == ENOSPC || errno == EDQUOT || errno == EFBIG)
         throw Failure("the disk is full: " + what_ + " is not written", "free some space");
     throw Failure(what_ + " cannot be written", "choose a folder that can be written to");
 }

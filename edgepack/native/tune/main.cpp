@@ -1,5 +1,7 @@
 // edgepack-tune: trains adapters on a packed model. Requests and events are docs/workers.md.
 
+#include <csignal>
+
 #include "../shared/lines.h"
 #include "training.h"
 
@@ -18,6 +20,7 @@ worker::Last handle(const worker::Request &request) {
 
 int main() {
     worker::watch_for_failures();
+    signal(SIGXFSZ, SIG_IGN);  // a file that may not grow is an error of `write`
     worker::tune::return_freed_memory();
     worker::serve("tune", handle);
     return 0;

@@ -13,8 +13,8 @@
 
 namespace worker::tune {
 
-// Float values of a decoded matrix that are in memory at once: 8 MB.
-constexpr int64_t MATRIX_AT_ONCE = 1 << 21;
+// Float values of a decoded matrix that are in memory at once: 2 MB.
+constexpr int64_t MATRIX_AT_ONCE = 1 << 19;
 // Ranks are padded to this: the inner dimension of ggml's float products.
 constexpr int64_t RANK_STEP = 16;
 

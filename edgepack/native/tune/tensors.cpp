@@ -148,17 +148,11 @@ void decode(const File &file, const Stored &tensor, int64_t row, int64_t count, 
             int64_t width, float *out, int64_t stride, std::vector<uint8_t> &scratch) {
     const size_t full = tensor.row_bytes(), part = ggml_row_size(tensor.type, width);
     const size_t skip = ggml_row_size(tensor.type, column);
-    const bool whole = part == full;
-    scratch.resize(count * part);
-    if (whole) {
-        file.read(scratch.data(), count * full, tensor.offset + row * full);
-    } else {
-        for (int64_t i = 0; i < count; i++)
-            file.read(scratch.data() + i * part, part, tensor.offset + (row + i) * full + skip);
-    }
+    scratch.resize(count * full);  // whole rows in one call: it costs more than their bytes
+    file.read(scratch.data(), count * full, tensor.offset + row * full);
     const ggml_to_float_t to_float = ggml_get_type_traits(tensor.type)->to_float;
     for (int64_t i = 0; i < count; i++) {
-        const uint8_t *from = scratch.data() + i * part;
+        const uint8_t *from = scratch.data() + i * full + skip;
         if (tensor.type == GGML_TYPE_F32)
             std::memcpy(out + i * stride, from, part);
         else
