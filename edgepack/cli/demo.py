@@ -1,4 +1,4 @@
-"""`edgepack demo`: the page of the phone in this machine's browser."""
+"""`edgepack demo`: the page of the phone in this machine's browser, or as a folder to publish."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgepack.cli._app import app, say
+from edgepack.cli._web import DEFAULT_LENGTH, write_web
 from edgepack.errors import EdgepackError, missing_extra
 
 if TYPE_CHECKING:
@@ -41,12 +42,32 @@ def demo(
     threads: Annotated[
         int, typer.Option(metavar="N", min=0, help="0: the number of fast cores less one.")
     ] = 0,
+    web: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="OUT", help="Write the page and the models as a folder for any web server."
+        ),
+    ] = None,
+    node_modules: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="For --web: what `npm install` made; default: npm does."),
+    ] = None,
+    length: Annotated[
+        int,
+        typer.Option(
+            metavar="N", min=0, help="For --web: tokens of an example to learn; 0: no learning."
+        ),
+    ] = DEFAULT_LENGTH,
 ) -> None:
     """Chat with packed models and teach them notes, on a page in the browser, until Ctrl-C.
 
     The page is that of the Android app. What it teaches becomes an adapter in DIR/adapters.
-    Nothing leaves this machine: the page is served to it alone.
+    Nothing leaves this machine: the page is served to it alone. With --web the models run in
+    the browser itself, in WebAssembly (docs/demo-web.md).
     """
+    if web is not None:
+        write_web(folders or [], web, node_modules, length)
+        return
     if not all(map(find_spec, ("starlette", "uvicorn"))):
         raise missing_extra("the page's server", "serve")
     from edgepack.core.disk import clean, lock_of, locked
