@@ -13,7 +13,7 @@ const page = await context.newPage();
 const problems = [];
 page.on("pageerror", (error) => problems.push(String(error)));
 page.on("console", (message) => { if (message.type() === "error") problems.push(message.text()); });
-page.setDefaultTimeout(120000);
+page.setDefaultTimeout(60000);
 
 const Code = Object.getPrototypeOf(async () => {}).constructor;
 for await (const line of createInterface({ input: process.stdin })) {

@@ -84,7 +84,7 @@ def test_a_reload_restores_and_an_answer_can_be_stopped(page_relay):
         one.click("dialog [aria-label^=Rename]")
         one.fill("#asked", "Foxes")
         one.press("#asked", "Enter")
-        one.waits_for("document.querySelector('.row-title').innerText === 'Foxes'")
+        one.waits_for("document.querySelector('dialog .row-title').innerText === 'Foxes'")
         one.click("dialog [aria-label='Delete Foxes']")
         one.click("dialog:last-of-type .danger:not(.quiet)")
         one.sees("dialog .empty")

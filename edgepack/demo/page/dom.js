@@ -106,7 +106,11 @@ export function asked(title, label, value, yes, no) {
   return sheet(title, (close) => {
     const input = el("input", { type: "text", value, maxlength: 200, dir: "auto", id: "asked", autocomplete: "off" });
     const done = () => close(input.value.trim() || null);
-    input.addEventListener("keydown", (event) => { if (event.key === "Enter") done(); });
+    input.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter") return;
+      event.preventDefault(); // else it presses the button that gets the focus back
+      done();
+    });
     return [el("label", { class: "field", for: "asked" }, el("span", { text: label }), input),
       el("div", { class: "row end" }, button({ text: no, onclick: () => close() }),
         button({ text: yes, kind: "primary", onclick: done }))];

@@ -185,7 +185,7 @@ export class ChatScreen {
     this.draw();
     const view = this.views.at(-1);
     const announcer = new Announcer();
-    let saved = 0;
+    let saving = null;
     view.writing();
     const running = app.chat(messages, answer.notes, (event) => {
       if (event.event === "started") answer.dropped = event.dropped_messages;
@@ -194,10 +194,10 @@ export class ChatScreen {
       announcer.add(event.text);
       view.changed();
       this.toEnd();
-      if (Date.now() - saved > SAVE_EVERY) {
-        saved = Date.now();
+      saving ??= setTimeout(() => {
+        saving = null;
         app.keep(conversation);
-      }
+      }, SAVE_EVERY);
     });
     this.setRunning(running);
     app.keep(conversation);
@@ -209,6 +209,7 @@ export class ChatScreen {
       answer.state = "interrupted";
       answer.error = [error.message, error.hint].filter(Boolean).join(" – ");
     }
+    clearTimeout(saving);
     announcer.end();
     if (this.running === running) this.setRunning(null);
     view.changed();
