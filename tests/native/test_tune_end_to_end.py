@@ -105,8 +105,9 @@ def test_states_of_others_are_refused_and_damaged_ones_begun_anew(case, tmp_path
         assert found.ask("plan", **case.request())[-1]["resumed_at"] == stopped["steps"]
 
 
-def test_parameters_on_disk_make_the_same_losses(base, tmp_path):
-    case = Tuning(base, tmp_path, OPTIONS | {"r": 64, "batch_size": 3})
+def test_parameters_on_disk_make_the_same_losses(tmp_path):
+    base, _ = packed_base(tmp_path, hidden=256, intermediate=512, layers=4)
+    case = Tuning(base, tmp_path, OPTIONS | {"r": 64, "batch_size": 3, "steps": 3})
     with worker() as found:
         whole = train(found, case)[-1]
     with worker() as found:
@@ -114,6 +115,7 @@ def test_parameters_on_disk_make_the_same_losses(base, tmp_path):
         least = int(refused["message"].split()[-2]) * 1_000_000  # "… which take N MB"
         case.options["memory"] = least
         smaller = train(found, case)[-1]
+    assert smaller["event"] == "ended", smaller
     assert smaller["losses"] == pytest.approx(whole["losses"], rel=1e-4)  # other sums
     assert smaller["memory"]["peak"] < whole["memory"]["peak"]
 
