@@ -12,8 +12,8 @@ Both see as many tokens, and use as many threads.
 Published by others, in their settings: MeSP 136 MB (Qwen2.5-0.5B, by its framework) and
 MobileFineTuner 2,887 MB (arXiv 2512.08211, the process, 128 tokens). qvac-fabric trains on a
 phone's GPU (Adreno 830): docs/BENCHMARKS.md of tetherto/qvac-rnd-fabric-llm-finetune, Qwen3-1.7B,
-contexts of 128 tokens, seven projections. Speed times parameters makes models of different sizes comparable, not
-machines.
+contexts of 128 tokens, seven projections. Speed times parameters makes models of different sizes
+comparable, not machines.
 """
 
 from __future__ import annotations
