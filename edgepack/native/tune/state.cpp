@@ -18,6 +18,7 @@ constexpr uint64_t MAGIC = 0x31454e5554504445ULL;  // "EDPTUNE1"
 struct Header {
     uint64_t magic, key, numbers, steps, tokens;
     double seconds;
+    int64_t positions;
 };
 
 std::array<Arrays *, 3> groups(const Parameters &parameters) {
@@ -76,8 +77,10 @@ void save_state(const std::string &path, uint64_t key, const Curve &curve,
         hash = hash_of(data, size, hash);
         file.write(data, size);
     };
-    const Header header{MAGIC,        key,          parameters.count(), curve.losses.size(),
-                        curve.tokens, curve.seconds};
+    const Header header{
+        MAGIC,        key,           parameters.count(), curve.losses.size(),
+        curve.tokens, curve.seconds, curve.positions,
+    };
     write(&header, sizeof(header));
     write(curve.losses.data(), curve.losses.size() * sizeof(double));
     for (const Arrays *arrays : groups(parameters))
@@ -110,7 +113,7 @@ Found load_state(const std::string &path, uint64_t key, Curve &curve, Parameters
     scan(file, header, losses, parameters, [](Arrays &to, size_t i, const std::vector<float> &x) {
         to.write(i, x.data());
     });
-    curve = {losses, header.tokens, header.seconds};
+    curve = {losses, header.tokens, header.seconds, header.positions};
     return Found::state;
 }
 

@@ -15,6 +15,7 @@ struct Curve {
     std::vector<double> losses;
     uint64_t tokens = 0;
     double seconds = 0;
+    int64_t positions = 0;  // of a micro-batch: other sums round differently
 
     double tokens_per_second() const { return seconds > 0 ? tokens / seconds : 0; }
 };

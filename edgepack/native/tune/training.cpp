@@ -71,7 +71,9 @@ void Training::begin() {
     const std::string place = state_.empty() ? fields_.file("out") : state_;
     parameters_ = std::make_unique<Parameters>(model_, factors_, options_,
                                                layout_.parameters_on_disk ? place : "");
+    curve_.positions = layout_.positions;
     if (!state_.empty()) load_state(state_, key(), curve_, *parameters_);
+    layout_.positions = curve_.positions;  // as it was begun, so that it goes on to the same bytes
     learner_ = std::make_unique<Learner>(engine_, model_, *parameters_, layout_, place,
                                          [this] { return request_.cancelled(); });
 }
