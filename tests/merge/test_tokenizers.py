@@ -213,7 +213,7 @@ def test_rules_that_name_nothing_are_refused(rules, message):
 def test_a_new_token_gets_a_row_and_an_id(tmp_path):
     inputs = [vocabulary(name, make_tokenizer()) for name in "ab"]
     rules = {
-        "<|new|>": TokenRule("b", token="he"),
+        "<|new|>": TokenRule("b", token="a"),
         "<|none|>": TokenRule(),
         "<|zero|>": TokenRule(zero=True),
     }
@@ -222,7 +222,7 @@ def test_a_new_token_gets_a_row_and_an_id(tmp_path):
     assert any("no model has a row for '<|none|>'" in w for w in merged.warnings)
     E = {name: torch.randn(N, 8) for name in "ab"}
     rows = merged.rows.take("a", E)
-    assert torch.equal(rows[N], E["b"][inputs[1].ids["he"]])
+    assert torch.equal(rows[N], E["b"][inputs[1].ids["a"]])
     torch.testing.assert_close(rows[N + 1], rows[[*range(N + 1), N + 2]].mean(dim=0))
     assert not rows[N + 2].any()
     assert merged.rows.needs("a") == ("a", "b")
