@@ -6,6 +6,7 @@ adapter perhaps. Families that edgepack does not know are read by name.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -37,6 +38,9 @@ LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 """Keys of config.json that say how many layers there are, in the families of transformers."""
 _NUMBERED = re.compile(r"(.+?)\.(\d{1,6})\.(.+)")
 FLOATS = ("F32", "F16", "BF16")
+BLOCK = 1 << 17
+"""Numbers looked at together: as float32 they stay in a core's cache."""
+SUMS = {torch.float64: torch.float64}
 
 
 @dataclass(frozen=True)
@@ -161,10 +165,14 @@ class Input:
 
 
 def is_finite(W: Tensor) -> bool:
-    """Whether all numbers are finite. A sum is infinite or NaN if a number is, which one pass shows;
+    """Whether all numbers are finite. A sum is infinite or NaN if a number is, and needs one pass;
     where large numbers make it infinite, each is looked at."""
-    total = W.sum(dtype=torch.float32) if W.dtype != torch.float64 else W.sum()
-    return bool(torch.isfinite(total)) or bool(torch.isfinite(W).all())
+    for block in W.reshape(-1).split(BLOCK):
+        if not math.isfinite(block.sum(dtype=SUMS.get(W.dtype, torch.float32))) and not bool(
+            torch.isfinite(block).all()
+        ):
+            return False
+    return True
 
 
 def _first_fault(W: Tensor) -> tuple[str, list[int]]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from edgepack.core.hardware import return_freed_memory
+from edgepack.core.hardware import trim_memory
 from edgepack.core.progress import Progress, Steps
 from edgepack.errors import CheckpointError, while_doing
 from edgepack.merge.inputs import FLOATS, Input
@@ -38,6 +38,8 @@ THREADS = 4
 LIMIT = 256 << 20
 """Bytes that the tensors in work may need together, unless one alone needs more."""
 FLOAT = 4
+LARGE = 32 << 20
+"""Bytes of a tensor after which freed memory is given back, since few others are as large."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,6 @@ def _counterpart(other: Input, model: Input, name: str) -> str:
 
 def stream(work: Work, folder: Path, shard_size: int, threads: int | None = None) -> Steps[None]:
     """Merge all tensors into safetensors in `folder`, which may hold those of a killed run."""
-    return_freed_memory()
     writer = Writer(folder, work.layout.tensors, shard_size)
     try:
         writer.check_space()
@@ -179,3 +180,5 @@ def _in_threads(
 def _do(work: Work, tensor: MergedTensor, writer: Writer, stopped: threading.Event) -> None:
     if not stopped.is_set():
         writer.write(tensor.name, work.merge(tensor))
+        if tensor.nbytes >= LARGE:
+            trim_memory()
