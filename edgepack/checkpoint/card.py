@@ -30,6 +30,16 @@ def describe(folder: Path, name: Path, numel: int) -> tuple[gguf.Metadata, tuple
     return metadata, warnings
 
 
+def licence(folder: Path) -> str | None:
+    """The licence that the card of a folder states; None without one. Where `license` is ``other``,
+    the name is in `license_name`."""
+    card, _ = _read(folder)
+    found = card.get("license")
+    if found == "other":
+        found = card.get("license_name") or found
+    return ", ".join(found) if isinstance(found, list) else found
+
+
 def _apply(card: dict[str, Any], name: Path, numel: int) -> gguf.Metadata | None:
     try:
         named = Path(_text(str(name)) or "model")

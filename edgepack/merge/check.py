@@ -1,0 +1,182 @@
+"""`edgepack merge --check`: inputs of a merge compared before anything heavy.
+
+Everything is read from headers, configurations and tokenizers. Errors are what cannot be merged, or
+would give a model that computes nonsense; warnings are what a merge decides in favour of the base.
+The same check runs before every merge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgepack.core.tables import align, format_size
+from edgepack.core.untrusted import shorten
+from edgepack.errors import RecipeError
+from edgepack.merge import comparisons
+from edgepack.merge.chat_templates import template_of
+from edgepack.merge.comparisons import NONE, Row, Slices, of_result, short
+from edgepack.merge.embeddings import TokenRule
+from edgepack.merge.facts import Facts
+from edgepack.merge.tokenizers import MergedTokenizer, merge_tokenizers
+from edgepack.merge.vocabulary import SPECIAL, compare
+
+WIDTH = 28
+"""Characters of a cell."""
+
+
+@dataclass(frozen=True)
+class TokenizerOptions:
+    """What a recipe says about the tokenizer; the arguments of `merge_tokenizers`."""
+
+    source: str | None = None
+    rules: Mapping[str, TokenRule] = field(default_factory=dict)
+    pad_to_multiple_of: int | None = None
+    chat_template: str | None = None
+
+
+@dataclass(frozen=True)
+class Check:
+    """All rows; the tokenizer of the result, if there is one."""
+
+    models: tuple[str, ...]
+    rows: tuple[Row, ...]
+    tokenizer: MergedTokenizer | None = None
+
+    @property
+    def errors(self) -> tuple[Row, ...]:
+        """What stops the merge."""
+        return tuple(row for row in self.rows if row.verdict == "error")
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is printed before a merge."""
+        return tuple(f"{r.fact}: {r.note}" for r in self.rows if r.verdict == "warning")
+
+    @property
+    def exit_code(self) -> int:
+        """0 if the merge can be done."""
+        return RecipeError.exit_code if self.errors else 0
+
+    def require(self) -> None:
+        """Raise `RecipeError` for the first error."""
+        for row in self.errors:
+            more = len(self.errors) - 1
+            also = f" (and {more} more; --check lists them)" if more else ""
+            raise RecipeError(f"{row.fact}: {row.note}{also}", hint=row.hint)
+
+    def lines(self) -> list[str]:
+        """The table, then a line for every warning and error."""
+        head = ("", *(shorten(name, WIDTH) for name in self.models), "")
+        cells = [(r.fact, *(shorten(v, WIDTH) for v in r.values), r.verdict) for r in self.rows]
+        notes = [
+            f"{row.verdict}: {row.fact}: {row.note}" + (f"; {row.hint}" if row.hint else "")
+            for row in self.rows
+            if row.verdict != "ok"
+        ]
+        return [*align([head, *cells]), *(["", *notes] if notes else [])]
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as data."""
+        rows = [
+            {"fact": r.fact, "values": list(r.values), "verdict": r.verdict, "note": r.note}
+            for r in self.rows
+        ]
+        return {"models": list(self.models), "rows": rows, "ok": not self.errors}
+
+
+def check(
+    inputs: Sequence[Facts],
+    base: str | None = None,
+    *,
+    slices: Slices | None = None,
+    options: TokenizerOptions | None = None,
+    out_dtype: str | None = None,
+    memory: int | None = None,
+) -> Check:
+    """Compare the inputs of a merge. `slices` are those of the recipe (None: all layers of all),
+    `out_dtype` is the type of the result as in safetensors, `memory` what the merge needs in bytes.
+    """
+    options = options or TokenizerOptions()
+    first = next((facts for facts in inputs if facts.name == base), inputs[0])
+    merged, tokens = _tokens(inputs, first, base, options)
+    rows = [
+        comparisons.family(inputs, first),
+        comparisons.layers(inputs, first, slices),
+        *comparisons.settings(inputs, first),
+        *comparisons.tensors(inputs, first, slices),
+        comparisons.dtypes(inputs, out_dtype),
+        comparisons.heads(inputs),
+        *tokens,
+        comparisons.licences(inputs),
+    ]
+    if not any(row.verdict == "error" for row in rows):
+        count = first.rows if merged is None else merged.rows.count
+        rows.append(comparisons.size(inputs, first, slices, count, out_dtype))
+    if memory is not None:
+        rows.append(of_result("memory of the merge", format_size(memory), inputs))
+    return Check(tuple(facts.name for facts in inputs), tuple(rows), merged)
+
+
+def _tokens(
+    inputs: Sequence[Facts], first: Facts, base: str | None, options: TokenizerOptions
+) -> tuple[MergedTokenizer | None, list[Row]]:
+    """The tokenizer of the result, and rows about vocabularies and templates."""
+    sizes = tuple(str(facts.rows) for facts in inputs)
+    vocabularies = [facts.vocabulary for facts in inputs]
+    present = [v for v in vocabularies if v is not None]
+    if len(present) < len(inputs):
+        return None, [_without_tokenizer(inputs, sizes, options)]
+    own = next(v for v in present if v.model == first.name)
+    differing = tuple(str(len(compare(own, v))) for v in present)
+    rows = [Row("vocabulary rows", sizes)]
+    specials = tuple(" ".join(v.special[r] or NONE for r in SPECIAL) for v in present)
+    templates = [template_of(v) for v in present]
+    known = list(dict.fromkeys(t for t in templates if t is not None))
+    shown = tuple(NONE if t is None else f"no. {known.index(t) + 1}" for t in templates)
+    try:
+        merged = merge_tokenizers(
+            present,
+            base,
+            source=options.source,
+            rules=options.rules,
+            pad_to_multiple_of=options.pad_to_multiple_of,
+            chat_template=options.chat_template,
+        )
+    except RecipeError as error:
+        tokens = Row("differing tokens", differing, "error", error.message, error.hint)
+        return None, [*rows, tokens, Row("chat template", shown)]
+    about_chat = [w for w in merged.warnings if w.startswith("chat_template: ")]
+    others = [w for w in merged.warnings if w not in about_chat]
+    rows += [
+        _row("differing tokens", differing, [w.removeprefix("tokenizer: ") for w in others]),
+        _row("special tokens", specials, _special(present[0].model, specials, inputs)),
+        _row("chat template", shown, [w.removeprefix("chat_template: ") for w in about_chat]),
+    ]
+    return merged, rows
+
+
+def _special(first: str, texts: Sequence[str], inputs: Sequence[Facts]) -> list[str]:
+    other = next((f.name for f, text in zip(inputs, texts, strict=True) if text != texts[0]), None)
+    if other is None:
+        return []
+    return [f"{', '.join(SPECIAL)} are others in {short(other)} than in {short(first)}"]
+
+
+def _row(fact: str, values: tuple[str, ...], warnings: Sequence[str]) -> Row:
+    return Row(fact, values, "warning" if warnings else "ok", "; ".join(warnings))
+
+
+def _without_tokenizer(
+    inputs: Sequence[Facts], sizes: tuple[str, ...], options: TokenizerOptions
+) -> Row:
+    """The row where a model has no tokenizer: embeddings can only be merged row by row."""
+    without = next(facts.name for facts in inputs if facts.vocabulary is None)
+    note = f"{short(without)} has no tokenizer"
+    if options.source is not None or options.rules:
+        return Row("vocabulary rows", sizes, "error", f"{note}, which the recipe asks for")
+    if len(set(sizes)) > 1:
+        note += ", and embeddings have other numbers of rows"
+        return Row("vocabulary rows", sizes, "error", note, "add the model's tokenizer.json")
+    return Row("vocabulary rows", sizes, "warning", f"{note}; rows are taken to be the same tokens")
