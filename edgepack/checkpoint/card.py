@@ -42,7 +42,7 @@ def apply(
 def licence(folder: Path) -> str | None:
     """The licence that the card of a folder states; None without one. Where `license` is ``other``,
     the name is in `license_name`."""
-    card, _ = _read(folder)
+    card, _ = read(folder)
     found = card.get("license")
     if found == "other":
         found = card.get("license_name") or found

@@ -95,8 +95,11 @@ def check(
     out_dtype: str | None = None,
     memory: int | None = None,
 ) -> Check:
-    """Compare the inputs of a merge. `slices` are those of the recipe (None: all layers of all),
-    `out_dtype` is the type of the result as in safetensors, `memory` what the merge needs in bytes.
+    """Compare the inputs of a merge.
+
+    `slices` are those of the recipe (None: all layers of all), `out_dtype` is the type of the
+    result as in safetensors, `memory` what the merge needs in bytes. Without `options`, inputs with
+    the same tokenizer files have no `Check.tokenizer`: the files stay as they are.
     """
     options = options or TokenizerOptions()
     first = next((facts for facts in inputs if facts.name == base), inputs[0])
@@ -124,6 +127,9 @@ def _tokens(
 ) -> tuple[MergedTokenizer | None, list[Row]]:
     """The tokenizer of the result, and rows about vocabularies and templates."""
     sizes = tuple(str(facts.rows) for facts in inputs)
+    if options == TokenizerOptions() and _same_files(inputs):
+        same = Row("tokenizer files", ("the same",) * len(inputs))
+        return None, [Row("vocabulary rows", sizes), same]
     vocabularies = [facts.vocabulary for facts in inputs]
     present = [v for v in vocabularies if v is not None]
     if len(present) < len(inputs):
@@ -155,6 +161,12 @@ def _tokens(
         _row("chat template", shown, [w.removeprefix("chat_template: ") for w in about_chat]),
     ]
     return merged, rows
+
+
+def _same_files(inputs: Sequence[Facts]) -> bool:
+    """Whether nothing needs to be loaded: all have the same tokenizer, and as many rows."""
+    digests = {facts.tokenizer_digest for facts in inputs}
+    return len(digests) == 1 and None not in digests and len({f.rows for f in inputs}) == 1
 
 
 def _special(first: str, texts: Sequence[str], inputs: Sequence[Facts]) -> list[str]:

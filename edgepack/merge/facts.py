@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from edgepack.architectures.base import Architecture
 from edgepack.checkpoint import Checkpoint, card
 from edgepack.checkpoint._layout import TensorInfo
+from edgepack.checkpoint.digests import combine, sha256
 from edgepack.checkpoint.folder import TOKENIZER, FolderCheckpoint
+from edgepack.checkpoint.gguf_file import GgufCheckpoint
 from edgepack.checkpoint.tokenizer import from_folder
 from edgepack.merge.embeddings import ROLES
+from edgepack.merge.inputs import Input
 from edgepack.merge.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -61,6 +64,14 @@ class Facts:
     runs_as: str = ""
     """The architecture's name in GGUF, "" if it has none."""
     is_gguf: bool = False
+    tokenizer_files: tuple[Path, ...] = field(default=(), repr=False)
+
+    @cached_property
+    def tokenizer_digest(self) -> str | None:
+        """Hex digest of the tokenizer's files and their names; None if it has no files."""
+        if not self.tokenizer_files:
+            return None
+        return combine({path.name: sha256(path) for path in self.tokenizer_files})
 
     @cached_property
     def vocabulary(self) -> Vocabulary | None:
@@ -87,6 +98,16 @@ class Facts:
         return found
 
 
+def facts_from(model: Input) -> Facts:
+    """The facts of an input; an adapter changes none of them."""
+    if model.checkpoint is not None:
+        return facts_of(model.name, model.checkpoint)
+    assert model.folder is not None
+    layers = model.layers
+    prefix, count = ("", 0) if layers is None else (layers.prefix, layers.count)
+    return facts_by_name(model.name, model.config, model.tensors, model.folder, prefix, count)
+
+
 def facts_of(name: str, model: Checkpoint) -> Facts:
     """The facts of a checkpoint of a known family."""
     family, d = model.architecture, model.dimensions
@@ -105,7 +126,10 @@ def facts_of(name: str, model: Checkpoint) -> Facts:
         licence=_licence(model),
         load_tokenizer=_loader(model),
         runs_as=family.gguf,
-        is_gguf=model.source.get("kind") == "gguf",
+        is_gguf=isinstance(model, GgufCheckpoint),
+        tokenizer_files=_tokenizer_files(model.folder)
+        if isinstance(model, FolderCheckpoint)
+        else (),
     )
 
 
@@ -138,7 +162,8 @@ def facts_by_name(
         tied=bool(config.get("tie_word_embeddings")),
         rows=rows,
         licence=card.licence(folder),
-        load_tokenizer=(lambda: from_folder(folder)) if _has_tokenizer(folder) else None,
+        load_tokenizer=(lambda: from_folder(folder)) if _tokenizer_files(folder) else None,
+        tokenizer_files=_tokenizer_files(folder),
     )
 
 
@@ -147,13 +172,15 @@ def _embeddings(family: Architecture, model: Checkpoint) -> tuple[str, ...]:
     return tuple(name for name in names if name in model.specs)
 
 
-def _has_tokenizer(folder: Path) -> bool:
-    return any(path for pattern in TOKENIZER for path in folder.glob(pattern))
+def _tokenizer_files(folder: Path) -> tuple[Path, ...]:
+    found = {path for pattern in TOKENIZER for path in folder.glob(pattern)}
+    return tuple(sorted(path for path in found if path.is_file()))
 
 
 def _loader(model: Checkpoint) -> Callable[[], PreTrainedTokenizerFast] | None:
     """What loads the tokenizer; None for a folder without one."""
-    if isinstance(model, FolderCheckpoint) and not _has_tokenizer(model.folder):
+    is_folder = isinstance(model, FolderCheckpoint) and model.folder.is_dir()
+    if isinstance(model, FolderCheckpoint) and is_folder and not _tokenizer_files(model.folder):
         return None
     return lambda: model.tokenizer
 

@@ -10,9 +10,14 @@ from safetensors.torch import load_file, save_file
 
 from edgepack.checkpoint import open_checkpoint
 from edgepack.checkpoint._layout import TensorInfo
+from edgepack.core.tables import format_size
 from edgepack.errors import RecipeError
 from edgepack.merge.check import TokenizerOptions, check
-from edgepack.merge.facts import facts_by_name, facts_of
+from edgepack.merge.facts import facts_by_name, facts_from, facts_of
+from edgepack.merge.inputs import open_input
+from edgepack.merge.of_recipe import check_merge
+from edgepack.recipe.merging import Merge
+from edgepack.recipe.references import Reference
 from tests.support.tiny import CHAT, make_model, make_tokenizer, write_gguf
 
 LLAMA3 = {
@@ -58,8 +63,8 @@ def test_models_that_agree_have_no_notes(make):
     assert lines[0].split() == ["a", "b"]
     assert any(line.split() == ["RoPE", "theta", "10000", "10000", "ok"] for line in lines)
     assert len(lines) == len(found.rows) + 1
-    assert row(found, "differing tokens").values == ("0", "0")
-    assert found.tokenizer.rows.count == len(make_tokenizer())
+    assert row(found, "tokenizer files").values == ("the same", "the same")
+    assert found.tokenizer is None
     numel = sum(math.prod(info.shape) for info in a.tensors.values())
     assert row(found, "result").values[0].startswith(f"{numel / 1e6:.1f} M weights")
 
@@ -182,6 +187,55 @@ def test_vocabularies_that_differ_are_an_error_until_a_tokenizer_is_chosen(make,
     assert row(chosen, "chat template").verdict == "ok"
     base = check([a, b], "a", options=TokenizerOptions("base"))
     assert "1 tokens of b are not in the result" in row(base, "differing tokens").note
+
+
+def test_the_same_tokens_in_other_files_need_no_choice(make, tmp_path):
+    a, _ = make("a"), make("b")
+    path = tmp_path / "b" / "tokenizer_config.json"
+    path.write_text(path.read_text() + "\n")
+    b = facts_of("b", open_checkpoint(str(tmp_path / "b")))
+    found = check([a, b], "a")
+    assert row(found, "differing tokens").values == ("0", "0")
+    assert found.warnings == ()
+    assert found.tokenizer.rows.is_identity("b", len(make_tokenizer()))
+
+
+def test_a_recipe_is_checked_with_its_slices_and_tokenizer(tmp_path):
+    make_model(tmp_path / "a", layers=3)
+    make_model(tmp_path / "b", seed=1)
+    sources = [
+        {"sources": [{"model": "a", "layer_range": [0, 2]}]},
+        {"sources": [{"model": "b", "layer_range": [1, 2]}]},
+    ]
+    rules = {
+        "<|new|>": {"source": {"kind": "model_token", "model": "b", "token": "a"}},
+        "<|zero|>": {"source": {"kind": "zero"}, "force": True},
+        "b": {"source": "b"},
+    }
+    recipe = {
+        "merge_method": "passthrough",
+        "slices": sources,
+        "dtype": "float16",
+        "tokenizer": {"source": "a", "tokens": rules, "pad_to_multiple_of": 8},
+    }
+    merge = Merge.model_validate(recipe)
+    inputs = {r: open_input(r, tmp_path) for r in merge.references()}
+    found = check_merge(merge, inputs)
+    assert found.exit_code == 0
+    assert row(found, "layers").values == ("3", "2")
+    assert found.tokenizer.rows.count == 512
+    assert {"<|new|>", "<|zero|>"} <= found.tokenizer.ids.keys()
+    expected = sum(
+        math.prod(info.shape) for info in facts_from(inputs[Reference("a")]).tensors.values()
+    ) + 64 * (512 - len(make_tokenizer()))
+    assert row(found, "result").values[0] == (
+        f"{expected / 1e6:.1f} M weights, {format_size(2 * expected)}"
+    )
+    elsewhere = Merge.model_validate({**recipe, "tokenizer": None, "tokenizer_source": "c"})
+    wrong = check_merge(elsewhere, inputs)
+    assert (
+        row(wrong, "differing tokens").note == "tokenizer: c is not among the models of the merge"
+    )
 
 
 def test_a_model_without_a_tokenizer(make, tmp_path):
