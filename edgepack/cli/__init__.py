@@ -21,6 +21,7 @@ from edgepack.cli import (  # noqa: F401  (each adds its commands)
     export_training,
     finetune,
     init,
+    merge,
     merge_adapter,
     plan,
     serve,

@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from edgepack.errors import EdgepackError
 
-RESUMED = ("build", "compare", "merge-adapter")
+RESUMED = ("build", "compare", "merge", "merge-adapter")
 
 
 class Stopped(KeyboardInterrupt):
@@ -40,7 +40,7 @@ def heed_signals() -> None:
 
 
 ORDER = (
-    *("init", "plan", "build", "show", "chat", "serve", "finetune", "merge-adapter"),
+    *("init", "plan", "build", "show", "chat", "serve", "finetune", "merge", "merge-adapter"),
     *("evaluate", "compare", "bench", "export-training", "import-training", "schema"),
 )
 """Commands as people come to need them."""

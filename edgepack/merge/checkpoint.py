@@ -56,19 +56,7 @@ class MergedCheckpoint(FolderCheckpoint):
 
     @property
     def source(self) -> Mapping[str, Any]:  # noqa: D102
-        sources = {model.name: model.source for model in self.stage.layout.inputs}
-        files = {
-            f"{name}/{file}": digest
-            for name, source in sources.items()
-            for file, digest in source.get("files", {}).items()
-        }
-        return {
-            "model": self.model,
-            "kind": "merge",
-            "method": self.stage.method.name,
-            "sources": sources,
-            "files": files,
-        }
+        return self.stage.source
 
     def warnings(self) -> tuple[str, ...]:  # noqa: D102
         return tuple(self.stage.notes)

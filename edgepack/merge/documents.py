@@ -11,12 +11,14 @@ from edgepack.core.plugins import suggest
 from edgepack.core.untrusted import quote, shorten
 from edgepack.errors import RecipeError
 from edgepack.merge import methods
+from edgepack.merge.checkpoint import MergedCheckpoint
 from edgepack.merge.inputs import Input, check_families, open_input
 from edgepack.merge.layout import make_layout
 from edgepack.merge.stage import Merge, Options
 from edgepack.merge.tokens import plan_tokenizer
 from edgepack.recipe import merging
 from edgepack.recipe.references import Reference
+from edgepack.recipe.sections import Recipe
 
 TITLE = "merge"
 """What a result without a name is called."""
@@ -49,6 +51,14 @@ def plan_merges(
             known[merge.name] = last
     assert last is not None
     return last
+
+
+def open_merge(recipe: Recipe, base: Path) -> MergedCheckpoint:
+    """The model that the section `merge` of a recipe makes."""
+    merge = recipe.merge
+    assert merge is not None
+    several = merge if isinstance(merge, list) else [merge]
+    return plan_merges(several, base, Options(), recipe.export.name or TITLE).checkpoint
 
 
 def make_stage(
@@ -123,10 +133,11 @@ def _visit(
 
 
 def _with_own_names(inputs: dict[Reference, Input]) -> dict[Reference, Input]:
-    """Inputs with names that differ: folders of one name in two places get their whole reference,
-    as the recipe has it."""
-    names = [model.name for model in inputs.values()]
-    return {
-        reference: model if names.count(model.name) == 1 else replace(model, name=str(reference))
-        for reference, model in inputs.items()
-    }
+    """Inputs with names that differ: folders of one name in two places are numbered."""
+    seen: dict[str, int] = {}
+    found = {}
+    for reference, model in inputs.items():
+        number = seen[model.name] = seen.get(model.name, 0) + 1
+        name = model.name if number == 1 else f"{model.name}-{number}"
+        found[reference] = replace(model, name=name)
+    return found

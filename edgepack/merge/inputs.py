@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from edgepack.architectures.base import Architecture
 from edgepack.checkpoint import Checkpoint, hub, open_checkpoint
 from edgepack.checkpoint._layout import TensorInfo
 from edgepack.checkpoint.digests import combine
-from edgepack.checkpoint.folder import CONFIG, FolderCheckpoint
+from edgepack.checkpoint.folder import CONFIG
 from edgepack.checkpoint.gguf_file import GgufCheckpoint
 from edgepack.checkpoint.source_files import SourceFiles
 from edgepack.core import plugins
@@ -285,18 +285,22 @@ def _same_family(one: Input, other: Input) -> bool:
 
 def is_local(model: Input) -> bool:
     """Whether a path of this machine leads to it."""
-    return isinstance(model.model, FolderCheckpoint | GgufCheckpoint | ByName) and (
-        model.source.get("kind") != "hub"
-    )
+    return place_of(model) is not None and model.model.source.get("kind") != "hub"
+
+
+def place_of(model: Input) -> Path | None:
+    """The folder or file that it is read from; None for what a package or a merge holds."""
+    if isinstance(model.model, GgufCheckpoint):
+        return None if model.model.model.startswith("package:") else model.model.path
+    from_merge = hasattr(model.model, "merged_config")
+    return None if from_merge else model.folder
 
 
 def published(name: str, inputs: Mapping[Reference, Input]) -> str:
     """A name of a model or an adapter in the recipe, without this machine's folders."""
     for reference, model in inputs.items():
-        if name == reference.model:
-            base = replace(model, adapter=None)
-            if is_local(base):
-                return model.name.partition("+")[0]
+        if name == reference.model and is_local(model):
+            return model.name.partition("+")[0]
         if name == reference.lora and model.adapter is not None and not model.adapter.revision:
             return model.adapter.name
     return name

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from edgepack.architectures.base import START
 from edgepack.core.untrusted import shorten
@@ -104,7 +105,7 @@ def make_layout(
     return Layout(tuple(inputs.values()), tuple(tensors), tuple(origins), tied)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Part:
     """Layers of an input, and the parameters that are its own."""
 
@@ -115,21 +116,17 @@ class _Part:
 
     def inside(self, step: int) -> dict[str, str]:
         """Name inside the layer → whole name, for the layer at a step."""
-        return self.names.get(self.layers[step], {})
+        return self._by_layer.get(self.layers[step], {})
 
-    @property
-    def names(self) -> dict[int, dict[str, str]]:
-        """Layer → name inside the layer → whole name."""
-        cached: dict[int, dict[str, str]] | None = self.__dict__.get("_names")
-        if cached is None:
-            cached = {}
-            layers = _layers(self.input)
-            for name in self.input.tensors:
-                layer, inside = layers.split(name)
-                if layer is not None:
-                    cached.setdefault(layer, {})[inside] = name
-            self.__dict__["_names"] = cached
-        return cached
+    @cached_property
+    def _by_layer(self) -> dict[int, dict[str, str]]:
+        found: dict[int, dict[str, str]] = {}
+        layers = _layers(self.input)
+        for name in self.input.tensors:
+            layer, inside = layers.split(name)
+            if layer is not None:
+                found.setdefault(layer, {})[inside] = name
+        return found
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from edgepack.core.progress import Steps
 from edgepack.core.stage import Stage
 from edgepack.merge import card
 from edgepack.merge.checkpoint import MergedCheckpoint
-from edgepack.merge.inputs import Input, published
+from edgepack.merge.inputs import Input, is_local, place_of, published
 from edgepack.merge.layout import Layout
 from edgepack.merge.methods import KIND
 from edgepack.merge.methods.base import Method
@@ -30,6 +30,8 @@ from edgepack.merge.tokenizers import MergedTokenizer
 from edgepack.planning.plan import READS, Plan
 from edgepack.recipe import merging
 
+MERGE = "merge."
+"""Start of the keys of models in `sources` of a manifest."""
 CONFIG, RECIPE, README = "config.json", "mergekit_config.yml", "README.md"
 
 
@@ -92,6 +94,23 @@ class Merge(Stage):
         """config.json of the result."""
         rows = None if self.tokenizer is None else self.tokenizer.rows.count
         return settings(self.layout, self.donor, rows)
+
+    @cached_property
+    def source(self) -> dict[str, Any]:
+        """Where the result comes from, for manifests."""
+        sources = {model.name: model.source for model in self.layout.inputs}
+        files = {
+            f"{name}/{file}": digest
+            for name, source in sources.items()
+            for file, digest in source.get("files", {}).items()
+        }
+        return {
+            "model": self.title,
+            "kind": "merge",
+            "method": self.method.name,
+            "sources": sources,
+            "files": files,
+        }
 
     @cached_property
     def checkpoint(self) -> MergedCheckpoint:
@@ -178,6 +197,22 @@ def stages_of(last: Merge) -> list[Merge]:
         if isinstance(model.model, MergedCheckpoint):
             found += [s for s in stages_of(model.model.stage) if s not in found]
     return [*found, last]
+
+
+def merge_sources(last: Merge) -> dict[str, tuple[Path, str]]:
+    """``merge.NAME`` → the file or folder of this machine that the published recipe means by the
+    name, and its digest; for all models and adapters of a merge and of those before it."""
+    found: dict[str, tuple[Path, str]] = {}
+    for stage in stages_of(last):
+        names = {model.reference: model for model in stage.layout.inputs}
+        for reference, model in names.items():
+            if is_local(model) and (path := place_of(model)) is not None:
+                name = published(reference.model, names)
+                found[MERGE + name] = (path, model.model.key)
+            adapter = model.adapter
+            if adapter is not None and adapter.revision is None:
+                found[MERGE + adapter.name] = (adapter.folder, adapter.key)
+    return found
 
 
 def _copy_tokenizer(source: Path, folder: Path) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from edgepack.core.hardware import give_memory_back
+from edgepack.core.hardware import return_freed_memory
 from edgepack.core.progress import Progress, Steps
 from edgepack.errors import CheckpointError, while_doing
 from edgepack.merge.inputs import FLOATS, Input
@@ -127,6 +127,7 @@ def _counterpart(other: Input, model: Input, name: str) -> str:
 
 def stream(work: Work, folder: Path, shard_size: int, threads: int | None = None) -> Steps[None]:
     """Merge all tensors into safetensors in `folder`, which may hold those of a killed run."""
+    return_freed_memory()
     writer = Writer(folder, work.layout.tensors, shard_size)
     try:
         writer.check_space()
