@@ -7,8 +7,8 @@ The same check runs before every merge.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from edgepack.core.tables import align, format_size
@@ -16,7 +16,7 @@ from edgepack.core.untrusted import shorten
 from edgepack.errors import RecipeError
 from edgepack.merge import comparisons
 from edgepack.merge.chat_templates import template_of
-from edgepack.merge.comparisons import NONE, Row, Slices, of_result, short
+from edgepack.merge.comparisons import NONE, Row, Slices, compared, short
 from edgepack.merge.embeddings import TokenRule
 from edgepack.merge.facts import Facts
 from edgepack.merge.tokenizers import MergedTokenizer, merge_tokenizers
@@ -66,6 +66,11 @@ class Check:
             also = f" (and {more} more; --check lists them)" if more else ""
             raise RecipeError(f"{row.fact}: {row.note}{also}", hint=row.hint)
 
+    def with_memory(self, nbytes: int) -> Check:
+        """With a row for what the merge needs in memory."""
+        text = (format_size(nbytes), *[""] * (len(self.models) - 1))
+        return replace(self, rows=(*self.rows, Row("memory of the merge", text)))
+
     def lines(self) -> list[str]:
         """The table, then a line for every warning and error."""
         head = ("", *(shorten(name, WIDTH) for name in self.models), "")
@@ -93,13 +98,12 @@ def check(
     slices: Slices | None = None,
     options: TokenizerOptions | None = None,
     out_dtype: str | None = None,
-    memory: int | None = None,
 ) -> Check:
     """Compare the inputs of a merge.
 
     `slices` are those of the recipe (None: all layers of all), `out_dtype` is the type of the
-    result as in safetensors, `memory` what the merge needs in bytes. Without `options`, inputs with
-    the same tokenizer files have no `Check.tokenizer`: the files stay as they are.
+    result as in safetensors. Without `options`, inputs with the same tokenizer files have no
+    `Check.tokenizer`: the files stay as they are.
     """
     options = options or TokenizerOptions()
     first = next((facts for facts in inputs if facts.name == base), inputs[0])
@@ -117,8 +121,6 @@ def check(
     if not any(row.verdict == "error" for row in rows):
         count = first.rows if merged is None else merged.rows.count
         rows.append(comparisons.size(inputs, first, slices, count, out_dtype))
-    if memory is not None:
-        rows.append(of_result("memory of the merge", format_size(memory), inputs))
     return Check(tuple(facts.name for facts in inputs), tuple(rows), merged)
 
 
@@ -137,7 +139,6 @@ def _tokens(
     own = next(v for v in present if v.model == first.name)
     differing = tuple(str(len(compare(own, v))) for v in present)
     rows = [Row("vocabulary rows", sizes)]
-    specials = tuple(" ".join(v.special[r] or NONE for r in SPECIAL) for v in present)
     templates = [template_of(v) for v in present]
     known = list(dict.fromkeys(t for t in templates if t is not None))
     shown = tuple(NONE if t is None else f"no. {known.index(t) + 1}" for t in templates)
@@ -157,7 +158,7 @@ def _tokens(
     others = [w for w in merged.warnings if w not in about_chat]
     rows += [
         _row("differing tokens", differing, [w.removeprefix("tokenizer: ") for w in others]),
-        _row("special tokens", specials, _special(present[0].model, specials, inputs)),
+        *_special(inputs, _named(inputs, merged.origin.model)),
         _row("chat template", shown, [w.removeprefix("chat_template: ") for w in about_chat]),
     ]
     return merged, rows
@@ -169,11 +170,20 @@ def _same_files(inputs: Sequence[Facts]) -> bool:
     return len(digests) == 1 and None not in digests and len({f.rows for f in inputs}) == 1
 
 
-def _special(first: str, texts: Sequence[str], inputs: Sequence[Facts]) -> list[str]:
-    other = next((f.name for f, text in zip(inputs, texts, strict=True) if text != texts[0]), None)
-    if other is None:
-        return []
-    return [f"{', '.join(SPECIAL)} are others in {short(other)} than in {short(first)}"]
+def _named(inputs: Sequence[Facts], name: str) -> Facts:
+    return next(facts for facts in inputs if facts.name == name)
+
+
+def _special(inputs: Sequence[Facts], origin: Facts) -> Iterator[Row]:
+    """A row for every special token that a model has."""
+    for role in SPECIAL:
+
+        def read(facts: Facts, role: str = role) -> str | None:
+            return None if facts.vocabulary is None else facts.vocabulary.special[role]
+
+        if any(read(facts) for facts in inputs):
+            note = f"the result has that of {short(origin.name)}"
+            yield compared(role.replace("_", " "), inputs, origin, read, "warning", note)
 
 
 def _row(fact: str, values: tuple[str, ...], warnings: Sequence[str]) -> Row:

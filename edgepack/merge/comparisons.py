@@ -90,9 +90,15 @@ def layers(inputs: Sequence[Facts], first: Facts, slices: Slices | None) -> Row:
 
 def settings(inputs: Sequence[Facts], first: Facts) -> Iterator[Row]:
     """The settings of `SETTINGS` that any of the models has."""
-    for key, (fact, verdict, note) in SETTINGS.items():
-        if any(facts.settings.get(key) is not None for facts in inputs):
-            yield compared(fact, inputs, first, lambda f: f.settings.get(key), verdict, note)  # noqa: B023
+    for key, (fact, why) in SETTINGS.items():
+
+        def read(facts: Facts, key: str = key) -> Any:
+            return facts.settings.get(key)
+
+        if any(read(facts) is not None for facts in inputs):
+            verdict: Verdict = "warning" if why is None else "error"
+            note = why or f"the result has that of {short(first.name)}"
+            yield compared(fact, inputs, first, read, verdict, note)
 
 
 def tensors(inputs: Sequence[Facts], first: Facts, slices: Slices | None) -> Iterator[Row]:

@@ -24,21 +24,23 @@ if TYPE_CHECKING:
 
 Verdict = Literal["ok", "warning", "error"]
 
-SETTINGS: Mapping[str, tuple[str, Verdict, str]] = {
-    "hidden_size": ("hidden size", "error", "weights of other shapes cannot be merged"),
-    "intermediate_size": ("feed-forward size", "error", "weights of other shapes cannot be merged"),
-    "num_attention_heads": ("attention heads", "error", "heads would be mixed with parts of heads"),
-    "num_key_value_heads": ("key-value heads", "error", "heads would be mixed with parts of heads"),
-    "head_dim": ("head size", "error", "heads would be mixed with parts of heads"),
-    "hidden_act": ("activation", "error", "weights for another activation cannot be averaged"),
-    "rope_theta": ("RoPE theta", "warning", "the result turns as the base does"),
-    "rope_scaling": ("RoPE scaling", "warning", "the result turns as the base does"),
-    "partial_rotary_factor": ("RoPE share", "warning", "the result turns as the base does"),
-    "max_position_embeddings": ("positions", "warning", "the result has the base's"),
-    "sliding_window": ("sliding window", "warning", "the result has the base's"),
-    "rms_norm_eps": ("norm epsilon", "warning", "the result has the base's"),
+SIZES = "weights of other shapes cannot be merged"
+HEADS = "a head would be mixed with parts of others"
+SETTINGS: Mapping[str, tuple[str, str | None]] = {
+    "hidden_size": ("hidden size", SIZES),
+    "intermediate_size": ("feed-forward size", SIZES),
+    "num_attention_heads": ("attention heads", HEADS),
+    "num_key_value_heads": ("key-value heads", HEADS),
+    "head_dim": ("head size", HEADS),
+    "hidden_act": ("activation", "weights for one are of no use to another"),
+    "rope_theta": ("RoPE theta", None),
+    "rope_scaling": ("RoPE scaling", None),
+    "partial_rotary_factor": ("RoPE share", None),
+    "max_position_embeddings": ("positions", None),
+    "sliding_window": ("sliding window", None),
+    "rms_norm_eps": ("norm epsilon", None),
 }
-"""Key of the configuration → name, what a difference is, and what it means."""
+"""Key of the configuration → its name, and why a difference is an error; None: it is a warning."""
 EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps")
 """Names that families of transformers have for the norm's epsilon."""
 

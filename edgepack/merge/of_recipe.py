@@ -15,7 +15,7 @@ from edgepack.recipe.references import Reference
 Inputs = Mapping[Reference, Input]
 
 
-def check_merge(merge: Merge, inputs: Inputs, *, memory: int | None = None) -> Check:
+def check_merge(merge: Merge, inputs: Inputs) -> Check:
     """Compare the inputs of a merge. Its tokenizer is None where that of the base, or of the first
     model, stays as it is."""
     dtype = merge.out_dtype or merge.dtype
@@ -25,7 +25,6 @@ def check_merge(merge: Merge, inputs: Inputs, *, memory: int | None = None) -> C
         slices=_slices(merge, inputs),
         options=tokenizer_options(merge, inputs),
         out_dtype=None if dtype is None else DTYPES[dtype],
-        memory=memory,
     )
 
 

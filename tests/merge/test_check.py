@@ -84,7 +84,7 @@ def test_models_that_agree_have_no_notes(make):
             {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
             "RoPE theta",
             "warning",
-            "10000 in a, 500000 in b: the result turns as the base does",
+            "10000 in a, 500000 in b: the result has that of a",
         ),
         ({"dtype": torch.float32}, "stored as", "warning", "different types; write dtype"),
         ({"tied": False}, "head", "warning", "some heads are tied"),
@@ -175,18 +175,20 @@ def test_vocabularies_that_differ_are_an_error_until_a_tokenizer_is_chosen(make,
     assert "only b has '<|pad|>'" in row(found, "differing tokens").note
     assert "tokenizer_source: union" in row(found, "differing tokens").hint
     assert found.tokenizer is None
-    with pytest.raises(RecipeError, match="the vocabularies differ in 1 tokens"):
+    with pytest.raises(RecipeError, match="the vocabularies differ in 1 token:"):
         found.require()
     found = check([a, b], "a", options=TokenizerOptions("union"))
     assert found.exit_code == 0
-    assert row(found, "special tokens").verdict == "warning"
+    assert row(found, "pad token").values == ("<|endoftext|>", "<|pad|>")
+    assert row(found, "pad token").note.endswith("the result has that of a")
+    assert row(found, "eos token").verdict == "ok"
     assert row(found, "chat template").values == ("no. 1", "no. 2")
     assert row(found, "chat template").verdict == "warning"
     assert found.tokenizer.ids["<|pad|>"] == len(make_tokenizer())
     chosen = check([a, b], "a", options=TokenizerOptions("union", chat_template="chatml"))
     assert row(chosen, "chat template").verdict == "ok"
     base = check([a, b], "a", options=TokenizerOptions("base"))
-    assert "1 tokens of b are not in the result" in row(base, "differing tokens").note
+    assert "'<|pad|>' of b cannot be in the result" in row(base, "differing tokens").note
 
 
 def test_the_same_tokens_in_other_files_need_no_choice(make, tmp_path):
@@ -266,7 +268,7 @@ def test_a_gguf_merges_with_the_folder_that_it_comes_from(make, tmp_path):
     path = tmp_path / "m.gguf"
     write_gguf(path, open_checkpoint(str(tmp_path / "m")), "F16")
     packed = facts_of("m.gguf", open_checkpoint(str(path)))
-    found = check([mistral, packed], "m", memory=3_000_000)
+    found = check([mistral, packed], "m").with_memory(3_000_000)
     assert row(found, "family").verdict == "ok"
     assert row(found, "stored as").values == ("BF16", "F16")
     assert row(found, "memory of the merge").values == ("3.0 MB", "")
