@@ -154,6 +154,14 @@ def _tokens(
     except RecipeError as error:
         tokens = Row("differing tokens", differing, "error", error.message, error.hint)
         return None, [*rows, tokens, Row("chat template", shown)]
+    if moved := _moved_rows(inputs, merged):
+        note = (
+            f"{short(moved.name)} is of a family that edgepack does not know, so its embeddings "
+            "cannot be put into another order"
+        )
+        hint = "leave out tokenizer and tokenizer_source"
+        tokens = Row("differing tokens", differing, "error", note, hint)
+        return None, [*rows, tokens, Row("chat template", shown)]
     about_chat = [w for w in merged.warnings if w.startswith("chat_template: ")]
     others = [w for w in merged.warnings if w not in about_chat]
     rows += [
@@ -168,6 +176,12 @@ def _same_files(inputs: Sequence[Facts]) -> bool:
     """Whether nothing needs to be loaded: all have the same tokenizer, and as many rows."""
     digests = {facts.tokenizer_digest for facts in inputs}
     return len(digests) == 1 and None not in digests and len({f.rows for f in inputs}) == 1
+
+
+def _moved_rows(inputs: Sequence[Facts], merged: MergedTokenizer) -> Facts | None:
+    """A model of a family that is not known whose embeddings would have to change, if any."""
+    unknown = (facts for facts in inputs if not facts.known)
+    return next((f for f in unknown if not merged.rows.is_identity(f.name, f.rows)), None)
 
 
 def _named(inputs: Sequence[Facts], name: str) -> Facts:

@@ -140,6 +140,9 @@ def test_a_family_that_is_not_known_is_compared_by_name(tmp_path):
     same = check([a, by_name(tmp_path / "a", "again")], "a")
     assert same.exit_code == 0
     assert row(same, "family").note.startswith("edgepack does not know novel")
+    padded = check([a], "a", options=TokenizerOptions("base", pad_to_multiple_of=64))
+    assert "cannot be put into another order" in row(padded, "differing tokens").note
+    assert check([a, c], "a", options=TokenizerOptions("base")).tokenizer is not None
     missing = check([a, b], "a")
     assert row(missing, "tensors").note == ("b lacks layer 1: self_attn.q_proj.weight, which a has")
     assert row(missing, "RoPE theta").verdict == "warning"
