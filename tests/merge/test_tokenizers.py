@@ -157,6 +157,27 @@ def test_a_union_keeps_the_ids_of_the_base_and_appends(tmp_path):
     assert not united.added_tokens_decoder[merged.ids["<tool>"]].special
 
 
+def test_pieces_without_a_row_are_not_taken_over(tmp_path):
+    """Nor are their merges, which a tokenizer without the piece could not load."""
+    small, large = make_tokenizer(vocab=300), make_tokenizer(vocab=420)
+    inputs = [vocabulary("s", small), vocabulary("l", large, 400)]
+    merged = merge_tokenizers(inputs, "s", source="union")
+    assert max(merged.ids.values()) == 399
+    merged.write(tmp_path)
+    assert from_folder(tmp_path).get_vocab() == {
+        token: index for token, index in large.get_vocab().items() if index < 400
+    }
+
+
+def test_three_inputs_give_pieces_and_added_tokens(tmp_path):
+    bytes_ = [vocabulary("s", make_tokenizer(vocab=300)), vocabulary("l", make_tokenizer())]
+    other = vocabulary("added", added(make_tokenizer(vocab=300), "<|e|>"))
+    merged = merge_tokenizers([*bytes_, other], "s", source="union")
+    merged.write(tmp_path)
+    assert merged.ids["<|e|>"] == N
+    assert from_folder(tmp_path).encode("<|e|>") == [N]
+
+
 def test_sentencepiece_with_bytes_unites(tmp_path):
     one, other = sentencepiece(), sentencepiece(("▁then", "▁wor", "▁world"))
     merged = merge_tokenizers([vocabulary("one", one), vocabulary("other", other)], source="union")
