@@ -3,7 +3,10 @@
 import json
 
 import pytest
+import torch
+import transformers
 import yaml
+from safetensors.torch import load_file, save_file
 
 from edgepack.checkpoint import open_checkpoint
 from tests.support.commands import fails, run
@@ -96,3 +99,35 @@ def test_ids_in_the_configuration_are_those_of_the_tokenizer(models):
     assert stop == len(make_tokenizer())
     own = open_checkpoint("b").tensor("model.embed_tokens.weight")[300]
     assert union.tensor("model.embed_tokens.weight")[stop].tolist() == own.tolist()
+
+
+@pytest.mark.parametrize("tied", [(True, True), (True, False), (False, False)])
+def test_heads_are_tied_as_in_the_inputs(tmp_path, monkeypatch, tied):
+    """And rows of heads and embeddings are those of the same tokens, whichever is tied."""
+    monkeypatch.chdir(tmp_path)
+    for seed, (name, own) in enumerate(zip("ab", tied, strict=True)):
+        make_model(tmp_path / name, tied=own, seed=seed, dtype=torch.float32)
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["<|new|>"])
+    tokenizer.save_pretrained(tmp_path / "b")
+    rows = {"vocab_size": len(tokenizer)}
+    path = tmp_path / "b" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | rows))
+    path = tmp_path / "b" / "model.safetensors"
+    tensors = load_file(path)
+    for key in ("model.embed_tokens.weight", "lm_head.weight"):
+        if key in tensors:
+            tensors[key] = torch.cat([tensors[key], torch.randn(1, 64)])
+    save_file(tensors, path, metadata={"format": "pt"})
+    recipe = {**LINEAR, "base_model": "a", "tokenizer_source": "union"}
+    assert run("merge", write(tmp_path / "m.yml", recipe), "out").exit_code == 0
+    model = transformers.AutoModelForCausalLM.from_pretrained("out")
+    a, b = open_checkpoint("a"), open_checkpoint("b")
+    head = "lm_head.weight"
+    heads = [m.tensor(head if head in m.specs else "model.embed_tokens.weight") for m in (a, b)]
+    expected = torch.cat([(heads[0] + heads[1][:-1]) / 2, heads[1][-1:]])
+    torch.testing.assert_close(model.lm_head.weight, expected, rtol=0, atol=1e-6)
+    assert model.config.tie_word_embeddings == all(tied)
+    is_same = model.lm_head.weight is model.model.embed_tokens.weight
+    assert is_same == all(tied)
+    assert len(model.lm_head.weight) == len(make_tokenizer()) + 1
