@@ -13,7 +13,8 @@ from edgepack.checkpoint import open_checkpoint
 from edgepack.core.progress import finish
 from edgepack.errors import EdgepackError
 from tests.support.commands import fails, run
-from tests.support.tiny import make_model
+from tests.support.ggufs import TOKENS, distance, in_llama_cpp
+from tests.support.tiny import make_model, write_gguf
 
 RANK = 4
 
@@ -106,6 +107,21 @@ def test_the_base_merged_with_its_adapter_is_the_fine_tune(pair, tmp_path, monke
     again, tuned = open_checkpoint("again"), open_checkpoint("tuned")
     for name in tuned.specs:
         torch.testing.assert_close(again.tensor(name), tuned.tensor(name), rtol=0, atol=1e-6)
+
+
+@pytest.mark.llama
+def test_llama_cpp_runs_the_base_with_its_adapter_as_the_fine_tune(pair, tmp_path):
+    """q and k are in llama.cpp's order of rows in adapter.gguf."""
+    tuned, base = opened(pair)
+    found = finish(extract.extract(tuned, base, Choice(RANK), "f32"))
+    extract.write(tmp_path / "out", found, base, "f32")
+    write_gguf(tmp_path / "base.gguf", base)
+    model = transformers.LlamaForCausalLM.from_pretrained(pair[0])
+    with torch.no_grad():
+        wanted = model(torch.tensor([TOKENS])).logits[0].numpy()
+    adapter = tmp_path / "out" / extract.FILE
+    assert distance(in_llama_cpp(tmp_path / "base.gguf", adapter), wanted) < 1e-3
+    assert distance(in_llama_cpp(tmp_path / "base.gguf"), wanted) > 0.05
 
 
 def test_a_lower_rank_leaves_what_the_report_says(pair, tmp_path):
