@@ -1,6 +1,7 @@
 """Tokenizers of merged models, and the rows that embeddings take for them."""
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from edgepack.checkpoint.tokenizer import from_folder
 from edgepack.errors import RecipeError
-from edgepack.merge.embeddings import TokenRule
+from edgepack.merge.embeddings import TokenRule, plan_rows
 from edgepack.merge.tokenizers import merge_tokenizers
 from edgepack.merge.vocabulary import Vocabulary, compare
 from tests.support.tiny import SPECIAL, TEXT, make_tokenizer
@@ -301,3 +302,66 @@ def test_the_same_model_alone_keeps_everything():
     assert merged.rows.is_identity("a", 700)
     assert merged.template is None
     assert merged.warnings == ()
+
+
+class Plain:
+    """The part of a vocabulary that rows depend on."""
+
+    def __init__(self, model, ids, rows):
+        self.model, self.ids, self.rows = model, ids, rows
+
+    def row(self, token):
+        index = self.ids.get(token)
+        return index if index is not None and index < self.rows else None
+
+
+def by_definition(model, ids, count, inputs, base, E):
+    """A merged embedding row by row, as the documentation says it."""
+    own = next(v for v in inputs if v.model == model)
+    tokens = {index: token for token, index in ids.items()}
+    rows, filled = {}, []
+    for index in range(count):
+        if index not in tokens:
+            if index < own.rows and index not in own.ids.values():
+                rows[index] = E[model][index]
+            else:
+                filled.append(index)
+            continue
+        having = [v for v in inputs if v.row(tokens[index]) is not None]
+        if own in having:
+            having = [own]
+        elif any(v.model == base for v in having):
+            having = [v for v in having if v.model == base]
+        if having:
+            vectors = [E[v.model][v.row(tokens[index])] for v in having]
+            rows[index] = sum(vectors) / len(vectors)
+        else:
+            filled.append(index)
+    named = [rows[i] for i in rows if i in tokens]
+    out = torch.zeros(count, E[model].shape[1])
+    for index, value in rows.items():
+        out[index] = value
+    for index in filled:
+        out[index] = torch.stack(named).mean(dim=0)
+    return out
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_rows_are_as_defined_for_any_vocabularies(seed):
+    rng = random.Random(seed)
+    words = [f"t{i}" for i in range(10)]
+    inputs, E = [], {}
+    for name in "abc"[: rng.randint(1, 3)]:
+        chosen = rng.sample(words, rng.randint(3, 10))
+        places = rng.sample(range(12), len(chosen))  # with gaps
+        rows = rng.randint(max(places) - 1, 15)
+        inputs.append(Plain(name, dict(zip(chosen, places, strict=True)), rows))
+        E[name] = torch.randn(rows, 3, generator=torch.Generator().manual_seed(rng.randrange(99)))
+    base = rng.choice([None, *(v.model for v in inputs)])
+    tokens = sorted({token for v in inputs for token in v.ids})
+    ids = dict(zip(tokens, rng.sample(range(14), len(tokens)), strict=True))
+    plan = plan_rows(ids, 16, inputs, base)
+    for v in inputs:
+        needed = {name: E[name] for name in plan.needs(v.model)}
+        expected = by_definition(v.model, ids, 16, inputs, base, E)
+        torch.testing.assert_close(plan.take(v.model, needed), expected)
