@@ -1,9 +1,15 @@
-"""Tensors a block at a time: temporaries of element-wise arithmetic then stay in a core's cache,
-and need no memory to speak of."""
+"""Tensors a block at a time, and sums that come out the same on any number of threads.
+
+Temporaries of element-wise arithmetic then stay in a core's cache and need no memory to speak of.
+
+torch splits a long sum among its threads, so its last bits depend on their number. A sum with two
+outputs is split between those instead, and each is what one thread computes (`total`). Norms are
+not split. Above `BLOCK` elements, the sums of blocks are added in float64.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -27,7 +33,56 @@ def flat(tensor: Tensor) -> Tensor:
     return tensor.detach().reshape(-1)
 
 
-def blocks(elements: int) -> Iterator[slice]:
+def rows(tensor: Tensor) -> Tensor:
+    """As a matrix: rows are along the last dimension, a vector is one row."""
+    return tensor.detach().reshape(-1, tensor.shape[-1] if tensor.dim() else 1)
+
+
+def blocks(elements: int, size: int = BLOCK) -> Iterator[slice]:
     """Slices that cover a flat tensor."""
-    for start in range(0, elements, BLOCK):
-        yield slice(start, min(start + BLOCK, elements))
+    for start in range(0, elements, size):
+        yield slice(start, min(start + size, elements))
+
+
+def row_blocks(matrix: Tensor) -> Iterator[slice]:
+    """Slices that cover the rows of a matrix, of about `BLOCK` elements, one row at least."""
+    return blocks(matrix.shape[0], max(1, BLOCK // max(1, matrix.shape[1])))
+
+
+def total(x: Tensor) -> Tensor:
+    """The sum of a flat tensor as one thread computes it; 0-dim."""
+    return x.expand(2, -1).sum(1)[0]
+
+
+def row_sums(matrix: Tensor) -> Tensor:
+    """The sum of each row, [rows, 1]; the same on any number of threads."""
+    if matrix.shape[0] == 1:
+        return total(matrix[0]).reshape(1, 1)
+    return matrix.sum(dim=-1, keepdim=True)
+
+
+def add_up(
+    elements: int, dtype: torch.dtype, part: Callable[[slice, torch.dtype], Tensor]
+) -> Tensor:
+    """Σ over all elements of what `part` says of a block in a type, as a 0-dim tensor of `dtype`.
+
+    Where that overflows, the sum is computed again in float64, and is a float64.
+    """
+    for kind in dict.fromkeys((dtype, torch.float64)):
+        sums = [total(part(block, kind)) for block in blocks(elements)]
+        result = sums[0] if len(sums) == 1 else torch.stack(sums).double().sum().to(kind)
+        if result.isfinite():
+            break
+    return result
+
+
+def norm(elements: int, dtype: torch.dtype, part: Callable[[slice, torch.dtype], Tensor]) -> Tensor:
+    """The Euclidean norm over all blocks, with the types of `add_up`."""
+    for kind in dict.fromkeys((dtype, torch.float64)):
+        norms = torch.stack(
+            [torch.linalg.vector_norm(part(block, kind)) for block in blocks(elements)]
+        )
+        result = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(norms.double()).to(kind)
+        if result.isfinite():
+            break
+    return result

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from typing import Any, Final
+
+from pydantic import TypeAdapter, ValidationError
 
 from edgepack.core.untrusted import quote
 from edgepack.errors import RecipeError
@@ -21,8 +23,9 @@ class Required(Enum):
 
 REQUIRED: Final = Required.REQUIRED
 
-WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 KINDS: dict[type, str] = {float: "a number", int: "a whole number", bool: "true or false"}
+ADAPTERS: dict[type, TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in KINDS}
+"""pydantic's conversions, which are mergekit's."""
 
 
 @dataclass(frozen=True)
@@ -70,18 +73,8 @@ class Parameter:
 
 def _convert(value: object, kind: type) -> Value | None:
     """The value as that type, None where it is none."""
-    if isinstance(value, str):
-        text = value.strip().lower()
-        if kind is bool and text in WORDS:
-            return WORDS[text]
-        try:
-            value = float(text)
-        except ValueError:
-            return None
-    if not isinstance(value, bool | int | float) or not math.isfinite(value):
+    try:
+        result: Value = ADAPTERS[kind].validate_python(value)
+    except ValidationError:
         return None
-    if kind is bool:
-        return bool(value) if value in (0, 1) else None
-    if kind is int:
-        return int(value) if value == int(value) else None
-    return float(value)
+    return result if math.isfinite(result) else None

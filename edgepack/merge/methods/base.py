@@ -12,23 +12,27 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from edgepack.core.plugins import suggest
 from edgepack.core.untrusted import quote, shorten
-from edgepack.errors import RecipeError
+from edgepack.errors import CheckpointError, RecipeError
 from edgepack.merge.methods._values import REQUIRED, Parameter, Value
 
 __all__ = ["REQUIRED", "Base", "Job", "Method", "Parameter", "Promise", "Value"]
 
 Values = Mapping[str, Value]
+DRAWN = 1 << 16
+"""Elements whose random numbers come from one generator."""
 
 
 class Base(Enum):
     """What a recipe's `base_model` is to a method."""
 
-    ORDINARY = "a model like the others, merged only if `models` lists it too"
+    ORDINARY = "a model like the others"
     OPTIONAL = "differences to it are merged if there is one"
     REQUIRED = "differences to it are merged"
 
@@ -56,15 +60,21 @@ class Job:
     seed: int = 0
     """The recipe's."""
 
-    def generator(self, model: int) -> torch.Generator:
-        """Random numbers for the model of that index.
+    def random(self, model: int, block: slice) -> Tensor:
+        """Uniform random numbers of [0, 1) for elements of a model's flat tensor, float32.
 
-        They depend on the seed, the tensor's name and the index, hence not on the order of tensors,
-        on threads, or on what was done before.
+        They depend on the seed, the tensor's name, the model's index and the element's, hence not
+        on the order of tensors, on threads, or on what was drawn before.
         """
-        text = f"{self.seed}\n{model}\n{self.name}"
-        number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
-        return torch.Generator().manual_seed(number >> 1)
+        first, last = block.start // DRAWN, -(-block.stop // DRAWN)
+        drawn = np.concatenate([self._draw(model, part) for part in range(first, last)])
+        return torch.from_numpy(drawn[block.start - first * DRAWN : block.stop - first * DRAWN])
+
+    def _draw(self, model: int, part: int) -> NDArray[np.float32]:
+        """The numbers of a run of `DRAWN` elements."""
+        text = f"{self.seed}\n{model}\n{part}\n{self.name}"
+        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "little")
+        return np.random.Generator(np.random.SFC64(seed)).random(DRAWN, dtype=np.float32)
 
     def numbers(self, parameter: str) -> list[float]:
         """The values of a number that each model has."""
@@ -77,9 +87,8 @@ class Method:
 
     name: str
     """As recipes write it; also that of the module."""
-    merge: Callable[[Job], Tensor]
-    """The merged tensor, float32 (float64 if an input is), of the shape of the inputs. It may share
-    memory with an input only if `shares` is set."""
+    function: Callable[[Job], Tensor]
+    """What `merge` calls once the job is known to be one for this method."""
     meaning: str
     """One line for a list of methods."""
     base: Base = Base.ORDINARY
@@ -88,14 +97,42 @@ class Method:
     most: int | None = None
     """Most models, the base not counted; None: any number."""
     parameters: tuple[Parameter, ...] = ()
+    check: Callable[[Sequence[Values], Values], str | None] | None = None
+    """What is wrong with values taken together, those of models and those for the whole."""
     promises: frozenset[Promise] = frozenset()
     temporaries: float = 1.0
-    """Memory beside the inputs and the float32 result, at most: in float32 tensors of that size, and
-    a few MiB for the blocks that arithmetic goes through."""
+    """Memory beside the inputs and the float32 result, at most: in float32 tensors of that size. What
+    arithmetic on blocks takes is not counted, some 32 MiB."""
     temporaries_per_model: float = 0.0
     """The same, to be multiplied by the number of models."""
     shares: bool = False
     """Whether the result may be an input itself, in its own type."""
+
+    def merge(self, job: Job) -> Tensor:
+        """The merged tensor: float32 (float64 if an input is), of the shape of the inputs. It shares
+        memory with an input only if `shares` is set. Raises `RecipeError` for a job that the method
+        cannot do, `CheckpointError` for tensors of several shapes."""
+        self.check_models(len(job.tensors), job.base is not None, job.name)
+        self.check_values(job.of_models, job.parameters, job.name)
+        tensors = [*job.tensors, *([] if job.base is None else [job.base])]
+        shapes = list(dict.fromkeys(tuple(tensor.shape) for tensor in tensors))
+        if len(shapes) > 1:
+            listed = ", ".join(str(list(shape)) for shape in shapes)
+            raise CheckpointError(
+                f"{job.name}: the models have shapes {listed}",
+                hint="merge models of one architecture and vocabulary",
+            )
+        if not tensors[0].numel():
+            return tensors[0].float()
+        return self.function(job)
+
+    def check_values(
+        self, of_models: Sequence[Values], whole: Values, place: str = "parameters"
+    ) -> None:
+        """Refuse values, complete ones, that do not go together. Raises `RecipeError`."""
+        problem = self.check(of_models, whole) if self.check else None
+        if problem:
+            raise RecipeError(f"{place}: {problem}", hint=f"{self.name}: {self.meaning}")
 
     def check_models(self, models: int, has_base: bool, place: str = "merge") -> None:
         """Refuse a number of models (the base not counted) that the method cannot merge, or a base
