@@ -39,6 +39,16 @@ def apply(
     return metadata, warnings
 
 
+def licence(folder: Path) -> str | None:
+    """The licence that the card of a folder states; None without one. Where `license` is ``other``,
+    the name is in `license_name`."""
+    card, _ = read(folder)
+    found = card.get("license")
+    if found == "other":
+        found = card.get("license_name") or found
+    return ", ".join(found) if isinstance(found, list) else found
+
+
 def _apply(card: dict[str, Any], name: Path, numel: int) -> gguf.Metadata | None:
     try:
         named = Path(_text(str(name)) or "model")

@@ -19,6 +19,7 @@ from edgepack.cli import (  # noqa: F401  (each adds its commands)
     compare,
     evaluate,
     export_training,
+    extract_lora,
     finetune,
     init,
     merge,

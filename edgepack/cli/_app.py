@@ -41,7 +41,8 @@ def heed_signals() -> None:
 
 ORDER = (
     *("init", "plan", "build", "show", "chat", "serve", "finetune", "merge", "merge-adapter"),
-    *("evaluate", "compare", "bench", "export-training", "import-training", "schema"),
+    *("extract-lora", "evaluate", "compare", "bench", "export-training", "import-training"),
+    "schema",
 )
 """Commands as people come to need them."""
 

@@ -67,6 +67,10 @@ def merge(
     random_seed: Annotated[
         int, typer.Option(metavar="N", min=0, help="Of methods that draw random numbers.")
     ] = 0,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Compare the models and stop; no weights are read."),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -77,6 +81,8 @@ def merge(
     becomes of each.
     """
     remarks = _foreign(context.args)
+    if check:
+        raise typer.Exit(_check(config, as_json=as_json))
     folder = out or out_path
     if folder is None:
         raise RecipeError("OUT: is missing", hint=f"edgepack merge {config} OUT")
@@ -97,6 +103,23 @@ def merge(
         print_json(artifact.manifest)
     else:
         typer.echo("\n".join(_summary(artifact)))
+
+
+def _check(config: Path, *, as_json: bool) -> int:
+    """Print what the models of every merge are and where they differ; the exit code."""
+    from edgepack.merge.documents import check_merges
+    from edgepack.recipe.read import load_merges
+
+    checks = check_merges(load_merges(config), config.parent)
+    if as_json:
+        print_json({name: found.as_json() for name, found in checks})
+    else:
+        blocks = [
+            [f"{name}:", *found.lines()] if len(checks) > 1 else found.lines()
+            for name, found in checks
+        ]
+        typer.echo("\n\n".join("\n".join(lines) for lines in blocks))
+    return max(found.exit_code for _, found in checks)
 
 
 def parse_size(text: str) -> int:

@@ -62,9 +62,7 @@ class MergedCheckpoint(FolderCheckpoint):
         return tuple(self.stage.notes)
 
     def generation_config(self) -> Mapping[str, Any]:  # noqa: D102
-        donor = self.stage.donor.checkpoint
-        found = {} if donor is None else donor.generation_config()
-        return special.with_ends(dict(found), self._config.model_dump())
+        return special.with_ends(self.stage.generation, self._config.model_dump())
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:  # noqa: D102

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +11,12 @@ from edgepack.core.plugins import suggest
 from edgepack.core.untrusted import quote, shorten
 from edgepack.errors import RecipeError
 from edgepack.merge import methods
+from edgepack.merge.check import Check
 from edgepack.merge.checkpoint import MergedCheckpoint
-from edgepack.merge.inputs import Input, check_families, open_input
+from edgepack.merge.inputs import Input, open_input
 from edgepack.merge.layout import make_layout
-from edgepack.merge.stage import Merge, Options
-from edgepack.merge.tokens import plan_tokenizer
+from edgepack.merge.of_recipe import check_merge
+from edgepack.merge.stage import Merge, Options, stages_of
 from edgepack.recipe import merging
 from edgepack.recipe.references import Reference
 from edgepack.recipe.sections import Recipe
@@ -33,8 +34,44 @@ def plan_merges(
     models are hashed. Raises `RecipeError` for names that are missing or lead in a circle.
     """
     known: dict[str, Merge] = {}
-    opened: dict[Reference, Input] = {}
     last = None
+    for merge, inputs in _with_inputs(merges, base, known):
+        last = make_stage(merge, inputs, options, merge.name or title)
+        if merge.name is not None:
+            known[merge.name] = last
+    assert last is not None
+    with ThreadPoolExecutor() as pool:  # digests of large files, side by side
+        models = {model for stage in stages_of(last) for model in stage.layout.inputs}
+        list(pool.map(lambda model: model.key, models))
+    return last
+
+
+def check_merges(
+    merges: Sequence[merging.Merge], base: Path, title: str = TITLE
+) -> list[tuple[str, Check]]:
+    """The check of every merge of a file, with its name, up to the first that has errors: those
+    that use its result cannot be checked. No weights are read."""
+    known: dict[str, Merge] = {}
+    checks = []
+    for merge, inputs in _with_inputs(merges, base, known):
+        found = check_merge(merge, inputs)
+        if not found.errors:
+            stage = make_stage(merge, inputs, Options(), merge.name or title, found)
+            found = found.with_memory(stage.memory())
+            if merge.name is not None:
+                known[merge.name] = stage
+        checks.append((merge.name or title, found))
+        if found.errors:
+            break
+    return checks
+
+
+def _with_inputs(
+    merges: Sequence[merging.Merge], base: Path, known: Mapping[str, Merge]
+) -> Iterator[tuple[merging.Merge, dict[Reference, Input]]]:
+    """Every merge in order with its models, each of which is opened once. `known` has the stages of
+    earlier merges when a later one is asked for."""
+    opened: dict[Reference, Input] = {}
     for merge in in_order(merges):
         inputs = {}
         for reference in merge.references():
@@ -46,11 +83,7 @@ def plan_merges(
             else:
                 inputs[reference] = opened.get(reference) or open_input(reference, base)
                 opened[reference] = inputs[reference]
-        last = make_stage(merge, _with_own_names(inputs), options, merge.name or title)
-        if merge.name is not None:
-            known[merge.name] = last
-    assert last is not None
-    return last
+        yield merge, _with_own_names(inputs)
 
 
 def open_merge(recipe: Recipe, base: Path) -> MergedCheckpoint:
@@ -62,20 +95,20 @@ def open_merge(recipe: Recipe, base: Path) -> MergedCheckpoint:
 
 
 def make_stage(
-    merge: merging.Merge, inputs: dict[Reference, Input], options: Options, title: str
+    merge: merging.Merge,
+    inputs: dict[Reference, Input],
+    options: Options,
+    title: str,
+    checked: Check | None = None,
 ) -> Merge:
-    """One merge of models that are open."""
+    """One merge of models that are open. `checked` is its check, if that was done before."""
     method = methods.get(merge.merge_method)
-    notes = check_families(inputs.values())
+    found = checked or check_merge(merge, inputs)
+    found.require()
     donor = inputs[merge.base_model] if merge.base_model else next(iter(inputs.values()))
-    tokenizer = plan_tokenizer(merge, inputs)
-    rows = None if tokenizer is None else tokenizer.rows.count
+    rows = None if found.tokenizer is None else found.tokenizer.rows.count
     layout = make_layout(merge, inputs, method, rows)
-    if tokenizer is not None:
-        notes += tokenizer.warnings
-    with ThreadPoolExecutor() as pool:  # digests of large files, side by side
-        list(pool.map(lambda model: model.key, layout.inputs))
-    return Merge(title, merge, layout, method, donor, tokenizer, options, tuple(notes))
+    return Merge(title, merge, layout, method, donor, found.tokenizer, options, found.warnings)
 
 
 def in_order(merges: Sequence[merging.Merge]) -> list[merging.Merge]:

@@ -132,14 +132,14 @@ def plan_rows(
 def _own(ids: Mapping[str, int], named: Tensor, vocabulary: Vocabulary) -> Tensor:
     """The input's own row of every merged row, −1 for none."""
     own = torch.full(named.shape, NONE, dtype=torch.int64)
-    pairs = [(index, vocabulary.row(token)) for token, index in ids.items()]
-    known = torch.tensor([pair for pair in pairs if pair[1] is not None], dtype=torch.int64)
-    if len(known):
-        own[known[:, 0]] = known[:, 1]
+    known = vocabulary.ids
+    theirs = torch.tensor([known.get(token, NONE) for token in ids], dtype=torch.int64)
+    own[torch.tensor(list(ids.values()), dtype=torch.int64)] = theirs
+    own[own >= vocabulary.rows] = NONE
     padding = ~named
     padding[vocabulary.rows :] = False
-    theirs = torch.tensor(list(vocabulary.ids.values()), dtype=torch.int64)
-    padding[theirs[theirs < len(padding)]] = False
+    used = torch.tensor(list(known.values()), dtype=torch.int64)
+    padding[used[used < len(padding)]] = False
     own[padding] = torch.arange(len(own))[padding]
     return own
 

@@ -26,8 +26,8 @@ from edgepack.checkpoint.folder import CONFIG
 from edgepack.checkpoint.gguf_file import GgufCheckpoint
 from edgepack.checkpoint.source_files import SourceFiles
 from edgepack.core import plugins
-from edgepack.core.untrusted import quote, shorten
-from edgepack.errors import CheckpointError, EdgepackError
+from edgepack.core.untrusted import shorten
+from edgepack.errors import CheckpointError
 from edgepack.merge.by_name import ByName
 from edgepack.merge.lora import CONFIG as ADAPTER
 from edgepack.merge.lora import LoraAdapter, is_adapter
@@ -254,41 +254,6 @@ def _open_adapter(name: str, base: Path) -> LoraAdapter:
         raise CheckpointError(f"{shorten(name, 100)}: there is no such adapter")
     folder = hub.snapshot(name, ADAPTER_FILES)
     return LoraAdapter(folder, name, folder.name)
-
-
-def check_families(inputs: Iterable[Input]) -> list[str]:
-    """Refuse models of different families; warnings about an unknown one."""
-    known = list(inputs)
-    first = known[0]
-    for other in known[1:]:
-        if not _same_family(first, other):
-            raise EdgepackError(
-                f"merge: {first.name} is a {family_of(first)} model, {other.name} a "
-                f"{family_of(other)} model",
-                hint="only models of one family, with the same tensors, can be merged",
-            )
-    if first.architecture is None:
-        return [
-            f"merge: {quote(family_of(first))} is no family that edgepack knows; tensors are merged "
-            "by their names, without knowing what they mean"
-        ]
-    return []
-
-
-def family_of(model: Input) -> str:
-    """The family's name, as config.json has it."""
-    if model.architecture is not None:
-        return model.architecture.name
-    return shorten(str(model.config.get("model_type")), 60)
-
-
-def _same_family(one: Input, other: Input) -> bool:
-    a, b = one.architecture, other.architecture
-    if a is None or b is None:
-        return family_of(one) == family_of(other)
-    if isinstance(one.model, GgufCheckpoint) or isinstance(other.model, GgufCheckpoint):
-        return a.gguf == b.gguf  # a GGUF of a Mistral says llama
-    return a.name == b.name
 
 
 def is_local(model: Input) -> bool:

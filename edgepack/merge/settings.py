@@ -6,7 +6,7 @@ The donor is the base, or else the first model.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgepack.errors import RecipeError
@@ -16,6 +16,8 @@ from edgepack.merge.layout import Layout
 DROPPED = ("_name_or_path", "torch_dtype", "transformers_version")
 """Entries that would no longer be true, or that `dtype` replaces."""
 NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+IDS = "_token_id"
+"""End of keys of ids of tokens."""
 FIRST_FULL = "max_window_layers"
 """Qwen2: layers from this one on have a sliding window, where `use_sliding_window` says so."""
 
@@ -68,3 +70,10 @@ def _refuse_moved_window(config: dict[str, Any]) -> None:
             f"slices: {FIRST_FULL} counts layers, and cannot be kept when layers are stacked",
             hint="write layer_types into config.json in its place",
         )
+
+
+def with_token_ids(content: Mapping[str, Any], owner: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration whose ids of special tokens are those of `owner`: the configuration of the
+    model whose tokenizer the result has."""
+    ids = {key: value for key, value in owner.items() if key.endswith(IDS)}
+    return {key: value for key, value in content.items() if not key.endswith(IDS)} | ids

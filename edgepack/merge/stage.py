@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from edgepack.checkpoint.folder import GENERATION, TOKENIZER
+from edgepack.checkpoint.source_files import SourceFiles
 from edgepack.core import plugins
 from edgepack.core.disk import atomic
 from edgepack.core.executor import Executor
@@ -24,7 +25,7 @@ from edgepack.merge.inputs import Input, is_local, place_of, published
 from edgepack.merge.layout import Layout
 from edgepack.merge.methods import KIND
 from edgepack.merge.methods.base import Method
-from edgepack.merge.settings import settings
+from edgepack.merge.settings import settings, with_token_ids
 from edgepack.merge.stream import LIMIT, Work, stream
 from edgepack.merge.tokenizers import MergedTokenizer
 from edgepack.planning.plan import READS, Plan
@@ -93,7 +94,25 @@ class Merge(Stage):
     def config(self) -> dict[str, Any]:
         """config.json of the result."""
         rows = None if self.tokenizer is None else self.tokenizer.rows.count
-        return settings(self.layout, self.donor, rows)
+        config = settings(self.layout, self.donor, rows)
+        owner = self.token_owner
+        return config if owner is self.donor else with_token_ids(config, owner.config)
+
+    @cached_property
+    def token_owner(self) -> Input:
+        """The model whose tokenizer is kept, or extended."""
+        if self.tokenizer is None:
+            return self.donor
+        name = self.tokenizer.origin.model
+        return next(model for model in self.layout.inputs if model.name == name)
+
+    @cached_property
+    def generation(self) -> dict[str, Any]:
+        """generation_config.json of the result: the donor's, with ids of its own tokenizer."""
+        content, owner = _generation(self.donor), self.token_owner
+        if owner is self.donor:
+            return content
+        return with_token_ids(content, _generation(owner) or owner.config)
 
     @cached_property
     def source(self) -> dict[str, Any]:
@@ -144,7 +163,8 @@ class Merge(Stage):
     def _write_small_files(self, folder: Path) -> None:
         """Everything but the weights."""
         _write_json(folder / CONFIG, self.config)
-        self._write_generation(folder)
+        if self.generation:
+            _write_json(folder / GENERATION, self.generation)
         if self.tokenizer is not None:
             self.tokenizer.write(folder, self.tokenizer_folder)
         elif self.donor.folder is not None:
@@ -155,16 +175,6 @@ class Merge(Stage):
         _write(folder / RECIPE, text)
         about = card.render(self.card_entries, self.title, self.layout.inputs, self.method, text)
         _write(folder / README, about)
-
-    def _write_generation(self, folder: Path) -> None:
-        source = self.donor.folder
-        if source is not None and (source / GENERATION).is_file():
-            content = json.loads((source / GENERATION).read_text(encoding="utf-8"))
-            content.pop("_from_model_config", None)
-            _write_json(folder / GENERATION, content)
-        elif source is None and self.donor.checkpoint is not None:
-            if content := dict(self.donor.checkpoint.generation_config()):
-                _write_json(folder / GENERATION, content)
 
     def facts(self) -> dict[str, Any]:
         """What was merged, and how."""
@@ -213,6 +223,17 @@ def merge_sources(last: Merge) -> dict[str, tuple[Path, str]]:
             if adapter is not None and adapter.revision is None:
                 found[MERGE + adapter.name] = (adapter.folder, adapter.key)
     return found
+
+
+def _generation(model: Input) -> dict[str, Any]:
+    """generation_config.json of a model; empty if there is none."""
+    if isinstance(model.model, MergedCheckpoint):
+        return model.model.stage.generation
+    if model.folder is None:
+        return {} if model.checkpoint is None else dict(model.checkpoint.generation_config())
+    path = model.folder / GENERATION
+    content: dict[str, Any] = SourceFiles().read_json(path) if path.is_file() else {}
+    return {key: value for key, value in content.items() if key != "_from_model_config"}
 
 
 def _copy_tokenizer(source: Path, folder: Path) -> None:

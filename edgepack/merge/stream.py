@@ -101,14 +101,15 @@ class Work:
     def _read(self, operand: Operand, tensor: MergedTensor) -> Tensor:
         model = self.layout.inputs[operand.input]
         if tensor.has_rows and self.rows is not None:
-            W = self._with_rows(model, operand.name, self.rows)
+            W = self._with_rows(model, operand.name, tensor.name, self.rows)
         else:
             W = model.read(operand.name)
         return W if self.dtype is None else W.to(torch_dtype(DTYPES[self.dtype]))
 
-    def _with_rows(self, model: Input, name: str, rows: Rows) -> Tensor:
-        """An embedding with its rows in the order of the merged vocabulary."""
-        W = model.read(name)
+    def _with_rows(self, model: Input, own: str, name: str, rows: Rows) -> Tensor:
+        """An embedding with its rows in the order of the merged vocabulary. It is called `own` in
+        the model, and `name` in the result; a tied head has two names."""
+        W = model.read(own)
         if rows.is_identity(model.name, len(W)):
             return W
         of = {other.name: other for other in self.layout.inputs}

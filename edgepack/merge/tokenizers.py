@@ -114,9 +114,9 @@ def _refuse_difference(origin: Vocabulary, inputs: Sequence[Vocabulary]) -> None
     """Raise if an input has other tokens: rows would be mixed with those of other tokens."""
     for other in inputs:
         if difference := compare(origin, other):
-            raise RecipeError(
-                f"the vocabularies differ in {len(difference)} tokens: {difference}", hint=HINT
-            )
+            count = len(difference)
+            tokens = "1 token" if count == 1 else f"{count} tokens"
+            raise RecipeError(f"the vocabularies differ in {tokens}: {difference}", hint=HINT)
 
 
 def _count(rows: int, tokens: int, multiple: int | None) -> int:
@@ -139,9 +139,10 @@ def _about_rows(
     for other in inputs:
         lost = [token for token in other.ids if token not in ids]
         if lost:
+            more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
             warnings.append(
-                f"tokenizer: {len(lost)} tokens of {shorten(other.model, 60)} are not in the "
-                f"result, {quote(shorten(lost[0], 30))} for one"
+                f"tokenizer: {quote(shorten(lost[0], 30))}{more} of {shorten(other.model, 60)} "
+                "cannot be in the result, whose tokenizer does not know it"
             )
     empty = [token for token, index in ids.items() if rows.filled[index]]
     if empty:

@@ -8,7 +8,6 @@ except where a new merge joins two pieces that it left apart.
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -63,50 +62,59 @@ def unite(
             added[token] = flags
     if len(ids) == len(first.ids):
         return United(ids, None, tuple(warnings))
-    content = copy.deepcopy(dict(first.content))
-    if pieces:
-        _add_pieces(content["model"], ids, pieces, others)
-    content["added_tokens"] += [
+    model = first.content["model"]
+    entries = [
         {**dict.fromkeys(FLAGS, False), **flags, "content": token, "id": ids[token]}
         for token, flags in added.items()
     ]
+    content = {
+        **first.content,
+        "model": _with_pieces(model, ids, pieces) if pieces else model,
+        "added_tokens": [*first.content["added_tokens"], *entries],
+    }
     return United(ids, content, tuple(warnings))
 
 
-def _add_pieces(
-    model: dict[str, Any],
+def _with_pieces(
+    model: Content,
     ids: Mapping[str, int],
     pieces: Mapping[str, Vocabulary],
-    others: Sequence[Vocabulary],
-) -> None:
-    """Write all `ids` into the model of a tokenizer.json, the added tokens' too: tokenizers numbers
-    those anew that the model does not know."""
+) -> Content:
+    """The model of a tokenizer.json with all `ids`, the added tokens' too: tokenizers numbers those
+    anew that the model does not know."""
     if model["type"] == "Unigram":
-        scores = {
-            token: score for other in others for token, score in other.content["model"]["vocab"]
-        }
-        known = dict(map(tuple, model["vocab"]))
-        lowest = min(known.values())
-        wanted = sorted(ids, key=lambda token: ids[token])
-        if list(map(ids.__getitem__, wanted)) != list(range(len(wanted))):
-            raise RecipeError(
-                "tokenizer: a Unigram vocabulary whose ids have gaps cannot be extended",
-                hint="write tokenizer_source: base, or name another base",
-            )
-        model["vocab"] = [
-            [token, known.get(token, scores[token] if token in pieces else lowest)]
-            for token in wanted
-        ]
-        return
-    model["vocab"] = dict(ids)
+        return {**model, "vocab": _scored(model, ids, pieces)}
     if model["type"] != "BPE":
-        return
+        return {**model, "vocab": dict(ids)}
     merges = {_pair(merge): None for merge in model["merges"]}
-    for other in others:
-        for merge in map(_pair, other.content["model"]["merges"]):
-            if all(part in ids for part in merge):
-                merges.setdefault(merge)
-    model["merges"] = [list(merge) for merge in merges]
+    prefix = model.get("continuing_subword_prefix") or ""
+    for other in dict.fromkeys(pieces.values()):
+        for left, right in map(_pair, other.content["model"]["merges"]):
+            if {left, right, left + right.removeprefix(prefix)} <= ids.keys():
+                merges.setdefault((left, right))
+    return {**model, "vocab": dict(ids), "merges": [list(merge) for merge in merges]}
+
+
+def _scored(
+    model: Content,
+    ids: Mapping[str, int],
+    pieces: Mapping[str, Vocabulary],
+) -> list[list[Any]]:
+    """Pieces with their scores, in the order of ids. Added tokens get the lowest score; they are
+    cut out of a text before."""
+    owners = dict.fromkeys(pieces.values())
+    scores = {token: score for v in owners for token, score in v.content["model"]["vocab"]}
+    known = dict(map(tuple, model["vocab"]))
+    lowest = min(known.values())
+    wanted = sorted(ids, key=lambda token: ids[token])
+    if [ids[token] for token in wanted] != list(range(len(wanted))):
+        raise RecipeError(
+            "tokenizer: a Unigram vocabulary whose ids have gaps cannot be extended",
+            hint="write tokenizer_source: base, or name another base",
+        )
+    return [
+        [token, known.get(token, scores[token] if token in pieces else lowest)] for token in wanted
+    ]
 
 
 def _pair(merge: Any) -> tuple[str, str]:

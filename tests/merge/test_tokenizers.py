@@ -1,6 +1,7 @@
 """Tokenizers of merged models, and the rows that embeddings take for them."""
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from edgepack.checkpoint.tokenizer import from_folder
 from edgepack.errors import RecipeError
-from edgepack.merge.embeddings import TokenRule
+from edgepack.merge.embeddings import TokenRule, plan_rows
 from edgepack.merge.tokenizers import merge_tokenizers
 from edgepack.merge.vocabulary import Vocabulary, compare
 from tests.support.tiny import SPECIAL, TEXT, make_tokenizer
@@ -157,6 +158,27 @@ def test_a_union_keeps_the_ids_of_the_base_and_appends(tmp_path):
     assert not united.added_tokens_decoder[merged.ids["<tool>"]].special
 
 
+def test_pieces_without_a_row_are_not_taken_over(tmp_path):
+    """Nor are their merges, which a tokenizer without the piece could not load."""
+    small, large = make_tokenizer(vocab=300), make_tokenizer(vocab=420)
+    inputs = [vocabulary("s", small), vocabulary("l", large, 400)]
+    merged = merge_tokenizers(inputs, "s", source="union")
+    assert max(merged.ids.values()) == 399
+    merged.write(tmp_path)
+    assert from_folder(tmp_path).get_vocab() == {
+        token: index for token, index in large.get_vocab().items() if index < 400
+    }
+
+
+def test_three_inputs_give_pieces_and_added_tokens(tmp_path):
+    bytes_ = [vocabulary("s", make_tokenizer(vocab=300)), vocabulary("l", make_tokenizer())]
+    other = vocabulary("added", added(make_tokenizer(vocab=300), "<|e|>"))
+    merged = merge_tokenizers([*bytes_, other], "s", source="union")
+    merged.write(tmp_path)
+    assert merged.ids["<|e|>"] == N
+    assert from_folder(tmp_path).encode("<|e|>") == [N]
+
+
 def test_sentencepiece_with_bytes_unites(tmp_path):
     one, other = sentencepiece(), sentencepiece(("▁then", "▁wor", "▁world"))
     merged = merge_tokenizers([vocabulary("one", one), vocabulary("other", other)], source="union")
@@ -180,7 +202,7 @@ def test_what_cannot_be_united_is_named():
     with pytest.raises(RecipeError, match=r"the normalizer differs.*none.*Lowercase"):
         merge_tokenizers([bytes_, vocabulary("lower", lower)], source="union")
     merged = merge_tokenizers([bytes_, vocabulary("lower", lower)], "gpt", source="base")
-    assert any("tokens of lower are not in the result" in w for w in merged.warnings)
+    assert any("more of lower cannot be in the result" in w for w in merged.warnings)
 
 
 def test_other_normalizers_are_a_warning_where_only_added_tokens_differ():
@@ -280,3 +302,66 @@ def test_the_same_model_alone_keeps_everything():
     assert merged.rows.is_identity("a", 700)
     assert merged.template is None
     assert merged.warnings == ()
+
+
+class Plain:
+    """The part of a vocabulary that rows depend on."""
+
+    def __init__(self, model, ids, rows):
+        self.model, self.ids, self.rows = model, ids, rows
+
+    def row(self, token):
+        index = self.ids.get(token)
+        return index if index is not None and index < self.rows else None
+
+
+def by_definition(model, ids, count, inputs, base, E):
+    """A merged embedding row by row, as the documentation says it."""
+    own = next(v for v in inputs if v.model == model)
+    tokens = {index: token for token, index in ids.items()}
+    rows, filled = {}, []
+    for index in range(count):
+        if index not in tokens:
+            if index < own.rows and index not in own.ids.values():
+                rows[index] = E[model][index]
+            else:
+                filled.append(index)
+            continue
+        having = [v for v in inputs if v.row(tokens[index]) is not None]
+        if own in having:
+            having = [own]
+        elif any(v.model == base for v in having):
+            having = [v for v in having if v.model == base]
+        if having:
+            vectors = [E[v.model][v.row(tokens[index])] for v in having]
+            rows[index] = sum(vectors) / len(vectors)
+        else:
+            filled.append(index)
+    named = [rows[i] for i in rows if i in tokens]
+    out = torch.zeros(count, E[model].shape[1])
+    for index, value in rows.items():
+        out[index] = value
+    for index in filled:
+        out[index] = torch.stack(named).mean(dim=0)
+    return out
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_rows_are_as_defined_for_any_vocabularies(seed):
+    rng = random.Random(seed)
+    words = [f"t{i}" for i in range(10)]
+    inputs, E = [], {}
+    for name in "abc"[: rng.randint(1, 3)]:
+        chosen = rng.sample(words, rng.randint(3, 10))
+        places = rng.sample(range(12), len(chosen))  # with gaps
+        rows = rng.randint(max(places) - 1, 15)
+        inputs.append(Plain(name, dict(zip(chosen, places, strict=True)), rows))
+        E[name] = torch.randn(rows, 3, generator=torch.Generator().manual_seed(rng.randrange(99)))
+    base = rng.choice([None, *(v.model for v in inputs)])
+    tokens = sorted({token for v in inputs for token in v.ids})
+    ids = dict(zip(tokens, rng.sample(range(14), len(tokens)), strict=True))
+    plan = plan_rows(ids, 16, inputs, base)
+    for v in inputs:
+        needed = {name: E[name] for name in plan.needs(v.model)}
+        expected = by_definition(v.model, ids, 16, inputs, base, E)
+        torch.testing.assert_close(plan.take(v.model, needed), expected)
