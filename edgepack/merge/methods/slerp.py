@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgepack.merge.methods._blocks import blocks, flat, new_result, total, working_type
+from edgepack.merge.methods._blocks import blocks, flat, gather, new_result, total, working_type
 from edgepack.merge.methods.base import Base, Job, Method, Parameter, Promise
 
 NEARLY_PARALLEL = 0.9995
@@ -39,18 +39,18 @@ def merge(job: Job) -> Tensor:
 def _cosine(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     """That of the angle between two vectors; 0-dim. A vector of length 0 is at right angles."""
     length_a, length_b = _length(a, dtype), _length(b, dtype)
-    parts = [
+    parts = (
         total((a[run].to(dtype) / length_a).mul_(b[run].to(dtype) / length_b))
         for run in blocks(a.numel(), RUN)
-    ]
-    return torch.stack(parts).sum().clamp(-1, 1)
+    )
+    return gather(parts, dtype).sum().clamp(-1, 1)
 
 
 def _length(x: Tensor, dtype: torch.dtype) -> Tensor:
     """The Euclidean norm, 1 where that is 0, in float64 where it overflows; 0-dim."""
     for kind in dict.fromkeys((dtype, torch.float64)):
-        parts = [torch.linalg.vector_norm(x[run].to(kind)) for run in blocks(x.numel(), RUN)]
-        length = torch.linalg.vector_norm(torch.stack(parts))
+        parts = (torch.linalg.vector_norm(x[run].to(kind)) for run in blocks(x.numel(), RUN))
+        length = torch.linalg.vector_norm(gather(parts, kind))
         if length.isfinite():
             break
     return length if length > TINY else torch.ones_like(length)
