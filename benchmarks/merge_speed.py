@@ -180,7 +180,9 @@ def main() -> None:
     for number, name in enumerate(MODELS):
         make_checkpoint(folder / "models" / name, arguments.layers, number)
     size = (folder / "models/one/model.safetensors").stat().st_size
-    print(f"{arguments.layers} layers, {size / 1e9:.2f} GB a checkpoint in bfloat16; page cache warm")
+    print(
+        f"{arguments.layers} layers, {size / 1e9:.2f} GB a checkpoint in bfloat16; page cache warm"
+    )
     cache = folder / "cache"
     env = {**os.environ, "EDGEPACK_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
 
@@ -188,7 +190,13 @@ def main() -> None:
         return [sys.executable, "-m", "edgepack", "merge", str(config), str(out)]
 
     def mergekit(config: Path, out: Path) -> list[str]:
-        return [arguments.mergekit, str(config), str(out), "--lazy-unpickle", "--no-write-model-card"]
+        return [
+            arguments.mergekit,
+            str(config),
+            str(out),
+            "--lazy-unpickle",
+            "--no-write-model-card",
+        ]
 
     programs: dict[str, Callable[[Path, Path], list[str]]] = {
         "mergekit": mergekit,
