@@ -67,7 +67,7 @@ class Merge(Stage):
         return ("edgepack.merge.stage", method, *READS)
 
     @cached_property
-    def inputs(self) -> tuple[str, ...]:  # type: ignore[override]  # noqa: D102
+    def inputs(self) -> tuple[str, ...]:  # noqa: D102
         return tuple(model.key for model in self.layout.inputs)
 
     def options(self) -> dict[str, Any]:  # noqa: D102

@@ -253,7 +253,7 @@ class Merge(Part):
     tokenizer_source: TokenizerSource | None = Field(
         None, description="`union`, `base`, or a model; default: the base's tokenizer as it is."
     )
-    tokenizer: Tokenizer | None = None
+    tokenizer: Tokenizer | None = Field(None, description="Or with more to say of its tokens.")
     chat_template: str | None = Field(
         None,
         max_length=100_000,

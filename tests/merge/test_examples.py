@@ -1,4 +1,4 @@
-"""The recipes of mergekit's tutorial, from small stand-ins for their models to text in llama.cpp."""
+"""The recipes of mergekit's tutorial, from small stand-ins for models to text in llama.cpp."""
 
 from pathlib import Path
 
