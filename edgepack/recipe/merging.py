@@ -119,7 +119,9 @@ class Source(Model):
 class OutputSlice(Part):
     """Layers of the result: those of its sources, merged."""
 
-    sources: list[Source] = Field(min_length=1, max_length=MAX_MODELS)
+    sources: list[Source] = Field(
+        min_length=1, max_length=MAX_MODELS, description="What is merged, as many layers of each."
+    )
     base_model: ModelReference | None = Field(None, description="In place of the merge's.")
     parameters: Parameters = Field({}, description="Of these layers; after those of a source.")
     residual_weight: float | None = Field(
