@@ -23,7 +23,15 @@ if TYPE_CHECKING:
     from edgepack.finetune.graph.options import Options
     from edgepack.planning.plan import Plan
 
-__all__ = ["build", "compare", "evaluate", "export_training", "merge_adapters", "plan"]
+__all__ = [
+    "build",
+    "compare",
+    "evaluate",
+    "export_training",
+    "merge_adapters",
+    "merge_models",
+    "plan",
+]
 
 
 def plan(
@@ -143,6 +151,32 @@ def merge_adapters(
         Path(folder), tuple(adapters), Path(out), method, rank, density, merge_factors, force
     )
     return finish(merge(request), progress)
+
+
+def merge_models(
+    config: str | Path,
+    out: str | Path,
+    *,
+    seed: int = 0,
+    shard_size: int = 5_000_000_000,
+    force: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> Artifact:
+    """Carry out the merges of a file (mergekit's YAML, or a recipe with a section `merge`) and
+    write the result, a Hugging Face folder, to `out`.
+
+    `seed` is of methods with random numbers, `shard_size` the most bytes of a file of weights. A
+    killed run goes on where it stopped.
+    """
+    from edgepack.merge.documents import plan_merges
+    from edgepack.merge.stage import Options
+    from edgepack.output.merged import write_merge
+    from edgepack.recipe.read import load_merges
+
+    path, folder = Path(config), Path(out)
+    title = folder.resolve().name or "merge"
+    stage = plan_merges(load_merges(path), path.parent, Options(seed, shard_size), title)
+    return finish(write_merge(stage, folder, base=path.parent, force=force), progress)
 
 
 def compare(

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import edgepack.export.merge_factors
 import edgepack.export.stage
 import edgepack.finetune.stage
 import edgepack.measure.stage
+import edgepack.merge.stage
 import edgepack.recover.sliced
 import edgepack.recover.stage
 import edgepack.slicing.stage
@@ -30,9 +30,9 @@ from edgepack.core.artifact import MANIFEST, OPTIONAL, Artifact, digest
 from edgepack.core.disk import clean
 from edgepack.core.executor import Executor, Threads
 from edgepack.core.progress import Steps
-from edgepack.core.stage import Stage
 from edgepack.device_profile.profile import DeviceProfile
-from edgepack.output.folder import writing
+from edgepack.merge.documents import open_merge
+from edgepack.output.folder import place_files, writing
 from edgepack.output.provenance import (
     RECIPE,
     digests,
@@ -47,6 +47,7 @@ from edgepack.recipe.sections import FIXED, Recipe
 from edgepack.report.page import render
 
 STEPS: tuple[Callable[[Plan], Plan], ...] = (
+    edgepack.merge.stage.join,
     edgepack.check.stage.join,
     edgepack.slicing.stage.join,
     edgepack.recover.sliced.join,
@@ -73,7 +74,8 @@ def make_plan(
     """Check a recipe against its model and this machine: headers are read, never weights, and every
     error that a user can make is found. `base` is the recipe's folder, `profile` the device that
     the files are for."""
-    plan = open_plan(recipe, target, base, profile)
+    merged = None if recipe.merge is None else partial(open_merge, recipe, base)
+    plan = open_plan(recipe, target, base, profile, merged)
     for step in STEPS:
         plan = step(plan)
     return plan
@@ -119,7 +121,7 @@ def write_output(
         written = [stage for stage in plan.stages if stage.output() is not None]
         files: dict[str, dict[str, Any]] = {}
         for stage in written:
-            files |= _place(stage, output.folder)
+            files |= place_files(stage, output.folder)
         manifest = _describe(plan, files, output.folder)
         for stage in written:
             stage.drop()  # before: a kill after `publish` must leave nothing behind
@@ -130,22 +132,6 @@ def write_output(
 def output_folder(recipe: Recipe, name: str, target: str, out: Path | None) -> Path:
     """Where the result goes: `out`, else ``NAME-TARGET`` in the working directory."""
     return out or Path(f"{recipe.export.name or name}-{target}")
-
-
-def _place(stage: Stage, folder: Path) -> dict[str, dict[str, Any]]:
-    """The files of a stage in the output folder, linked where that is possible (the stage is
-    dropped once they are there); their entries in the manifest."""
-    entries = {}
-    for own, sha256 in stage.files().items():
-        name = f"{stage.output()}/{own}".lstrip("/")
-        source, place = stage.folder / own, folder / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(source, place)
-        except OSError:  # another disk, or one that knows no links
-            shutil.copyfile(source, place)
-        entries[name] = {"sha256": sha256, "bytes": place.stat().st_size}
-    return entries
 
 
 def _describe(plan: Plan, files: dict[str, dict[str, Any]], folder: Path) -> dict[str, Any]:

@@ -20,14 +20,31 @@ STORED = ("name", "license", "license_name", "license_link", "language", "tags",
 
 def describe(folder: Path, name: Path, numel: int) -> tuple[gguf.Metadata, tuple[str, ...]]:
     """A GGUF's description of the model, and warnings about entries of the card that are lost."""
-    card, warnings = _read(folder)
+    card, warnings = read(folder)
+    metadata, more = apply(card, name, numel)
+    return metadata, (*warnings, *more)
+
+
+def apply(card: dict[str, Any], name: Path, numel: int) -> tuple[gguf.Metadata, tuple[str, ...]]:
+    """A GGUF's description of a model with these entries in its card, and warnings."""
+    warnings: tuple[str, ...] = ()
     metadata = _apply(card, name, numel)
     if metadata is None:  # gguf's heuristics fail at entries that they do not expect
-        warnings = (*warnings, "README.md: its description of the model cannot be stored in GGUF")
+        warnings = ("README.md: its description of the model cannot be stored in GGUF",)
         metadata = _apply({}, name, numel) or gguf.Metadata()
     metadata.name = metadata.name or _text(name.name) or "model"
     metadata.size_label = metadata.size_label or gguf.size_label(numel, numel, 0, 0)
     return metadata, warnings
+
+
+def licence(folder: Path) -> str | None:
+    """The licence that the card of a folder states; None without one. Where `license` is ``other``,
+    the name is in `license_name`."""
+    card, _ = read(folder)
+    found = card.get("license")
+    if found == "other":
+        found = card.get("license_name") or found
+    return ", ".join(found) if isinstance(found, list) else found
 
 
 def _apply(card: dict[str, Any], name: Path, numel: int) -> gguf.Metadata | None:
@@ -46,7 +63,7 @@ def _apply(card: dict[str, Any], name: Path, numel: int) -> gguf.Metadata | None
     return metadata
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+def read(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The card's front matter, texts and lists of texts only."""
     path = folder / "README.md"
     try:

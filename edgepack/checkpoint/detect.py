@@ -18,7 +18,7 @@ BARE = ("Model", "ForCausalLM")
 def architecture(config: Mapping[str, Any], place: str) -> Architecture:
     """The family that config.json names, by ``model_type`` as in transformers."""
     name, known = config.get("model_type"), plugins.names("architectures")
-    _refuse_quantized(config, place)
+    refuse_quantized(config, place)
     if not isinstance(name, str) or name not in known:
         why = ", whose norms behind attention and MLP no rotation passes"
         raise CheckpointError(
@@ -44,7 +44,8 @@ def architecture(config: Mapping[str, Any], place: str) -> Architecture:
     return found
 
 
-def _refuse_quantized(config: Mapping[str, Any], place: str) -> None:
+def refuse_quantized(config: Mapping[str, Any], place: str) -> None:
+    """Refuse a model whose weights are codes of a quantization."""
     about = config.get("quantization_config")
     if about is None:
         return

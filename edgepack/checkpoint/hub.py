@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from edgepack.checkpoint import shards
@@ -13,14 +14,14 @@ ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?(@[\w./-]+)?")
 """``name`` or ``owner/name``, with an optional branch, tag or commit after ``@``."""
 
 
-def snapshot(model: str) -> Path:
-    """The folder of a repository's files in the cache, named by the commit."""
+def snapshot(model: str, files: Sequence[str] = FILES) -> Path:
+    """The folder of a repository's `files` in the cache, named by the commit."""
     from huggingface_hub import constants, errors, snapshot_download
 
     name, _, revision = model.partition("@")
     page = f"https://huggingface.co/{name}"
     try:
-        folder = snapshot_download(name, revision=revision or None, allow_patterns=list(FILES))
+        folder = snapshot_download(name, revision=revision or None, allow_patterns=list(files))
         if missing := shards.missing(Path(folder)):
             snapshot_download(name, revision=Path(folder).name, allow_patterns=missing)
     except errors.GatedRepoError as error:

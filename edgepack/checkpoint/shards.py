@@ -93,7 +93,7 @@ def tensors(
                     f"{shorten(found[name].path.name, 60)} and {shorten(path.name, 60)}",
                     hint="files of two models may be in one folder: keep one set",
                 )
-            _refuse_unreadable(path, name, entry)
+            refuse_unreadable(path, name, entry)
             found[name] = entry
     return found
 
@@ -146,7 +146,8 @@ def _read_index(folder: Path, files: SourceFiles, place: str) -> Index:
     return validate(Index, content, f"{place}: {INDEX}", CheckpointError, hint=hint)
 
 
-def _refuse_unreadable(path: Path, name: str, entry: Place) -> None:
+def refuse_unreadable(path: Path, name: str, entry: Place) -> None:
+    """Refuse a tensor of a type that holds no plain numbers."""
     if entry.dtype not in READABLE:
         raise CheckpointError(
             f"{shorten(path.name, 80)}: {shorten(name, 80)} is stored as {entry.dtype}",

@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from edgepack.errors import EdgepackError
 
-RESUMED = ("build", "compare", "merge-adapter")
+RESUMED = ("build", "compare", "merge", "merge-adapter")
 
 
 class Stopped(KeyboardInterrupt):
@@ -40,16 +40,9 @@ def heed_signals() -> None:
 
 
 ORDER = (
-    *("init", "plan", "build", "show", "chat", "demo", "serve", "finetune"),
-    *(
-        "merge-adapter",
-        "evaluate",
-        "compare",
-        "bench",
-        "export-training",
-        "import-training",
-        "schema",
-    ),
+    *("init", "plan", "build", "show", "chat", "demo", "serve", "finetune", "merge"),
+    *("merge-adapter", "extract-lora", "evaluate", "compare", "bench", "export-training"),
+    *("import-training", "schema"),
 )
 """Commands as people come to need them."""
 

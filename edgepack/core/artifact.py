@@ -29,9 +29,13 @@ def _inside(name: str) -> str:
 
 
 FileName = Annotated[str, AfterValidator(_inside)]
-SourceKey = Literal[
-    "model", "calibrate.source", "export.measure.text", "finetune.data", "finetune.validation"
-]
+SourceKey = (
+    Literal[
+        "model", "calibrate.source", "export.measure.text", "finetune.data", "finetune.validation"
+    ]
+    | Annotated[str, Field(pattern=r"^merge\..+$", max_length=1000)]
+)
+"""Key of the recipe; of a merge, ``merge.`` and a name in it."""
 Count = Annotated[int, Field(ge=0)]
 
 
@@ -155,6 +159,15 @@ class Merged(Untrusted):
     folded_factors: Count
 
 
+class MergeOf(Untrusted):
+    """How several models became the one that was built."""
+
+    method: str
+    models: list[str]
+    layers: Count
+    bytes: Count
+
+
 class MergedFactors(Untrusted):
     """How L·R was folded into Q."""
 
@@ -185,6 +198,7 @@ class Manifest(Untrusted):
     sources: dict[SourceKey, str] = Field(default_factory=dict)
     rft: Distilled | None = None
     recovered: Distilled | None = None
+    merge: MergeOf | None = None
     merged: Merged | None = None
     merged_factors: MergedFactors | None = None
 

@@ -15,10 +15,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from edgepack.core.adapters import FOLDER as ADAPTERS
 from edgepack.core.artifact import MANIFEST, Artifact
 from edgepack.core.disk import lock_of, locked, root, sync, sync_tree
+from edgepack.core.stage import Stage
 from edgepack.core.untrusted import shorten
 from edgepack.errors import EdgepackError, ExportError
 
@@ -85,6 +87,22 @@ def writing(path: Path, *, force: bool, sources: Iterable[Path], recipe: Path) -
             mark = json.dumps({"output": path.name})
             (output.work / MARK).write_text(mark, encoding="utf-8")
         yield output
+
+
+def place_files(stage: Stage, folder: Path) -> dict[str, dict[str, Any]]:
+    """The files of a stage in the output folder, linked where that is possible (the stage is
+    dropped once they are there); their entries in the manifest."""
+    entries = {}
+    for own, sha256 in stage.files().items():
+        name = f"{stage.output() or ''}/{own}".lstrip("/")
+        source, place = stage.folder / own, folder / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(source, place)
+        except OSError:  # another disk, or one that knows no links
+            shutil.copyfile(source, place)
+        entries[name] = {"sha256": sha256, "bytes": place.stat().st_size}
+    return entries
 
 
 @contextmanager

@@ -12,7 +12,10 @@ from typing import Any
 from edgepack.core.artifact import Artifact
 from edgepack.core.disk import atomic, root
 from edgepack.errors import EdgepackError
+from edgepack.merge.checkpoint import MergedCheckpoint
+from edgepack.merge.stage import MERGE, merge_sources, stages_of
 from edgepack.planning.plan import Plan
+from edgepack.recipe.merging import Merge
 from edgepack.recipe.read import load, parse
 from edgepack.recipe.sections import Recipe
 from edgepack.recipe.texts import EXAMPLES, MEASURED, SOURCE, VALIDATION
@@ -32,6 +35,8 @@ def sources(plan: Plan) -> dict[str, Path]:
         VALIDATION: recipe.finetune.validation if recipe.finetune else None,
     }
     found = {key: base / Path(name).expanduser() for key, name in named.items() if name}
+    if isinstance(plan.original, MergedCheckpoint):
+        return found | {key: path for key, (path, _) in merge_sources(plan.original.stage).items()}
     model = base / Path(str(recipe.model)).expanduser()
     local = plan.original.source["kind"] != "hub" and model.exists()
     return {MODEL: model, **found} if local else found
@@ -41,24 +46,35 @@ def digests(plan: Plan) -> dict[str, str]:
     """Key of the recipe → digest of what it names on this machine."""
     original = plan.original
     known = {MODEL: original.key, **plan.texts}
+    if isinstance(original, MergedCheckpoint):
+        known |= {key: digest for key, (_, digest) in merge_sources(original.stage).items()}
     return {key: known[key] for key in sources(plan) if key in known}
 
 
 def remember(plan: Plan) -> None:
     """Note where the sources are. Best effort: without the note, people are asked for a path."""
     for key, digest in digests(plan).items():
-        note = _note(digest)
-        with suppress(OSError):
-            note.parent.mkdir(parents=True, exist_ok=True)
-            with atomic(note) as temporary:
-                path = str(sources(plan)[key].resolve())
-                temporary.write_text(json.dumps({"path": path}), encoding="utf-8")
+        note_place(digest, sources(plan)[key])
+
+
+def note_place(digest: str, path: Path) -> None:
+    """Note where the file or folder with a digest is. Best effort."""
+    note = _note(digest)
+    with suppress(OSError):
+        note.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(note) as temporary:
+            temporary.write_text(json.dumps({"path": str(path.resolve())}), encoding="utf-8")
 
 
 def published(plan: Plan) -> dict[str, Any]:
     """The recipe with every default, its paths cut to the names of what they lead to."""
     recipe = plan.recipe.model_dump(mode="json")
+    if isinstance(plan.original, MergedCheckpoint):
+        found = [stage.published for stage in stages_of(plan.original.stage)]
+        recipe["merge"] = found if len(found) > 1 else found[0]
     for key, path in sources(plan).items():
+        if key.startswith(MERGE):
+            continue
         section, name = _place(recipe, key)
         section[name] = path.resolve().name
     return recipe
@@ -68,14 +84,33 @@ def located(artifact: Artifact) -> Recipe:
     """The recipe of an output folder, with paths that hold on this machine where those of its
     sources are known; the rest stays as it is written. Without fine-tuning: whoever asks wants the
     model before it, and the examples may be long gone."""
-    recipe = load(artifact.folder / RECIPE).model_dump(mode="json", exclude_unset=True)
+    loaded = load(artifact.folder / RECIPE)
+    recipe = loaded.model_dump(mode="json", exclude_unset=True)
     recipe.pop("finetune", None)
-    for key, digest in artifact.manifest.get("sources", {}).items():
+    known = artifact.manifest.get("sources", {})
+    if loaded.merge is not None:
+        recipe["merge"] = _located_merges(loaded.merge, known)
+    for key, digest in known.items():
         path = _find(digest)
-        if path is not None and not key.startswith("finetune."):
+        if path is not None and not key.startswith(("finetune.", MERGE)):
             section, name = _place(recipe, key)
             section[name] = str(path)
     return parse(recipe)
+
+
+def _located_merges(merge: Merge | list[Merge], digests: Mapping[str, str]) -> Any:
+    """The merges with paths of this machine for models, where they are known."""
+
+    def place_of(name: str) -> str:
+        digest = digests.get(MERGE + name)
+        path = None if digest is None else _find(digest)
+        return name if path is None else str(path)
+
+    several = merge if isinstance(merge, list) else [merge]
+    found = [
+        one.renamed(place_of).model_dump(mode="json", exclude_defaults=True) for one in several
+    ]
+    return found if isinstance(merge, list) else found[0]
 
 
 def without_none(recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -23,8 +23,6 @@ from edgepack.planning.target import Target, get
 from edgepack.planning.work import work_of
 from edgepack.recipe.sections import Recipe
 
-NOT_BUILT = ("merge",)
-"""Sections of the recipe whose stages do not exist yet."""
 BLOCKS, VECTORS = "blocks", "norms and biases"
 PARTS = {
     "token_embd": "embeddings",
@@ -160,19 +158,19 @@ class Plan:
 
 
 def open_plan(
-    recipe: Recipe, target: str, base: Path, profile: DeviceProfile | None = None
+    recipe: Recipe,
+    target: str,
+    base: Path,
+    profile: DeviceProfile | None = None,
+    merged: Callable[[], Checkpoint] | None = None,
 ) -> Plan:
-    """A plan without stages: the model is open, and the target can hold it."""
+    """A plan without stages: the model is open, and the target can hold it. `merged` gives the
+    model of a recipe that makes it of others."""
     kind = get(target, recipe.export)
-    for section in NOT_BUILT:
-        if getattr(recipe, section) is not None:
-            raise RecipeError(
-                f"{section}: this stage is not built yet", hint=f"remove the section `{section}`"
-            )
-    if recipe.model is None:
+    if recipe.model is None and merged is None:
         raise RecipeError("model: is missing", hint="write `model: NAME` at the top of the recipe")
     kind.check_recipe(recipe)
-    original = open_checkpoint(recipe.model, base)
+    original = merged() if merged is not None else open_checkpoint(str(recipe.model), base)
     _ = original.tokenizer, original.generation_config()  # what is wrong with them is found here
     notes = (*original.warnings(), *kind.check_model(original))
     return Plan(recipe, kind, base, original, original, notes=notes, profile=profile)

@@ -43,7 +43,7 @@ MAX_SIZE = 2**60
 _SHARE = r"\d{1,3}(\.\d{1,6})? ?%"
 
 
-def _plain_text(value: str) -> str:
+def check_plain_text(value: str) -> str:
     """Text that can be printed and written as UTF-8."""
     if not value.strip():
         raise ValueError("is empty")
@@ -56,9 +56,9 @@ def _plain_text(value: str) -> str:
     return value
 
 
-def _path(value: str) -> str:
+def check_path(value: str) -> str:
     """The name of a place that can exist."""
-    _plain_text(value)
+    check_plain_text(value)
     parts = [len(part.encode()) for part in value.replace(os.sep, "/").split("/")]
     if len(value.encode()) > MAX_PATH or max(parts) > MAX_PART:
         raise ValueError(f"is too long for a path: {quote(value)}")
@@ -71,7 +71,7 @@ def _path(value: str) -> str:
 
 def _file_name(value: str) -> str:
     """The name of one file or folder, without the way to it."""
-    _plain_text(value)
+    check_plain_text(value)
     if "/" in value or "\\" in value or value in (".", ".."):
         raise ValueError(f"is a plain name, not a path: {quote(value)}")
     if len(value.encode()) > MAX_NAME:
@@ -86,9 +86,9 @@ def _short(value: Any) -> Any:
     return value
 
 
-PathText = Annotated[str, AfterValidator(_path)]
+PathText = Annotated[str, AfterValidator(check_path)]
 FileName = Annotated[str, AfterValidator(_file_name)]
-FormatName = Annotated[str, Field(max_length=MAX_NAME), AfterValidator(_plain_text)]
+FormatName = Annotated[str, Field(max_length=MAX_NAME), AfterValidator(check_plain_text)]
 Size = Annotated[ByteSize, BeforeValidator(_short), Field(gt=0, le=MAX_SIZE)]
 
 
@@ -123,7 +123,7 @@ SizeOrShare = Annotated[
         }
     ),
 ]
-Glob = Annotated[str, Field(max_length=500), AfterValidator(_plain_text)]
+Glob = Annotated[str, Field(max_length=500), AfterValidator(check_plain_text)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Rank = Annotated[int, Field(ge=0, le=MAX_RANK)]
 

@@ -7,6 +7,7 @@ every bound is checked while the nodes are read, and every error names its line.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import yaml
@@ -31,10 +32,19 @@ _FAULTS = (ValueError, LookupError, ArithmeticError, AttributeError, TypeError)
 
 def parse(text: str, place: str) -> Any:
     """The value of a YAML text; `place` names its file in errors."""
+    return _parse(text, place, _Loader.single)
+
+
+def parse_all(text: str, place: str) -> list[Any]:
+    """The values of the documents of a YAML text, empty ones left out."""
+    found: list[Any] = _parse(text, place, _Loader.documents)
+    return found
+
+
+def _parse(text: str, place: str, read: Callable[[_Loader], Any]) -> Any:
     loader = _Loader(text, place)
     try:
-        node = loader.get_single_node()
-        return None if node is None else loader.value(node)
+        return read(loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         line = f" (line {mark.line + 1})" if mark else ""
@@ -56,6 +66,22 @@ class _Loader(yaml.SafeLoader):
             super().__init__(text)
         except yaml.YAMLError:  # the reader's first look at the text
             raise RecipeError(f"{place}: has a control character, which YAML forbids") from None
+
+    def single(self) -> Any:
+        """The value of the only document."""
+        node = self.get_single_node()
+        return None if node is None else self.value(node)
+
+    def documents(self) -> list[Any]:
+        """The values of all documents but empty ones. Their nodes are kept until the end, because
+        `sizes` knows them by id."""
+        nodes = []
+        while self.check_node():
+            node = self.get_node()
+            assert node is not None, "check_node says that there is one"
+            nodes.append(node)
+        values = [self.value(node) for node in nodes]
+        return [value for value in values if value is not None]
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         """One node, counted; an alias counts as much as what it repeats."""

@@ -6,14 +6,17 @@ import difflib
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from edgepack.core.untrusted import quote, shorten
 from edgepack.errors import RecipeError
 from edgepack.recipe import plain_yaml
+from edgepack.recipe.merging import Merge
 from edgepack.recipe.sections import Recipe
+
+AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
 SECTION = "this is a section, lines of `key: value`"
 
@@ -53,11 +56,30 @@ def _read(path: Path, place: str) -> str:
 
 def parse(data: dict[str, Any]) -> Recipe:
     """Validate a recipe given as a dict."""
+    return _validate(Recipe, data, "the recipe")
+
+
+def _validate(model: type[AnyModel], data: Any, place: str) -> AnyModel:
     _check_bounds(data)
     try:
-        return Recipe.model_validate(data)
+        return model.model_validate(data)
     except ValidationError as error:
-        raise _explain(error) from None
+        raise _explain(error, model, place) from None
+
+
+def load_merges(path: str | Path) -> list[Merge]:
+    """Read the merges of a file: mergekit's YAML of one or several documents, or a recipe of
+    edgepack with a section `merge`. Raises `RecipeError` naming the key at fault."""
+    place = shorten(str(path), 120)
+    documents = plain_yaml.parse_all(_read(Path(path), place), place)
+    if not documents or not all(isinstance(data, dict) for data in documents):
+        raise RecipeError(f"{place}: a merge is a mapping", hint="start with `merge_method: …`")
+    if len(documents) == 1 and "merge" in documents[0]:
+        found = parse(documents[0]).merge
+        if found is None:
+            raise RecipeError(f"{place}: merge is empty", hint="write `merge_method: …` in it")
+        return found if isinstance(found, list) else [found]
+    return [_validate(Merge, data, "the merge") for data in documents]
 
 
 def _check_bounds(data: Any) -> None:
@@ -82,40 +104,50 @@ def _children(values: list[Any]) -> Iterator[Any]:
             yield from value
 
 
-def _explain(error: ValidationError) -> RecipeError:
+def _explain(error: ValidationError, model: type[BaseModel], whole: str) -> RecipeError:
     """One line for the first thing pydantic found, with the nearest key where one was misspelt."""
     first = error.errors(include_url=False)[0]
-    place = ".".join(shorten(str(part), 60) for part in first["loc"]) or "the recipe"
+    location = tuple(part for part in first["loc"] if not str(part).startswith("<"))
+    place = ".".join(shorten(str(part), 60) for part in location) or whole
     if first["type"] == "extra_forbidden":
-        known = _keys(first["loc"][:-1])
-        word = shorten(str(first["loc"][-1]), 60)
+        known = sorted(_node(model, location[:-1]).get("properties", {}))
+        word = shorten(str(location[-1]), 60)
         near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else "known keys: " + ", ".join(known)
         return RecipeError(f"{place}: there is no such key", hint=hint)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "value_error":  # ours, and whole
         reason = first["msg"].removeprefix("Value error, ")
-        return RecipeError(f"{place}: {reason}", hint=_node(first["loc"]).get("description"))
+        return RecipeError(f"{place}: {reason}", hint=_node(model, location).get("description"))
     wanted = SECTION if first["type"] == "model_type" else first["msg"].lower()
     message = f"{place}: {wanted}, not {quote(first['input'])}{more}"
-    return RecipeError(message, hint=_node(first["loc"]).get("description"))
+    return RecipeError(message, hint=_node(model, location).get("description"))
 
 
-def _keys(location: tuple[int | str, ...]) -> list[str]:
-    """The keys allowed at a place in the recipe."""
-    return sorted(_node(location).get("properties", {}))
-
-
-def _node(location: tuple[int | str, ...]) -> dict[str, Any]:
+def _node(model: type[BaseModel], location: tuple[int | str, ...]) -> dict[str, Any]:
     """The schema of a place in the recipe."""
-    schema = Recipe.model_json_schema()
+    schema = model.model_json_schema()
     node: Any = schema
     for part in location:
-        if not isinstance(node, dict):  # True: anything may be here
-            return {}
-        node = node.get("properties", {}).get(str(part)) or node.get("additionalProperties") or {}
-        options = [node, *node.get("anyOf", [])]
-        reference = next((o["$ref"] for o in options if isinstance(o, dict) and "$ref" in o), None)
-        if reference:
-            node = schema["$defs"][reference.rsplit("/", 1)[-1]]
-    return node if isinstance(node, dict) else {}
+        options = list(_options(node, schema.get("$defs", {})))
+        if isinstance(part, int):
+            found = [o["items"] for o in options if "items" in o]
+        else:
+            found = [o["properties"][part] for o in options if part in o.get("properties", {})]
+            found += [o["additionalProperties"] for o in options if "additionalProperties" in o]
+        node = found[0] if found else {}
+    nodes = list(_options(node, schema.get("$defs", {})))
+    own = next((one for one in nodes if "properties" in one), {})
+    return {**own, **(node if isinstance(node, dict) else {})}
+
+
+def _options(node: Any, known: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A node, what it refers to, and what it may be one of."""
+    if not isinstance(node, dict):  # True: anything may be here
+        return
+    yield node
+    if "$ref" in node:
+        yield from _options(known[node["$ref"].rsplit("/", 1)[-1]], known)
+    for key in ("anyOf", "oneOf"):
+        for option in node.get(key, ()):
+            yield from _options(option, known)

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from edgepack.recipe.export import Export
 from edgepack.recipe.fields import (
@@ -21,6 +21,7 @@ from edgepack.recipe.fields import (
     Seed,
     SizeOrShare,
 )
+from edgepack.recipe.merging import Merge
 from edgepack.recipe.training import Finetune, Recover, Rft
 
 Objective = Literal["model", "guided", "layer"]
@@ -217,6 +218,14 @@ class Compress(Section):
         return self
 
 
+Merges = Annotated[
+    Annotated[Merge, Tag("<one>")]
+    | Annotated[list[Merge], Field(min_length=1, max_length=100), Tag("<several>")],
+    Discriminator(lambda value: "<several>" if isinstance(value, list | tuple) else "<one>"),
+]
+"""One merge, or several. The tags are left out of errors (`read`)."""
+
+
 class Recipe(Section):
     """One model's way from the hub to a device. A section left out is a stage skipped."""
 
@@ -225,10 +234,20 @@ class Recipe(Section):
         description="A hub id with optional @revision, a local folder, a .gguf file, or "
         "package:PACKAGE/FILE.gguf.",
     )
-    merge: dict[str, Any] | None = Field(None, description="mergekit's schema. Not built yet.")
+    merge: Merges | None = Field(
+        None,
+        description="Or several models as one, in mergekit's schema. A list of merges may use one "
+        "another's results by name; the last is the model.",
+    )
     slice: Slice | None = None
     calibrate: Calibrate = Calibrate()
     compress: Compress | None = None
     recover: Recover | None = None
     finetune: Finetune | None = None
     export: Export = Export()
+
+    @model_validator(mode="after")
+    def _one_model(self) -> Self:
+        if self.model is not None and self.merge is not None:
+            raise ValueError("give one of model and merge")
+        return self

@@ -1,0 +1,1 @@
+"""Several checkpoints of one shape as one, with mergekit's recipes."""

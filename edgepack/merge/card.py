@@ -1,0 +1,84 @@
+"""README.md of a merged model: its header as the hub wants it, what was merged, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+import yaml
+
+from edgepack.checkpoint import card
+from edgepack.merge.inputs import Input
+from edgepack.merge.methods.base import Method
+from edgepack.recipe.references import Reference
+
+TAGS = ("merge", "mergekit", "edgepack")
+"""`mergekit` is what the hub's users look for merges by, and the recipe is in its schema."""
+TEXT = """
+# {title}
+
+A merge of {count} by the method {method} ({meaning}), made with
+edgepack {version}.
+
+| model | licence |
+|---|---|
+{rows}
+{licences}
+The recipe is in mergekit's schema:
+
+```yaml
+{recipe}```
+"""
+
+
+def entries(title: str, inputs: Sequence[Input], base: Reference | None) -> dict[str, Any]:
+    """The header: sources, licence if all models have the same, tags."""
+    licences = {_licence(model) for model in inputs}
+    hub = [str(m.source["model"]).partition("@")[0] for m in inputs if _is_on_hub(m)]
+    found: dict[str, Any] = {"model_name": title, "library_name": "transformers"}
+    if hub:
+        found |= {"base_model": list(dict.fromkeys(hub)), "base_model_relation": "merge"}
+    if len(licences) == 1 and None not in licences:
+        found["license"] = licences.pop()
+    return found | {"pipeline_tag": "text-generation", "tags": list(TAGS)}
+
+
+def render(
+    header: dict[str, Any], title: str, inputs: Sequence[Input], method: Method, recipe: str
+) -> str:
+    """The whole card."""
+    licences = {_licence(model) for model in inputs}
+    remark = "" if len(licences) == 1 else "\nThe models have different licences: all apply.\n"
+    text = TEXT.format(
+        title=title,
+        count="one model" if len(inputs) == 1 else f"{len(inputs)} models",
+        method=method.name,
+        meaning=method.meaning,
+        version=version("edgepack"),
+        rows="\n".join(
+            f"| {_shown(model)} | {_licence(model) or 'not stated'} |" for model in inputs
+        ),
+        licences=remark,
+        recipe=recipe,
+    )
+    return f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---\n{text}"
+
+
+def _licence(model: Input) -> str | None:
+    """What the model's own card says."""
+    if model.folder is None or not model.folder.is_dir():
+        return None
+    found = card.read(model.folder)[0].get("license")
+    return found if isinstance(found, str) else None
+
+
+def _is_on_hub(model: Input) -> bool:
+    return model.source.get("kind") == "hub"
+
+
+def _shown(model: Input) -> str:
+    if _is_on_hub(model):
+        name = str(model.source["model"]).partition("@")[0]
+        return f"[{name}](https://huggingface.co/{name}) at {model.source['revision'][:12]}"
+    return model.name.replace("|", "\\|")

@@ -1,0 +1,65 @@
+"""The check of a merge as a recipe has it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from edgepack.merge.check import Check, TokenizerOptions, check
+from edgepack.merge.comparisons import Slices
+from edgepack.merge.embeddings import TokenRule
+from edgepack.merge.facts import facts_from
+from edgepack.merge.inputs import Input
+from edgepack.recipe.merging import DTYPES, Merge, Token, TokenOf
+from edgepack.recipe.references import Reference
+
+Inputs = Mapping[Reference, Input]
+
+
+def check_merge(merge: Merge, inputs: Inputs) -> Check:
+    """Compare the inputs of a merge. Its tokenizer is None where that of the base, or of the first
+    model, stays as it is."""
+    dtype = merge.out_dtype or merge.dtype
+    return check(
+        [facts_from(model) for model in inputs.values()],
+        inputs[merge.base_model].name if merge.base_model else None,
+        slices=_slices(merge, inputs),
+        options=tokenizer_options(merge, inputs),
+        out_dtype=None if dtype is None else DTYPES[dtype],
+    )
+
+
+def tokenizer_options(merge: Merge, inputs: Inputs) -> TokenizerOptions:
+    """What the recipe says about the tokenizer, with the inputs' names."""
+    given, source = merge.tokenizer, merge.tokenizer_source
+    tokens: Mapping[str, Token] = {}
+    multiple = None
+    if given is not None:
+        source, tokens, multiple = given.source, given.tokens, given.pad_to_multiple_of
+    return TokenizerOptions(
+        _name(source, inputs) if isinstance(source, Reference) else source,
+        {token: _rule(rule, inputs) for token, rule in tokens.items()},
+        multiple,
+        merge.chat_template,
+    )
+
+
+def _rule(token: Token, inputs: Inputs) -> TokenRule:
+    source = token.source
+    if isinstance(source, TokenOf) and source.model is None:
+        return TokenRule(zero=True, force=token.force)
+    if isinstance(source, TokenOf) and source.model is not None:
+        name = _name(source.model, inputs)
+        return TokenRule(name, source.token, source.token_id, force=token.force)
+    model = _name(source, inputs) if isinstance(source, Reference) else None
+    return TokenRule(model, force=token.force)
+
+
+def _name(reference: Reference, inputs: Inputs) -> str:
+    """The input's name; the check refuses a reference that is none of the inputs."""
+    return inputs[reference].name if reference in inputs else str(reference)
+
+
+def _slices(merge: Merge, inputs: Inputs) -> Slices | None:
+    if merge.slices is None:
+        return None
+    return [[(inputs[s.model].name, s.layers) for s in part.sources] for part in merge.slices]

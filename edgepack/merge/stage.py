@@ -1,0 +1,255 @@
+"""The merge stage: several models in, the Hugging Face folder of one out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from edgepack.checkpoint.folder import GENERATION, TOKENIZER
+from edgepack.checkpoint.source_files import SourceFiles
+from edgepack.core import plugins
+from edgepack.core.disk import atomic
+from edgepack.core.executor import Executor
+from edgepack.core.progress import Steps
+from edgepack.core.stage import Stage
+from edgepack.merge import card
+from edgepack.merge.checkpoint import MergedCheckpoint
+from edgepack.merge.inputs import Input, is_local, place_of, published
+from edgepack.merge.layout import Layout
+from edgepack.merge.methods import KIND
+from edgepack.merge.methods.base import Method
+from edgepack.merge.settings import settings, with_token_ids
+from edgepack.merge.stream import LIMIT, Work, stream
+from edgepack.merge.tokenizers import MergedTokenizer
+from edgepack.planning.plan import READS, Plan
+from edgepack.recipe import merging
+
+MERGE = "merge."
+"""Start of the keys of models in `sources` of a manifest."""
+CONFIG, RECIPE, README = "config.json", "mergekit_config.yml", "README.md"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a merge depends on beside its recipe."""
+
+    seed: int = 0
+    shard_size: int = 5_000_000_000
+
+
+@dataclass(frozen=True)
+class Merge(Stage):
+    """A Hugging Face folder with the merged model. `donor` is the model whose configuration and
+    side files are kept, `tokenizer` says how the tokenizer is made (None: the donor's, as it is).
+    `title` is what the result is called."""
+
+    title: str
+    merge: merging.Merge
+    layout: Layout
+    method: Method
+    donor: Input
+    tokenizer: MergedTokenizer | None
+    more: Options
+    notes: tuple[str, ...] = ()
+
+    name = "merge"
+
+    @property
+    def code(self) -> tuple[str, ...]:  # type: ignore[override]  # noqa: D102
+        method = plugins.module(KIND, self.method.name)
+        return ("edgepack.merge.stage", method, *READS)
+
+    @cached_property
+    def inputs(self) -> tuple[str, ...]:  # noqa: D102
+        return tuple(model.key for model in self.layout.inputs)
+
+    def options(self) -> dict[str, Any]:  # noqa: D102
+        return {
+            "title": self.title,
+            "merge": self.published,
+            "seed": self.more.seed,
+            "shard_size": self.more.shard_size,
+        }
+
+    @cached_property
+    def published(self) -> dict[str, Any]:
+        """The recipe, with names for models that hold anywhere."""
+        names = {model.reference: model for model in self.layout.inputs}
+        new = self.merge.renamed(lambda name: published(name, names))
+        return new.model_dump(mode="json", exclude_defaults=True)
+
+    @cached_property
+    def key(self) -> str:
+        """Hex digest of everything that determines the result; computed once."""
+        return super().key
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """config.json of the result."""
+        rows = None if self.tokenizer is None else self.tokenizer.rows.count
+        config = settings(self.layout, self.donor, rows)
+        owner = self.token_owner
+        return config if owner is self.donor else with_token_ids(config, owner.config)
+
+    @cached_property
+    def token_owner(self) -> Input:
+        """The model whose tokenizer is kept, or extended."""
+        if self.tokenizer is None:
+            return self.donor
+        name = self.tokenizer.origin.model
+        return next(model for model in self.layout.inputs if model.name == name)
+
+    @cached_property
+    def generation(self) -> dict[str, Any]:
+        """generation_config.json of the result: the donor's, with ids of its own tokenizer."""
+        content, owner = _generation(self.donor), self.token_owner
+        if owner is self.donor:
+            return content
+        return with_token_ids(content, _generation(owner) or owner.config)
+
+    @cached_property
+    def source(self) -> dict[str, Any]:
+        """Where the result comes from, for manifests."""
+        sources = {model.name: model.source for model in self.layout.inputs}
+        files = {
+            f"{name}/{file}": digest
+            for name, source in sources.items()
+            for file, digest in source.get("files", {}).items()
+        }
+        return {
+            "model": self.title,
+            "kind": "merge",
+            "method": self.method.name,
+            "sources": sources,
+            "files": files,
+        }
+
+    @cached_property
+    def checkpoint(self) -> MergedCheckpoint:
+        """What the folder holds once it is there. Raises `CheckpointError` for a family that
+        edgepack does not know."""
+        return MergedCheckpoint(self)
+
+    @cached_property
+    def card_entries(self) -> dict[str, Any]:
+        """The header of the model card."""
+        return card.entries(self.title, self.layout.inputs, self.merge.base_model)
+
+    @property
+    def tokenizer_folder(self) -> Path | None:
+        """The folder of the model whose tokenizer is kept; None if it is in no folder."""
+        if self.tokenizer is None:
+            return self.donor.folder
+        of = {model.name: model.folder for model in self.layout.inputs}
+        return of[self.tokenizer.origin.model]
+
+    @property
+    def work(self) -> Work:
+        """The arithmetic."""
+        rows = None if self.tokenizer is None else self.tokenizer.rows
+        return Work(self.layout, self.method, self.merge.dtype, self.more.seed, rows)
+
+    def run(self, folder: Path, executor: Executor) -> Steps[None]:  # noqa: D102
+        self._write_small_files(folder)
+        yield from stream(self.work, folder, self.more.shard_size)
+
+    def _write_small_files(self, folder: Path) -> None:
+        """Everything but the weights."""
+        _write_json(folder / CONFIG, self.config)
+        if self.generation:
+            _write_json(folder / GENERATION, self.generation)
+        if self.tokenizer is not None:
+            self.tokenizer.write(folder, self.tokenizer_folder)
+        elif self.donor.folder is not None:
+            _copy_tokenizer(self.donor.folder, folder)
+        elif self.donor.checkpoint is not None:
+            self.donor.checkpoint.tokenizer.save_pretrained(folder)
+        text = yaml.safe_dump(self.published, sort_keys=False, allow_unicode=True)
+        _write(folder / RECIPE, text)
+        about = card.render(self.card_entries, self.title, self.layout.inputs, self.method, text)
+        _write(folder / README, about)
+
+    def facts(self) -> dict[str, Any]:
+        """What was merged, and how."""
+        return {
+            "merge": {
+                "method": self.method.name,
+                "models": [model.name for model in self.layout.inputs],
+                "layers": len(self.layout.origins),
+                "bytes": self.layout.nbytes,
+            }
+        }
+
+    def memory(self) -> int:
+        """The tensors in work, or the largest one where it needs more."""
+        work = self.work
+        return max(LIMIT, *(work.needs(tensor) for tensor in self.layout.tensors))
+
+
+def join(plan: Plan) -> Plan:
+    """The plan with the merges that its model comes from, each after those that it needs."""
+    if not isinstance(plan.original, MergedCheckpoint):
+        return plan
+    return plan.adding(*stages_of(plan.original.stage))
+
+
+def stages_of(last: Merge) -> list[Merge]:
+    """A merge, and before it those whose results it reads."""
+    found: list[Merge] = []
+    for model in last.layout.inputs:
+        if isinstance(model.model, MergedCheckpoint):
+            found += [s for s in stages_of(model.model.stage) if s not in found]
+    return [*found, last]
+
+
+def merge_sources(last: Merge) -> dict[str, tuple[Path, str]]:
+    """``merge.NAME`` → the file or folder of this machine that the published recipe means by the
+    name, and its digest; for all models and adapters of a merge and of those before it."""
+    found: dict[str, tuple[Path, str]] = {}
+    for stage in stages_of(last):
+        names = {model.reference: model for model in stage.layout.inputs}
+        for reference, model in names.items():
+            if is_local(model) and (path := place_of(model)) is not None:
+                name = published(reference.model, names)
+                found[MERGE + name] = (path, model.model.key)
+            adapter = model.adapter
+            if adapter is not None and adapter.revision is None:
+                found[MERGE + adapter.name] = (adapter.folder, adapter.key)
+    return found
+
+
+def _generation(model: Input) -> dict[str, Any]:
+    """generation_config.json of a model; empty if there is none."""
+    if isinstance(model.model, MergedCheckpoint):
+        return model.model.stage.generation
+    if model.folder is None:
+        return {} if model.checkpoint is None else dict(model.checkpoint.generation_config())
+    path = model.folder / GENERATION
+    content: dict[str, Any] = SourceFiles().read_json(path) if path.is_file() else {}
+    return {key: value for key, value in content.items() if key != "_from_model_config"}
+
+
+def _copy_tokenizer(source: Path, folder: Path) -> None:
+    for pattern in TOKENIZER:
+        for path in sorted(source.glob(pattern)):
+            if path.is_file() and not path.name.endswith(".safetensors"):
+                target = folder / path.relative_to(source)
+                target.parent.mkdir(exist_ok=True)
+                with atomic(target) as temporary:
+                    shutil.copyfile(path, temporary)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    _write(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
