@@ -1,5 +1,5 @@
-"""Which elements have ranks in a range, without sorting. A float32 is found by counting its upper 16
-bits, then the lower ones of those that share them: two passes, 1 MiB of counters.
+"""Which elements have ranks in a range, without sorting. A float32 is found by counting its upper
+16 bits, then the lower ones of those that share them: two passes, 1 MiB of counters.
 
 Elements are in ascending order; of equal ones, the one with the smaller index comes first. So the
 choice is one for all machines. mergekit sorts, and which of equal values it keeps depends on the

@@ -58,7 +58,7 @@ def _inner_products(inputs: list[Tensor]) -> Float:
 
 def _factors(products: Float, tol: float, most: int) -> Float:
     """What each input is multiplied by."""
-    lengths = np.sqrt(products.diagonal())
+    lengths: Float = np.sqrt(products.diagonal())
     valid = lengths > tol
     factors = np.zeros(len(lengths))
     if valid.any():
@@ -80,7 +80,7 @@ def _mean(cosines: Float, tol: float, most: int) -> Float:
     for _ in range(most):
         tangent = np.zeros(models)
         for unit, dot in zip(identity, np.clip(cosines @ mean, -1, 1), strict=True):
-            angle = np.arccos(dot)
+            angle = float(np.arccos(float(dot)))
             if tol <= angle <= np.pi - OPPOSITE:
                 tangent += angle / np.sin(angle) * (unit - dot * mean) / models
         step = length(tangent)

@@ -1,9 +1,9 @@
 """Spherical interpolation between a base and one model, as if the tensor were one vector.
 
-Ken Shoemake, "Animating rotation with quaternion curves" (SIGGRAPH 1985, doi 10.1145/325334.325242),
-section 3.3: (sin((1 − t)ω)·a + sin(tω)·b) / sin ω, where ω is the angle between a and b. As in
-mergekit, a and b keep their lengths in this formula (only ω is that of unit vectors), t = 0 is the
-base, and the interpolation is linear where |cos ω| is above 0.9995, for opposite vectors too.
+Ken Shoemake, "Animating rotation with quaternion curves" (doi 10.1145/325334.325242):
+(sin((1 − t)ω)·a + sin(tω)·b) / sin ω, where ω is the angle between a and b. As in mergekit, a and b
+keep their lengths in this formula (only ω is that of unit vectors), t = 0 is the base, and the
+interpolation is linear where |cos ω| is above 0.9995, for opposite vectors too.
 """
 
 from __future__ import annotations
@@ -11,14 +11,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgepack.merge.methods._blocks import blocks, flat, new_result, total, working_type
+from edgepack.merge.methods._blocks import add_up, blocks, flat, new_result, norm, working_type
 from edgepack.merge.methods.base import Base, Job, Method, Parameter, Promise
 
 NEARLY_PARALLEL = 0.9995
 TINY = 1e-8
 """A length that counts as 0."""
-RUN = 1 << 20
-"""Elements that are summed in one go, as in mergekit: the same sums have the same last bits."""
 
 
 def merge(job: Job) -> Tensor:
@@ -39,20 +37,17 @@ def merge(job: Job) -> Tensor:
 def _cosine(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     """That of the angle between two vectors; 0-dim. A vector of length 0 is at right angles."""
     length_a, length_b = _length(a, dtype), _length(b, dtype)
-    parts = [
-        total((a[run].to(dtype) / length_a).mul_(b[run].to(dtype) / length_b))
-        for run in blocks(a.numel(), RUN)
-    ]
-    return torch.stack(parts).sum().clamp(-1, 1)
+
+    def product(block: slice, kind: torch.dtype) -> Tensor:
+        return (a[block].to(kind) / length_a).mul_(b[block].to(kind) / length_b)
+
+    return add_up(a.numel(), dtype, product).clamp(-1, 1).to(dtype)
 
 
 def _length(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """The Euclidean norm, 1 where that is 0, in float64 where it overflows; 0-dim."""
-    for kind in dict.fromkeys((dtype, torch.float64)):
-        parts = [torch.linalg.vector_norm(x[run].to(kind)) for run in blocks(x.numel(), RUN)]
-        length = torch.linalg.vector_norm(torch.stack(parts))
-        if length.isfinite():
-            break
+    """The Euclidean norm, 1 where that is 0; 0-dim."""
+    length = norm(x.numel(), dtype, lambda block, kind: x[block].to(kind))
+    length = torch.linalg.vector_norm(length.reshape(1))  # mergekit does so, and rounds once more
     return length if length > TINY else torch.ones_like(length)
 
 
