@@ -2,8 +2,8 @@
 
 Temporaries of element-wise arithmetic then stay in a core's cache and need no memory to speak of.
 torch splits operations of 32768 elements and more among its threads. Blocks are smaller, so that
-one thread does all of them: waiting for the others costs more than they help, on a busy machine by far,
-and several tensors can be merged at the same time instead.
+one thread does all of them: on a busy machine, waiting for the others costs more than they help.
+Several tensors can be merged at the same time instead.
 
 A long sum that is split has last bits that depend on the number of threads. The sum of two rows is
 split between the rows, and each is what one thread computes (`total`). Norms are not split. Above

@@ -123,7 +123,7 @@ def _end_of_equals(values: Values, elements: int, value: float, number: int) -> 
     for block in blocks(elements):
         places = (values(block) == value).nonzero()
         if len(places) >= number:
-            return block.start + int(places[number - 1]) + 1
+            return int(block.start) + int(places[number - 1]) + 1
         number -= len(places)
     raise AssertionError("fewer equal values than were counted")
 

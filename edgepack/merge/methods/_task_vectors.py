@@ -139,8 +139,10 @@ def method(
     random: bool = False,
     masks: bool = False,
 ) -> Method:
-    """A method of this family: how it makes task vectors sparse, and its defaults. `masks` says that
-    it keeps a mask of each model, a byte an element."""
+    """A method of this family: how it makes task vectors sparse, and its defaults.
+
+    `masks` says that it keeps a mask of each model, a byte an element.
+    """
     return Method(
         name=name,
         function=partial(merge, sparsify=sparsify, elect_signs=elect_signs),
