@@ -7,7 +7,9 @@ Several tensors can be merged at the same time instead.
 
 A long sum that is split has last bits that depend on the number of threads. The sum of two rows is
 split between the rows, and each is what one thread computes (`total`). Norms are not split. Above
-`WHOLE` elements, the sums of blocks are added in float64.
+`WHOLE` elements, the sums of blocks are added in float64: more exact than mergekit's float32 sums
+over whole tensors, from which results then differ in the last bits or, where angles between nearly
+parallel vectors count (`multislerp`), by some 1e-5 of the weights.
 """
 
 from __future__ import annotations

@@ -11,12 +11,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgepack.merge.methods._blocks import add_up, blocks, flat, new_result, norm, working_type
+from edgepack.merge.methods._blocks import blocks, flat, new_result, total, working_type
 from edgepack.merge.methods.base import Base, Job, Method, Parameter, Promise
 
 NEARLY_PARALLEL = 0.9995
 TINY = 1e-8
 """A length that counts as 0."""
+RUN = 1 << 20
+"""Elements that are summed in one go, as in mergekit: so the last bits are the same at any size."""
 
 
 def merge(job: Job) -> Tensor:
@@ -37,17 +39,24 @@ def merge(job: Job) -> Tensor:
 def _cosine(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     """That of the angle between two vectors; 0-dim. A vector of length 0 is at right angles."""
     length_a, length_b = _length(a, dtype), _length(b, dtype)
-
-    def product(block: slice, kind: torch.dtype) -> Tensor:
-        return (a[block].to(kind) / length_a).mul_(b[block].to(kind) / length_b)
-
-    return add_up(a.numel(), dtype, product).clamp(-1, 1).to(dtype)
+    products = torch.empty(min(RUN, a.numel()), dtype=dtype)
+    sums = []
+    for run in blocks(a.numel(), RUN):
+        for block in blocks(run.stop - run.start):
+            place = slice(run.start + block.start, run.start + block.stop)
+            unit = a[place].to(dtype) / length_a
+            torch.mul(unit, b[place].to(dtype) / length_b, out=products[block])
+        sums.append(total(products[: run.stop - run.start]))
+    return torch.stack(sums).sum().clamp(-1, 1)
 
 
 def _length(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """The Euclidean norm, 1 where that is 0; 0-dim."""
-    length = norm(x.numel(), dtype, lambda block, kind: x[block].to(kind))
-    length = torch.linalg.vector_norm(length.reshape(1))  # mergekit does so, and rounds once more
+    """The Euclidean norm, 1 where that is 0, in float64 where it overflows; 0-dim."""
+    for kind in dict.fromkeys((dtype, torch.float64)):
+        norms = [torch.linalg.vector_norm(x[run].to(kind)) for run in blocks(x.numel(), RUN)]
+        length = torch.linalg.vector_norm(torch.stack(norms))
+        if length.isfinite():
+            break
     return length if length > TINY else torch.ones_like(length)
 
 
