@@ -1,12 +1,14 @@
 """Spherical interpolation between a base and one model, as if the tensor were one vector.
 
-Ken Shoemake, "Animating rotation with quaternion curves" (SIGGRAPH 1985, doi 10.1145/325334.325242),
-section 3.3: (sin((1 − t)ω)·a + sin(tω)·b) / sin ω, where ω is the angle between a and b. As in
-mergekit, a and b keep their lengths in this formula (only ω is that of unit vectors), t = 0 is the
-base, and the interpolation is linear where |cos ω| is above 0.9995, for opposite vectors too.
+Ken Shoemake, "Animating rotation with quaternion curves" (doi 10.1145/325334.325242):
+(sin((1 − t)ω)·a + sin(tω)·b) / sin ω, where ω is the angle between a and b. As in mergekit, a and b
+keep their lengths in this formula (only ω is that of unit vectors), t = 0 is the base, and the
+interpolation is linear where |cos ω| is above 0.9995, for opposite vectors too.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -18,7 +20,7 @@ NEARLY_PARALLEL = 0.9995
 TINY = 1e-8
 """A length that counts as 0."""
 RUN = 1 << 20
-"""Elements that are summed in one go, as in mergekit: the same sums have the same last bits."""
+"""Elements that are summed in one go, as in mergekit: so the last bits are the same at any size."""
 
 
 def merge(job: Job) -> Tensor:
@@ -39,11 +41,17 @@ def merge(job: Job) -> Tensor:
 def _cosine(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     """That of the angle between two vectors; 0-dim. A vector of length 0 is at right angles."""
     length_a, length_b = _length(a, dtype), _length(b, dtype)
-    parts = (
-        total((a[run].to(dtype) / length_a).mul_(b[run].to(dtype) / length_b))
-        for run in blocks(a.numel(), RUN)
-    )
-    return gather(parts, dtype).sum().clamp(-1, 1)
+    products = torch.empty(min(RUN, a.numel()), dtype=dtype)
+
+    def sums() -> Iterator[Tensor]:
+        for run in blocks(a.numel(), RUN):
+            for block in blocks(run.stop - run.start):
+                place = slice(run.start + block.start, run.start + block.stop)
+                unit = a[place].to(dtype) / length_a
+                torch.mul(unit, b[place].to(dtype) / length_b, out=products[block])
+            yield total(products[: run.stop - run.start])
+
+    return gather(sums(), dtype).sum().clamp(-1, 1)
 
 
 def _length(x: Tensor, dtype: torch.dtype) -> Tensor:
