@@ -15,7 +15,7 @@ EPSILON = Parameter("epsilon", float, "a difference up to this is no change", 1e
 
 
 def merge(job: Job, factors: Sequence[float]) -> Tensor:
-    """θ₀ + Σ fᵢτᵢ where one model changes an element, + the mean of the changes where several do."""
+    """θ₀ + fᵢτᵢ where one model changes an element, θ₀ + the mean change where several do."""
     assert job.base is not None
     vectors, epsilon = task_vectors(job), float(job.parameters["epsilon"])
     dtype, base = vectors[0].dtype, vectors[0].base

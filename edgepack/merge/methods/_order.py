@@ -1,5 +1,5 @@
-"""Which elements have ranks in a range, without sorting. A float32 is found by counting its upper 16
-bits, then the lower ones of those that share them: two passes, 1 MiB of counters.
+"""Which elements have ranks in a range, without sorting. A float32 is found by counting its upper
+16 bits, then the lower ones of those that share them: two passes, 1 MiB of counters.
 
 Elements are in ascending order; of equal ones, the one with the smaller index comes first. So the
 choice is one for all machines. mergekit sorts, and which of equal values it keeps depends on the
@@ -123,7 +123,7 @@ def _end_of_equals(values: Values, elements: int, value: float, number: int) -> 
     for block in blocks(elements):
         places = (values(block) == value).nonzero()
         if len(places) >= number:
-            return block.start + int(places[number - 1]) + 1
+            return int(block.start) + int(places[number - 1]) + 1
         number -= len(places)
     raise AssertionError("fewer equal values than were counted")
 

@@ -50,7 +50,7 @@ def check_epsilon(of_models: Sequence[Values], _: Values) -> str | None:
 
 
 def magnitude(vector: TaskVector) -> Sparse:
-    """The largest elements: TIES (arXiv 2306.01708), section 3, "Trim". One at least."""
+    """The largest elements: TIES (arXiv 2306.01708), algorithm 1, "Trim". One at least."""
     density = float(vector.parameters["density"])
     if density >= 1:
         return _everything
@@ -67,8 +67,8 @@ def magnitude(vector: TaskVector) -> Sparse:
 
 def without_outliers(vector: TaskVector) -> Sparse:
     """All but the share `gamma` of largest elements and the smallest ones, so that the share
-    `density` stays: Model Breadcrumbs (arXiv 2312.06795), section 3. Its β and γ are shares that
-    are masked at either end, by layer; density is 1 − β − γ here. Where density + gamma is above 1,
+    `density` stays: Model Breadcrumbs (arXiv 2312.06795). Its β and γ are shares that are
+    masked at either end, by layer; density is 1 − β − γ here. Where density + gamma is above 1,
     fewer of the largest are masked."""
     density = float(vector.parameters["density"])
     if density >= 1:
@@ -88,8 +88,8 @@ def without_outliers(vector: TaskVector) -> Sparse:
 
 
 def random(vector: TaskVector) -> Sparse:
-    """Each element with probability `density`: DARE (arXiv 2311.03099), section 3.2, equation 2, where
-    the drop rate is 1 − density."""
+    """Each element with probability `density`: DARE (arXiv 2311.03099), whose drop rate p is
+    1 − density."""
     density = float(vector.parameters["density"])
     if density >= 1:
         return _everything
@@ -102,10 +102,10 @@ def random(vector: TaskVector) -> Sparse:
 
 def by_rank(vector: TaskVector) -> Sparse:
     """Each element with a probability that grows with the rank of its magnitude in its row, evenly
-    from density − epsilon to density + epsilon: MagPrune of DELLA (arXiv 2406.11617), section 3.1.
+    from density − epsilon to density + epsilon: MagPrune of DELLA (arXiv 2406.11617).
 
-    Rows are along the last dimension; a vector is one row. (mergekit takes dimension 1, which is the
-    same for matrices.) Of equal magnitudes, those further right rank higher. A row of one element
+    Rows are along the last dimension; a vector is one row. (mergekit takes dimension 1, the same
+    for matrices.) Of equal magnitudes, those further right rank higher. A row of one element
     has the probability density; mergekit fails there.
     """
     density = float(vector.parameters["density"])
@@ -117,7 +117,7 @@ def by_rank(vector: TaskVector) -> Sparse:
     width = shape[-1] if shape else 1
     probability = _probabilities(width, density, float(vector.parameters["epsilon"]))
     mask = torch.empty(vector.elements, dtype=torch.bool)
-    step = max(1, BLOCK // max(1, width)) * width
+    step = max(1, 4 * BLOCK // max(1, width)) * width
     for block in blocks(vector.elements, step):
         order = _ascending(vector.magnitude(block).reshape(-1, width))
         chance = torch.empty(order.shape)

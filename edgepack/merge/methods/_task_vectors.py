@@ -2,7 +2,7 @@
 dare, della and breadcrumbs have in common.
 
 "Editing Models with Task Arithmetic" (arXiv 2212.04089), section 2: θ₀ + λ·Σ wᵢτᵢ. "TIES-Merging"
-(arXiv 2306.01708), section 3: trim, elect a sign for every element, average the values that have
+(arXiv 2306.01708), algorithm 1: trim, elect a sign for every element, average the values that have
 it. Where mergekit differs from the papers, this follows mergekit, since its recipes are tuned so:
 
 - The sign is elected by weighted values, Σ wᵢτᵢ (the paper has no weights); zero counts as +.
@@ -136,9 +136,13 @@ def method(
     normalize: bool = False,
     rescale: bool = False,
     check: Callable[[Sequence[Values], Values], str | None] | None = None,
-    promises: frozenset[Promise] = frozenset({Promise.SYMMETRIC}),
+    random: bool = False,
+    masks: bool = False,
 ) -> Method:
-    """A method of this family: how it makes task vectors sparse, and its defaults."""
+    """A method of this family: how it makes task vectors sparse, and its defaults.
+
+    `masks` says that it keeps a mask of each model, a byte an element.
+    """
     return Method(
         name=name,
         function=partial(merge, sparsify=sparsify, elect_signs=elect_signs),
@@ -161,7 +165,8 @@ def method(
             Parameter("lambda", float, "factor of the merged task vector", 1.0),
             Parameter("int8_mask", bool, "mergekit's type of masks; changes no result", False),
         ),
-        promises=promises,
+        promises=frozenset() if random else frozenset({Promise.SYMMETRIC}),
         check=check,
         temporaries=0,
+        temporaries_per_model=0.25 if masks else 0,
     )

@@ -1,8 +1,8 @@
-"""Arcee Fusion: the other model's values where its changes matter, the base's elsewhere. By Arcee AI,
-without a paper.
+"""Arcee Fusion: the other model's values where its changes matter, the base's elsewhere. By Arcee
+AI, without a paper.
 
-The importance of an element is |θ₁ − θ₀| times the KL divergence of the softmax of its row from that
-of the base's row. Elements with at least median + 1.5·(third − first quartile) are taken over.
+The importance of an element is |θ₁ − θ₀| times the KL divergence of the softmax of its row from
+that of the base's row. Elements with at least median + 1.5·(third − first quartile) are taken over.
 mergekit estimates the quartiles of more than 1,000,000 elements from a random sample of that many;
 here they are exact.
 """
@@ -58,7 +58,8 @@ def _threshold(importances: Tensor) -> Tensor:
     ranks = [int(share * (elements - 1)) for share in (0.25, 0.5, 0.75)]
     values = [value_at(lambda block: importances[block].float(), elements, rank) for rank in ranks]
     first, median, third = torch.tensor(values)
-    return median + 1.5 * (third - first)
+    threshold: Tensor = median + 1.5 * (third - first)
+    return threshold
 
 
 PLUGIN = Method(

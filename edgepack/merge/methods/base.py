@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -20,12 +21,13 @@ from torch import Tensor
 from edgepack.core.plugins import suggest
 from edgepack.core.untrusted import quote, shorten
 from edgepack.errors import CheckpointError, RecipeError
+from edgepack.merge.methods._blocks import BLOCK
 from edgepack.merge.methods._values import REQUIRED, Parameter, Value
 
 __all__ = ["REQUIRED", "Base", "Job", "Method", "Parameter", "Promise", "Value"]
 
 Values = Mapping[str, Value]
-DRAWN = 1 << 16
+DRAWN = 4 * BLOCK
 """Elements whose random numbers come from one generator."""
 
 
@@ -38,7 +40,7 @@ class Base(Enum):
 
 
 class Promise(Enum):
-    """Properties that a method has; `tests/contracts/test_merge_methods.py` holds it to them."""
+    """Properties that a method has; `tests/merge/methods/test_contract.py` holds it to them."""
 
     IDEMPOTENT = "equal inputs give that input, up to rounding, if the weights are positive"
     SYMMETRIC = "the order of the models does not matter, up to rounding"
@@ -67,18 +69,21 @@ class Job:
         on the order of tensors, on threads, or on what was drawn before.
         """
         first, last = block.start // DRAWN, -(-block.stop // DRAWN)
-        drawn = np.concatenate([self._draw(model, part) for part in range(first, last)])
-        return torch.from_numpy(drawn[block.start - first * DRAWN : block.stop - first * DRAWN])
-
-    def _draw(self, model: int, part: int) -> NDArray[np.float32]:
-        """The numbers of a run of `DRAWN` elements."""
-        text = f"{self.seed}\n{model}\n{part}\n{self.name}"
-        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "little")
-        return np.random.Generator(np.random.SFC64(seed)).random(DRAWN, dtype=np.float32)
+        parts = [_draw(self.seed, self.name, model, part) for part in range(first, last)]
+        drawn = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return torch.from_numpy(drawn)[block.start - first * DRAWN : block.stop - first * DRAWN]
 
     def numbers(self, parameter: str) -> list[float]:
         """The values of a number that each model has."""
         return [float(values[parameter]) for values in self.of_models]
+
+
+@lru_cache(maxsize=16)
+def _draw(seed: int, name: str, model: int, part: int) -> NDArray[np.float32]:
+    """The numbers of a run of `DRAWN` elements. Blocks are smaller, so some are kept."""
+    digest = hashlib.sha256(f"{seed}\n{model}\n{part}\n{name}".encode()).digest()
+    generator = np.random.Generator(np.random.SFC64(int.from_bytes(digest[:16], "little")))
+    return generator.random(DRAWN, dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -101,17 +106,19 @@ class Method:
     """What is wrong with values taken together, those of models and those for the whole."""
     promises: frozenset[Promise] = frozenset()
     temporaries: float = 1.0
-    """Memory beside the inputs and the float32 result, at most: in float32 tensors of that size. What
-    arithmetic on blocks takes is not counted, some 32 MiB."""
+    """Memory beside the inputs and the float32 result, at most: in float32 tensors of that size.
+    What arithmetic on blocks takes is not counted, some 16 MiB."""
     temporaries_per_model: float = 0.0
     """The same, to be multiplied by the number of models."""
     shares: bool = False
     """Whether the result may be an input itself, in its own type."""
 
     def merge(self, job: Job) -> Tensor:
-        """The merged tensor: float32 (float64 if an input is), of the shape of the inputs. It shares
-        memory with an input only if `shares` is set. Raises `RecipeError` for a job that the method
-        cannot do, `CheckpointError` for tensors of several shapes."""
+        """The merged tensor: float32 (float64 if an input is), of the shape of the inputs.
+
+        It shares memory with an input only if `shares` is set. Raises `RecipeError` for a job that
+        the method cannot do, `CheckpointError` for tensors of several shapes.
+        """
         self.check_models(len(job.tensors), job.base is not None, job.name)
         self.check_values(job.of_models, job.parameters, job.name)
         tensors = [*job.tensors, *([] if job.base is None else [job.base])]

@@ -1,5 +1,5 @@
 """Breadcrumbs: "Model Breadcrumbs: Scaling Multi-Task Model Merging with Sparse Masks"
-(arXiv 2312.06795), section 3: task vectors without outliers and without small elements, added."""
+(arXiv 2312.06795): task vectors without outliers and without small elements, added."""
 
 from edgepack.merge.methods import _sparsify, _task_vectors
 

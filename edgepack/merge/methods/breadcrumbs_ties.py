@@ -1,4 +1,4 @@
-"""Breadcrumbs (arXiv 2312.06795), section 3, with the sign election of TIES (arXiv 2306.01708)."""
+"""Breadcrumbs (arXiv 2312.06795), with the sign election of TIES (arXiv 2306.01708)."""
 
 from edgepack.merge.methods import _sparsify, _task_vectors
 

@@ -1,5 +1,5 @@
 """DARE: "Language Models are Super Mario: Absorbing Abilities from Homologous Models as a Free
-Lunch" (arXiv 2311.03099), section 3.2: a random share of each task vector, rescaled, then added.
+Lunch" (arXiv 2311.03099): a random share of each task vector, rescaled, then added.
 
 The paper rescales by 1 / density; `_sparsify` says what mergekit and this do.
 """
@@ -11,4 +11,5 @@ PLUGIN = _task_vectors.method(
     "random differences to the base, rescaled and added",
     sparsify=_sparsify.random,
     rescale=True,
+    random=True,
 )

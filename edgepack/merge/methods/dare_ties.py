@@ -1,5 +1,5 @@
-"""DARE with the sign election of TIES: (arXiv 2311.03099), section 3.2, and (arXiv 2306.01708),
-section 3. The paper rescales by 1 / density; `_sparsify` says what mergekit and this do."""
+"""DARE with the sign election of TIES: (arXiv 2311.03099) and (arXiv 2306.01708), algorithm 1.
+The paper rescales by 1 / density; `_sparsify` says what mergekit and this do."""
 
 from edgepack.merge.methods import _sparsify, _task_vectors
 
@@ -9,4 +9,5 @@ PLUGIN = _task_vectors.method(
     sparsify=_sparsify.random,
     elect_signs=True,
     rescale=True,
+    random=True,
 )

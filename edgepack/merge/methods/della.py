@@ -1,5 +1,5 @@
 """DELLA: "DELLA-Merging: Reducing Interference in Model Merging through Magnitude-Based Sampling"
-(arXiv 2406.11617), section 3: drop by rank of magnitude, elect signs, fuse.
+(arXiv 2406.11617): drop by rank of magnitude, elect signs, fuse.
 
 The paper rescales each element by its own 1 / (1 − p); `_sparsify` says what mergekit and this do.
 """
@@ -14,5 +14,7 @@ PLUGIN = _task_vectors.method(
     elect_signs=True,
     normalize=True,
     rescale=True,
+    random=True,
+    masks=True,
     check=_sparsify.check_epsilon,
 )

@@ -1,4 +1,4 @@
-"""DELLA without the election of signs: (arXiv 2406.11617), section 3, steps "Drop" and "Fuse".
+"""DELLA without the election of signs: (arXiv 2406.11617), steps "Drop" and "Fuse".
 
 The paper rescales each element by its own 1 / (1 − p); `_sparsify` says what mergekit and this do.
 """
@@ -11,5 +11,7 @@ PLUGIN = _task_vectors.method(
     _sparsify.EPSILON,
     sparsify=_sparsify.by_rank,
     rescale=True,
+    random=True,
+    masks=True,
     check=_sparsify.check_epsilon,
 )

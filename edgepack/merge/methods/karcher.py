@@ -13,6 +13,7 @@ differ by that rounding.
 
 from __future__ import annotations
 
+import math
 from itertools import combinations_with_replacement
 
 import numpy as np
@@ -58,7 +59,7 @@ def _inner_products(inputs: list[Tensor]) -> Float:
 
 def _factors(products: Float, tol: float, most: int) -> Float:
     """What each input is multiplied by."""
-    lengths = np.sqrt(products.diagonal())
+    lengths: Float = np.sqrt(products.diagonal())
     valid = lengths > tol
     factors = np.zeros(len(lengths))
     if valid.any():
@@ -71,7 +72,7 @@ def _mean(cosines: Float, tol: float, most: int) -> Float:
     """The mean of unit vectors with those inner products, as a combination of them."""
 
     def length(x: Float) -> float:
-        return float(np.sqrt(max(0.0, x @ cosines @ x)))
+        return math.sqrt(max(0.0, float(x @ cosines @ x)))
 
     models = len(cosines)
     identity = np.eye(models)
@@ -80,13 +81,13 @@ def _mean(cosines: Float, tol: float, most: int) -> Float:
     for _ in range(most):
         tangent = np.zeros(models)
         for unit, dot in zip(identity, np.clip(cosines @ mean, -1, 1), strict=True):
-            angle = np.arccos(dot)
-            if tol <= angle <= np.pi - OPPOSITE:
-                tangent += angle / np.sin(angle) * (unit - dot * mean) / models
+            angle = math.acos(dot)
+            if tol <= angle <= math.pi - OPPOSITE:
+                tangent += angle / math.sin(angle) * (unit - dot * mean) / models
         step = length(tangent)
         if step < tol:
             break
-        mean = np.cos(step) * mean + np.sin(step) / step * tangent
+        mean = math.cos(step) * mean + math.sin(step) / step * tangent
         mean = mean / length(mean)
     return mean
 

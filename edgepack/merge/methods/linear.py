@@ -23,14 +23,15 @@ def merge(job: Job) -> Tensor:
     """Σ wᵢθᵢ, divided by Σ wᵢ if `normalize`."""
     dtype = working_type(job.tensors)
     weights = torch.tensor(job.numbers("weight"), dtype=dtype)
+    divisor = weights.sum()
     result = new_result(job.tensors[0], dtype)
     out, inputs = flat(result), [flat(tensor) for tensor in job.tensors]
     for block in blocks(out.numel()):
-        target = out[block].zero_()
-        for tensor, weight in zip(inputs, weights, strict=True):
+        target = torch.mul(inputs[0][block].to(dtype), weights[0], out=out[block])
+        for tensor, weight in zip(inputs[1:], weights[1:], strict=True):
             target.addcmul_(tensor[block].to(dtype), weight)  # rounds once, as mergekit does
         if job.parameters["normalize"]:
-            target /= weights.sum()
+            target /= divisor
     return result
 
 

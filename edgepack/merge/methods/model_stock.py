@@ -1,5 +1,5 @@
-"""Model Stock: "Model Stock: All we need is just a few fine-tuned models" (arXiv 2403.19522), section
-4, equation 4: t·θ_avg + (1 − t)·θ₀ with t = N·cos θ / (1 + (N − 1)·cos θ), where θ is the angle
+"""Model Stock: "Model Stock: All we need is just a few fine-tuned models" (arXiv 2403.19522):
+t·θ_avg + (1 − t)·θ₀ with t = N·cos θ / (1 + (N − 1)·cos θ), where θ is the angle
 between the differences of two models to the base.
 
 The paper takes layers as vectors; mergekit and this take whole tensors, or with `filter_wise` their

@@ -1,5 +1,5 @@
-"""Barycentric interpolation of several models on a sphere, of their differences to a base if there is
-one. By Charles Goddard (goddard.blog/posts/multislerp-wow-what-a-cool-idea), without a paper.
+"""Barycentric interpolation of several models on a sphere, of their differences to a base if there
+is one. By Charles Goddard (goddard.blog/posts/multislerp-wow-what-a-cool-idea), without a paper.
 
 Unit vectors are projected onto the tangent space at their weighted mean, added there with their
 weights, and mapped back (exponential map); the length is the weighted mean of the lengths. This is
@@ -115,9 +115,9 @@ class _Sphere:
 def check(of_models: Sequence[Values], whole: Values) -> str | None:
     """Weights that cancel out cannot be normalised."""
     weights = [float(values["weight"]) for values in of_models]
-    if len(weights) > 1 and whole["normalize_weights"]:
-        if abs(sum(weights)) <= 1e-6 * max(map(abs, weights)):
-            return "the weights sum to 0; change one, or set normalize_weights: false"
+    normalize = len(weights) > 1 and whole["normalize_weights"]
+    if normalize and abs(sum(weights)) <= 1e-6 * max(map(abs, weights)):
+        return "the weights sum to 0; change one, or set normalize_weights: false"
     return None
 
 

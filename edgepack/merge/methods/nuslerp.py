@@ -1,9 +1,9 @@
-"""Spherical interpolation of two models, or of their differences to a base; as one vector, or row by
-row. By mergekit, without a paper; the formula is that of `slerp`.
+"""Spherical interpolation of two models, or of their differences to a base; as one vector, or row
+by row. By mergekit, without a paper; the formula is that of `slerp`.
 
 The place on the arc is w₂ / (w₁ + w₂), ½ where that sum is 0 (below 1e-6). `nuslerp_flatten` false
 takes the vectors along the last dimension, and `nuslerp_row_wise` then those along the first one.
-Those names are mergekit's: the switch that is called row-wise makes columns of a matrix the vectors.
+Those names are mergekit's: what is called row-wise makes columns of a matrix the vectors.
 """
 
 from __future__ import annotations

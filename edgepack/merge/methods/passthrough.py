@@ -1,6 +1,6 @@
 """One model's tensor as it is: for stacks of layers of several models ("frankenmerges"), a practice
-without a paper. `scale` multiplies it: mergekit's recipes set that of `o_proj` and `down_proj` to 0,
-so that a repeated block adds nothing at first."""
+without a paper. `scale` multiplies it: recipes set that of `o_proj` and `down_proj` to 0, so
+that a repeated block adds nothing at first."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""SCE: "FuseChat: Knowledge Fusion of Chat Models" (arXiv 2408.07990), section 3.3, "Select, Calculate,
-Erase": keep the elements that vary most between the models' task vectors, weight each model by the
+"""SCE ("Select, Calculate, Erase"): "FuseChat: Knowledge Fusion of Chat Models" (arXiv 2408.07990).
+Keep the elements that vary most between the models' task vectors, weight each model by the
 mean square of what it keeps, leave out signs of the minority, and average.
 
 The paper selects by variance in each "parameter matrix"; the share is of elements whose variance is
@@ -20,7 +20,8 @@ from edgepack.merge.methods._task_vectors import TaskVector, majority, task_vect
 from edgepack.merge.methods.base import Base, Job, Method, Parameter, Promise
 
 TINY = 1e-6
-"""The least sum of weights; where all mean squares are below it, the models weigh the same."""
+"""The least sum of weights. Where the mean squares sum to less, the models weigh the same, as in
+mergekit: so it is for most fine-tunes, whose weights move by less than 0.001."""
 
 Mask = Callable[[slice], Tensor] | None
 """Which elements of a block are kept; None: all."""

@@ -1,9 +1,9 @@
 """Spherical interpolation between a base and one model, as if the tensor were one vector.
 
-Ken Shoemake, "Animating rotation with quaternion curves" (SIGGRAPH 1985, doi 10.1145/325334.325242),
-section 3.3: (sin((1 − t)ω)·a + sin(tω)·b) / sin ω, where ω is the angle between a and b. As in
-mergekit, a and b keep their lengths in this formula (only ω is that of unit vectors), t = 0 is the
-base, and the interpolation is linear where |cos ω| is above 0.9995, for opposite vectors too.
+Ken Shoemake, "Animating rotation with quaternion curves" (doi 10.1145/325334.325242):
+(sin((1 − t)ω)·a + sin(tω)·b) / sin ω, where ω is the angle between a and b. As in mergekit, a and b
+keep their lengths in this formula (only ω is that of unit vectors), t = 0 is the base, and the
+interpolation is linear where |cos ω| is above 0.9995, for opposite vectors too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ NEARLY_PARALLEL = 0.9995
 TINY = 1e-8
 """A length that counts as 0."""
 RUN = 1 << 20
-"""Elements that are summed in one go, as in mergekit: the same sums have the same last bits."""
+"""Elements that are summed in one go, as in mergekit: so the last bits are the same at any size."""
 
 
 def merge(job: Job) -> Tensor:
@@ -39,18 +39,22 @@ def merge(job: Job) -> Tensor:
 def _cosine(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     """That of the angle between two vectors; 0-dim. A vector of length 0 is at right angles."""
     length_a, length_b = _length(a, dtype), _length(b, dtype)
-    parts = [
-        total((a[run].to(dtype) / length_a).mul_(b[run].to(dtype) / length_b))
-        for run in blocks(a.numel(), RUN)
-    ]
-    return torch.stack(parts).sum().clamp(-1, 1)
+    products = torch.empty(min(RUN, a.numel()), dtype=dtype)
+    sums = []
+    for run in blocks(a.numel(), RUN):
+        for block in blocks(run.stop - run.start):
+            place = slice(run.start + block.start, run.start + block.stop)
+            unit = a[place].to(dtype) / length_a
+            torch.mul(unit, b[place].to(dtype) / length_b, out=products[block])
+        sums.append(total(products[: run.stop - run.start]))
+    return torch.stack(sums).sum().clamp(-1, 1)
 
 
 def _length(x: Tensor, dtype: torch.dtype) -> Tensor:
     """The Euclidean norm, 1 where that is 0, in float64 where it overflows; 0-dim."""
     for kind in dict.fromkeys((dtype, torch.float64)):
-        parts = [torch.linalg.vector_norm(x[run].to(kind)) for run in blocks(x.numel(), RUN)]
-        length = torch.linalg.vector_norm(torch.stack(parts))
+        norms = [torch.linalg.vector_norm(x[run].to(kind)) for run in blocks(x.numel(), RUN)]
+        length = torch.linalg.vector_norm(torch.stack(norms))
         if length.isfinite():
             break
     return length if length > TINY else torch.ones_like(length)

@@ -1,4 +1,4 @@
-"""TIES: "TIES-Merging: Resolving Interference When Merging Models" (arXiv 2306.01708), section 3.
+"""TIES: "TIES-Merging: Resolving Interference When Merging Models" (arXiv 2306.01708), algorithm 1.
 
 Each task vector keeps its largest elements, every element elects a sign, and those that have it are
 averaged. `_task_vectors` says where mergekit, which this follows, differs from the paper.
