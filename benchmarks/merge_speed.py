@@ -11,6 +11,7 @@ includes the pages of files that it has mapped, edgepack maps none).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import yaml
@@ -115,28 +117,33 @@ def make_checkpoint(folder: Path, layers: int, seed: int) -> None:
     writer.close()
 
 
-def run(command: list[str], env: dict[str, str]) -> tuple[float, int]:
-    """Seconds and VmHWM in bytes of a process."""
+class Run(NamedTuple):
+    """Seconds, seconds of all cores together, and VmHWM in bytes of a process."""
+
+    wall: float
+    cpu: float
+    peak: int
+
+
+def run(command: list[str], env: dict[str, str], log: Path) -> Run:
+    """Run a process to its end."""
     start = time.monotonic()
-    child = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    assert child.stderr is not None
     peak = 0
-    status = Path(f"/proc/{child.pid}/status")
-    os.set_blocking(child.stderr.fileno(), False)
-    said = b""
-    while child.poll() is None:
-        said += child.stderr.read() or b""
-        try:
-            lines = status.read_text().splitlines()
-        except OSError:
-            break
-        found = [int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:")]
-        peak = max([peak, *found])
-        time.sleep(0.02)
-    child.wait()
-    if child.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{said.decode()[-2000:]}")
-    return time.monotonic() - start, peak
+    with log.open("wb") as said:
+        child = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=said)
+        status = Path(f"/proc/{child.pid}/status")
+        while True:
+            with contextlib.suppress(OSError):
+                lines = status.read_text().splitlines()
+                found = [int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:")]
+                peak = max([peak, *found])
+            ended, code, usage = os.wait4(child.pid, os.WNOHANG)
+            if ended:
+                break
+            time.sleep(0.01)
+    if code:
+        raise SystemExit(f"{' '.join(command)} failed:\n{log.read_text()[-2000:]}")
+    return Run(time.monotonic() - start, usage.ru_utime + usage.ru_stime, peak)
 
 
 def warm(folder: Path) -> None:
@@ -173,7 +180,9 @@ def main() -> None:
     for number, name in enumerate(MODELS):
         make_checkpoint(folder / "models" / name, arguments.layers, number)
     size = (folder / "models/one/model.safetensors").stat().st_size
-    print(f"{arguments.layers} layers, {size / 1e9:.2f} GB a checkpoint in bfloat16; page cache warm")
+    print(
+        f"{arguments.layers} layers, {size / 1e9:.2f} GB a checkpoint in bfloat16; page cache warm"
+    )
     cache = folder / "cache"
     env = {**os.environ, "EDGEPACK_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
 
@@ -181,7 +190,13 @@ def main() -> None:
         return [sys.executable, "-m", "edgepack", "merge", str(config), str(out)]
 
     def mergekit(config: Path, out: Path) -> list[str]:
-        return [arguments.mergekit, str(config), str(out), "--lazy-unpickle", "--no-write-model-card"]
+        return [
+            arguments.mergekit,
+            str(config),
+            str(out),
+            "--lazy-unpickle",
+            "--no-write-model-card",
+        ]
 
     programs: dict[str, Callable[[Path, Path], list[str]]] = {
         "mergekit": mergekit,
@@ -195,7 +210,7 @@ def main() -> None:
         for entry in recipe["models"]:
             entry["model"] = str(models / entry["model"])
         config.write_text(yaml.safe_dump(recipe, sort_keys=False))
-        found: dict[str, list[tuple[float, int]]] = {name: [] for name in programs}
+        found: dict[str, list[Run]] = {name: [] for name in programs}
         for number in range(arguments.rounds):
             order = list(programs) if number % 2 == 0 else list(programs)[::-1]
             for name in order:
@@ -204,19 +219,27 @@ def main() -> None:
                 shutil.rmtree(cache, ignore_errors=True)
                 os.sync()
                 warm(models)
-                found[name].append(run(programs[name](config, out), env))
-        paths = [folder / f"out-{name}" / "model.safetensors" for name in programs]
-        single = [p if p.exists() else next(p.parent.glob("*.safetensors")) for p in paths]
-        print(f"\n{method}: largest difference of the results {same(*single):.3g}")
-        medians = {}
-        for name, runs in found.items():
-            seconds = statistics.median(run[0] for run in runs)
-            peak = statistics.median(run[1] for run in runs)
-            medians[name] = seconds, peak
-            each = ", ".join(f"{run[0]:.1f}" for run in runs)
-            print(f"  {name:<9} {seconds:6.1f} s ({each})  peak {peak / 1e6:7.0f} MB")
-        (a, b), (c, d) = medians["edgepack"], medians["mergekit"]
-        print(f"  ratio: time {a / c:.2f}, memory {b / d:.2f}", flush=True)
+                found[name].append(run(programs[name](config, out), env, folder / "log"))
+        report(method, found, folder)
+
+
+def report(method: str, found: dict[str, list[Run]], folder: Path) -> None:
+    """Print medians and ratios, and how far apart the results are."""
+    weights = [folder / f"out-{name}" for name in found]
+    files = [next(path.glob("*.safetensors")) for path in weights]
+    print(f"\n{method}: largest difference of the results {same(*files):.3g}")
+    medians = {}
+    for name, runs in found.items():
+        one = Run(*(statistics.median(values) for values in zip(*runs, strict=True)))
+        medians[name] = one
+        each = ", ".join(f"{entry.wall:.1f}" for entry in runs)
+        print(
+            f"  {name:<9} {one.wall:6.1f} s ({each}), {one.cpu:6.1f} s of CPU, "
+            f"peak {one.peak / 1e6:5.0f} MB"
+        )
+    ours, theirs = medians["edgepack"], medians["mergekit"]
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    print("  ratio: time {:.2f}, CPU {:.2f}, memory {:.2f}".format(*ratios), flush=True)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,15 @@ if TYPE_CHECKING:
     from edgepack.finetune.graph.options import Options
     from edgepack.planning.plan import Plan
 
-__all__ = ["build", "compare", "evaluate", "export_training", "merge_adapters", "merge_models", "plan"]
+__all__ = [
+    "build",
+    "compare",
+    "evaluate",
+    "export_training",
+    "merge_adapters",
+    "merge_models",
+    "plan",
+]
 
 
 def plan(

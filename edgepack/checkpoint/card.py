@@ -25,9 +25,7 @@ def describe(folder: Path, name: Path, numel: int) -> tuple[gguf.Metadata, tuple
     return metadata, (*warnings, *more)
 
 
-def apply(
-    card: dict[str, Any], name: Path, numel: int
-) -> tuple[gguf.Metadata, tuple[str, ...]]:
+def apply(card: dict[str, Any], name: Path, numel: int) -> tuple[gguf.Metadata, tuple[str, ...]]:
     """A GGUF's description of a model with these entries in its card, and warnings."""
     warnings: tuple[str, ...] = ()
     metadata = _apply(card, name, numel)

@@ -56,7 +56,9 @@ def render(
         method=method.name,
         meaning=method.meaning,
         version=version("edgepack"),
-        rows="\n".join(f"| {_shown(model)} | {_licence(model) or 'not stated'} |" for model in inputs),
+        rows="\n".join(
+            f"| {_shown(model)} | {_licence(model) or 'not stated'} |" for model in inputs
+        ),
         licences=remark,
         recipe=recipe,
     )

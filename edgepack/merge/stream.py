@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -157,7 +156,9 @@ def _in_threads(
 ) -> Iterator[MergedTensor]:
     """Do the work; each tensor is yielded when it is written."""
     cores = torch.get_num_threads()
-    count = threads or min(THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores)
+    count = threads or min(
+        THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
+    )
     pool = ThreadPoolExecutor(count, initializer=partial(torch.set_num_threads, 1))
     running: dict[Future[None], tuple[MergedTensor, int]] = {}
     stopped = threading.Event()

@@ -153,7 +153,9 @@ class TokenOf:
         if self.model is None:
             return {"kind": "zero"}
         about = {"kind": "model_token", "model": str(self.model)}
-        return about | ({"token": self.token} if self.token is not None else {"token_id": self.token_id})
+        return about | (
+            {"token": self.token} if self.token is not None else {"token_id": self.token_id}
+        )
 
 
 def _token_source(value: Any) -> Any:

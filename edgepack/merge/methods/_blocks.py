@@ -14,7 +14,7 @@ parallel vectors count (`multislerp`), by some 1e-5 of the weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -73,6 +73,12 @@ def row_sums(matrix: Tensor) -> Tensor:
     return matrix.sum(dim=-1, keepdim=True)
 
 
+def gather(parts: Iterable[Tensor], dtype: torch.dtype) -> Tensor:
+    """0-dim tensors as one vector, with the same bits. Kept as tensors, the small ones would lie
+    among the large ones that are freed, whose memory could then not be used again."""
+    return torch.tensor([float(part) for part in parts], dtype=dtype)
+
+
 def add_up(
     elements: int, dtype: torch.dtype, part: Callable[[slice, torch.dtype], Tensor]
 ) -> Tensor:
@@ -81,8 +87,8 @@ def add_up(
     Where that overflows, the sum is computed again in float64, and is a float64.
     """
     for kind in dict.fromkeys((dtype, torch.float64)):
-        sums = [total(part(block, kind)) for block in _runs(elements)]
-        result = sums[0] if len(sums) == 1 else torch.stack(sums).double().sum().to(kind)
+        sums = gather((total(part(block, kind)) for block in _runs(elements)), kind)
+        result = sums[0] if len(sums) == 1 else sums.double().sum().to(kind)
         if result.isfinite():
             break
     return result
@@ -91,8 +97,8 @@ def add_up(
 def norm(elements: int, dtype: torch.dtype, part: Callable[[slice, torch.dtype], Tensor]) -> Tensor:
     """The Euclidean norm over all blocks, with the types of `add_up`."""
     for kind in dict.fromkeys((dtype, torch.float64)):
-        norms = torch.stack(
-            [torch.linalg.vector_norm(part(block, kind)) for block in _runs(elements)]
+        norms = gather(
+            (torch.linalg.vector_norm(part(block, kind)) for block in _runs(elements)), kind
         )
         result = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(norms.double()).to(kind)
         if result.isfinite():

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgepack.merge.methods._blocks import blocks, flat, new_result, total, working_type
+from edgepack.merge.methods._blocks import blocks, flat, gather, new_result, total, working_type
 from edgepack.merge.methods.base import Base, Job, Method, Parameter, Promise
 
 NEARLY_PARALLEL = 0.9995
@@ -40,21 +40,22 @@ def _cosine(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     """That of the angle between two vectors; 0-dim. A vector of length 0 is at right angles."""
     length_a, length_b = _length(a, dtype), _length(b, dtype)
     products = torch.empty(min(RUN, a.numel()), dtype=dtype)
-    sums = []
-    for run in blocks(a.numel(), RUN):
+
+    def sum_of(run: slice) -> Tensor:
         for block in blocks(run.stop - run.start):
             place = slice(run.start + block.start, run.start + block.stop)
             unit = a[place].to(dtype) / length_a
             torch.mul(unit, b[place].to(dtype) / length_b, out=products[block])
-        sums.append(total(products[: run.stop - run.start]))
-    return torch.stack(sums).sum().clamp(-1, 1)
+        return total(products[: run.stop - run.start])
+
+    return gather(map(sum_of, blocks(a.numel(), RUN)), dtype).sum().clamp(-1, 1)
 
 
 def _length(x: Tensor, dtype: torch.dtype) -> Tensor:
     """The Euclidean norm, 1 where that is 0, in float64 where it overflows; 0-dim."""
     for kind in dict.fromkeys((dtype, torch.float64)):
-        norms = [torch.linalg.vector_norm(x[run].to(kind)) for run in blocks(x.numel(), RUN)]
-        length = torch.linalg.vector_norm(torch.stack(norms))
+        parts = (torch.linalg.vector_norm(x[run].to(kind)) for run in blocks(x.numel(), RUN))
+        length = torch.linalg.vector_norm(gather(parts, kind))
         if length.isfinite():
             break
     return length if length > TINY else torch.ones_like(length)
