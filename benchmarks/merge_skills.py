@@ -193,7 +193,9 @@ def fine_tune(base: Path, task: Task) -> str:
 class Merges:
     """Both fine-tunes, and all that is made of them in the folder of the run."""
 
-    def __init__(self, references: Mapping[str, str], tasks: Sequence[Task], options: Options):
+    def __init__(
+        self, references: Mapping[str, str], tasks: Sequence[Task], options: Options
+    ) -> None:
         self.references, self.tasks, self.options = references, tasks, options
         self.mixed = options.work / "mixed.jsonl"
         texts = [task.files["train"].read_text("utf-8").split("\n") for task in tasks]
@@ -298,7 +300,7 @@ def chosen(merges: Merges, settings: Sequence[Setting], own: Mapping[str, float]
 
 def table(results: Mapping[str, Any]) -> Iterator[str]:
     """Both tasks, uncompressed and compressed."""
-    yield "| | settings | form | MB | SQL loss | valid SQL | exact SQL | CoLA loss | valid | right |"
+    yield "| | settings | form | MB | SQL loss | valid | exact | CoLA loss | valid | right |"
     yield "|---|---|---|---:|---:|---:|---:|---:|---:|---:|"
     for name, about in results["models"].items():
         for form, found in about["forms"].items():
@@ -315,12 +317,12 @@ def table(results: Mapping[str, Any]) -> Iterator[str]:
 
 
 def differences(results: Mapping[str, Any]) -> Iterator[str]:
-    """The loss of fisher less that of every other merge, paired by row; below 0 fisher is better."""
+    """The loss of fisher less that of every other merge, paired by row."""
     models = results["models"]
     if "fisher" not in models:
         return
     yield ""
-    yield "Loss of fisher less that of another merge on the same test rows (below 0: fisher is better):"
+    yield "Loss of fisher less that of another merge on the same test rows (below 0: it is better):"
     yield ""
     yield "| | form | SQL | CoLA |"
     yield "|---|---|---:|---:|"
@@ -385,7 +387,9 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=400)
     parser.add_argument("--valid", type=int, default=40)
     parser.add_argument("--test", type=int, default=80)
-    parser.add_argument("--tokens", type=int, default=16384, help="that each model is calibrated on")
+    parser.add_argument(
+        "--tokens", type=int, default=16384, help="that each model is calibrated on"
+    )
     parser.add_argument("--methods", default=",".join(grid()))
     parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args()

@@ -103,7 +103,8 @@ def make_stage(
     base: Path,
     checked: Check | None = None,
 ) -> Merge:
-    """One merge of models that are open. `base` is the recipe's folder; `checked` is its check, if that was done before."""
+    """One merge of models that are open. `base` is the recipe's folder; `checked` is its check, if
+    that was done before."""
     method = methods.get(merge.merge_method)
     found = checked or check_merge(merge, inputs)
     found.require()

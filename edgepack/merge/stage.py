@@ -154,15 +154,18 @@ class Merge(Stage):
         of = {model.name: model.folder for model in self.layout.inputs}
         return of[self.tokenizer.origin.model]
 
-    def work(self, folder: Path | None = None) -> Work:
-        """The arithmetic; `folder` is where the result goes."""
+    @property
+    def work(self) -> Work:
+        """The arithmetic."""
         rows = None if self.tokenizer is None else self.tokenizer.rows
-        weighting = None if self.fisher is None else self.fisher.weighting(folder)
+        weighting = None if self.fisher is None else self.fisher.weighting()
         return Work(self.layout, self.method, self.merge.dtype, self.more.seed, rows, weighting)
 
     def run(self, folder: Path, executor: Executor) -> Steps[None]:  # noqa: D102
         self._write_small_files(folder)
-        work = self.work(folder)
+        work = self.work
+        if work.weighting is not None:
+            work.weighting.folder = folder
         yield from stream(work, folder, self.more.shard_size)
         if work.weighting is not None:
             work.weighting.finish()
@@ -204,7 +207,7 @@ class Merge(Stage):
 
     def memory(self) -> int:
         """The tensors in work, or the largest one where it needs more."""
-        work = self.work()
+        work = self.work
         return max(LIMIT, *(work.needs(tensor) for tensor in self.layout.tensors))
 
 

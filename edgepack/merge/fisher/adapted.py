@@ -16,7 +16,8 @@ class Adapted(Rewritten):
     """A model with a LoRA adapter."""
 
     def __init__(self, model: Input) -> None:
-        assert model.checkpoint is not None and model.adapter is not None
+        assert model.checkpoint is not None
+        assert model.adapter is not None
         base = model.checkpoint
         self.input = model
         super().__init__(base, base.dimensions, base.specs, {"lora": model.adapter.key})

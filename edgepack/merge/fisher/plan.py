@@ -108,12 +108,11 @@ class Fisher:
             if model.path is not None
         }
 
-    def weighting(self, folder: Path | None = None) -> Weighting:
-        """The arithmetic; `folder` is where the merge is written."""
+    def weighting(self) -> Weighting:
+        """The arithmetic."""
         return Weighting(
             {model.place: model.stage for model in self.models},
             self.models[0].stage.objective == "model",
-            folder,
         )
 
     def facts(self, layout: Layout) -> dict[str, Any]:
@@ -154,7 +153,9 @@ def make_fisher(
             )
         index = list(given).index(model.reference)
         key = f"merge.models.{index}.text"
-        made, more = _calibrated(place, model.name, checkpoint, options, given[model.reference], base, key)
+        made, more = _calibrated(
+            place, model.name, checkpoint, options, given[model.reference], base, key
+        )
         models.append(made)
         notes += [f"{model.name}: {note}" for note in more]
     _check_names(models)

@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from edgepack.architectures.base import LINEAR_ROLES
@@ -68,10 +69,10 @@ class Weighting:
         if len(counting) < 2:
             return plain
         total = sum(weights)
-        differences = [job.tensors[i].float() for i in counting]
-        mean = sum(weights[i] / total * W for i, W in zip(counting, differences, strict=True))
-        for W in differences:
-            W -= mean
+        mean = torch.zeros(plain.shape)
+        for i in counting:
+            mean.add_(job.tensors[i].float(), alpha=weights[i] / total)
+        differences = [job.tensors[i].float() - mean for i in counting]
         train, held_out = [], []
         for i, E in zip(counting, differences, strict=True):
             H = self._hessian(tensor.operands[i].input, tensor.operands[i].name)

@@ -17,6 +17,7 @@ from edgepack.errors import EdgepackError
 from edgepack.merge.documents import plan_merges
 from edgepack.merge.fisher import weighting
 from edgepack.merge.stage import Options
+from edgepack.output.provenance import located
 from edgepack.recipe.read import load_merges
 from tests.support.tiny import TEXT, make_model
 
@@ -234,6 +235,25 @@ def test_plan_shows_calibrations_before_the_merge(made, tmp_path):
     path.write_text(yaml.safe_dump({"merge": recipe(made, models=models)}))
     labels = [stage.label for stage in edgepack.plan(path, "checkpoint").stages]
     assert labels[:4] == ["calibrate of sql", "text of prose", "calibrate of prose", "merge"]
+
+
+def test_a_build_goes_on_from_the_merge_and_reports_it(made, tmp_path):
+    content = {
+        "merge": recipe(made),
+        "calibrate": {"source": str(made / "sql.txt"), "tokens": 512, "sequence_length": 64},
+        "compress": {"format": "q4_0", "rank": 0, "damping": [0.1]},
+        "export": {"measure": {"tokens": 0}},
+    }
+    path = tmp_path / "r.yaml"
+    path.write_text(yaml.safe_dump(content))
+    artifact = edgepack.build(path, "gguf", out=tmp_path / "out")
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "- merge: linear of sql, prose" in report
+    assert "weighted: fisher, 14 weights; plain mean of 2 attn_norm, 2 ffn_norm" in report
+    stages = artifact.manifest["stages"]
+    assert {"calibrate of sql", "calibrate of prose", "merge", "calibrate"} <= set(stages)
+    found = located(artifact)
+    assert found.merge.models[0].text == str(made / "sql.txt")
 
 
 def test_a_text_that_changes_changes_the_result(made, tmp_path):
