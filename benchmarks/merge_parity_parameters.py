@@ -10,6 +10,7 @@ import itertools
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from mergekit.config import ConditionalParameter, evaluate_setting
 
@@ -31,7 +32,7 @@ NUMBERS = (
 TRUTHS = (True, [True, False], [False, True, True], [{"filter": "mlp", "value": [True, False]}])
 
 
-def conditions(setting):
+def conditions(setting: Any) -> Any:
     """The setting with mergekit's types in it."""
     if isinstance(setting, list) and isinstance(setting[0], dict):
         return [ConditionalParameter(**one) for one in setting]

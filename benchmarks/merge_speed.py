@@ -2,10 +2,10 @@
 
     python -m benchmarks.merge_speed --mergekit VENV/bin/mergekit-yaml
 
-Runs alternate; each is a process of its own, with its imports, as a user starts it. edgepack's cache
-is empty before every run, so that it hashes its inputs anew. The page cache is warm: every input is
-read once before each run. Outputs are removed in between. Peaks are VmHWM of the process (mergekit's
-includes the pages of files that it has mapped, edgepack maps none).
+Runs alternate; each is a process of its own, with its imports, as a user starts it. edgepack's
+cache is empty before every run, so that it hashes its inputs anew. The page cache is warm: every
+input is read once before each run. Outputs are removed in between. Peaks are VmHWM of the process
+(mergekit's includes the pages of files that it has mapped, edgepack maps none).
 """
 
 from __future__ import annotations

@@ -37,12 +37,15 @@ def _section(place: str, node: dict[str, Any], schema: dict[str, Any]) -> Iterat
 
 
 def _reference(entry: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any] | None:
-    """The section that a key holds, None for a value."""
-    for option in (entry, *entry.get("anyOf", []), *entry.get("allOf", [])):
-        if "$ref" in option:
-            found: dict[str, Any] = schema["$defs"][option["$ref"].rsplit("/", 1)[-1]]
-            return found if "properties" in found else None
-    return None
+    """The section that a key holds, or a list of them; None for a value."""
+    if "$ref" in entry:
+        found: dict[str, Any] = schema["$defs"][entry["$ref"].rsplit("/", 1)[-1]]
+        return found if "properties" in found else None
+    inner = [option for key in ("anyOf", "allOf", "oneOf") for option in entry.get(key, [])]
+    if isinstance(entry.get("items"), dict):
+        inner.append(entry["items"])
+    sections = (_reference(option, schema) for option in inner)
+    return next((section for section in sections if section is not None), None)
 
 
 def _default(entry: dict[str, Any]) -> str:

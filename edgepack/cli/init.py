@@ -22,7 +22,8 @@ def init(
         Path | None, typer.Option(metavar="FILE", help="File to write; default: NAME.yaml.")
     ] = None,
 ) -> None:
-    """Write a recipe to start from: quickstart, qwen2.5-0.5b, smollm2-web, tinyllama-sliced."""
+    """Write a recipe to start from: quickstart, qwen2.5-0.5b, smollm2-web, tinyllama-sliced, or
+    one of merge-slerp, merge-ties, merge-dare-ties and merge-frankenmerge."""
     from edgepack.core.plugins import suggest
     from edgepack.errors import RecipeError
 

@@ -1,4 +1,4 @@
-"""The result of a merge as a checkpoint: known before it is made, read from its folder afterwards."""
+"""The result of a merge as a checkpoint: known before it is made, then read from its folder."""
 
 from __future__ import annotations
 

@@ -167,7 +167,7 @@ class Input:
 def is_finite(W: Tensor) -> bool:
     """Whether all numbers are finite. A sum is infinite or NaN if a number is, and needs one pass;
     where large numbers make it infinite, each is looked at."""
-    for block in W.reshape(-1).split(BLOCK):
+    for block in torch.split(W.reshape(-1), BLOCK):
         if not math.isfinite(block.sum(dtype=SUMS.get(W.dtype, torch.float32))) and not bool(
             torch.isfinite(block).all()
         ):

@@ -1,7 +1,7 @@
 """Which tensors the result has, and what each is merged from: known from headers and the recipe.
 
-Layers come slice by slice and are counted anew. What is outside the layers comes from the sources of
-the first slice (embeddings) or of the last one (final norm, head), at t = 0, as in mergekit.
+Layers come slice by slice and are counted anew. What is outside the layers comes from the sources
+of the first slice (embeddings) or of the last one (final norm, head), at t = 0, as in mergekit.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def _by_layer(key: str, layout: Layout) -> list[Any]:
         values: Sequence[Any] = layout.inputs[place].config.get(key) or ()
         if layer >= len(values):
             raise RecipeError(
-                f"slices: config.json of {layout.inputs[place].name} has no {key} for layer {layer}",
+                f"slices: {layout.inputs[place].name} has no {key} for layer {layer}",
                 hint="take slices of models that all have it",
             )
         found.append(values[layer])

@@ -70,7 +70,7 @@ class Merge(Stage):
         return ("edgepack.merge.stage", method, *READS)
 
     @cached_property
-    def inputs(self) -> tuple[str, ...]:  # type: ignore[override]  # noqa: D102
+    def inputs(self) -> tuple[str, ...]:  # noqa: D102
         models = tuple(model.key for model in self.layout.inputs)
         return models if self.fisher is None else (*models, *self.fisher.keys)
 

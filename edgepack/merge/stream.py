@@ -1,8 +1,8 @@
 """The weights of a merge, one tensor at a time: read, merged and written by a few threads.
 
 A thread takes a tensor of the result through all of it, on one core. While one waits for the disk
-others compute. So results do not depend on the number of threads, and what is in memory is bounded:
-tensors are begun only while the sum of what they need stays below a limit (one alone may need more).
+others compute. So results do not depend on the number of threads. What is in memory is bounded:
+tensors are begun only while all that they need stays below a limit (one alone may need more).
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def _counterpart(other: Input, model: Input, name: str) -> str:
     """What a tensor outside the layers is called in another model: a tied one has no head."""
     if name in other.tensors:
         return name
-    assert other.architecture is not None and model.architecture is not None
+    assert other.architecture is not None, "rows are moved in known families only"
     return other.architecture.outside["token_embd"]
 
 

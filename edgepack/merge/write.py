@@ -120,7 +120,7 @@ class Writer:
         Threads may write different tensors at once."""
         shard = self._of[name]
         slot = shard.slots[name]
-        data = memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
         assert len(data) == slot.nbytes, f"{name}: {len(data)} bytes, not {slot.nbytes}"
         file = self._open(shard)
         _write_all(file, data, slot.start)
@@ -238,7 +238,7 @@ def _write_all(file: int, data: memoryview, start: int) -> None:
 
 
 def _entries(journal: Path) -> Iterator[tuple[str, int]]:
-    """Tensors in a journal and their checksums; the last line of a killed run may be half a line."""
+    """Tensors in a journal and their checksums; a killed run may have left half a line."""
     for line in journal.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             name, checksum = json.loads(line)

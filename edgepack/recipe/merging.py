@@ -125,7 +125,9 @@ class Source(Model):
 class OutputSlice(Part):
     """Layers of the result: those of its sources, merged."""
 
-    sources: list[Source] = Field(min_length=1, max_length=MAX_MODELS)
+    sources: list[Source] = Field(
+        min_length=1, max_length=MAX_MODELS, description="What is merged, as many layers of each."
+    )
     base_model: ModelReference | None = Field(None, description="In place of the merge's.")
     parameters: Parameters = Field({}, description="Of these layers; after those of a source.")
     residual_weight: float | None = Field(
@@ -259,7 +261,7 @@ class Merge(Part):
     tokenizer_source: TokenizerSource | None = Field(
         None, description="`union`, `base`, or a model; default: the base's tokenizer as it is."
     )
-    tokenizer: Tokenizer | None = None
+    tokenizer: Tokenizer | None = Field(None, description="Or with more to say of its tokens.")
     chat_template: str | None = Field(
         None,
         max_length=100_000,

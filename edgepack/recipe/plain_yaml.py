@@ -77,7 +77,9 @@ class _Loader(yaml.SafeLoader):
         `sizes` knows them by id."""
         nodes = []
         while self.check_node():
-            nodes.append(self.get_node())
+            node = self.get_node()
+            assert node is not None, "check_node says that there is one"
+            nodes.append(node)
         values = [self.value(node) for node in nodes]
         return [value for value in values if value is not None]
 

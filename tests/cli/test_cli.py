@@ -179,7 +179,7 @@ WRONG = {
     "type": ({"calibrate": {"tokens": "many"}}, "calibrate.tokens", "Calibration tokens", 2),
     "format": ({"compress": {"format": "q4-0"}}, "there is no format", "did you mean q4_0?", 2),
     "width": ({"compress": {"format": "q4_k"}}, "64 columns", "q4_0", 2),
-    "section": ({"merge": {}}, "merge: this stage is not built yet", "remove the section", 2),
+    "section": ({"merge": {}}, "merge.merge_method", "The method, such as ties", 2),
     "model": ({"model": "not-here/at.gguf"}, "no such file", "a model is a folder", 1),
     "text": ({"calibrate": {"source": "no.txt"}}, "there is no such file", "give the path", 1),
     "glob": ({"compress": {"overrides": {"*.nothing": {"rank": 2}}}}, "matches no weight", "", 2),

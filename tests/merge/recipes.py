@@ -1,4 +1,4 @@
-"""Merges of small random models for tests: folders, recipes, and the stage that a recipe leads to."""
+"""Merges of small random models for tests: recipes, and the stage that a recipe leads to."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def test_references_are_mergekits(written, meant):
 
 @pytest.mark.parametrize("written", ["a+b+c", 3, {"lora": "x"}, {"model": 1}, "", {"path": 1}])
 def test_what_is_no_reference_is_refused(written):
-    with pytest.raises(ValueError, match="\\w"):
+    with pytest.raises(ValueError, match=r"\w"):
         parse(written)
 
 

@@ -137,8 +137,8 @@ def test_a_layer_beyond_the_last_is_refused(place):
 
 
 def test_a_method_says_how_many_models_it_takes(place):
+    models = [{"model": "a"}, {"model": "b"}]
     with pytest.raises(RecipeError, match="slerp needs a base_model"):
-        models = [{"model": "a"}, {"model": "b"}]
         plan(place, {"merge_method": "slerp", "models": models, "parameters": {"t": 1}})
 
 

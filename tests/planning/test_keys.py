@@ -42,6 +42,30 @@ PER_BLOCK = {
     },
 }
 MERGED = {**BASE, "export": BASE["export"] | {"merge_factors": True}}
+JOINED = {key: part for key, part in BASE.items() if key != "model"} | {
+    "merge": {
+        "merge_method": "linear",
+        "models": [{"model": name, "parameters": {"weight": 0.5}} for name in ("model", "other")],
+    }
+}
+"""Merged."""
+STACKED = JOINED | {
+    "merge": {
+        "merge_method": "task_arithmetic",
+        "base_model": "other",
+        "parameters": {"weight": 0.5},
+        "tokenizer": {"source": "base", "tokens": {"a": {"source": "model"}}},
+        "slices": [
+            {
+                "base_model": "other",
+                "sources": [
+                    {"model": "model", "layer_range": [0, 2]},
+                    {"model": "other", "layer_range": [0, 2]},
+                ],
+            }
+        ],
+    }
+}
 TUNED = {**BASE, "finetune": {"data": "notes.jsonl", "steps": 4}}
 RECIPES = {
     "plain": (BASE, "gguf"),
@@ -51,15 +75,80 @@ RECIPES = {
     "per_block": (PER_BLOCK, "onnx"),
     "onnx": (BASE, "onnx"),
     "merged": (MERGED, "gguf"),
+    "joined": (JOINED, "gguf"),
+    "stacked": (STACKED, "gguf"),
     "tuned": (TUNED, "gguf"),
 }
 
-CHAIN = ("text", "slice", "rft", "calibrate", "allocate", "decompose", "recover")
+CHAIN = ("merge", "text", "slice", "rft", "calibrate", "allocate", "decompose", "recover")
 CHAIN += ("merge_factors", "export", "measure")
 """Every stage but `check`, each made of those before it."""
 
+ONE, OTHER = ({"model": name, "parameters": {"weight": 0.5}} for name in ("model", "other"))
+PART = STACKED["merge"]["slices"][0]
+SOURCES = PART["sources"]
+MERGES = [
+    (
+        "merge_method",
+        "joined",
+        {"merge_method": "karcher", "models": [{"model": "model"}, {"model": "other"}]},
+    ),
+    ("models.model", "joined", {"models": [OTHER, ONE]}),
+    ("models.parameters", "joined", {"models": [ONE, {**OTHER, "parameters": {"weight": 1}}]}),
+    ("parameters", "joined", {"parameters": {"normalize": False}}),
+    ("base_model", "joined", "other"),
+    ("name", "joined", "joined"),
+    ("dtype", "joined", "float32"),
+    ("out_dtype", "joined", "float16"),
+    ("tokenizer_source", "joined", "union"),
+    ("chat_template", "joined", "chatml"),
+    (
+        "slices.sources.model",
+        "stacked",
+        {"slices": [{"sources": SOURCES[::-1], "base_model": "model"}]},
+    ),
+    (
+        "slices.sources.layer_range",
+        "stacked",
+        {
+            "slices": [
+                {**PART, "sources": [{**source, "layer_range": [0, 1]} for source in SOURCES]}
+            ]
+        },
+    ),
+    (
+        "slices.sources.parameters",
+        "stacked",
+        {
+            "slices": [
+                {**PART, "sources": [{**SOURCES[0], "parameters": {"weight": 1}}, SOURCES[1]]}
+            ]
+        },
+    ),
+    ("slices.base_model", "stacked", {"slices": [{**PART, "base_model": "model"}]}),
+    ("slices.parameters", "stacked", {"slices": [{**PART, "parameters": {"lambda": 2}}]}),
+    ("slices.residual_weight", "stacked", {"slices": [{**PART, "residual_weight": 1.0}]}),
+    ("tokenizer.source", "stacked", {"tokenizer": {"source": "union"}}),
+    (
+        "tokenizer.tokens.source",
+        "stacked",
+        {"tokenizer": {"source": "base", "tokens": {"a": {}}}},
+    ),
+    (
+        "tokenizer.tokens.force",
+        "stacked",
+        {"tokenizer": {"source": "base", "tokens": {"a": {"source": "model", "force": True}}}},
+    ),
+    (
+        "tokenizer.pad_to_multiple_of",
+        "stacked",
+        {"tokenizer": {"source": "base", "pad_to_multiple_of": 64}},
+    ),
+]
+"""Option of a merge, in which recipe, and another value (or other keys of the merge)."""
 OPTIONS = {
     "model": [("plain", "other", {"check", *CHAIN})],
+    **{f"merge.{option}": [(name, value, {"check", *CHAIN})] for option, name, value in MERGES},
     "slice.method": [("sliced", "per_block", "slice", "checkpoint")],
     "slice.width": [("sliced", {"width": 32, "sparsity": None, "round_to": None}, set())],
     "slice.sparsity": [("sliced", 0.1, "slice")],
@@ -153,7 +242,6 @@ OPTIONS = {
 """Option → (recipe, new value, the stage from which on all are other ones, or exactly which; the
 target if it is another)."""
 IN_NO_KEY = {
-    "merge": "no stage merges yet, and recipes that name it are refused",
     "slice.allow_growth": "allows what is otherwise refused, and changes nothing",
     "compress.fallback": "leads to formats, which are in the key; where all fit, to nothing",
     "export.name": "the name of the output folder",
@@ -211,6 +299,8 @@ def changed(recipe: dict, key: str, value: object) -> dict:
     """The recipe with another value at a key, or with several beside it where they are a dict."""
     recipe = json.loads(json.dumps(recipe))
     *sections, last = key.replace("*.v_proj", "*|v_proj").split(".")
+    if sections[:1] == ["merge"] and isinstance(value, dict):
+        sections = ["merge"]
     inner = recipe
     for section in sections:
         inner = inner.setdefault(section.replace("|", "."), {})

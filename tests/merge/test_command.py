@@ -1,0 +1,93 @@
+"""`edgepack merge`: mergekit's command lines, what it writes, what it says."""
+
+import json
+import shutil
+
+import pytest
+import yaml
+
+import edgepack
+from tests.merge.recipes import LINEAR, made, plan, tensors
+from tests.support.commands import fails, run
+from tests.support.tiny import make_model
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGEPACK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate("ab"):
+        make_model(tmp_path / name, seed=seed)
+        (tmp_path / name / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(LINEAR))
+    return tmp_path
+
+
+def test_mergekits_habits_are_answered_with_a_line_each(place):
+    habits = ["--copy-tokenizer", "--allow-crimes", "--out-shard-size", "1B", "--lazy-unpickle"]
+    result = run("merge", "c.yaml", "out", *habits, "--lora-merge-cache", "/x", "--no-cuda")
+    assert result.exit_code == 0, result.output
+    lines = result.stderr.splitlines()
+    for flag, words in (
+        ("--copy-tokenizer", "is on by default"),
+        ("--allow-crimes", "does not exist here"),
+        ("--lazy-unpickle", "is on by default"),
+        ("--lora-merge-cache", "is not needed"),
+        ("--no-cuda", "is so here"),
+    ):
+        assert [line for line in lines if line.startswith(f"{flag}: {words}")], flag
+    assert "linear of a, b" in result.stdout
+
+
+def test_an_unknown_option_is_an_error(place):
+    error, hint, code = fails("merge", "c.yaml", "out", "--lazy-unpikle")
+    assert "no option --lazy-unpikle" in error
+    assert "did you mean --lazy-unpickle?" in hint
+    assert code == 2
+
+
+def test_the_folder_is_an_output_like_any_other(place):
+    run("merge", "c.yaml", "out")
+    manifest = json.loads((place / "out/manifest.json").read_text())
+    assert manifest["merge"]["models"] == ["a", "b"]
+    assert str(place) not in json.dumps(manifest)
+    assert "linear of" not in run("show", "out").stderr
+    assert run("show", "out").exit_code == 0
+    error, *_ = fails("merge", "c.yaml", "out")
+    assert "already exists" in error
+    assert run("merge", "c.yaml", "out", "--force").exit_code == 0
+
+
+def test_the_card_has_what_the_hub_wants(place):
+    run("merge", "c.yaml", "out")
+    _, header, text = (place / "out/README.md").read_text().split("---\n", 2)
+    card = yaml.safe_load(header)
+    assert card["license"] == "apache-2.0"
+    assert {"merge", "mergekit"} <= set(card["tags"])
+    assert "| a | apache-2.0 |" in text
+    assert "merge_method: linear" in text
+
+
+def test_the_recipe_beside_the_result_makes_it_again(place):
+    run("merge", "c.yaml", "out")
+    for name in ("mergekit_config.yml", "recipe.yaml"):
+        shutil.copy(place / "out" / name, place / name)
+        edgepack.merge_models(place / name, place / f"again-{name}")
+        one, two = tensors(place / "out"), tensors(place / f"again-{name}")
+        assert all((one[key] == two[key]).all() for key in one)
+
+
+def test_documents_of_one_file(place):
+    inner = {**LINEAR, "name": "inner"}
+    outer = {"merge_method": "passthrough", "models": [{"model": "inner"}]}
+    text = yaml.safe_dump(outer) + "---\n" + yaml.safe_dump(inner)
+    (place / "two.yaml").write_text(text)
+    assert run("merge", "two.yaml", "two").exit_code == 0
+    wanted = made(plan(place, LINEAR))
+    assert all((value == wanted[name]).all() for name, value in tensors(place / "two").items())
+
+
+@pytest.mark.parametrize("size", ["x", "-1", "0", "5Q", ""])
+def test_a_size_that_is_none_is_an_error(place, size):
+    error, *_ = fails("merge", "c.yaml", "out", f"--out-shard-size={size}")
+    assert "--out-shard-size" in error
