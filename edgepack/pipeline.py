@@ -168,7 +168,7 @@ def _manifest(plan: Plan) -> dict[str, Any]:
             "python": sys.version.split()[0],
             **{name: version(name) for name in VERSIONS},
         },
-        "stages": {stage.name: stage.key for stage in plan.stages},
+        "stages": {stage.label: stage.key for stage in plan.stages},
         "bytes": plan.bytes_by_part(),
         "bits_per_weight": {
             "blocks": plan.bits_per_weight(blocks_only=True),

@@ -120,6 +120,15 @@ def load_hessian(path: Path, name: str) -> Hessian:
         return Hessian(matrix("train"), matrix("held_out"), imatrix, *sides)
 
 
+def trace(path: Path, name: str) -> float:
+    """tr H of one Hessian of a file, from its calibration tokens."""
+    with safe_open(path, framework="pt") as file:
+        packed = file.get_tensor(f"{name}.train")
+    n = int((2 * packed.numel() + 0.25) ** 0.5)
+    rows = torch.arange(n)  # row i of the triangle has n - i entries
+    return float(packed[rows * n - rows * (rows - 1) // 2].sum(dtype=torch.float64))
+
+
 def weight_hessian(folder: Path, spec: WeightSpec, *, tied: bool) -> Hessian:
     """The Hessian of a weight in the folder of a one-shot calibration.
 

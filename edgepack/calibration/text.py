@@ -23,7 +23,7 @@ from edgepack.errors import CalibrationError
 from edgepack.model.decoder import Decoder
 from edgepack.model.stream import Tokens
 from edgepack.recipe.sections import Calibrate
-from edgepack.recipe.texts import SOURCE
+from edgepack.recipe.texts import MEASURED, SOURCE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -169,7 +169,7 @@ def _decode(data: bytes, path: Path, key: str) -> str:
 
 def _pieces(tokenizer: PreTrainedTokenizerFast, text: str, path: Path, key: str) -> Iterator[str]:
     """The texts that are tokenized one by one."""
-    if path.suffix != ".jsonl" or key != SOURCE:
+    if path.suffix != ".jsonl" or key == MEASURED:
         yield text
         return
     for place, row in read_rows(text, key, path.name):
@@ -200,8 +200,9 @@ def _count(tokenizer: PreTrainedTokenizerFast, text: str, enough: int) -> int:
 
 
 def _too_short(key: str, path: Path, found: int, needed: int) -> CalibrationError:
-    smaller = "sequence_length" if key == SOURCE else "context"
+    smaller = "context" if key == MEASURED else "sequence_length"
+    section = "merge.calibrate" if key.startswith("merge.") else key.rpartition(".")[0]
     return CalibrationError(
         f"{key}: {shorten(path.name, 120)} has {found} tokens, fewer than {needed}",
-        hint=f"give a longer text, or a smaller {key.rpartition('.')[0]}.{smaller}",
+        hint=f"give a longer text, or a smaller {section}.{smaller}",
     )

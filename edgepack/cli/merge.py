@@ -166,12 +166,13 @@ def _foreign(arguments: Sequence[str]) -> list[str]:
 def _summary(artifact: Artifact) -> list[str]:
     """What was made of what, and what to do next."""
     from edgepack.core.tables import format_size
+    from edgepack.report.page import merge as merge_lines
     from edgepack.report.show import remarks
 
     manifest = artifact.manifest
     about = manifest["merge"]
     return [
-        f"{about['method']} of {', '.join(about['models'])}",
+        *merge_lines(about),
         f"  {about['layers']} layers, {format_size(about['bytes'])}",
         *remarks([], manifest["warnings"]),
         "",

@@ -86,6 +86,11 @@ class Stage(ABC):
         return []
 
     @property
+    def label(self) -> str:
+        """What plans and manifests call it: its name, unless a plan has several such stages."""
+        return self.name
+
+    @property
     def key(self) -> str:
         """Hex digest of everything that determines the result."""
         code = fingerprint.digest(*self.code)

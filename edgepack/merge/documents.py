@@ -13,6 +13,7 @@ from edgepack.errors import RecipeError
 from edgepack.merge import methods
 from edgepack.merge.check import Check
 from edgepack.merge.checkpoint import MergedCheckpoint
+from edgepack.merge.fisher.plan import make_fisher
 from edgepack.merge.inputs import Input, open_input
 from edgepack.merge.layout import make_layout
 from edgepack.merge.of_recipe import check_merge
@@ -36,7 +37,7 @@ def plan_merges(
     known: dict[str, Merge] = {}
     last = None
     for merge, inputs in _with_inputs(merges, base, known):
-        last = make_stage(merge, inputs, options, merge.name or title)
+        last = make_stage(merge, inputs, options, merge.name or title, base)
         if merge.name is not None:
             known[merge.name] = last
     assert last is not None
@@ -56,7 +57,7 @@ def check_merges(
     for merge, inputs in _with_inputs(merges, base, known):
         found = check_merge(merge, inputs)
         if not found.errors:
-            stage = make_stage(merge, inputs, Options(), merge.name or title, found)
+            stage = make_stage(merge, inputs, Options(), merge.name or title, base, found)
             found = found.with_memory(stage.memory())
             if merge.name is not None:
                 known[merge.name] = stage
@@ -99,16 +100,24 @@ def make_stage(
     inputs: dict[Reference, Input],
     options: Options,
     title: str,
+    base: Path,
     checked: Check | None = None,
 ) -> Merge:
-    """One merge of models that are open. `checked` is its check, if that was done before."""
+    """One merge of models that are open. `base` is the recipe's folder; `checked` is its check, if
+    that was done before."""
     method = methods.get(merge.merge_method)
     found = checked or check_merge(merge, inputs)
     found.require()
     donor = inputs[merge.base_model] if merge.base_model else next(iter(inputs.values()))
     rows = None if found.tokenizer is None else found.tokenizer.rows.count
     layout = make_layout(merge, inputs, method, rows)
-    return Merge(title, merge, layout, method, donor, found.tokenizer, options, found.warnings)
+    fisher, notes = None, list(found.warnings)
+    if merge.weighted is not None:
+        fisher, more = make_fisher(merge, inputs, layout, base)
+        notes += more
+    return Merge(
+        title, merge, layout, method, donor, found.tokenizer, options, tuple(notes), fisher
+    )
 
 
 def in_order(merges: Sequence[merging.Merge]) -> list[merging.Merge]:

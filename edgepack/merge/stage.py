@@ -21,6 +21,8 @@ from edgepack.core.progress import Steps
 from edgepack.core.stage import Stage
 from edgepack.merge import card
 from edgepack.merge.checkpoint import MergedCheckpoint
+from edgepack.merge.fisher.plan import TEXT, Fisher
+from edgepack.merge.fisher.weighting import summary
 from edgepack.merge.inputs import Input, is_local, place_of, published
 from edgepack.merge.layout import Layout
 from edgepack.merge.methods import KIND
@@ -58,6 +60,7 @@ class Merge(Stage):
     tokenizer: MergedTokenizer | None
     more: Options
     notes: tuple[str, ...] = ()
+    fisher: Fisher | None = None
 
     name = "merge"
 
@@ -68,7 +71,8 @@ class Merge(Stage):
 
     @cached_property
     def inputs(self) -> tuple[str, ...]:  # noqa: D102
-        return tuple(model.key for model in self.layout.inputs)
+        models = tuple(model.key for model in self.layout.inputs)
+        return models if self.fisher is None else (*models, *self.fisher.keys)
 
     def options(self) -> dict[str, Any]:  # noqa: D102
         return {
@@ -82,7 +86,7 @@ class Merge(Stage):
     def published(self) -> dict[str, Any]:
         """The recipe, with names for models that hold anywhere."""
         names = {model.reference: model for model in self.layout.inputs}
-        new = self.merge.renamed(lambda name: published(name, names))
+        new = self.merge.renamed(lambda name: published(name, names), text_name)
         return new.model_dump(mode="json", exclude_defaults=True)
 
     @cached_property
@@ -154,11 +158,17 @@ class Merge(Stage):
     def work(self) -> Work:
         """The arithmetic."""
         rows = None if self.tokenizer is None else self.tokenizer.rows
-        return Work(self.layout, self.method, self.merge.dtype, self.more.seed, rows)
+        weighting = None if self.fisher is None else self.fisher.weighting()
+        return Work(self.layout, self.method, self.merge.dtype, self.more.seed, rows, weighting)
 
     def run(self, folder: Path, executor: Executor) -> Steps[None]:  # noqa: D102
         self._write_small_files(folder)
-        yield from stream(self.work, folder, self.more.shard_size)
+        work = self.work
+        if work.weighting is not None:
+            work.weighting.folder = folder
+        yield from stream(work, folder, self.more.shard_size)
+        if work.weighting is not None:
+            work.weighting.finish()
 
     def _write_small_files(self, folder: Path) -> None:
         """Everything but the weights."""
@@ -184,8 +194,16 @@ class Merge(Stage):
                 "models": [model.name for model in self.layout.inputs],
                 "layers": len(self.layout.origins),
                 "bytes": self.layout.nbytes,
+                **self._weighted_facts(),
             }
         }
+
+    def _weighted_facts(self) -> dict[str, Any]:
+        """Of a weighted merge: what has H, and how it turned out once it is done."""
+        if self.fisher is None:
+            return {}
+        found = summary(self.folder) if self.is_done else {}
+        return {"weighted": self.fisher.facts(self.layout) | found}
 
     def memory(self) -> int:
         """The tensors in work, or the largest one where it needs more."""
@@ -197,7 +215,16 @@ def join(plan: Plan) -> Plan:
     """The plan with the merges that its model comes from, each after those that it needs."""
     if not isinstance(plan.original, MergedCheckpoint):
         return plan
-    return plan.adding(*stages_of(plan.original.stage))
+    return plan.adding(*all_stages_of(plan.original.stage))
+
+
+def all_stages_of(last: Merge) -> list[Stage]:
+    """`stages_of`, and the calibrations that weighted ones need."""
+    found: dict[str, Stage] = {}
+    for merge in stages_of(last):
+        before = () if merge.fisher is None else merge.fisher.stages
+        found |= {stage.key: stage for stage in (*before, merge)}
+    return list(found.values())
 
 
 def stages_of(last: Merge) -> list[Merge]:
@@ -222,7 +249,14 @@ def merge_sources(last: Merge) -> dict[str, tuple[Path, str]]:
             adapter = model.adapter
             if adapter is not None and adapter.revision is None:
                 found[MERGE + adapter.name] = (adapter.folder, adapter.key)
+        if stage.fisher is not None:
+            found |= {MERGE + TEXT + name: place for name, place in stage.fisher.texts.items()}
     return found
+
+
+def text_name(text: str) -> str:
+    """What a text is called in a published recipe."""
+    return text if text == "self" else Path(text).name
 
 
 def _generation(model: Input) -> dict[str, Any]:

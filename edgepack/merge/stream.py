@@ -30,6 +30,7 @@ from edgepack.recipe.merging import DTYPES
 
 if TYPE_CHECKING:
     from edgepack.merge.embeddings import Rows
+    from edgepack.merge.fisher.weighting import Weighting
 
 STAGE = "merge"
 THREADS = 4
@@ -44,13 +45,15 @@ LARGE = 32 << 20
 @dataclass(frozen=True)
 class Work:
     """A merge, ready to be computed. `dtype` is the type that inputs are merged as (None: their
-    own), `rows` says how embeddings are put into the order of the merged vocabulary."""
+    own), `rows` says how embeddings are put into the order of the merged vocabulary, `weighting` in
+    which metric a mean is one (None: the plain one)."""
 
     layout: Layout
     method: Method
     dtype: str | None
     seed: int
     rows: Rows | None = None
+    weighting: Weighting | None = None
 
     def needs(self, tensor: MergedTensor) -> int:
         """Bytes of memory while a tensor is merged: inputs, temporaries, result."""
@@ -70,7 +73,8 @@ class Work:
         )
         moved = count * tensor.nbytes if tensor.has_rows and self.rows is not None else 0
         cast = 0 if tensor.dtype == "F32" else tensor.nbytes
-        return read + moved + max(adapted, int(FLOAT * tensor.numel * floats) + cast)
+        weighted = 0 if self.weighting is None else self.weighting.needs(tensor)
+        return read + moved + weighted + max(adapted, int(FLOAT * tensor.numel * floats) + cast)
 
     def _bytes_read(self, operand: Operand) -> int:
         info = self.layout.inputs[operand.input].tensors[operand.name]
@@ -88,6 +92,8 @@ class Work:
         job = Job(tensor.name, read, base, values, tensor.parameters, self.seed)
         with while_doing(f"merging {tensor.name}"):
             result = self.method.merge(job)
+            if self.weighting is not None and self.weighting.applies(tensor):
+                result = self.weighting.improve(job, result, tensor)
         del job, read, base
         made = result.reshape(tensor.shape).to(torch_dtype(tensor.dtype))
         if made.dtype == torch.float16 and not bool(torch.isfinite(made).all()):

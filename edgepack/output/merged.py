@@ -14,7 +14,7 @@ from edgepack.core.artifact import MANIFEST, OPTIONAL, Artifact, digest
 from edgepack.core.disk import clean
 from edgepack.core.executor import Threads
 from edgepack.core.progress import Steps
-from edgepack.merge.stage import Merge, merge_sources, stages_of
+from edgepack.merge.stage import Merge, all_stages_of, merge_sources, stages_of
 from edgepack.output.folder import place_files, writing
 from edgepack.output.provenance import RECIPE, note_place
 
@@ -34,7 +34,7 @@ def write_merge(stage: Merge, out: Path, *, base: Path, force: bool = False) -> 
     with writing(out, force=force, sources=places, recipe=base) as output:
         for path, key in sources.values():
             note_place(key, path)
-        for one in stages_of(stage):
+        for one in all_stages_of(stage):
             yield from one.complete(Threads())
         files = place_files(stage, output.folder)
         manifest = _describe(stage, files, output.folder)

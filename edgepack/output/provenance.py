@@ -13,6 +13,7 @@ from edgepack.core.artifact import Artifact
 from edgepack.core.disk import atomic, root
 from edgepack.errors import EdgepackError
 from edgepack.merge.checkpoint import MergedCheckpoint
+from edgepack.merge.fisher.plan import TEXT
 from edgepack.merge.stage import MERGE, merge_sources, stages_of
 from edgepack.planning.plan import Plan
 from edgepack.recipe.merging import Merge
@@ -106,9 +107,14 @@ def _located_merges(merge: Merge | list[Merge], digests: Mapping[str, str]) -> A
         path = None if digest is None else _find(digest)
         return name if path is None else str(path)
 
+    def place_of_text(name: str) -> str:
+        path = _find(digests.get(MERGE + TEXT + name, ""))
+        return name if path is None else str(path)
+
     several = merge if isinstance(merge, list) else [merge]
     found = [
-        one.renamed(place_of).model_dump(mode="json", exclude_defaults=True) for one in several
+        one.renamed(place_of, place_of_text).model_dump(mode="json", exclude_defaults=True)
+        for one in several
     ]
     return found if isinstance(merge, list) else found[0]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -22,7 +22,8 @@ from pydantic import (
 )
 
 from edgepack.core.untrusted import quote
-from edgepack.recipe.fields import MAX_STEPS, MAX_WIDTH, FileName, check_plain_text
+from edgepack.recipe.calibrate import Calibrate
+from edgepack.recipe.fields import MAX_STEPS, MAX_WIDTH, FileName, PathText, check_plain_text
 from edgepack.recipe.references import ModelReference, Reference, parse
 
 MAX_MODELS = 1000
@@ -94,6 +95,11 @@ class Model(Part):
         "another merge of the same file."
     )
     parameters: Parameters = Field({}, description="Of this model; they come first.")
+    text: PathText | None = Field(
+        None,
+        description="For `weighted`: a text file or a JSONL of chats that this model is for; "
+        "default: the model writes its own.",
+    )
 
 
 class Source(Model):
@@ -262,6 +268,14 @@ class Merge(Part):
         description="`auto` (the most common among the models), the name of one (alpaca, chatml, "
         "llama3, mistral, exaone), or a template.",
     )
+    weighted: Literal["fisher"] | None = Field(
+        None,
+        description="edgepack's own: `fisher` weights every model by the Fisher matrix of each of "
+        "its weights, for linear and task_arithmetic.",
+    )
+    calibrate: Calibrate | None = Field(
+        None, description="For `weighted`: how each model is calibrated; the keys of `calibrate`."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -279,6 +293,24 @@ class Merge(Part):
         check_plain_text(self.merge_method)
         return self
 
+    @model_validator(mode="after")
+    def _weighted(self) -> Self:
+        """What belongs to `weighted` stands only beside it."""
+        sources = [source for part in self.slices or () for source in part.sources]
+        if self.weighted is None:
+            if any(model.text is not None for model in (*(self.models or ()), *sources)):
+                raise ValueError("text is for `weighted: fisher`")
+            if self.calibrate is not None:
+                raise ValueError("calibrate is for `weighted: fisher`")
+            return self
+        if self.slices is not None:
+            raise ValueError("weighted: merges whole models; write `models` in place of `slices`")
+        if self.calibrate is not None and self.calibrate.source != "self":
+            raise ValueError("calibrate.source: each model has a `text` of its own")
+        if self.calibrate is not None and self.calibrate.objective == "layer":
+            raise ValueError("calibrate.objective: `layer` keeps no H; take model or guided")
+        return self
+
     def references(self) -> Iterator[Reference]:
         """Every model that is merged, each once, in the order of the text; the base's own place is
         at the end unless it is merged too."""
@@ -294,9 +326,15 @@ class Merge(Part):
             found.setdefault(self.base_model)
         yield from found
 
-    def renamed(self, new: Callable[[str], str]) -> Merge:
-        """The same merge with other names for models and adapters."""
-        return Merge.model_validate(_renamed(self.model_dump(mode="json"), new))
+    def renamed(
+        self, new: Callable[[str], str], new_text: Callable[[str], str] = lambda name: name
+    ) -> Merge:
+        """The same merge with other names for models and adapters, and for texts."""
+        renamed = _renamed(self.model_dump(mode="json"), new)
+        for model in renamed["models"] or ():
+            if model["text"] is not None:
+                model["text"] = new_text(model["text"])
+        return Merge.model_validate(renamed)
 
 
 _NAMES = ("model", "base_model", "tokenizer_source", "source")

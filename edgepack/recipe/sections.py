@@ -7,11 +7,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from edgepack.recipe.calibrate import Calibrate as Calibrate
 from edgepack.recipe.export import Export
 from edgepack.recipe.fields import (
-    MAX_LENGTH,
     MAX_LIST,
-    MAX_TOKENS,
     MAX_WIDTH,
     FormatName,
     Glob,
@@ -24,38 +23,9 @@ from edgepack.recipe.fields import (
 from edgepack.recipe.merging import Merge
 from edgepack.recipe.training import Finetune, Recover, Rft
 
-Objective = Literal["model", "guided", "layer"]
 Covariance = Literal["normalized", "raw"]
 Orientation = Literal["pca", "random", "hadamard"]
 FactorFormat = Literal["f16", "q8_0", "q4_0"]
-
-
-class Calibrate(Section):
-    """Text → weighted second moments H = Σ w_t x_t x_tᵀ of every linear weight's inputs."""
-
-    source: PathText = Field(
-        "self",
-        description="`self` (the model writes its own text), a text file, or a JSONL of chats "
-        "(`messages`, or `prompt` and `response`).",
-    )
-    objective: Objective = Field(
-        "model",
-        description="`model`: H_out ⊗ H, the Fisher matrix of the model's own output in two "
-        "factors. `guided`: H alone, w_t = squared norm of the gradient at the weight's output. "
-        "Both for labels sampled from the model. `layer`: w_t = 1, each block calibrated on the "
-        "packed prefix.",
-    )
-    tokens: int | None = Field(
-        None,
-        ge=256,
-        le=MAX_TOKENS,
-        description="Calibration tokens; default 32 per column of the widest weight.",
-    )
-    held_out: Annotated[float, Field(gt=0, lt=0.9)] = Field(
-        0.125, description="Extra tokens, as a fraction of `tokens`, that judge and gate."
-    )
-    sequence_length: int = Field(512, ge=32, le=MAX_LENGTH, description="Tokens per sequence.")
-    seed: Seed = Field(0, description="Seed of self-generated text and sampled labels.")
 
 
 Sparsity = Annotated[float, Field(ge=0, lt=1)]

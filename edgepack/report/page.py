@@ -134,6 +134,7 @@ def _head(manifest: Manifest) -> list[str]:
         width = f"{widths[0]}" + (f" to {widths[-1]}" if len(widths) > 1 else "")
         lines.append(f"- slice: {narrow['method']}, width {width}, {narrow['orientation']} basis")
         lines += [f"- fine-tuned: {_recovery(manifest['rft'])}"] if manifest["rft"] else []
+    lines += [f"- merge: {line}" for line in merge(manifest.get("merge"))]
     lines.append(f"- compress: {_compression(compress)}")
     if "calibrate" in manifest["stages"]:
         source = calibrate["source"]
@@ -157,6 +158,21 @@ def _folded(manifest: Manifest) -> str:
         return f"{text}; not measured"
     merged, apart = (results[name]["kl_mean"] for name in (OURS, APART))
     return f"{text}; mean KL {merged:.4f}, with L·R apart {apart:.4f}"
+
+
+def merge(about: Mapping[str, Any] | None) -> list[str]:
+    """Which models were merged, and in which metric."""
+    if about is None:
+        return []
+    lines = [f"{about['method']} of {', '.join(about['models'])}"]
+    weighted = about.get("weighted")
+    if weighted is not None:
+        others = ", ".join(f"{count} {role}" for role, count in weighted["plain_mean"].items())
+        text = f"weighted: {weighted['by']}, {weighted['weights']} weights; plain mean of {others}"
+        if "held_out_cost" in weighted:
+            text += f"; held-out cost {weighted['held_out_cost']:.3f} of the plain mean's"
+        lines.append(text)
+    return lines
 
 
 def merged(about: Mapping[str, Any] | None) -> list[str]:

@@ -241,7 +241,7 @@ def plan_facts(plan: Plan) -> Facts:
         "architecture": plan.model.architecture.name,
         "parameters": sum(spec.numel for spec in plan.model.specs.values()),
         "stages": [
-            {"stage": s.name, "key": s.key, "cached": s.is_done, "begun": s.partial.is_dir()}
+            {"stage": s.label, "key": s.key, "cached": s.is_done, "begun": s.partial.is_dir()}
             for s in plan.stages
         ],
         "slice": facts.get("slice"),

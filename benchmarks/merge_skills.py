@@ -1,0 +1,410 @@
+"""Two skills in one model: SmolLM2-135M-Instruct's fine-tunes, merged, compressed, in llama.cpp.
+
+    python -m benchmarks.merge_skills --data ../shared/data --work DIR
+
+`edgepack finetune` makes two adapters of one base: questions to SQL (WikiSQL), and whether a
+sentence is English that a linguist accepts (CoLA, as many of either label, so that guessing is
+50 %). They are merged as `base+adapter` by every method, and each merge is written as f16 and as
+q4_0 (same recipe, light calibration on rows of both tasks' training parts).
+
+Every method has the settings in `GRID`; which one counts is decided on validation rows, by the
+sum over both tasks of the loss relative to that of the task's own fine-tune. The table is of test
+rows, which decided nothing. ± is one standard error of the rows; differences between merges are
+paired by row. What is in DIR is not made again, so that a run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+import edgepack
+from benchmarks.finetune_quality import MAX_TOKENS, is_valid, prompt_of, rows
+from benchmarks.same_type import MODEL, RESULTS
+from edgepack.checkpoint import open_checkpoint
+from edgepack.finetune.examples import IGNORED, Example, read_examples
+from edgepack.runtimes.models import Model, Streamed
+
+PAGE, KEPT = RESULTS / "merge_skills.md", RESULTS / "merge_skills.json"
+SQL, COLA = "sql", "cola"
+LABELS = {"0": "unacceptable", "1": "acceptable"}
+QUESTION = "Is this sentence acceptable English? Answer acceptable or unacceptable.\n{}"
+LENGTH = 512
+TRAINED = {"--rank": "8", "--batch-size": "8", "--learning-rate": "1e-3", "--replay": "0"}
+SETTINGS = ("arithmetic=bfloat16", "held_out=0", "lora_alpha=16")
+F16 = {"format": "f16", "rank": 0, "embeddings": "f16"}
+Q4 = {"format": "q4_0", "rank": 0, "damping": [0.03]}
+CALIBRATE = {"tokens": 4096, "objective": "guided", "sequence_length": 256}
+
+Row = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How large a run is."""
+
+    work: Path
+    train: int
+    valid: int
+    test: int
+    tokens: int
+    methods: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A method with its parameters: of the whole, of the models, and edgepack's own keys."""
+
+    method: str
+    whole: Mapping[str, float | bool]
+    weight: float | None = 1.0
+    metric: str | None = None
+
+    def __str__(self) -> str:
+        parts = [f"{key} {value}" for key, value in self.whole.items() if key != "normalize"]
+        return ", ".join([*parts, *([f"H: {self.metric}"] if self.metric else [])]) or "–"
+
+
+def grid() -> dict[str, list[Setting]]:
+    """Row of the table → the settings that are tried."""
+    steps = (0.5, 0.75, 1.0)
+    ties = [{"density": d, "lambda": s} for d, s in itertools.product((0.3, 0.7), (1.0, 1.5))]
+    mean = {"normalize": True}
+    return {
+        "linear": [Setting("task_arithmetic", {"lambda": step}) for step in steps],
+        "slerp": [Setting("slerp", {"t": t}, None) for t in (0.4, 0.5, 0.6)],
+        "ties": [Setting("ties", whole) for whole in ties],
+        "dare_ties": [Setting("dare_ties", whole) for whole in ties],
+        "fisher": [
+            Setting("task_arithmetic", mean | {"lambda": step}, 1.0, metric)
+            for metric, step in itertools.product(("guided", "model"), (1.0, 1.5))
+        ],
+    }
+
+
+class Task:
+    """Rows of a task: train, valid, test; files of them that edgepack reads."""
+
+    def __init__(self, name: str, parts: Mapping[str, list[Row]], folder: Path) -> None:
+        self.name, self.parts = name, parts
+        self.files = {part: folder / f"{name}-{part}.jsonl" for part in parts}
+        for part, found in parts.items():
+            self.files[part].write_text("\n".join(map(json.dumps, found)), encoding="utf-8")
+        checkpoint = open_checkpoint(MODEL)
+        self.tokenizer = checkpoint.tokenizer
+        self.examples = {
+            part: read_examples(self.files[part], checkpoint, LENGTH).examples
+            for part in ("valid", "test")
+        }
+
+    def worth(self, answer: str, row: Row) -> dict[str, float]:
+        """Whether an answer has the form that was asked for, and whether it is right."""
+        form = is_valid(answer, row["prompt"]) if self.name == SQL else answer in LABELS.values()
+        return {"valid": float(form), "right": float(answer == row["completion"])}
+
+
+def sql_task(data: Path, options: Options) -> Task:
+    """WikiSQL."""
+    folder, counts = data / "finetune" / "wikisql", asdict(options)
+    return Task(
+        SQL,
+        {part: rows(folder / f"{part}.jsonl", counts[part]) for part in ("train", "valid", "test")},
+        options.work,
+    )
+
+
+def cola_task(data: Path, options: Options) -> Task:
+    """CoLA with as many rows of either label; validation and test are parts of its dev set."""
+    folder = data / "finetune" / "cola"
+    train = _balanced(folder / "in_domain_train.tsv", options.train)
+    dev = _balanced(folder / "in_domain_dev.tsv", options.valid + options.test)
+    parts = {"train": train, "valid": dev[: options.valid], "test": dev[options.valid :]}
+    return Task(COLA, parts, options.work)
+
+
+def _balanced(path: Path, count: int) -> list[Row]:
+    """Rows with both labels in turn, in a fixed random order."""
+    found: dict[str, list[Row]] = {label: [] for label in LABELS}
+    for line in path.read_text("utf-8").split("\n"):
+        if line:
+            _, label, _, sentence = line.split("\t")
+            row = {"prompt": QUESTION.format(sentence), "completion": LABELS[label]}
+            found[label].append(row)
+    for each in found.values():
+        random.Random(0).shuffle(each)
+    return [row for pair in zip(*found.values(), strict=False) for row in pair][:count]
+
+
+def losses(runtime: Any, examples: Sequence[Example]) -> list[float]:
+    """Nats a token of every answer."""
+    found = []
+    for example in examples:
+        logits = torch.as_tensor(runtime.logits(example.ids.tolist()))
+        places = example.labels != IGNORED
+        nats = torch.nn.functional.cross_entropy(logits[places], example.labels[places])
+        found.append(float(nats))
+    return found
+
+
+def tested(file: Path, factors: Path | None, tasks: Sequence[Task]) -> dict[str, dict[str, Any]]:
+    """A packed model on the test rows of all tasks, in llama.cpp."""
+    found: dict[str, dict[str, Any]] = {}
+    with Model(file.parent.name, file, factors).open(1024) as runtime:
+        for task in tasks:
+            examples = task.examples["test"]
+            worths = []
+            for example, row in zip(examples, task.parts["test"], strict=True):
+                ids = list(runtime.generate(prompt_of(example), MAX_TOKENS))
+                text = task.tokenizer.decode(ids, skip_special_tokens=True).strip()
+                worths.append(task.worth(text, row))
+            found[task.name] = {
+                "losses": losses(runtime, examples),
+                "valid": [worth["valid"] for worth in worths],
+                "right": [worth["right"] for worth in worths],
+            }
+    return found
+
+
+def fine_tune(base: Path, task: Task) -> str:
+    """An adapter, made by the command; the reference that a merge knows it by."""
+    folder = base / "adapters" / task.name
+    if not folder.exists():
+        command = [sys.executable, "-m", "edgepack", "finetune", str(base), "--name", task.name]
+        command += ["--data", str(task.files["train"]), "--epochs", "1", "--json"]
+        command += [part for pair in TRAINED.items() for part in pair]
+        command += [part for setting in SETTINGS for part in ("--set", setting)]
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+    return f"{MODEL}+{folder / 'peft'}"
+
+
+class Merges:
+    """Both fine-tunes, and all that is made of them in the folder of the run."""
+
+    def __init__(
+        self, references: Mapping[str, str], tasks: Sequence[Task], options: Options
+    ) -> None:
+        self.references, self.tasks, self.options = references, tasks, options
+        self.mixed = options.work / "mixed.jsonl"
+        texts = [task.files["train"].read_text("utf-8").split("\n") for task in tasks]
+        self.mixed.write_text("\n".join(row for pair in zip(*texts, strict=False) for row in pair))
+
+    def alone(self, name: str) -> dict[str, Any]:
+        """The section `merge` for one model as it is; the base is no fine-tune's name."""
+        reference = self.references.get(name, MODEL)
+        models = [{"model": reference, "parameters": {"weight": 1}}]
+        return {"merge_method": "linear", "models": models, "dtype": "float32"} | OUT
+
+    def section(self, setting: Setting) -> dict[str, Any]:
+        """The section `merge` of a setting."""
+        models = []
+        for task in self.tasks:
+            model: dict[str, Any] = {"model": self.references[task.name]}
+            if setting.weight is not None:
+                model["parameters"] = {"weight": setting.weight}
+            if setting.metric is not None:
+                model["text"] = str(task.files["train"])
+            models.append(model)
+        base = self.references[self.tasks[0].name] if setting.method == "slerp" else MODEL
+        found = {
+            "merge_method": setting.method,
+            "models": models,
+            "base_model": base,
+            "parameters": dict(setting.whole),
+            "dtype": "float32",
+        } | OUT
+        if setting.metric is not None:
+            calibrate = CALIBRATE | {"tokens": self.options.tokens, "objective": setting.metric}
+            found |= {"weighted": "fisher", "calibrate": calibrate}
+        return found
+
+    def valid(self, section: Mapping[str, Any], name: str) -> dict[str, float]:
+        """Mean loss on the validation rows of each task, by our own forward pass."""
+        folder = self._folder(f"valid-{name}")
+        kept = folder.with_suffix(".json")
+        if not kept.exists():
+            path = self._write(folder, dict(section))
+            edgepack.merge_models(path, folder, force=True)
+            with Streamed(name, open_checkpoint(str(folder)), 0).open(LENGTH) as runtime:
+                found = {
+                    task.name: mean(losses(runtime, task.examples["valid"])) for task in self.tasks
+                }
+            kept.write_text(json.dumps(found))
+        read: dict[str, float] = json.loads(kept.read_text())
+        return read
+
+    def packed(self, section: Mapping[str, Any], form: str, name: str) -> dict[str, Any]:
+        """A merge straight into a GGUF, and its test; the file's size with it."""
+        folder = self._folder(f"{form}-{name}")
+        kept = folder.with_suffix(".json")
+        if not kept.exists():
+            recipe = {"merge": dict(section), "compress": Q4 if form == "q4_0" else F16}
+            recipe["export"] = {"measure": {"tokens": 0}}
+            if form == "q4_0":
+                recipe["calibrate"] = CALIBRATE | {"source": str(self.mixed)}
+            edgepack.build(self._write(folder, recipe), "gguf", out=folder, force=True)
+            file = folder / "base.gguf"
+            found = {"bytes": file.stat().st_size, "tasks": tested(file, None, self.tasks)}
+            kept.write_text(json.dumps(found))
+        read: dict[str, Any] = json.loads(kept.read_text())
+        return read
+
+    def _folder(self, name: str) -> Path:
+        return self.options.work / "".join(c if c.isalnum() else "-" for c in name)
+
+    def _write(self, folder: Path, content: Mapping[str, Any]) -> Path:
+        path = folder.with_suffix(".yaml")
+        path.write_text(yaml.safe_dump(dict(content), sort_keys=False), encoding="utf-8")
+        return path
+
+
+OUT = {"out_dtype": "float16"}
+
+
+def mean(values: Sequence[float]) -> float:
+    """Their mean."""
+    return sum(values) / len(values)
+
+
+def error(values: Sequence[float]) -> float:
+    """The standard error of the mean."""
+    if len(values) < 2:
+        return math.nan
+    middle = mean(values)
+    return math.sqrt(sum((v - middle) ** 2 for v in values) / (len(values) - 1) / len(values))
+
+
+def chosen(merges: Merges, settings: Sequence[Setting], own: Mapping[str, float]) -> dict[str, Any]:
+    """The setting with the least sum of relative validation losses, and that of every other."""
+    found = []
+    for setting in settings:
+        section = merges.section(setting)
+        loss = merges.valid(section, f"{setting.method}-{setting}")
+        score = sum(loss[name] / own[name] for name in own) / len(own)
+        found.append({"setting": str(setting), "score": score, "section": section, **loss})
+        print(f"  {setting.method}: {setting}: {loss}, score {score:.4f}", flush=True)
+    return {**min(found, key=lambda one: one["score"]), "tried": found}
+
+
+def table(results: Mapping[str, Any]) -> Iterator[str]:
+    """Both tasks, uncompressed and compressed."""
+    yield "| | settings | form | MB | SQL loss | valid | exact | CoLA loss | valid | right |"
+    yield "|---|---|---|---:|---:|---:|---:|---:|---:|---:|"
+    for name, about in results["models"].items():
+        for form, found in about["forms"].items():
+            cells = []
+            for task in (SQL, COLA):
+                one = found["tasks"][task]
+                cells.append(f"{mean(one['losses']):.3f} ± {error(one['losses']):.3f}")
+                cells += [
+                    f"{mean(one[key]):.0%} ± {100 * error(one[key]):.0f}"
+                    for key in ("valid", "right")
+                ]
+            size = f"{found['bytes'] / 1e6:.0f}"
+            yield "| " + " | ".join([name, about["setting"], form, size, *cells]) + " |"
+
+
+def differences(results: Mapping[str, Any]) -> Iterator[str]:
+    """The loss of fisher less that of every other merge, paired by row."""
+    models = results["models"]
+    if "fisher" not in models:
+        return
+    yield ""
+    yield "Loss of fisher less that of another merge on the same test rows (below 0: it is better):"
+    yield ""
+    yield "| | form | SQL | CoLA |"
+    yield "|---|---|---:|---:|"
+    for name in (name for name in models if name in grid() and name != "fisher"):
+        for form in models[name]["forms"]:
+            cells = []
+            for task in (SQL, COLA):
+                pairs = zip(
+                    *(models[m]["forms"][form]["tasks"][task]["losses"] for m in ("fisher", name)),
+                    strict=True,
+                )
+                gaps = [ours - theirs for ours, theirs in pairs]
+                cells.append(f"{mean(gaps):+.3f} ± {error(gaps):.3f}")
+            yield f"| {name} | {form} | " + " | ".join(cells) + " |"
+
+
+def validation(results: Mapping[str, Any]) -> Iterator[str]:
+    """Every setting that was tried."""
+    yield ""
+    yield "Validation, mean of both losses relative to those of the task's own fine-tune:"
+    yield ""
+    yield "| | settings | score | SQL loss | CoLA loss |"
+    yield "|---|---|---:|---:|---:|"
+    for name, about in results["models"].items():
+        for one in about.get("tried", ()):
+            numbers = f"{one['score']:.3f} | {one[SQL]:.3f} | {one[COLA]:.3f}"
+            yield f"| {name} | {one['setting']} | {numbers} |"
+
+
+def run(data: Path, options: Options) -> dict[str, Any]:
+    """All of it."""
+    options.work.mkdir(parents=True, exist_ok=True)
+    base = options.work / "base"
+    if not base.exists():
+        path = options.work / "base.yaml"
+        recipe = {"model": MODEL, "compress": F16, "export": {"measure": {"tokens": 0}}}
+        path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+        edgepack.build(path, "gguf", out=base)
+    tasks = [sql_task(data, options), cola_task(data, options)]
+    merges = Merges({task.name: fine_tune(base, task) for task in tasks}, tasks, options)
+    own = {name: merges.valid(merges.alone(name), name)[name] for name in (SQL, COLA)}
+    models: dict[str, Any] = {}
+    for name in ("base", SQL, COLA):
+        label = name if name == "base" else f"fine-tune {name}"
+        models[label] = {"setting": "–", "section": merges.alone(name)}
+    for name, settings in grid().items():
+        if name in options.methods:
+            models[name] = chosen(merges, settings, own)
+    for name, about in models.items():
+        section = about.pop("section")
+        for one in about.get("tried", ()):
+            one.pop("section", None)
+        about["forms"] = {form: merges.packed(section, form, name) for form in ("f16", "q4_0")}
+        print(f"{name} is tested", flush=True)
+    return {"rows": {k: getattr(options, k) for k in ("train", "valid", "test")}, "models": models}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--train", type=int, default=400)
+    parser.add_argument("--valid", type=int, default=40)
+    parser.add_argument("--test", type=int, default=80)
+    parser.add_argument(
+        "--tokens", type=int, default=16384, help="that each model is calibrated on"
+    )
+    parser.add_argument("--methods", default=",".join(grid()))
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    given = parser.parse_args()
+    methods = tuple(given.methods.split(","))
+    began = time.perf_counter()
+    options = Options(
+        given.work.resolve(), given.train, given.valid, given.test, given.tokens, methods
+    )
+    results = run(given.data.resolve(), options)
+    seconds = time.perf_counter() - began
+    lines = [*table(results), *differences(results), *validation(results)]
+    (given.results / PAGE.name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (given.results / KEPT.name).write_text(json.dumps(results, indent=1) + "\n")
+    print("\n".join(lines), f"\n{seconds:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
