@@ -63,7 +63,7 @@ def demo(
 
     The page is that of the Android app. What it teaches becomes an adapter in DIR/adapters.
     Nothing leaves this machine: the page is served to it alone. With --web the models run in
-    the browser itself, in WebAssembly (docs/demo-web.md).
+    the browser itself, in WebAssembly (docs/browser.md).
     """
     if web is not None:
         write_web(folders or [], web, node_modules, length)

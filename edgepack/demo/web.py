@@ -1,4 +1,4 @@
-"""The page for a browser alone: a folder for any web server (docs/demo-web.md).
+"""The page for a browser alone: a folder for any web server (docs/browser.md).
 
 Everything but the models is one *version* of the page. The service worker keeps it in a cache of
 that version, and takes only files whose sha256 it knows; models are kept by the sha256 of their

@@ -1,4 +1,4 @@
-// The browser itself as host: nothing but this page answers (docs/demo-web.md).
+// The browser itself as host: nothing but this page answers (docs/browser.md).
 
 import { App } from "./browser/app.js";
 import { Bench } from "./browser/bench.js";
