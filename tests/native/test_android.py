@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -122,11 +124,16 @@ def test_a_phone_trains_as_this_machine_does(variant, base, tmp_path):
 
 
 def calls_of(program: Program, requests: list[dict], folder: Path) -> set[str]:
-    """The system calls of a program that does some requests."""
+    """The system calls of a program that does some requests, and of its children."""
     qemu, *rest = emulated(program)
-    log = folder / "strace"
-    assert asked([qemu, "-strace", "-D", str(log), *rest], requests)[-1]["event"] == "ended"
-    return system_calls(log.read_text(errors="replace"))
+    log, found = folder / "strace", list[str]()
+    os.mkfifo(log)  # no file: chat templates are rendered in a process that may write none
+    reader = threading.Thread(target=lambda: found.append(log.read_text(errors="replace")))
+    reader.start()
+    events = asked([qemu, "-strace", "-D", str(log), *rest], requests)
+    assert events[-1]["event"] == "ended", events[-1]
+    reader.join()
+    return system_calls(found[0])
 
 
 def test_chat_makes_only_system_calls_that_apps_may_make(base, tmp_path):

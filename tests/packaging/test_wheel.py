@@ -22,7 +22,19 @@ pytestmark = pytest.mark.slow
 pytest.importorskip("setuptools", reason="builds the wheel; no network in tests")
 
 ROOT = Path(__file__).parents[2]
-KINDS = (".py", ".yaml", ".html", ".cpp", ".h")
+KINDS = (
+    ".py",
+    ".yaml",
+    ".html",
+    ".cpp",
+    ".h",
+    ".css",
+    ".js",
+    ".json",
+    ".svg",
+    ".txt",
+    ".webmanifest",
+)
 """Endings of the files of the package, beside py.typed."""
 NEEDED = ("pyproject.toml", "README.md", "LICENSE")
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")

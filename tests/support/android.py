@@ -14,14 +14,14 @@ _PT_LOAD, _PT_INTERP = 1, 3
 ALLOWED = frozenset(
     """
     brk clock_getres clock_gettime clock_nanosleep clone close dup dup3 execve exit exit_group
-    faccessat fchmod fchmodat fcntl fdatasync flock fstat fstatfs fsync ftruncate futex getcwd
-    getdents64 getegid geteuid getgid getpid getppid getpriority getrandom getrusage gettid
+    faccessat fadvise64 fchmod fchmodat fcntl fdatasync flock fstat fstatfs fsync ftruncate futex
+    getcwd getdents64 getegid geteuid getgid getpid getppid getpriority getrandom getrusage gettid
     gettimeofday getuid ioctl kill lseek madvise mincore mkdirat mmap mprotect mremap munmap
     nanosleep newfstatat openat pipe2 ppoll prctl pread64 prlimit64 pselect6 pwrite64 read
-    readlinkat readv renameat rt_sigaction rt_sigpending rt_sigprocmask rt_sigreturn
-    rt_sigsuspend rt_sigtimedwait sched_getaffinity sched_setaffinity sched_yield
-    set_tid_address setpriority sigaltstack statfs sysinfo tgkill tkill truncate umask uname
-    unlinkat utimensat wait4 waitid write writev
+    readlinkat readv renameat rt_sigaction rt_sigpending rt_sigprocmask rt_sigreturn rt_sigsuspend
+    rt_sigtimedwait sched_getaffinity sched_setaffinity sched_yield set_tid_address setpriority
+    sigaltstack statfs sysinfo tgkill tkill truncate umask uname unlinkat utimensat wait4 waitid
+    write writev
     """.split()  # noqa: SIM905 - one name a line would take a page
 )
 """Of the system calls that Android's filter lets apps make (bionic's SYSCALLS.TXT and

@@ -18,6 +18,7 @@ from edgepack.errors import EdgepackError
 from edgepack.native import source
 from edgepack.native.build import Program, make_program
 from edgepack.native.toolchains import HOST, Host
+from tests.support.phone import TOOLS
 
 Event = dict[str, Any]
 CACHE = Path(sys.prefix) / "native"
@@ -40,6 +41,12 @@ def host_program(program: Program) -> Path:
         except EdgepackError as error:
             pytest.skip(f"needs llama.cpp's source: {error}")
         return make_program(program, HOST)
+
+
+def slow_proof() -> None:
+    """Skip a test that takes minutes, unless all are run."""
+    if not TOOLS:
+        pytest.skip("takes minutes: make test-device")
 
 
 class Worker:
