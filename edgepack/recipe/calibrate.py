@@ -11,14 +11,9 @@ from edgepack.recipe.fields import MAX_LENGTH, MAX_TOKENS, PathText, Section, Se
 Objective = Literal["model", "guided", "layer"]
 
 
-class Calibrate(Section):
-    """Text → weighted second moments H = Σ w_t x_t x_tᵀ of every linear weight's inputs."""
+class Calibration(Section):
+    """How text becomes weighted second moments, whatever the text is."""
 
-    source: PathText = Field(
-        "self",
-        description="`self` (the model writes its own text), a text file, or a JSONL of chats "
-        "(`messages`, or `prompt` and `response`).",
-    )
     objective: Objective = Field(
         "model",
         description="`model`: H_out ⊗ H, the Fisher matrix of the model's own output in two "
@@ -37,3 +32,13 @@ class Calibrate(Section):
     )
     sequence_length: int = Field(512, ge=32, le=MAX_LENGTH, description="Tokens per sequence.")
     seed: Seed = Field(0, description="Seed of self-generated text and sampled labels.")
+
+
+class Calibrate(Calibration):
+    """Text → weighted second moments H = Σ w_t x_t x_tᵀ of every linear weight's inputs."""
+
+    source: PathText = Field(
+        "self",
+        description="`self` (the model writes its own text), a text file, or a JSONL of chats "
+        "(`messages`, or `prompt` and `response`).",
+    )

@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from edgepack.core.untrusted import quote
-from edgepack.recipe.calibrate import Calibrate
+from edgepack.recipe.calibrate import Calibration
 from edgepack.recipe.fields import MAX_STEPS, MAX_WIDTH, FileName, PathText, check_plain_text
 from edgepack.recipe.references import ModelReference, Reference, parse
 
@@ -87,14 +87,19 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Model(Part):
-    """A model that is merged, and its own parameters."""
+class Member(Part):
+    """A model, and its own parameters."""
 
     model: ModelReference = Field(
         description="path_or_id[@revision][+adapter[@revision]], a .gguf file, or the name of "
         "another merge of the same file."
     )
     parameters: Parameters = Field({}, description="Of this model; they come first.")
+
+
+class Model(Member):
+    """A model that is merged, and its own parameters."""
+
     text: PathText | None = Field(
         None,
         description="For `weighted`: a text file or a JSONL of chats that this model is for; "
@@ -102,7 +107,7 @@ class Model(Part):
     )
 
 
-class Source(Model):
+class Source(Member):
     """Some layers of a model."""
 
     layer_range: tuple[Layer, Layer] = Field(
@@ -273,7 +278,7 @@ class Merge(Part):
         description="edgepack's own: `fisher` weights every model by the Fisher matrix of each of "
         "its weights, for linear and task_arithmetic.",
     )
-    calibrate: Calibrate | None = Field(
+    calibrate: Calibration | None = Field(
         None, description="For `weighted`: how each model is calibrated; the keys of `calibrate`."
     )
 
@@ -296,17 +301,14 @@ class Merge(Part):
     @model_validator(mode="after")
     def _weighted(self) -> Self:
         """What belongs to `weighted` stands only beside it."""
-        sources = [source for part in self.slices or () for source in part.sources]
         if self.weighted is None:
-            if any(model.text is not None for model in (*(self.models or ()), *sources)):
+            if any(model.text is not None for model in self.models or ()):
                 raise ValueError("text is for `weighted: fisher`")
             if self.calibrate is not None:
                 raise ValueError("calibrate is for `weighted: fisher`")
             return self
         if self.slices is not None:
             raise ValueError("weighted: merges whole models; write `models` in place of `slices`")
-        if self.calibrate is not None and self.calibrate.source != "self":
-            raise ValueError("calibrate.source: each model has a `text` of its own")
         if self.calibrate is not None and self.calibrate.objective == "layer":
             raise ValueError("calibrate.objective: `layer` keeps no H; take model or guided")
         return self

@@ -49,6 +49,17 @@ JOINED = {key: part for key, part in BASE.items() if key != "model"} | {
     }
 }
 """Merged."""
+WEIGHTED = JOINED | {
+    "merge": JOINED["merge"]
+    | {
+        "weighted": "fisher",
+        "calibrate": {"tokens": 512, "sequence_length": 64},
+        "models": [
+            {"model": "model", "parameters": {"weight": 0.5}, "text": "text.txt"},
+            {"model": "other", "parameters": {"weight": 0.5}},
+        ],
+    }
+}
 STACKED = JOINED | {
     "merge": {
         "merge_method": "task_arithmetic",
@@ -77,6 +88,7 @@ RECIPES = {
     "merged": (MERGED, "gguf"),
     "joined": (JOINED, "gguf"),
     "stacked": (STACKED, "gguf"),
+    "weighted": (WEIGHTED, "gguf"),
     "tuned": (TUNED, "gguf"),
 }
 
@@ -146,7 +158,25 @@ MERGES = [
     ),
 ]
 """Option of a merge, in which recipe, and another value (or other keys of the merge)."""
+OF_FILE, OF_SELF = "calibrate of model", {"text of other", "calibrate of other"}
+"""Stages of a weighted merge, for a model with a text and for one that writes its own."""
+AFTER = {"check", *CHAIN}
 OPTIONS = {
+    "merge.weighted": [
+        (
+            "weighted",
+            {"weighted": None, "calibrate": None, "models": [ONE, OTHER]},
+            {*AFTER, OF_FILE, *OF_SELF},
+        )
+    ],
+    "merge.models.text": [
+        ("weighted", {"models": [{**ONE, "text": "other.txt"}, OTHER]}, {*AFTER, OF_FILE})
+    ],
+    "merge.calibrate.objective": [("weighted", "guided", {*AFTER, OF_FILE, "calibrate of other"})],
+    "merge.calibrate.tokens": [("weighted", 1024, {*AFTER, OF_FILE, *OF_SELF})],
+    "merge.calibrate.held_out": [("weighted", 0.2, {*AFTER, OF_FILE, *OF_SELF})],
+    "merge.calibrate.sequence_length": [("weighted", 32, {*AFTER, OF_FILE, *OF_SELF})],
+    "merge.calibrate.seed": [("weighted", 1, {*AFTER, OF_FILE, *OF_SELF})],
     "model": [("plain", "other", {"check", *CHAIN})],
     **{f"merge.{option}": [(name, value, {"check", *CHAIN})] for option, name, value in MERGES},
     "slice.method": [("sliced", "per_block", "slice", "checkpoint")],
@@ -292,7 +322,7 @@ def keys(place: Path, recipe: dict, target: str = "gguf") -> dict[str, str]:
     """Stage → key, as a plan has them."""
     path = place / "recipe.yaml"
     path.write_text(json.dumps(recipe))
-    return {stage.name: stage.key for stage in edgepack.plan(path, target).stages}
+    return {stage.label: stage.key for stage in edgepack.plan(path, target).stages}
 
 
 def changed(recipe: dict, key: str, value: object) -> dict:

@@ -139,7 +139,8 @@ def make_fisher(
             hint="others than means have no place for a metric",
         )
     _check_weights(layout.tensors)
-    options = merge.calibrate or sections.Calibrate()
+    given_options = {} if merge.calibrate is None else merge.calibrate.model_dump()
+    options = sections.Calibrate(**given_options)
     operands = dict.fromkeys(o.input for tensor in layout.tensors for o in tensor.operands)
     given = {model.model: model.text for model in merge.models or ()}
     models, notes = [], []

@@ -270,6 +270,12 @@ def text_without_metric(content):
     del content["weighted"], content["calibrate"]
 
 
+def with_slices(content):
+    models = content.pop("models")
+    sources = [{"model": m["model"], "layer_range": [0, 2]} for m in models]
+    content["slices"] = [{"sources": sources}]
+
+
 def another_text_of_that_name(content):
     path = Path(content["models"][0]["model"]).parent / "twin" / "sql.txt"
     path.parent.mkdir(exist_ok=True)
@@ -287,16 +293,11 @@ def another_text_of_that_name(content):
         (lambda c: c["models"][0]["parameters"].update(weight=-1), "weights \\[-1"),
         (lambda c: c["models"][0].update(text="nowhere.txt"), "models.0.text: nowhere.txt"),
         (lambda c: c["calibrate"].update(objective="layer"), "keeps no H"),
-        (lambda c: c["calibrate"].update(source="a.txt"), "text` of its own"),
+        (lambda c: c["calibrate"].update(source="a.txt"), "calibrate.source: there is no such key"),
         (lambda c: c.update(weighted="regmean"), "weighted"),
         (text_without_metric, "for `weighted: fisher`"),
         (another_text_of_that_name, "two texts are called sql.txt"),
-        (
-            lambda c: c.update(
-                slices=[{"sources": [dict(c.pop("models")[0], layer_range=[0, 2])]}]
-            ),
-            "in place of `slices`",
-        ),
+        (with_slices, "in place of `slices`"),
     ],
 )
 def test_what_does_not_combine_is_refused_while_planning(made, tmp_path, change, words):
