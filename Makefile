@@ -22,6 +22,7 @@ endif
 JOBS := $(shell $(PYTHON) -c 'import os; print(os.cpu_count() or 1)')
 
 INPUTS := 2000
+PLAYWRIGHT := playwright-core@1.65.1
 
 .PHONY: quickstart test test-fast test-device check fuzz clean
 
@@ -39,14 +40,17 @@ test: $(VENV)/.dev $(VENV)/.model
 test-fast: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow"
 
-# Debian's packages are unpacked into a folder, and workers are compiled there: half an hour, once.
+# Debian's packages are unpacked into a folder, programs for phones are compiled there: half an hour,
+# once. Browser tests need Chromium and npm; without them they say so and are left out.
 test-device: $(VENV)/.dev
 	$(PIP) --editable '.[devices]'
 	tests/devices/tools.sh $(VENV)/device
 	EDGEPACK_CACHE=$(VENV)/device/cache $(BIN)/python -m edgepack.native.build \
 		aarch64 aarch64-dotprod x86_64 x86_64-avx2
-	EDGEPACK_TEST_TOOLS=$(VENV)/device $(BIN)/python -m pytest -rs tests/devices tests/native \
-		tests/demo tests/android
+	@! command -v npm >/dev/null || npm install --silent --no-audit --no-fund --prefix $(VENV)/node \
+		$(PLAYWRIGHT) $$($(BIN)/python -m edgepack.demo.web_npm)
+	EDGEPACK_TEST_TOOLS=$(VENV)/device EDGEPACK_NODE=$(VENV)/node $(BIN)/python -m pytest -rs \
+		tests/devices tests/native tests/demo tests/android
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

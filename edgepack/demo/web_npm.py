@@ -31,7 +31,11 @@ def packages() -> dict[str, str]:
 
 def npm_line() -> str:
     """What a person types to get them."""
-    return "npm install " + " ".join(f"{name}@{version}" for name, version in packages().items())
+    return f"npm install {_pinned()}"
+
+
+def _pinned() -> str:
+    return " ".join(f"{name}@{version}" for name, version in packages().items())
 
 
 def copy_runtimes(out: Path, modules: Path | None) -> None:
@@ -121,3 +125,7 @@ def _install(npm: str, folder: Path) -> None:
             f"npm cannot fetch what the page needs: {reason}",
             hint=f"run {npm_line()} elsewhere, and name its folder: --node-modules DIR",
         )
+
+
+if __name__ == "__main__":
+    print(_pinned())  # for the Makefile

@@ -15,8 +15,10 @@ from edgepack.demo.web import MODELS, write_web
 from edgepack.demo.web_models import Training
 from edgepack.runtimes.chat import chat
 from edgepack.runtimes.models import Model
-from tests.support.adapters import packed, random_adapter
+from tests.support.adapters import packed
 from tests.support.factored import smollm2
+from tests.support.native import host_program, running
+from tests.support.tuner import Tuning
 from tests.support.web import browser, modules, served
 
 pytestmark = pytest.mark.slow
@@ -144,11 +146,21 @@ def test_the_page_is_isolated_with_and_without_headers(headers, small, tmp_path)
         assert starts
 
 
-def test_files_that_a_person_chooses(site, folder, tmp_path):
-    """A model with its factors, an adapter of edgepack's; broken ones are refused in a sentence."""
+def taught(folder, place):
+    """An adapter that edgepack-tune writes."""
     base = PackedBase.open(folder)
-    files.write(tmp_path / "notes", random_adapter(base, size=0.3), base)
-    adapter = tmp_path / "notes" / "adapter.gguf"
+    options = {"steps": 16, "learning_rate": 2e-3, "replay": 0}
+    case = Tuning(base, place, options, rows=TRAIN["examples"])
+    marks = {files.NAME: base.identity.name, files.DIGEST: base.identity.digest}
+    with running([host_program("tune")]) as worker:
+        assert worker.ask("train", 300, **case.request(marks=marks))[-1]["event"] == "ended"
+    return place / "adapter.gguf"
+
+
+def test_files_that_a_person_chooses(site, folder, tmp_path):
+    """A model with its factors, an adapter of the trainer for phones; broken files are refused in a
+    sentence."""
+    adapter = taught(folder, tmp_path)
     part = tmp_path / "part.gguf"
     part.write_bytes((folder / "base.gguf").read_bytes()[:-1000])
     with browser(tmp_path / "profile") as page, served(site) as (address, _):
@@ -175,7 +187,8 @@ def test_files_that_a_person_chooses(site, folder, tmp_path):
             assert loaded["event"] == "loaded", loaded
             answers[model] = [says(page, FRANCE, {"adapter": scale}, 6)[0] for scale in (0, 1)]
         assert answers[own] == answers[models[0]]
-        assert "Paris" in answers[own][0] != answers[own][1]
+            assert says(page, ASKED, {"adapter": 1}, 16)[0] == TOLD
+        assert "Paris" in answers[own][0]
         assert page.ask("app", "remove", model=own)[-1]["event"] == "removed"
         assert len(page.ask("app", "models")[-1]["models"]) == 1
         failed = page.ask("chat", "load", model=own, adapters=[])[-1]
