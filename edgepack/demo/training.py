@@ -90,10 +90,13 @@ class Trainings:
                 model = self._store.get(left.model)
             except EdgepackError:
                 continue  # it belongs to a folder that was not named this time
-            if left.out.is_file():
-                self._publish(left, model)
-            elif self.job is None and not left.stopped:
-                self.train(left.request)
+            try:
+                if left.out.is_file():
+                    self._publish(left, model)
+                elif self.job is None and not left.stopped:
+                    self.train(left.request)
+            except EdgepackError:  # `jobs` still has it; who goes on with it hears the reason
+                left.save(stopped=True)
 
     def heed(self, device: Json) -> None:
         """The battery and the heat as they are now."""
