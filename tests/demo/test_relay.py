@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import socket
 import time
@@ -260,6 +261,25 @@ def test_a_result_that_cannot_be_taken_holds_up_no_other(folder, own_cache):
         assert [one["name"] for one in model["adapters"]] == ["b-whole", "second"]
         assert [job["adapter"] for job in page.last("app", "jobs")["jobs"]] == ["a-broken"]
         page.last("app", "remove", model=name, adapter="b-whole")
+
+
+def test_what_cannot_be_written_ends_the_training(folder, own_cache, tmp_path):
+    out = tmp_path / "no-room"
+    shutil.copytree(folder, out, ignore=shutil.ignore_patterns("adapters"))
+    (out / "adapters").write_text("no folder")
+    with relaying(own_cache, out) as relay:
+        page = Page(relay)
+        (model,) = page.last("app", "models")["models"]
+        request = {"model": model["id"], "adapter": "lost", "examples": NOTES, "options": QUICK}
+        failed = page.last("tune", "train", **request)
+        assert failed["event"] == "failed", failed
+        assert str(tmp_path) not in failed["message"]
+        assert page.last("app", "jobs")["jobs"][0]["running"] is False
+    (out / "adapters").unlink()
+    with relaying(own_cache, out) as relay:
+        page = Page(relay)
+        (model,) = page.last("app", "models")["models"]
+        assert [one["name"] for one in model["adapters"]] == ["lost"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
