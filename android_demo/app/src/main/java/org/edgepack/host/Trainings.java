@@ -109,12 +109,18 @@ final class Trainings {
     /** Go on with one that the app's end broke off. */
     void resume() {
         for (Jobs.Job left : jobs.all()) {
+            Model of;
             try {
-                Model of = store.get(left.model());
-                if (left.out().isFile()) take(left, of, null);
-                else if (job == null && !left.isStopped()) train(left.request);
+                of = store.get(left.model());
             } catch (Failure gone) {
                 jobs.forget(left.model(), left.adapter());
+                continue;
+            }
+            try {
+                if (left.out().isFile()) take(left, of, null);
+                else if (job == null && !left.isStopped()) train(left.request);
+            } catch (Failure full) {
+                // `jobs` still has it, with its notes; who goes on with it hears the reason
             }
         }
     }
