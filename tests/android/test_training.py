@@ -205,6 +205,15 @@ def test_a_full_phone_loses_no_training(start, base, tmp_path):
         host.until(again, "ended", "failed")
 
 
+def test_a_full_phone_can_stop(host, model, tmp_path):
+    name = host.post("tune", "train", **request(model, options=LONG))
+    host.until(name, "step")
+    (job,) = (tmp_path / "files/jobs").iterdir()
+    (job / "stopped").write_text("")  # where the note should go that it was stopped
+    assert host.ask("tune", "cancel", request=name)["event"] == "done"
+    assert host.until(name, "ended", "failed")[-1]["reason"] == "cancelled"
+
+
 def test_a_request_that_no_line_holds_is_refused(host, model):
     fields = request(model, examples=[{"text": "x" * ((4 << 20) - 400)}])
     failed = host.ask("tune", "train", **fields)
@@ -219,7 +228,7 @@ def test_a_killed_trainer_is_told_and_its_state_stays(host, model):
     worker.send_signal(signal.SIGKILL)
     failed = host.until(name, "failed", "ended")[-1]
     assert failed["ended"]
-    assert host.ask("app", "jobs")["jobs"][0]["running"] is False  # the notification is told of first
+    assert host.ask("app", "jobs")["jobs"][0]["running"] is False
     assert states(host)[-1] is None
     again = host.post("tune", "train", **request(model, options=LONG))
     assert host.until(again, "planned", "failed")[-1]["resumed_at"] >= 1
