@@ -58,6 +58,8 @@ export class App extends EventTarget {
     } else if (event.event === "offered") {
       this.offered = event.names;
       this.tell("offered");
+    } else if (event.from === "chat" && (event.event === "loaded" || event.event === "adapters")) {
+      this.forgetLoaded(); // another tab's: the worker has what that one chose
     } else if (event.event === "failed" && event.ended && event.from === "chat") this.died();
   }
 
