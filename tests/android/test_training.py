@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from tests.android.host import programs, running
+from tests.support.phone import words
 
 pytestmark = [pytest.mark.llama, pytest.mark.slow]
 EXAMPLES = [{"prompt": f"w{i} w{i + 1}", "completion": f"w{i + 2} w{i + 3}"} for i in range(4)]
@@ -61,7 +62,7 @@ def kinds(events):
 
 def trainers(host, name="tune"):
     found = psutil.Process(host.process.pid).children(recursive=True)
-    return [one for one in found if f"libedgepack-{name}" in " ".join(one.cmdline())]
+    return [one for one in found if f"libedgepack-{name}" in " ".join(words(one))]
 
 
 def rest(host, name="tune"):

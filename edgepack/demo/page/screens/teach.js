@@ -174,12 +174,14 @@ export class TeachScreen {
     this.training = new Training(this.app, request, {
       ended: async (adapter) => {
         await this.app.refresh();
-        this.app.switchNotes(this.app.model, adapter, true);
+        const taught = this.app.models.find((model) => model.id === request.model);
+        if (taught) this.app.switchNotes(taught, adapter, true);
         if (this.name.value === adapter) this.name.value = "";
         this.keep();
         announce(t("teach.ready", { name: adapter }), true);
         const first = request.examples?.find((row) => row.prompt)?.prompt ?? "";
         this.close();
+        if (!taught || taught !== this.app.model) return; // another one was chosen meanwhile
         this.compare?.choose(adapter, first);
         this.compare?.node.scrollIntoView({ block: "start" });
       },

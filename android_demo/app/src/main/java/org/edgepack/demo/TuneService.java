@@ -34,6 +34,7 @@ public final class TuneService extends Service {
             if (service != null) service.stopSelf();
             isStarted = false;
         } else if (isStarted) {
+            if (service != null) service.keepAwake();
             NotificationManager manager =
                     (NotificationManager) context.getSystemService(NOTIFICATION_SERVICE);
             manager.notify(NOTICE, notice(context));
@@ -52,6 +53,7 @@ public final class TuneService extends Service {
         Newer.createChannel(this, CHANNEL, getString(R.string.channel));
         PowerManager power = (PowerManager) getSystemService(POWER_SERVICE);
         awake = power.newWakeLock(PowerManager.PARTIAL_WAKE_LOCK, "edgepack:training");
+        awake.setReferenceCounted(false);
     }
 
     @Override
@@ -60,8 +62,15 @@ public final class TuneService extends Service {
         service = this;
         if (intent != null && STOP.equals(intent.getAction())) App.of(this).host().stopTraining();
         if (state == null) stopSelf();
-        else if (!awake.isHeld()) awake.acquire(LONGEST);
+        else keepAwake();
         return START_NOT_STICKY;
+    }
+
+    /** Hold the processor while something is trained, not while that waits for battery or heat. */
+    private void keepAwake() {
+        if (state == null) return;
+        if (state.get("waiting") == null) awake.acquire(LONGEST); // anew: not counted, see onCreate
+        else if (awake.isHeld()) awake.release();
     }
 
     @Override
