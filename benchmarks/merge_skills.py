@@ -387,9 +387,7 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=320)
     parser.add_argument("--valid", type=int, default=32)
     parser.add_argument("--test", type=int, default=60)
-    parser.add_argument(
-        "--tokens", type=int, default=4096, help="that each model is calibrated on"
-    )
+    parser.add_argument("--tokens", type=int, default=4096, help="that each model is calibrated on")
     parser.add_argument("--methods", default=",".join(grid()))
     parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args()

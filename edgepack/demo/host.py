@@ -221,20 +221,26 @@ class Host:
         of it. Raises nothing."""
 
         def run() -> None:
-            self.events.put(
-                {"id": request["id"], "event": "progress", "from": "app", "share": 1, "label": ""}
-            )
-            if request["kind"] == "adapter":
-                model = self.store.get(request.get("model"))
-                if len(files) != 1:
-                    raise EdgepackError("choose one file")
-                sent.take_adapter(model, *next(iter(files.items())), self._inspect)
-            else:
-                model = sent.take_model(self.store, files, self._inspect)
-            about = {"event": "imported", "from": "app", "model": model.describe()}
-            self.events.put({"id": request["id"], **about})
+            try:
+                self._take(request, files)
+            finally:
+                sent.drop(files.values())
 
         self._later(lambda: self._try(request["id"], "app", run))
+
+    def _take(self, request: Json, files: dict[str, Path]) -> None:
+        self.events.put(
+            {"id": request["id"], "event": "progress", "from": "app", "share": 1, "label": ""}
+        )
+        if request["kind"] == "adapter":
+            model = self.store.get(request.get("model"))
+            if len(files) != 1:
+                raise EdgepackError("choose one file")
+            sent.take_adapter(model, *next(iter(files.items())), self._inspect)
+        else:
+            model = sent.take_model(self.store, files, self._inspect)
+        about = {"event": "imported", "from": "app", "model": model.describe()}
+        self.events.put({"id": request["id"], **about})
 
     def adapter_file(self, model: object, adapter: object) -> Path:
         """The file that `share` hands to the person."""

@@ -149,6 +149,9 @@ class _Relay:
                 return PlainTextResponse(f"a request has at most {LONGEST >> 20} MB", 413)
         try:
             asked = json.loads(body)
+            if b"\\ud" in body.lower():  # half a character, which no line of UTF-8 can have
+                text = json.dumps(asked, ensure_ascii=False)
+                asked = json.loads(text.encode("utf-8", "replace"))
         except (ValueError, RecursionError):
             return PlainTextResponse("this is no JSON", 400)
         await asyncio.to_thread(self._host.post, asked)
@@ -207,8 +210,11 @@ class _Relay:
         try:
             path = await self._save(request, asked["id"], part, int(length))
         except EdgepackError as error:
-            self._parts.pop(asked["id"], None)
+            sent.drop(self._parts.pop(asked["id"], {}).values())
             return PlainTextResponse(f"{shorten(name, 80)}: {error.message}", 400)
+        except BaseException:  # the page went away
+            sent.drop(self._parts.pop(asked["id"], {}).values())
+            raise
         parts[shorten(name, 200) or f"file {part}"] = path
         if part == of:
             self._host.take(asked, self._parts.pop(asked["id"]))
@@ -221,14 +227,18 @@ class _Relay:
         if length > free - ROOM:
             raise EdgepackError("there is not enough room on the disk")
         path, got = folder / "file.gguf", 0
-        with path.open("wb") as file:
-            async for chunk in request.stream():
-                got += len(chunk)
-                if got > length:
-                    break
-                await asyncio.to_thread(file.write, chunk)
+        try:
+            with path.open("wb") as file:
+                async for chunk in request.stream():
+                    got += len(chunk)
+                    if got > length:
+                        break
+                    await asyncio.to_thread(file.write, chunk)
+        except BaseException:
+            sent.drop([path])
+            raise
         if got != length:
-            path.unlink()
+            sent.drop([path])
             raise EdgepackError("was not sent whole")
         return path
 

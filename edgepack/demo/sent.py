@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from hashlib import sha256
 from pathlib import Path
 
@@ -34,6 +34,12 @@ def clear() -> None:
     shutil.rmtree(home() / "sent", ignore_errors=True)
 
 
+def drop(files: Iterable[Path]) -> None:
+    """Remove files that arrived, with the folders they are in."""
+    for file in files:
+        shutil.rmtree(file.parent, ignore_errors=True)
+
+
 def take_model(store: Store, files: dict[str, Path], inspect: Inspect) -> Model:
     """A model from the files that were sent, by their names there: a base, and its factors if it
     has any. They are moved."""
@@ -48,6 +54,11 @@ def take_model(store: Store, files: dict[str, Path], inspect: Inspect) -> Model:
     others = [name for name in files if name != bases[0]]
     if len(others) > 1:
         raise EdgepackError("too many files", hint="choose a model and its factors.gguf")
+    if others and kinds[others[0]] == "adapter":
+        raise EdgepackError(
+            f"{shorten(others[0], 60)}: is what a model learnt, not its factors",
+            hint="import the model first, then this for it",
+        )
     header = check_model(files[bases[0]])
     factors = files[others[0]] if others else None
     if factors is not None:

@@ -121,9 +121,9 @@ class Store:
 
     def add(self, base: Path, factors: Path | None, name: str) -> Model:
         """Take in checked files that were sent; they are moved. The same bytes again are the same
-        model."""
-        digest = sha256(base)
-        folder = _imports() / digest[:16]
+        model; other factors make another one."""
+        files = {BASE: sha256(base)} | ({FACTORS: sha256(factors)} if factors else {})
+        folder = _imports() / digest_of("".join(files.values()).encode()).hexdigest()[:16]
         partial = folder.with_name(f"{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -131,7 +131,6 @@ class Store:
         if factors is not None:
             factors.rename(partial / FACTORS)
         (partial / NAME).write_text(name, encoding="utf-8")
-        files = {BASE: digest} | ({FACTORS: sha256(partial / FACTORS)} if factors else {})
         (partial / "files.json").write_text(json.dumps(files), encoding="utf-8")
         if folder.is_dir():
             shutil.rmtree(partial)
@@ -148,6 +147,7 @@ class Store:
                 hint="start edgepack demo without it",
             )
         gone = model.places.with_name(f"{model.places.name}.gone")
+        shutil.rmtree(gone, ignore_errors=True)  # of a killed run
         model.places.rename(gone)
         shutil.rmtree(gone)
         self.refresh()

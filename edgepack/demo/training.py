@@ -7,6 +7,7 @@ state, and gets the same request again when that is over. All of this happens on
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from edgepack.core.artifact import digest
@@ -90,10 +91,13 @@ class Trainings:
                 model = self._store.get(left.model)
             except EdgepackError:
                 continue  # it belongs to a folder that was not named this time
-            if left.out.is_file():
-                self._publish(left, model)
-            elif self.job is None and not left.stopped:
-                self.train(left.request)
+            try:
+                if left.out.is_file():
+                    self._publish(left, model)
+                elif self.job is None and not left.stopped:
+                    self.train(left.request)
+            except EdgepackError:  # `jobs` still has it; who goes on with it hears the reason
+                left.save(stopped=True)
 
     def heed(self, device: Json) -> None:
         """The battery and the heat as they are now."""
@@ -118,10 +122,16 @@ class Trainings:
 
     def _go(self) -> None:
         """Do the next step; if it cannot be done, the training has failed."""
+        self._do(self._step)
+
+    def _do(self, step: Callable[[], None]) -> None:
         try:
-            self._step()
+            step()
         except EdgepackError as error:
             self._finish({"event": "failed", "message": error.message, "hint": error.hint or ""})
+        except OSError:
+            hint = "the disk may be full: free some space, then go on"
+            self._finish({"event": "failed", "message": "it cannot be written", "hint": hint})
 
     def _step(self) -> None:
         """To wait, to write the text for replay, or to train."""
@@ -144,7 +154,11 @@ class Trainings:
         self._asked = (worker, name)
 
         def heard(event: Json) -> None:
-            self._later(lambda: hear(event) if self._asked == (worker, name) else None)
+            def step() -> None:
+                if self._asked == (worker, name):
+                    self._do(lambda: hear(event))
+
+            self._later(step)
 
         worker.ask({**request, "id": name}, heard)
 
@@ -228,10 +242,7 @@ class Trainings:
                 self._go()
             return
         if event["event"] == "ended" and event.get("reason") != "cancelled":
-            try:
-                self._publish(self.job, self._store.get(self.job.model), event)
-            except EdgepackError as error:
-                event = {"event": "failed", "message": error.message, "hint": error.hint or ""}
+            self._publish(self.job, self._store.get(self.job.model), event)
         self._finish(event)
 
     def _publish(self, job: Job, model: Model, ended: Json | None = None) -> None:
@@ -259,7 +270,8 @@ class Trainings:
     def _finish(self, event: Json) -> None:
         assert self.job is not None
         if event["event"] == "failed":
-            self.job.save(stopped=True)
+            with suppress(OSError):  # a full disk; then it fails once more
+                self.job.save(stopped=True)
         self._say(event)
         self._tune.close()
         self.job, self._asked, self._waits_for = None, None, None

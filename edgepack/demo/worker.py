@@ -10,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from edgepack.errors import EdgepackError
+
 Json = dict[str, Any]
 Hear = Callable[[Json], None]
 LAST = {
@@ -25,6 +27,8 @@ LAST = {
 }
 """The event that ends a request, beside `failed`."""
 GONE = "the program ended by itself"
+LONGEST = 4 << 20
+"""Bytes of a line that a program reads."""
 LAST_WORDS = 5.0
 """Seconds that a program has to end when its input has ended."""
 
@@ -59,6 +63,8 @@ class Worker:
     def ask(self, request: Json, hear: Hear) -> None:
         """Send a request; `id` and `do` are in it."""
         line = json.dumps(request, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+        if len(line) > LONGEST:  # the program could not tell whose line it was
+            raise EdgepackError("this is more text than a request can have", hint="send less text")
         with self._lock:
             process = self._running()
             self._open[request["id"]] = _Open(LAST[request["do"]], hear, process)

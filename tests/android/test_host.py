@@ -205,6 +205,12 @@ def test_an_adapter_is_imported_switched_shared_and_removed(host, base, adapter,
     assert host.ask("app", "models")["models"][0]["adapters"] == []
 
 
+def test_an_adapter_is_not_taken_for_factors(host, base, adapter):
+    failed = host.import_files(base.folder / "base.gguf", adapter)
+    assert failed["message"] == "notes.gguf is learnt notes, not the model's factors"
+    assert host.ask("app", "models")["models"] == []
+
+
 def test_an_adapter_finds_its_model_by_itself(host, base, adapter):
     failed = host.import_files(adapter)
     assert failed["message"].endswith("of a model that is not here")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 
 import psutil
@@ -182,6 +183,44 @@ def test_a_killed_app_goes_on_by_itself(start, base):
         assert host.ask("app", "jobs")["jobs"][0]["running"] is False
 
 
+def test_a_full_phone_loses_no_training(start, base, tmp_path):
+    with start() as host:
+        imported = host.import_files(base.folder / "base.gguf", base.folder / "factors.gguf")
+        model = imported["model"]["id"]
+        name = host.post("tune", "train", **request(model, options=LONG))
+        host.until(name, "saved", "failed")
+        host.process.kill()
+        host.process.wait()
+    (job,) = (tmp_path / "files/jobs").iterdir()
+    obstacle = job / "job.json.partial"
+    (obstacle / "x").mkdir(parents=True)  # as if there were no room to write the request again
+    with start() as host:
+        (left,) = host.ask("app", "jobs")["jobs"]
+        assert left["running"] is False
+        assert left["request"]["examples"] == EXAMPLES
+        shutil.rmtree(obstacle)
+        again = host.post("tune", "train", **request(model, options=LONG))
+        assert host.until(again, "planned", "failed")[-1]["resumed_at"] >= 1
+        host.ask("tune", "cancel", request=again)
+        host.until(again, "ended", "failed")
+
+
+def test_a_full_phone_can_stop(host, model, tmp_path):
+    name = host.post("tune", "train", **request(model, options=LONG))
+    host.until(name, "step")
+    (job,) = (tmp_path / "files/jobs").iterdir()
+    (job / "stopped").write_text("")  # where the note should go that it was stopped
+    assert host.ask("tune", "cancel", request=name)["event"] == "done"
+    assert host.until(name, "ended", "failed")[-1]["reason"] == "cancelled"
+
+
+def test_a_request_that_no_line_holds_is_refused(host, model):
+    fields = request(model, examples=[{"text": "x" * ((4 << 20) - 400)}])
+    failed = host.ask("tune", "train", **fields)
+    assert "more text than a request can have" in failed["message"]
+    assert host.ask("tune", "plan", **request(model))["event"] == "planned"
+
+
 def test_a_killed_trainer_is_told_and_its_state_stays(host, model):
     name = host.post("tune", "train", **request(model, options=LONG))
     host.until(name, "saved", "failed")
@@ -189,6 +228,7 @@ def test_a_killed_trainer_is_told_and_its_state_stays(host, model):
     worker.send_signal(signal.SIGKILL)
     failed = host.until(name, "failed", "ended")[-1]
     assert failed["ended"]
+    assert host.ask("app", "jobs")["jobs"][0]["running"] is False
     assert states(host)[-1] is None
     again = host.post("tune", "train", **request(model, options=LONG))
     assert host.until(again, "planned", "failed")[-1]["resumed_at"] >= 1

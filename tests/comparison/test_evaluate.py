@@ -197,5 +197,5 @@ def test_the_function_keeps_its_name_when_its_package_is_imported():
 
     assert callable(edgepack.evaluate)
     assert answer.__module__ == "edgepack.metrics.multiple_choice"
-    names = {"build", "compare", "evaluate", "export_training", "merge_adapters", "plan"}
-    assert set(edgepack.__all__) == names
+    names = {"build", "compare", "evaluate", "export_training", "merge_adapters", "merge_models"}
+    assert set(edgepack.__all__) == {*names, "plan"}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import socket
 import time
+from hashlib import sha256
 
 import psutil
 import pytest
@@ -121,6 +123,21 @@ def test_too_much_is_refused(relay, page, model):
     assert text_of(page.ask("chat", "chat", **ASKED, scales={}))
 
 
+def test_a_request_that_no_line_holds_is_refused(page, model):
+    fields = {"model": model, "adapter": "long", "options": QUICK}
+    event = page.last("tune", "plan", **fields, examples=[{"text": "x" * ((4 << 20) - 400)}])
+    assert event["event"] == "failed"
+    assert "more text than a request can have" in event["message"]
+    assert page.last("tune", "plan", **fields, examples=NOTES)["event"] == "planned"
+
+
+def test_half_a_character_is_no_end(page, model):
+    notes = [*NOTES, {"prompt": "\ud83d fox?", "completion": "\ud83d dog"}]
+    fields = {"model": model, "adapter": "half", "examples": notes, "options": QUICK}
+    assert page.last("tune", "train", **fields)["reason"] == "steps"
+    assert page.last("app", "remove", model=model, adapter="half")["event"] == "removed"
+
+
 def test_a_killed_worker_is_told_and_started_again(relay, page, model):
     page.load(model)
     name = page.post("chat", "chat", **ASKED | {"max_tokens": 400}, scales={})
@@ -198,6 +215,71 @@ def test_imports_are_checked(page, model, folder, tmp_path, relay):
         key = f"authorization: Bearer {relay.token}\r\ncontent-length: 1000\r\n\r\nGGUF"
         connection.sendall(f"{sending}\r\n{key}".encode())
     assert len(page.last("app", "models")["models"]) == 1
+
+
+def test_a_base_alone_does_not_hide_its_factors(page, folder):
+    base = (folder / "base.gguf").read_bytes()
+    factors = (folder / "factors.gguf").read_bytes()
+    alone = page.send("model", {"base.gguf": base})["model"]
+    whole = page.send("model", {"base.gguf": base, "factors.gguf": factors})["model"]
+    again = page.send("model", {"base.gguf": base, "factors.gguf": factors})["model"]
+    assert [one["factors"] for one in (alone, whole, again)] == [False, True, True]
+    assert alone["id"] != whole["id"] == again["id"]
+    for one in (alone, whole):
+        assert page.last("app", "remove", model=one["id"], adapter=None)["event"] == "removed"
+
+
+def test_what_is_refused_leaves_no_file(page, relay, folder, cache):
+    base = (folder / "base.gguf").read_bytes()
+    notes = (folder / "adapters/second/adapter.gguf").read_bytes()
+    assert page.send("model", {"short.gguf": base[:-1000]})["event"] == "failed"
+    failed = page.send("model", {"base.gguf": base, "second.gguf": notes})
+    assert "not its factors" in failed["message"]
+    query = "/api/import?id=z&kind=model&name=a&of=2&part="
+    assert relay.request("POST", f"{query}1", base)[0] == 202
+    with socket.create_connection(("127.0.0.1", relay.port)) as connection:
+        head = f"POST {query}2 HTTP/1.1\r\nhost: 127.0.0.1:{relay.port}\r\ncontent-length: 1000"
+        connection.sendall(f"{head}\r\nauthorization: Bearer {relay.token}\r\n\r\nGGUF".encode())
+    end = time.monotonic() + 10
+    while list((cache / "demo/sent").iterdir()) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert list((cache / "demo/sent").iterdir()) == []
+
+
+def test_a_result_that_cannot_be_taken_holds_up_no_other(folder, own_cache):
+    name = sha256(str((folder / "base.gguf").resolve()).encode()).hexdigest()[:16]
+    learnt = (folder / "adapters/second/adapter.gguf").read_bytes()
+    for adapter, content in {"a-broken": b"GGUF", "b-whole": learnt}.items():
+        job = own_cache / "demo/jobs" / name / adapter
+        job.mkdir(parents=True)
+        request = {"id": "x", "model": name, "adapter": adapter, "examples": NOTES}
+        (job / "request.json").write_text(json.dumps({"request": request, "stopped": False}))
+        (job / "adapter.gguf").write_bytes(content)
+    with relaying(own_cache, folder) as relay:
+        page = Page(relay)
+        (model,) = page.last("app", "models")["models"]
+        assert [one["name"] for one in model["adapters"]] == ["b-whole", "second"]
+        assert [job["adapter"] for job in page.last("app", "jobs")["jobs"]] == ["a-broken"]
+        page.last("app", "remove", model=name, adapter="b-whole")
+
+
+def test_what_cannot_be_written_ends_the_training(folder, own_cache, tmp_path):
+    out = tmp_path / "no-room"
+    shutil.copytree(folder, out, ignore=shutil.ignore_patterns("adapters"))
+    (out / "adapters").write_text("no folder")
+    with relaying(own_cache, out) as relay:
+        page = Page(relay)
+        (model,) = page.last("app", "models")["models"]
+        request = {"model": model["id"], "adapter": "lost", "examples": NOTES, "options": QUICK}
+        failed = page.last("tune", "train", **request)
+        assert failed["event"] == "failed", failed
+        assert str(tmp_path) not in failed["message"]
+        assert page.last("app", "jobs")["jobs"][0]["running"] is False
+    (out / "adapters").unlink()
+    with relaying(own_cache, out) as relay:
+        page = Page(relay)
+        (model,) = page.last("app", "models")["models"]
+        assert [one["name"] for one in model["adapters"]] == ["lost"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

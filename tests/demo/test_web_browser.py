@@ -186,8 +186,8 @@ def test_files_that_a_person_chooses(site, folder, tmp_path):
             loaded = page.ask("chat", "load", model=model, **given)[-1]
             assert loaded["event"] == "loaded", loaded
             answers[model] = [says(page, FRANCE, {"adapter": scale}, 6)[0] for scale in (0, 1)]
-        assert answers[own] == answers[models[0]]
             answers[model].append(says(page, ASKED, {"adapter": 1}, 16)[0])
+        assert answers[own] == answers[models[0]]
         assert "Paris" in answers[own][0]
         assert answers[own][2] == TOLD
         assert page.ask("app", "remove", model=own)[-1]["event"] == "removed"

@@ -58,6 +58,8 @@ export class App extends EventTarget {
     } else if (event.event === "offered") {
       this.offered = event.names;
       this.tell("offered");
+    } else if (event.from === "chat" && (event.event === "loaded" || event.event === "adapters")) {
+      this.forgetLoaded(); // another tab's: the worker has what that one chose
     } else if (event.event === "failed" && event.ended && event.from === "chat") this.died();
   }
 
@@ -154,8 +156,8 @@ export class App extends EventTarget {
       try {
         return await request.done;
       } catch (error) {
-        // a worker that ended while nobody asked it was started anew, and has no model
-        if (begun || error.ended || stopped || before !== loaded) throw error;
+        // a worker that ended before it was asked, or in that moment: it is started anew, once
+        if (begun || stopped || before !== loaded) throw error;
         this.forgetLoaded();
         return run();
       }

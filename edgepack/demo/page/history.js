@@ -67,6 +67,7 @@ export class History {
   constructor(table) {
     this.table = table;
     this.conversations = [];
+    this.removed = new WeakSet(); // an answer that still ends does not bring them back
   }
 
   /** Read what was kept, newest first. */
@@ -88,6 +89,7 @@ export class History {
 
   /** Keep a conversation as it is now. Fails where there is no room. */
   async save(conversation, now = Date.now()) {
+    if (this.removed.has(conversation)) return;
     conversation.changed = now;
     if (!this.conversations.includes(conversation)) this.conversations.unshift(conversation);
     this.sort();
@@ -100,11 +102,13 @@ export class History {
   }
 
   async remove(conversation) {
+    this.removed.add(conversation);
     this.conversations = this.conversations.filter((other) => other !== conversation);
     await this.table.delete(conversation.id);
   }
 
   async clear() {
+    for (const conversation of this.conversations) this.removed.add(conversation);
     this.conversations = [];
     await this.table.clear();
   }

@@ -33,6 +33,21 @@ test("what was kept comes back; what was being written is marked", async () => {
   assert.deepEqual(await table.all(), []);
 });
 
+test("what was deleted does not come back with the end of its answer", async () => {
+  const table = new MemoryTable();
+  const history = new History(table);
+  const [one, two] = [talked(), { ...talked(), id: "two" }];
+  await history.save(one);
+  await history.remove(one);
+  await history.save(one);
+  await history.save(two);
+  await history.clear();
+  await history.save(two);
+  assert.deepEqual([history.conversations, await table.all()], [[], []]);
+  await history.save(newConversation("m", 1, "three"));
+  assert.equal((await table.all()).length, 1);
+});
+
 test("going on from an earlier message forgets what came after", () => {
   const conversation = talked();
   editAt(conversation, 2, "another");

@@ -66,7 +66,7 @@ export class MessageView {
       stats.peak ? t("message.memory", { size: bytes(stats.peak) }) : null,
       stats.cached_tokens ? t("message.cached", { cached: number(stats.cached_tokens), all: number(stats.prompt_tokens) }) : null,
     ].filter(Boolean);
-    return el("p", { class: "stats" }, parts.join(" · "),
+    return el("p", { class: "stats", dir: "auto" }, parts.join(" · "),
       notes?.length ? el("span", { class: "with" }, icon("teach"), el("bdi", { text: notes.join(", ") })) : null);
   }
 

@@ -151,6 +151,10 @@ final class Import {
                 throw new Failure("two files of one kind were chosen", "import models one by one");
             }
         }
+        if (kinds.containsKey("adapter")) {
+            throw new Failure(kinds.get("adapter").name + " is learnt notes, not the model's factors",
+                    "import the model first, then this");
+        }
         Copied base = kinds.get("model"), factors = kinds.get("factors");
         check(manifest, Model.BASE, base);
         check(manifest, Model.FACTORS, factors);

@@ -91,17 +91,17 @@ final class Trainings {
     }
 
     /** Stop as the person wishes; the state stays. False if it is no training's id. */
-    boolean cancel(String id) throws Failure {
+    boolean cancel(String id) {
         if (job == null || !id.equals(job.request.get("id"))) return false;
         stop();
         return true;
     }
 
     /** Stop as the person wishes. */
-    void stop() throws Failure {
+    void stop() {
         if (job == null) return;
-        jobs.setStopped(job, true);
         stopping = true;
+        markStopped();
         if (asked == null) finish(Json.of("event", "ended", "reason", "cancelled"));
         else halt();
     }
@@ -109,12 +109,18 @@ final class Trainings {
     /** Go on with one that the app's end broke off. */
     void resume() {
         for (Jobs.Job left : jobs.all()) {
+            Model of;
             try {
-                Model of = store.get(left.model());
-                if (left.out().isFile()) take(left, of, null);
-                else if (job == null && !left.isStopped()) train(left.request);
+                of = store.get(left.model());
             } catch (Failure gone) {
                 jobs.forget(left.model(), left.adapter());
+                continue;
+            }
+            try {
+                if (left.out().isFile()) take(left, of, null);
+                else if (job == null && !left.isStopped()) train(left.request);
+            } catch (Failure full) {
+                // `jobs` still has it, with its notes; who goes on with it hears the reason
             }
         }
     }
@@ -295,12 +301,12 @@ final class Trainings {
         listener.state(null);
     }
 
-    /** What failed is not begun again by itself. */
+    /** What failed, or was stopped, is not begun again by itself. */
     private void markStopped() {
         try {
             jobs.setStopped(job, true);
         } catch (Failure full) {
-            // then it fails once more
+            // then it is begun once more
         }
     }
 

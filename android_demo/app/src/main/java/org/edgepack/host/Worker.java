@@ -43,6 +43,10 @@ public final class Worker {
     private final Map<String, String> open = new LinkedHashMap<String, String>();
     private final BlockingQueue<byte[]> lines = new LinkedBlockingQueue<byte[]>();
     private static final byte[] CLOSE = new byte[0];
+    /** Bytes of a line that a program reads. */
+    private static final int LONGEST = 4 << 20;
+    /** By `open`. */
+    private boolean isGone;
 
     private Worker(String name, Process process, Listener listener) {
         this.name = name;
@@ -92,11 +96,16 @@ public final class Worker {
     public void post(Map<String, Object> request) throws Failure {
         String id = Json.text(request, "id");
         String what = Json.text(request, "do");
+        byte[] line = (Json.write(request) + "\n").getBytes(UTF_8);
+        if (line.length > LONGEST) {  // the program could not tell whose line it was
+            throw new Failure("this is more text than a request can have", "send less text");
+        }
         synchronized (open) {
+            if (isGone) throw new Failure("the program " + name + " ended by itself");
             if (open.containsKey(id)) throw new Failure("the request is being worked on");
             open.put(id, what);
         }
-        lines.add((Json.write(request) + "\n").getBytes(UTF_8));
+        lines.add(line);
     }
 
     /** Note a request that went in by the program's arguments. */
@@ -114,6 +123,13 @@ public final class Worker {
     /** End it at once. */
     public void kill() {
         process.destroy();
+    }
+
+    /** Whether it has ended, and hears no more. */
+    boolean isGone() {
+        synchronized (open) {
+            return isGone;
+        }
     }
 
     /** Whether any request is open. */
@@ -159,6 +175,7 @@ public final class Worker {
         }
         List<String> left;
         synchronized (open) {
+            isGone = true;
             left = new ArrayList<String>(open.keySet());
             open.clear();
         }

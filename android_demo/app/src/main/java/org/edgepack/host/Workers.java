@@ -87,7 +87,7 @@ final class Workers {
 
     private Worker get(String name) throws Failure {
         Worker worker = running.get(name);
-        if (worker == null) {
+        if (worker == null || worker.isGone()) {
             String program = name.equals(Trainings.SCRIBE) ? "chat" : name;
             worker = start(program, Collections.<String>emptyList(), new Relay(name));
             running.put(name, worker);
