@@ -148,3 +148,23 @@ def test_a_damaged_file_is_named_with_its_model(place, file):
     path.write_bytes(path.read_bytes()[:100])
     error, *_ = fails("merge", "c.yaml", "out")
     assert error.startswith(f"error: b: {file}: ")
+
+
+def test_parameters_of_other_methods_are_remarked(place):
+    """Recipes on the hub have them, since mergekit says nothing of them."""
+    slerp = {"merge_method": "slerp", "base_model": "a", "models": [{"model": "b"}]}
+    given = {"t": 0.5, "int8_mask": True}
+    made = {}
+    for name, more in {"plain": {}, "more": {"normalize": True, "embed_slerp": True}}.items():
+        recipe = {**slerp, "parameters": {**given, **more}}
+        (place / "c.yaml").write_text(yaml.safe_dump(recipe))
+        result = run("merge", "c.yaml", name)
+        assert result.exit_code == 0, result.output
+        said = "slerp has no embed_slerp, normalize" in " ".join(result.stdout.split())
+        assert said == (name == "more")
+        made[name] = tensors(place / name)
+    assert all((made["plain"][key] == made["more"][key]).all() for key in made["plain"])
+    recipe["parameters"]["normalise"] = True
+    (place / "c.yaml").write_text(yaml.safe_dump(recipe))
+    error, *_ = fails("merge", "c.yaml", "wrong")
+    assert "slerp has no parameter 'normalise'" in error
