@@ -29,14 +29,14 @@ def check_merge(merge: Merge, inputs: Inputs) -> Check:
         options=tokenizer_options(merge, inputs),
         out_dtype=None if dtype is None else DTYPES[dtype],
     )
-    remark = idle(methods.get(merge.merge_method), _scopes(merge))
+    remark = idle(methods.get(merge.merge_method), scopes_of(merge))
     if remark is None:
         return found
     row = Row("parameters", ("",) * len(inputs), "warning", remark)
     return replace(found, rows=(*found.rows, row))
 
 
-def _scopes(merge: Merge) -> Iterator[Scope]:
+def scopes_of(merge: Merge) -> Iterator[Scope]:
     """All parameters of a recipe."""
     yield "parameters", merge.parameters
     for part in (*(merge.models or ()), *(merge.slices or ())):

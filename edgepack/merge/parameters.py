@@ -115,3 +115,15 @@ def _is_known(name: str) -> bool:
     """Whether some method has it, or once had it."""
     every = (methods.get(one) for one in methods.names())
     return name in OLD or any(not _is_idle(method, name) for method in every)
+
+
+def unused_filters(scopes: Iterable[Scope], names: Iterable[str]) -> list[str]:
+    """Filters that are a part of no tensor's name: misspelt, or of another family."""
+    given: dict[str, None] = {}
+    for _, settings in scopes:
+        for setting in settings.values():
+            conditions = setting if isinstance(setting, list) else [setting]
+            wanted = (one.get("filter") for one in conditions if isinstance(one, Mapping))
+            given |= dict.fromkeys(word for word in wanted if word not in (None, "*"))
+    every = list(names)
+    return [word for word in given if not any(word in name for name in every)]

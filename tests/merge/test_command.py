@@ -168,3 +168,12 @@ def test_parameters_of_other_methods_are_remarked(place):
     (place / "c.yaml").write_text(yaml.safe_dump(recipe))
     error, *_ = fails("merge", "c.yaml", "wrong")
     assert "slerp has no parameter 'normalise'" in error
+
+
+def test_a_filter_for_no_tensor_is_remarked(place):
+    t = [{"filter": "mlp", "value": 0}, {"filter": "atn", "value": 1}, {"value": 0.5}]
+    slerp = {"merge_method": "slerp", "base_model": "a", "models": [{"model": "b"}]}
+    (place / "c.yaml").write_text(yaml.safe_dump({**slerp, "parameters": {"t": t}}))
+    said = " ".join(run("merge", "c.yaml", "out").stdout.split())
+    assert "no tensor's name has 'atn'" in said
+    assert "has 'mlp'" not in said
