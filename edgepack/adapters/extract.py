@@ -20,6 +20,7 @@ from edgepack.adapters.adapter import Lora
 from edgepack.adapters.difference import Choice, factor
 from edgepack.adapters.gguf import TYPES, Dtype
 from edgepack.checkpoint import Checkpoint
+from edgepack.core.artifact import digest
 from edgepack.core.progress import Progress, Steps
 from edgepack.core.tables import markdown
 from edgepack.core.untrusted import shorten
@@ -31,8 +32,7 @@ FILE, REPORT, CARD = "adapter.gguf", "extract.json", "README.md"
 README = """\
 ---
 library_name: peft
-base_model: {base}
----
+{header}---
 LoRA adapter for **{base}**: the difference to **{finetune}**, weight by weight, as a truncated SVD
 by edgepack. `PeftModel.from_pretrained(model, FOLDER)` adds it, llama.cpp takes `--lora {file}`.
 
@@ -177,7 +177,9 @@ def write(folder: Path, found: Extracted, base: Checkpoint, dtype: Dtype = "f16"
         gguf.write(folder / FILE, loras, base, {}, dtype)
         names.append(FILE)
     left = "".join(f"- left out: {line}\n" for line in describe(found.left))
+    on_hub = base.source.get("kind") == "hub"  # the hub looks for any other name in vain
     text = README.format(
+        header=f"base_model: {str(base.source['model']).partition('@')[0]}\n" if on_hub else "",
         base=found.base,
         finetune=found.finetune,
         file=FILE,
@@ -186,9 +188,11 @@ def write(folder: Path, found: Extracted, base: Checkpoint, dtype: Dtype = "f16"
         table="\n".join(markdown(found.table())),
     )
     (folder / CARD).write_text(text, encoding="utf-8")
-    report = json.dumps(found.as_json(), indent=1)
+    names.append(CARD)
+    files = {name: digest(folder / name) for name in names}
+    report = json.dumps({**found.as_json(), "files": files}, indent=1)
     (folder / REPORT).write_text(report + "\n", encoding="utf-8")
-    return [*names, CARD, REPORT]
+    return [*names, REPORT]
 
 
 def describe(left: tuple[Left, ...]) -> list[str]:

@@ -26,6 +26,7 @@ from edgepack.cli import (  # noqa: F401  (each adds its commands)
     merge,
     merge_adapter,
     plan,
+    push,
     serve,
     show,
 )

@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from edgepack.errors import EdgepackError
 
-RESUMED = ("build", "compare", "merge", "merge-adapter")
+RESUMED = ("build", "compare", "merge", "merge-adapter", "push")
 
 
 class Stopped(KeyboardInterrupt):
@@ -41,7 +41,7 @@ def heed_signals() -> None:
 
 ORDER = (
     *("init", "plan", "build", "show", "chat", "demo", "serve", "finetune", "merge"),
-    *("merge-adapter", "extract-lora", "evaluate", "compare", "bench", "export-training"),
+    *("merge-adapter", "extract-lora", "push", "evaluate", "compare", "bench", "export-training"),
     *("import-training", "schema"),
 )
 """Commands as people come to need them."""

@@ -10,6 +10,7 @@ import typer
 
 import edgepack
 from edgepack.cli._app import Json, app, print_json, say
+from edgepack.core.untrusted import quote
 from edgepack.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -145,6 +146,10 @@ def _foreign(arguments: Sequence[str]) -> list[str]:
     waiting = list(arguments)
     while waiting:
         name, _, value = waiting.pop(0).partition("=")
+        if not name.startswith("-"):
+            raise RecipeError(f"{quote(name)}: is one name too many", hint="CONFIG and OUT are two")
+        if set(name) == {"-", "v"}:  # the more, the more mergekit says
+            name = "-v"
         plain = name.replace("--no-", "--", 1)
         if name in VALUES:
             if not value and waiting:

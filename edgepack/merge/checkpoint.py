@@ -70,8 +70,11 @@ class MergedCheckpoint(FolderCheckpoint):
         if merged is None:
             assert donor is not None
             return donor.tokenizer
+        source = self.stage.tokenizer_folder
+        if source is not None and not source.is_dir():  # of a merge that is not made yet
+            source = None
         with TemporaryDirectory() as folder:
-            merged.write(Path(folder), self.stage.tokenizer_folder)
+            merged.write(Path(folder), source)
             return from_folder(Path(folder))
 
     @cached_property

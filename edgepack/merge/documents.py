@@ -16,7 +16,8 @@ from edgepack.merge.checkpoint import MergedCheckpoint
 from edgepack.merge.fisher.plan import make_fisher
 from edgepack.merge.inputs import Input, open_input
 from edgepack.merge.layout import make_layout
-from edgepack.merge.of_recipe import check_merge
+from edgepack.merge.of_recipe import check_merge, scopes_of
+from edgepack.merge.parameters import unused_filters
 from edgepack.merge.stage import Merge, Options, stages_of
 from edgepack.recipe import merging
 from edgepack.recipe.references import Reference
@@ -112,6 +113,11 @@ def make_stage(
     rows = None if found.tokenizer is None else found.tokenizer.rows.count
     layout = make_layout(merge, inputs, method, rows)
     fisher, notes = None, list(found.warnings)
+    tensors = [tensor.name for tensor in layout.tensors]
+    notes += [
+        f"parameters: no tensor's name has {quote(word)}, so that this filter counts for none"
+        for word in unused_filters(scopes_of(merge), tensors)
+    ]
     if merge.weighted is not None:
         fisher, more = make_fisher(merge, inputs, layout, base)
         notes += more

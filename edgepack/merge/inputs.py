@@ -189,7 +189,10 @@ def open_input(reference: Reference, base: Path) -> Input:
     whole = base / Path(str(reference)).expanduser()
     if reference.lora is not None and _exists(whole):
         reference = Reference(str(reference))
-    model = _open_model(reference.model, base)
+    try:
+        model = _open_model(reference.model, base)
+    except CheckpointError as error:
+        raise _named(error, reference.model) from error
     name = _name(model)
     if reference.lora is None:
         return Input(reference, name, model)
@@ -221,6 +224,13 @@ def _open_model(name: str, base: Path) -> Checkpoint | ByName:
         if found is None:
             raise
         return found
+
+
+def _named(error: CheckpointError, name: str) -> CheckpointError:
+    """The error, with the model's name: every model has a config.json and a model.safetensors."""
+    if error.message.startswith((name, f"{Path(name).name}:")):
+        return error
+    return CheckpointError(f"{shorten(name, 100)}: {error.message}", hint=error.hint)
 
 
 def _unknown_family(name: str, base: Path) -> ByName | None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
+from edgepack.merge import methods
 from edgepack.merge.check import Check, TokenizerOptions, check
-from edgepack.merge.comparisons import Slices
+from edgepack.merge.comparisons import Row, Slices
 from edgepack.merge.embeddings import TokenRule
 from edgepack.merge.facts import facts_from
 from edgepack.merge.inputs import Input
+from edgepack.merge.parameters import Scope, idle
 from edgepack.recipe.merging import DTYPES, Merge, Token, TokenOf
 from edgepack.recipe.references import Reference
 
@@ -19,13 +22,28 @@ def check_merge(merge: Merge, inputs: Inputs) -> Check:
     """Compare the inputs of a merge. Its tokenizer is None where that of the base, or of the first
     model, stays as it is."""
     dtype = merge.out_dtype or merge.dtype
-    return check(
+    found = check(
         [facts_from(model) for model in inputs.values()],
         inputs[merge.base_model].name if merge.base_model else None,
         slices=_slices(merge, inputs),
         options=tokenizer_options(merge, inputs),
         out_dtype=None if dtype is None else DTYPES[dtype],
     )
+    remark = idle(methods.get(merge.merge_method), scopes_of(merge))
+    if remark is None:
+        return found
+    row = Row("parameters", ("",) * len(inputs), "warning", remark)
+    return replace(found, rows=(*found.rows, row))
+
+
+def scopes_of(merge: Merge) -> Iterator[Scope]:
+    """All parameters of a recipe."""
+    yield "parameters", merge.parameters
+    for part in (*(merge.models or ()), *(merge.slices or ())):
+        yield "models or slices", part.parameters
+    for output in merge.slices or ():
+        for source in output.sources:
+            yield "sources", source.parameters
 
 
 def tokenizer_options(merge: Merge, inputs: Inputs) -> TokenizerOptions:

@@ -13,12 +13,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from edgepack.errors import RecipeError
+from edgepack.merge import methods
 from edgepack.merge.methods.base import REQUIRED, Method, Parameter, Value
 
 Scope = tuple[str, Mapping[str, Any]]
 """Where parameters stand in the recipe, and what stands there."""
 IGNORED = frozenset({"int8_mask"})
 """Parameters of mergekit that change no result, so that recipes may name them with any method."""
+OLD = frozenset({"embed_slerp"})
+"""Parameters that recipes on the hub still have, and mergekit has not any more."""
 
 
 def value_at(parameter: Parameter, setting: Any, name: str, t: float, place: str) -> Value | None:
@@ -86,8 +89,41 @@ def _places(scopes: Sequence[Scope]) -> str:
 
 
 def check_names(method: Method, scopes: Iterable[Scope]) -> None:
-    """Refuse parameters that the method does not have; it may be a misspelt one."""
+    """Refuse parameters that no method has; it may be a misspelt one."""
     for place, settings in scopes:
         for name in settings:
-            if name not in IGNORED:
+            if name not in IGNORED and not (_is_idle(method, name) and _is_known(name)):
                 method.parameter(name, place)
+
+
+def idle(method: Method, scopes: Iterable[Scope]) -> str | None:
+    """A remark about parameters of other methods, which change nothing, as in mergekit: recipes
+    keep them when only their method is changed. None if there are none."""
+    given = dict.fromkeys(name for _, settings in scopes for name in settings)
+    found = [name for name in given if name not in IGNORED and _is_idle(method, name)]
+    if not any(_is_known(name) for name in found):
+        return None
+    names = ", ".join(name for name in found if _is_known(name))
+    return f"{method.name} has no {names}; what the recipe says of it changes nothing"
+
+
+def _is_idle(method: Method, name: str) -> bool:
+    return all(parameter.name != name for parameter in method.parameters)
+
+
+def _is_known(name: str) -> bool:
+    """Whether some method has it, or once had it."""
+    every = (methods.get(one) for one in methods.names())
+    return name in OLD or any(not _is_idle(method, name) for method in every)
+
+
+def unused_filters(scopes: Iterable[Scope], names: Iterable[str]) -> list[str]:
+    """Filters that are a part of no tensor's name: misspelt, or of another family."""
+    given: dict[str, None] = {}
+    for _, settings in scopes:
+        for setting in settings.values():
+            conditions = setting if isinstance(setting, list) else [setting]
+            wanted = (one.get("filter") for one in conditions if isinstance(one, Mapping))
+            given |= dict.fromkeys(word for word in wanted if word not in (None, "*"))
+    every = list(names)
+    return [word for word in given if not any(word in name for name in every)]

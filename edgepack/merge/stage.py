@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from edgepack.checkpoint.folder import GENERATION, TOKENIZER
+from edgepack.checkpoint.folder import GENERATION
 from edgepack.checkpoint.source_files import SourceFiles
 from edgepack.core import plugins
 from edgepack.core.disk import atomic
@@ -21,6 +20,7 @@ from edgepack.core.progress import Steps
 from edgepack.core.stage import Stage
 from edgepack.merge import card
 from edgepack.merge.checkpoint import MergedCheckpoint
+from edgepack.merge.copying import copy_tokenizer
 from edgepack.merge.fisher.plan import TEXT, Fisher
 from edgepack.merge.fisher.weighting import summary
 from edgepack.merge.inputs import Input, is_local, place_of, published
@@ -178,7 +178,7 @@ class Merge(Stage):
         if self.tokenizer is not None:
             self.tokenizer.write(folder, self.tokenizer_folder)
         elif self.donor.folder is not None:
-            _copy_tokenizer(self.donor.folder, folder)
+            copy_tokenizer(self.donor.folder, folder)
         elif self.donor.checkpoint is not None:
             self.donor.checkpoint.tokenizer.save_pretrained(folder)
         text = yaml.safe_dump(self.published, sort_keys=False, allow_unicode=True)
@@ -268,16 +268,6 @@ def _generation(model: Input) -> dict[str, Any]:
     path = model.folder / GENERATION
     content: dict[str, Any] = SourceFiles().read_json(path) if path.is_file() else {}
     return {key: value for key, value in content.items() if key != "_from_model_config"}
-
-
-def _copy_tokenizer(source: Path, folder: Path) -> None:
-    for pattern in TOKENIZER:
-        for path in sorted(source.glob(pattern)):
-            if path.is_file() and not path.name.endswith(".safetensors"):
-                target = folder / path.relative_to(source)
-                target.parent.mkdir(exist_ok=True)
-                with atomic(target) as temporary:
-                    shutil.copyfile(path, temporary)
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgepack.checkpoint.folder import TOKENIZER
 from edgepack.checkpoint.tokenizer import from_folder
 from edgepack.core.disk import atomic
 from edgepack.core.untrusted import quote, shorten
 from edgepack.errors import ExportError, RecipeError
 from edgepack.merge import chat_templates
+from edgepack.merge.copying import copy_tokenizer
 from edgepack.merge.embeddings import Rows, TokenRule, plan_rows
 from edgepack.merge.unite import unite
 from edgepack.merge.vocabulary import Vocabulary, compare
@@ -50,7 +50,7 @@ class MergedTokenizer:
         """Write the tokenizer's files into `folder`. `source` is the folder of the origin, whose
         files are copied if nothing changes; a GGUF has none."""
         if source is not None and self.content is None:
-            _copy(source, folder)
+            copy_tokenizer(source, folder)
         else:
             self.origin.tokenizer.save_pretrained(folder)
         if self.content is not None:
@@ -157,14 +157,6 @@ def _about_rows(
             "padding is dropped"
         )
     return warnings
-
-
-def _copy(source: Path, folder: Path) -> None:
-    """Copy the tokenizer's files as they are."""
-    for path in sorted({path for pattern in TOKENIZER for path in source.glob(pattern)}):
-        place = folder / path.relative_to(source)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, place)
 
 
 def _update_config(folder: Path, content: Mapping[str, Any]) -> None:

@@ -29,7 +29,7 @@ MARK, LOCK = "edgepack-output.json", "lock"
 somebody is at work in it."""
 NEW, OLD = "new", "replaced"
 """In a working folder: the output to come, and the one whose place it takes."""
-ELSEWHERE = "--out DIR writes elsewhere"
+ELSEWHERE = "name another folder to write"
 
 
 @dataclass(frozen=True)

@@ -82,9 +82,16 @@ Dtype = Annotated[str, AfterValidator(_dtype)]
 
 
 class Part(BaseModel):
-    """A part of a merge: unknown keys are errors."""
+    """A part of a merge: unknown keys are errors, keys without a value are as if not there."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_empty_keys(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {key: inner for key, inner in value.items() if inner is not None}
 
 
 class Member(Part):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from edgepack.core.untrusted import quote, shorten
 from edgepack.errors import RecipeError
@@ -106,7 +107,7 @@ def _children(values: list[Any]) -> Iterator[Any]:
 
 def _explain(error: ValidationError, model: type[BaseModel], whole: str) -> RecipeError:
     """One line for the first thing pydantic found, with the nearest key where one was misspelt."""
-    first = error.errors(include_url=False)[0]
+    first = _most_telling(error.errors(include_url=False))
     location = tuple(part for part in first["loc"] if not str(part).startswith("<"))
     place = ".".join(shorten(str(part), 60) for part in location) or whole
     if first["type"] == "extra_forbidden":
@@ -119,9 +120,18 @@ def _explain(error: ValidationError, model: type[BaseModel], whole: str) -> Reci
     if first["type"] == "value_error":  # ours, and whole
         reason = first["msg"].removeprefix("Value error, ")
         return RecipeError(f"{place}: {reason}", hint=_node(model, location).get("description"))
-    wanted = SECTION if first["type"] == "model_type" else first["msg"].lower()
-    message = f"{place}: {wanted}, not {quote(first['input'])}{more}"
+    if first["type"] == "missing":
+        message = f"{place}: is missing{more}"
+    else:
+        wanted = SECTION if first["type"] == "model_type" else first["msg"].lower()
+        message = f"{place}: {wanted}, not {quote(first['input'])}{more}"
     return RecipeError(message, hint=_node(model, location).get("description"))
+
+
+def _most_telling(errors: list[ErrorDetails]) -> ErrorDetails:
+    """The first; of a key that is missing, the misspelt one that may stand in its place."""
+    misspelt = (one for one in errors if one["type"] == "extra_forbidden")
+    return next(misspelt, errors[0]) if errors[0]["type"] == "missing" else errors[0]
 
 
 def _node(model: type[BaseModel], location: tuple[int | str, ...]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def place(tmp_path, monkeypatch):
 
 def test_mergekits_habits_are_answered_with_a_line_each(place):
     habits = ["--copy-tokenizer", "--allow-crimes", "--out-shard-size", "1B", "--lazy-unpickle"]
-    result = run("merge", "c.yaml", "out", *habits, "--lora-merge-cache", "/x", "--no-cuda")
+    result = run("merge", "c.yaml", "out", *habits, "--lora-merge-cache", "/x", "--no-cuda", "-vv")
     assert result.exit_code == 0, result.output
     lines = result.stderr.splitlines()
     for flag, words in (
@@ -34,9 +34,15 @@ def test_mergekits_habits_are_answered_with_a_line_each(place):
         ("--lazy-unpickle", "is on by default"),
         ("--lora-merge-cache", "is not needed"),
         ("--no-cuda", "is so here"),
+        ("-v", "does not exist here"),
     ):
         assert [line for line in lines if line.startswith(f"{flag}: {words}")], flag
     assert "linear of a, b" in result.stdout
+
+
+def test_a_third_name_is_an_error(place):
+    error, *_ = fails("merge", "c.yaml", "out", "other")
+    assert "'other': is one name too many" in error
 
 
 def test_an_unknown_option_is_an_error(place):
@@ -91,3 +97,83 @@ def test_documents_of_one_file(place):
 def test_a_size_that_is_none_is_an_error(place, size):
     error, *_ = fails("merge", "c.yaml", "out", f"--out-shard-size={size}")
     assert "--out-shard-size" in error
+
+
+def test_a_merge_of_merges_whose_tokenizers_are_not_written_yet(place):
+    """The tokenizer of `second` is that of `first`, which has no folder before it is made."""
+    first = {**LINEAR, "name": "first"}
+    slerp = {"merge_method": "slerp", "base_model": "first", "parameters": {"t": 0.5}}
+    second = {**slerp, "name": "second", "models": [{"model": "first"}, {"model": "a"}]}
+    last = {**LINEAR, "models": [{"model": "second", "parameters": {"weight": 1}}]}
+    (place / "three.yaml").write_text(yaml.safe_dump_all([first, second, last]))
+    result = run("merge", "three.yaml", "three")
+    assert result.exit_code == 0, result.output
+    files = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+    for name in files:
+        assert (place / "three" / name).read_bytes() == (place / "a" / name).read_bytes()
+
+
+def test_where_the_author_had_the_tokenizer_is_not_handed_on(place):
+    path = place / "a/tokenizer_config.json"
+    config = json.loads(path.read_text())
+    noted = {"name_or_path": "/home/ann/a", "special_tokens_map_file": "/home/ann/.cache/s.json"}
+    path.write_text(json.dumps({**config, **noted}))
+    for name, more in {"as-it-is": {}, "with-template": {"chat_template": "chatml"}}.items():
+        (place / "c.yaml").write_text(yaml.safe_dump({**LINEAR, **more}))
+        assert run("merge", "c.yaml", name).exit_code == 0
+        assert json.loads((place / name / "tokenizer_config.json").read_text()) == config
+
+
+def test_keys_without_a_value_are_as_if_not_there(place):
+    """As people leave them: `parameters:` with nothing but a comment below it."""
+    passthrough = "merge_method: passthrough\nmodels:\n  - model: a\n    parameters:\n"
+    (place / "c.yaml").write_text(passthrough + "parameters:\ndtype:\nslices:\n")
+    result = run("merge", "c.yaml", "out")
+    assert result.exit_code == 0, result.output
+
+
+def test_the_misspelt_key_is_named_and_not_only_the_missing_one(place):
+    (place / "c.yaml").write_text("merge_methd: linear\nmodels:\n  - model: a\n")
+    error, hint, _ = fails("merge", "c.yaml", "out")
+    assert error.startswith("error: merge_methd: there is no such key")
+    assert "did you mean merge_method?" in hint
+    (place / "c.yaml").write_text("models:\n  - model: a\n")
+    error, *_ = fails("merge", "c.yaml", "out")
+    assert error.startswith("error: merge_method: is missing")
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+def test_a_damaged_file_is_named_with_its_model(place, file):
+    path = place / "b" / file
+    path.write_bytes(path.read_bytes()[:100])
+    error, *_ = fails("merge", "c.yaml", "out")
+    assert error.startswith(f"error: b: {file}: ")
+
+
+def test_parameters_of_other_methods_are_remarked(place):
+    """Recipes on the hub have them, since mergekit says nothing of them."""
+    slerp = {"merge_method": "slerp", "base_model": "a", "models": [{"model": "b"}]}
+    given = {"t": 0.5, "int8_mask": True}
+    made = {}
+    for name, more in {"plain": {}, "more": {"normalize": True, "embed_slerp": True}}.items():
+        recipe = {**slerp, "parameters": {**given, **more}}
+        (place / "c.yaml").write_text(yaml.safe_dump(recipe))
+        result = run("merge", "c.yaml", name)
+        assert result.exit_code == 0, result.output
+        said = "slerp has no embed_slerp, normalize" in " ".join(result.stdout.split())
+        assert said == (name == "more")
+        made[name] = tensors(place / name)
+    assert all((made["plain"][key] == made["more"][key]).all() for key in made["plain"])
+    recipe["parameters"]["normalise"] = True
+    (place / "c.yaml").write_text(yaml.safe_dump(recipe))
+    error, *_ = fails("merge", "c.yaml", "wrong")
+    assert "slerp has no parameter 'normalise'" in error
+
+
+def test_a_filter_for_no_tensor_is_remarked(place):
+    t = [{"filter": "mlp", "value": 0}, {"filter": "atn", "value": 1}, {"value": 0.5}]
+    slerp = {"merge_method": "slerp", "base_model": "a", "models": [{"model": "b"}]}
+    (place / "c.yaml").write_text(yaml.safe_dump({**slerp, "parameters": {"t": t}}))
+    said = " ".join(run("merge", "c.yaml", "out").stdout.split())
+    assert "no tensor's name has 'atn'" in said
+    assert "has 'mlp'" not in said
