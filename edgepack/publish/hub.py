@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from edgepack.core.tables import format_size
 from edgepack.core.untrusted import quote, shorten
 from edgepack.errors import EdgepackError, ExportError, RecipeError
 from edgepack.publish.folder import Upload
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 REPO = re.compile(r"(?:\w[\w.-]{0,95}/)?\w[\w.-]{0,95}", re.ASCII)
 BRANCH = re.compile(r"\w[\w./-]{0,199}", re.ASCII)
 MAIN = "main"
+ALONE = 10_000_000
+"""Bytes from which on a file is sent alone."""
 CARD = "README.md"
 """Warnings that name it are the hub's about the card; others are of libraries about themselves."""
 LOGIN = "hf auth login stores one, or set HF_TOKEN; https://huggingface.co/settings/tokens makes it"
@@ -82,9 +85,9 @@ def send(
             api.create_branch(repo, branch=str(revision), exist_ok=True)
         with warnings.catch_warnings(record=True) as noted:
             warnings.simplefilter("always")
-            commit = api.create_commit(
-                repo, _operations(upload), commit_message=message, revision=revision
-            )
+            files = _operations(upload)
+            _send_large(api, repo, files, revision, tell)
+            commit = api.create_commit(repo, files, commit_message=message, revision=revision)
         for said in (" ".join(str(one.message).split()) for one in noted):
             if CARD in said:
                 tell(f"the hub: {shorten(said, 200)}")
@@ -97,6 +100,17 @@ def _operations(upload: Upload) -> list[Any]:
     files = {name: str(upload.folder / name) for name in upload.files}
     contents: dict[str, Any] = {**files, **upload.made}
     return [CommitOperationAdd(name, content) for name, content in sorted(contents.items())]
+
+
+def _send_large(
+    api: HfApi, repo: str, files: list[Any], revision: str | None, tell: Callable[[str], None]
+) -> None:
+    """One after the other, in this thread: of several in threads, Ctrl-C would wait for the end."""
+    large = [file for file in files if file.upload_info.size >= ALONE]
+    for number, file in enumerate(large, 1):
+        size = format_size(file.upload_info.size)
+        tell(f"{number} of {len(large)}: {file.path_in_repo}, {size}")
+        api.preupload_lfs_files(repo, [file], revision=revision, free_memory=False)
 
 
 def _check_visibility(api: HfApi, repo: str, public: bool, tell: Callable[[str], None]) -> None:

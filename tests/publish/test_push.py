@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -130,6 +131,37 @@ def test_killed_in_the_middle_it_goes_on(out, hub):
     assert result.exit_code == 0, result.output
     assert len(first) == large
     assert hub.uploads[large:] == [first[1]]
+    assert hub.files("ann/tiny") == on_disk(out)
+
+
+def test_large_files_are_sent_one_after_the_other_and_ctrl_c_does_not_wait(out, hub, monkeypatch):
+    hub.stall = 2
+    code = (
+        "from edgepack import cli; from edgepack.publish import hub; hub.ALONE = 20_000; cli.main()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, "push", str(out), "ann/tiny"],
+        cwd=ROOT,
+        env={**os.environ, **hub.environment},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:
+        assert hub.stalled.wait(60)
+        assert len(hub.uploads) == 2
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+        said = process.stderr.read()
+    assert not hub.over.is_set()
+    assert "interrupted: run again to resume" in said
+    large = sum(len(data) >= 20_000 for data in on_disk(out).values())
+    assert f"2 of {large}: model-00002" in said
+    hub.stall = None
+    monkeypatch.setattr("edgepack.publish.hub.ALONE", 20_000)
+    assert run("push", "out", "ann/tiny").exit_code == 0
+    assert hub.uploads[2] == hub.uploads[1]
+    assert len(set(hub.uploads)) == len(hub.uploads) - 1
     assert hub.files("ann/tiny") == on_disk(out)
 
 
