@@ -110,7 +110,7 @@ def least(program: Path, model: Path, threads: int) -> int:
     """The smallest `memory` that is not refused, in bytes."""
     refusal = native(program, model, threads, {"memory": 1})
     assert isinstance(refusal, str)
-    return int(refusal.split()[-2]) * 1_000_000
+    return (int(refusal.split()[-2]) + 1) * 1_000_000  # it is rounded there
 
 
 def measured(model: Path, rounds: int, threads: int) -> dict[str, list[Found]]:
