@@ -18,38 +18,39 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import math
-import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 import edgepack
-from benchmarks.finetune_quality import MAX_TOKENS, is_valid, prompt_of, rows
+from benchmarks._merge_tables import differences, mean, table, validation
+from benchmarks._merge_tasks import (
+    COLA,
+    LENGTH,
+    PARTS,
+    SQL,
+    Task,
+    cola_task,
+    losses,
+    sql_task,
+    tested,
+)
 from benchmarks.same_type import MODEL, RESULTS
 from edgepack.checkpoint import open_checkpoint
-from edgepack.finetune.examples import IGNORED, Example, read_examples
-from edgepack.runtimes.models import Model, Streamed
+from edgepack.runtimes.models import Streamed
 
 PAGE, KEPT = RESULTS / "merge_skills.md", RESULTS / "merge_skills.json"
-SQL, COLA = "sql", "cola"
-LABELS = {"0": "unacceptable", "1": "acceptable"}
-QUESTION = "Is this sentence acceptable English? Answer acceptable or unacceptable.\n{}"
-LENGTH = 512
 TRAINED = {"--rank": "8", "--batch-size": "8", "--learning-rate": "1e-3", "--replay": "0"}
 SETTINGS = ("arithmetic=bfloat16", "held_out=0", "lora_alpha=16")
 F16 = {"format": "f16", "rank": 0, "embeddings": "f16"}
 Q4 = {"format": "q4_0", "rank": 0, "damping": [0.03]}
 CALIBRATE = {"tokens": 2048, "objective": "guided", "sequence_length": 256}
-
-Row = dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -93,89 +94,6 @@ def grid() -> dict[str, list[Setting]]:
             for metric, step in (("guided", 1.0), ("guided", 1.5), ("model", 1.0))
         ],
     }
-
-
-class Task:
-    """Rows of a task: train, valid, test; files of them that edgepack reads."""
-
-    def __init__(self, name: str, parts: Mapping[str, list[Row]], folder: Path) -> None:
-        self.name, self.parts = name, parts
-        self.files = {part: folder / f"{name}-{part}.jsonl" for part in parts}
-        for part, found in parts.items():
-            self.files[part].write_text("\n".join(map(json.dumps, found)), encoding="utf-8")
-        checkpoint = open_checkpoint(MODEL)
-        self.tokenizer = checkpoint.tokenizer
-        self.examples = {
-            part: read_examples(self.files[part], checkpoint, LENGTH).examples
-            for part in ("valid", "test")
-        }
-
-    def worth(self, answer: str, row: Row) -> dict[str, float]:
-        """Whether an answer has the form that was asked for, and whether it is right."""
-        form = is_valid(answer, row["prompt"]) if self.name == SQL else answer in LABELS.values()
-        return {"valid": float(form), "right": float(answer == row["completion"])}
-
-
-def sql_task(data: Path, options: Options) -> Task:
-    """WikiSQL."""
-    folder, counts = data / "finetune" / "wikisql", asdict(options)
-    return Task(
-        SQL,
-        {part: rows(folder / f"{part}.jsonl", counts[part]) for part in ("train", "valid", "test")},
-        options.work,
-    )
-
-
-def cola_task(data: Path, options: Options) -> Task:
-    """CoLA with as many rows of either label; validation and test are parts of its dev set."""
-    folder = data / "finetune" / "cola"
-    train = _balanced(folder / "in_domain_train.tsv", options.train)
-    dev = _balanced(folder / "in_domain_dev.tsv", options.valid + options.test)
-    parts = {"train": train, "valid": dev[: options.valid], "test": dev[options.valid :]}
-    return Task(COLA, parts, options.work)
-
-
-def _balanced(path: Path, count: int) -> list[Row]:
-    """Rows with both labels in turn, in a fixed random order."""
-    found: dict[str, list[Row]] = {label: [] for label in LABELS}
-    for line in path.read_text("utf-8").split("\n"):
-        if line:
-            _, label, _, sentence = line.split("\t")
-            row = {"prompt": QUESTION.format(sentence), "completion": LABELS[label]}
-            found[label].append(row)
-    for each in found.values():
-        random.Random(0).shuffle(each)
-    return [row for pair in zip(*found.values(), strict=False) for row in pair][:count]
-
-
-def losses(runtime: Any, examples: Sequence[Example]) -> list[float]:
-    """Nats a token of every answer."""
-    found = []
-    for example in examples:
-        logits = torch.as_tensor(runtime.logits(example.ids.tolist()))
-        places = example.labels != IGNORED
-        nats = torch.nn.functional.cross_entropy(logits[places], example.labels[places])
-        found.append(float(nats))
-    return found
-
-
-def tested(file: Path, factors: Path | None, tasks: Sequence[Task]) -> dict[str, dict[str, Any]]:
-    """A packed model on the test rows of all tasks, in llama.cpp."""
-    found: dict[str, dict[str, Any]] = {}
-    with Model(file.parent.name, file, factors).open(1024) as runtime:
-        for task in tasks:
-            examples = task.examples["test"]
-            worths = []
-            for example, row in zip(examples, task.parts["test"], strict=True):
-                ids = list(runtime.generate(prompt_of(example), MAX_TOKENS))
-                text = task.tokenizer.decode(ids, skip_special_tokens=True).strip()
-                worths.append(task.worth(text, row))
-            found[task.name] = {
-                "losses": losses(runtime, examples),
-                "valid": [worth["valid"] for worth in worths],
-                "right": [worth["right"] for worth in worths],
-            }
-    return found
 
 
 def fine_tune(base: Path, task: Task) -> str:
@@ -273,19 +191,6 @@ class Merges:
 OUT = {"out_dtype": "float16"}
 
 
-def mean(values: Sequence[float]) -> float:
-    """Their mean."""
-    return sum(values) / len(values)
-
-
-def error(values: Sequence[float]) -> float:
-    """The standard error of the mean."""
-    if len(values) < 2:
-        return math.nan
-    middle = mean(values)
-    return math.sqrt(sum((v - middle) ** 2 for v in values) / (len(values) - 1) / len(values))
-
-
 def chosen(merges: Merges, settings: Sequence[Setting], own: Mapping[str, float]) -> dict[str, Any]:
     """The setting with the least sum of relative validation losses, and that of every other."""
     found = []
@@ -298,60 +203,6 @@ def chosen(merges: Merges, settings: Sequence[Setting], own: Mapping[str, float]
     return {**min(found, key=lambda one: one["score"]), "tried": found}
 
 
-def table(results: Mapping[str, Any]) -> Iterator[str]:
-    """Both tasks, uncompressed and compressed."""
-    yield "| | settings | form | MB | SQL loss | valid | exact | CoLA loss | valid | right |"
-    yield "|---|---|---|---:|---:|---:|---:|---:|---:|---:|"
-    for name, about in results["models"].items():
-        for form, found in about["forms"].items():
-            cells = []
-            for task in (SQL, COLA):
-                one = found["tasks"][task]
-                cells.append(f"{mean(one['losses']):.3f} ± {error(one['losses']):.3f}")
-                cells += [
-                    f"{mean(one[key]):.0%} ± {100 * error(one[key]):.0f}"
-                    for key in ("valid", "right")
-                ]
-            size = f"{found['bytes'] / 1e6:.0f}"
-            yield "| " + " | ".join([name, about["setting"], form, size, *cells]) + " |"
-
-
-def differences(results: Mapping[str, Any]) -> Iterator[str]:
-    """The loss of fisher less that of every other merge, paired by row."""
-    models = results["models"]
-    if "fisher" not in models:
-        return
-    yield ""
-    yield "Loss of fisher less that of another merge on the same test rows (below 0: it is better):"
-    yield ""
-    yield "| | form | SQL | CoLA |"
-    yield "|---|---|---:|---:|"
-    for name in (name for name in models if name in grid() and name != "fisher"):
-        for form in models[name]["forms"]:
-            cells = []
-            for task in (SQL, COLA):
-                pairs = zip(
-                    *(models[m]["forms"][form]["tasks"][task]["losses"] for m in ("fisher", name)),
-                    strict=True,
-                )
-                gaps = [ours - theirs for ours, theirs in pairs]
-                cells.append(f"{mean(gaps):+.3f} ± {error(gaps):.3f}")
-            yield f"| {name} | {form} | " + " | ".join(cells) + " |"
-
-
-def validation(results: Mapping[str, Any]) -> Iterator[str]:
-    """Every setting that was tried."""
-    yield ""
-    yield "Validation, mean of both losses relative to those of the task's own fine-tune:"
-    yield ""
-    yield "| | settings | score | SQL loss | CoLA loss |"
-    yield "|---|---|---:|---:|---:|"
-    for name, about in results["models"].items():
-        for one in about.get("tried", ()):
-            numbers = f"{one['score']:.3f} | {one[SQL]:.3f} | {one[COLA]:.3f}"
-            yield f"| {name} | {one['setting']} | {numbers} |"
-
-
 def run(data: Path, options: Options) -> dict[str, Any]:
     """All of it."""
     options.work.mkdir(parents=True, exist_ok=True)
@@ -361,7 +212,8 @@ def run(data: Path, options: Options) -> dict[str, Any]:
         recipe = {"model": MODEL, "compress": F16, "export": {"measure": {"tokens": 0}}}
         path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
         edgepack.build(path, "gguf", out=base)
-    tasks = [sql_task(data, options), cola_task(data, options)]
+    counts = {part: getattr(options, part) for part in PARTS}
+    tasks = [make(data, counts, options.work) for make in (sql_task, cola_task)]
     merges = Merges({task.name: fine_tune(base, task) for task in tasks}, tasks, options)
     own = {name: merges.valid(merges.alone(name), name)[name] for name in (SQL, COLA)}
     models: dict[str, Any] = {}
@@ -377,7 +229,7 @@ def run(data: Path, options: Options) -> dict[str, Any]:
             one.pop("section", None)
         about["forms"] = {form: merges.packed(section, form, name) for form in ("f16", "q4_0")}
         print(f"{name} is tested", flush=True)
-    return {"rows": {k: getattr(options, k) for k in ("train", "valid", "test")}, "models": models}
+    return {"rows": counts, "models": models}
 
 
 def main() -> None:
