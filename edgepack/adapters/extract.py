@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 
-from edgepack.adapters import gguf, peft
+from edgepack.adapters import gguf
 from edgepack.adapters.adapter import Lora
 from edgepack.adapters.difference import Choice, factor
 from edgepack.adapters.gguf import TYPES, Dtype
 from edgepack.checkpoint import Checkpoint
+from edgepack.checkpoint.peft import CONFIG, WEIGHTS
 from edgepack.core.artifact import digest
 from edgepack.core.progress import Progress, Steps
 from edgepack.core.tables import markdown
@@ -172,7 +173,7 @@ def write(folder: Path, found: Extracted, base: Checkpoint, dtype: Dtype = "f16"
         return loras[name].lora_A, loras[name].lora_B
 
     write_pairs(folder, loras, pair, base=found.base, dtype=TYPES[dtype])
-    names = [peft.CONFIG, peft.WEIGHTS]
+    names = [CONFIG, WEIGHTS]
     if base.architecture.gguf:
         gguf.write(folder / FILE, loras, base, {}, dtype)
         names.append(FILE)

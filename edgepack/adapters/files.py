@@ -17,6 +17,7 @@ from edgepack.adapters import gguf, onnx, peft
 from edgepack.adapters.adapter import Adapter, BaseId, Lora
 from edgepack.adapters.base import GGUF, ONNX, PackedBase
 from edgepack.adapters.gguf import TYPES, Dtype
+from edgepack.checkpoint.peft import CONFIG, WEIGHTS
 from edgepack.core.adapters import (
     ABOUT,
     FILE,
@@ -101,7 +102,7 @@ def read(path: Path, base: PackedBase) -> Adapter:
         about = {**described.about, "mode": described.mode, "lora_alpha": described.lora_alpha}
         path = path / (FILE if FILE in described.files else PEFT)
     metadata: Mapping[str, object]
-    if (path / peft.CONFIG).is_file():
+    if (path / CONFIG).is_file():
         weights, metadata = peft.read(path, base.matrices)
     elif path.is_file() and base.target == GGUF:
         weights, metadata = gguf.read(path, base.checkpoint)
@@ -144,7 +145,7 @@ def _write_peft(
         name=marks[NAME], digest=marks[DIGEST][:12], ranks=", ".join(map(str, ranks))
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
-    names = (peft.CONFIG, peft.WEIGHTS, "README.md")
+    names = (CONFIG, WEIGHTS, "README.md")
     return {f"{folder.name}/{name}": folder / name for name in names}
 
 

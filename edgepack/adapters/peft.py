@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from edgepack.adapters.adapter import Lora
-from edgepack.core.untrusted import Untrusted, quote, read_json, shorten, validate
+from edgepack.checkpoint.peft import CONFIG, PREFIX, WEIGHTS, PeftConfig
+from edgepack.core.untrusted import quote, read_json, shorten, validate
 from edgepack.errors import EdgepackError
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-PREFIX = "base_model.model."
 PARTS = {".lora_A.weight": "lora_A", ".lora_B.weight": "lora_B"}
 UNREADABLE = {
     "embed_tokens.": "changes embeddings",
@@ -34,24 +30,13 @@ PLAIN = (
     "train a plain LoRA of the linear layers, or merge this one into the model before packing it"
 )
 
-_Number = Annotated[float, Field(gt=0, le=1e9)]
-_Rank = Annotated[int, Field(ge=1, le=1 << 20)]
-_Patterns = Annotated[dict[str, _Number], Field(max_length=100_000)]
 
-
-class Config(Untrusted):
+class Config(PeftConfig):
     """The fields of adapter_config.json that are read."""
 
-    peft_type: str
-    r: _Rank
-    lora_alpha: _Number = 8
-    alpha_pattern: _Patterns | None = None
-    use_rslora: bool | None = False
-    use_dora: bool | None = False
     bias: str | None = "none"
     modules_to_save: list[str] | None = None
     init_lora_weights: Any = True
-    layer_replication: Any = None
     target_parameters: list[str] | None = None
 
     def unreadable(self) -> str | None:
@@ -73,12 +58,6 @@ class Config(Untrusted):
             ),
         }
         return next((what for what, holds in found.items() if holds), None)
-
-    def scale(self, module: str, rank: int) -> float:
-        """PEFT's scale of a module: alpha / rank, or alpha / √rank with rslora."""
-        key = _matching(self.alpha_pattern or {}, module)
-        alpha = self.lora_alpha if key is None else (self.alpha_pattern or {})[key]
-        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
 
 def read(
@@ -166,36 +145,6 @@ def _place(key: str, place: str) -> tuple[str, str]:
     raise EdgepackError(
         f"{place}: it holds {shorten(key, 80)}, which is no LoRA pair of a linear layer", hint=PLAIN
     )
-
-
-def _matching(patterns: Iterable[str], module: str) -> str | None:
-    """The first pattern that PEFT would find for a module: a regular expression for the end of its
-    name, at a dot. Those that could take forever to match are refused."""
-    for pattern in patterns:
-        plain = pattern.replace("\\.", ".").removeprefix("^")
-        if re.fullmatch(r"[\w.-]*", plain):
-            ends = module == plain or (module.endswith("." + plain) and pattern[:1] != "^")
-            if ends:
-                return pattern
-            continue
-        if len(pattern) > 200 or re.search(r"\)[*+{?]", pattern) or _repeats(pattern) > 3:
-            raise EdgepackError(
-                f"{CONFIG}: alpha_pattern {quote(pattern)} is too complicated",
-                hint="name the modules instead",
-            )
-        try:
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                return pattern
-        except (re.error, OverflowError):
-            raise EdgepackError(
-                f"{CONFIG}: alpha_pattern {quote(pattern)} is no regular expression",
-                hint="name the modules instead",
-            ) from None
-    return None
-
-
-def _repeats(pattern: str) -> int:
-    return len(re.findall(r"[*+{]", pattern))
 
 
 def _foreign(message: str) -> EdgepackError:

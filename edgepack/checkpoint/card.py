@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import yaml
 
 MAX_CARD = 256 << 10
 """Largest README.md that is read; the longest of the Hub's popular models has a tenth of it."""
@@ -45,6 +46,12 @@ def licence(folder: Path) -> str | None:
     if found == "other":
         found = card.get("license_name") or found
     return ", ".join(found) if isinstance(found, list) else found
+
+
+def with_header(header: Mapping[str, Any], text: str) -> str:
+    """A card: entries as the hub reads them, then its text."""
+    lines = yaml.safe_dump(dict(header), sort_keys=False, allow_unicode=True)
+    return f"---\n{lines}---\n\n{text}"
 
 
 def _apply(card: dict[str, Any], name: Path, numel: int) -> gguf.Metadata | None:

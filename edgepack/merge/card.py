@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-import yaml
-
 from edgepack.checkpoint import card
 from edgepack.merge.inputs import Input
 from edgepack.merge.methods.base import Method
@@ -15,7 +13,7 @@ from edgepack.recipe.references import Reference
 
 TAGS = ("merge", "mergekit", "edgepack")
 """`mergekit` is what the hub's users look for merges by, and the recipe is in its schema."""
-TEXT = """
+TEXT = """\
 # {title}
 
 A merge of {count} by the method {method} ({meaning}), made with
@@ -62,7 +60,7 @@ def render(
         licences=remark,
         recipe=recipe,
     )
-    return f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---\n{text}"
+    return card.with_header(header, text)
 
 
 def _licence(model: Input) -> str | None:

@@ -24,12 +24,12 @@ from edgepack.checkpoint._layout import TensorInfo
 from edgepack.checkpoint.digests import combine
 from edgepack.checkpoint.folder import CONFIG
 from edgepack.checkpoint.gguf_file import GgufCheckpoint
+from edgepack.checkpoint.peft import CONFIG as ADAPTER
 from edgepack.checkpoint.source_files import SourceFiles
 from edgepack.core import plugins
 from edgepack.core.untrusted import shorten
 from edgepack.errors import CheckpointError
 from edgepack.merge.by_name import ByName
-from edgepack.merge.lora import CONFIG as ADAPTER
 from edgepack.merge.lora import LoraAdapter, is_adapter
 from edgepack.recipe.references import Reference
 

@@ -8,24 +8,20 @@ are stricter: they change linear layers only.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
 
-from pydantic import Field
 from torch import Tensor
 
 from edgepack.checkpoint.digests import combine
+from edgepack.checkpoint.peft import CONFIG, PREFIX, WEIGHTS, PeftConfig
 from edgepack.checkpoint.shards import READABLE, Place, header
 from edgepack.checkpoint.source_files import SourceFiles
-from edgepack.core.untrusted import Untrusted, quote, shorten, validate
+from edgepack.core.untrusted import quote, shorten, validate
 from edgepack.errors import CheckpointError
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-PREFIX = "base_model.model."
 PAIRS = {
     "lora_A.weight": "A",
     "lora_B.weight": "B",
@@ -37,20 +33,11 @@ PAIRS = {
 """End of a tensor's name → what it is of the pair."""
 PLAIN = "merge the adapter with PEFT (merge_and_unload), and name the folder that it writes"
 
-_Number = Annotated[float, Field(gt=0, le=1e9)]
 
-
-class _Config(Untrusted):
+class _Config(PeftConfig):
     """The fields of adapter_config.json that are read."""
 
-    peft_type: str
-    r: Annotated[int, Field(ge=1, le=1 << 20)] = 8
-    lora_alpha: _Number = 8
-    alpha_pattern: Annotated[dict[str, _Number], Field(max_length=100_000)] | None = None
-    use_rslora: bool | None = False
-    use_dora: bool | None = False
     fan_in_fan_out: bool | None = False
-    layer_replication: Any = None
 
 
 @dataclass(frozen=True)
@@ -131,10 +118,8 @@ class LoraAdapter:
                 hint="the adapter is incomplete: fetch it again",
             )
         A, B = (parts[key] for key in keys)
-        rank = A.shape[0]
         config = self._config
-        alpha = _of_pattern(config.alpha_pattern or {}, module, config.lora_alpha)
-        scale = alpha / (math.sqrt(rank) if config.use_rslora else rank)
+        scale = config.scale(module, A.shape[0])
         return _Pair(A, B, scale, embedding or bool(config.fan_in_fan_out))
 
     def check(self, shapes: Mapping[str, tuple[int, ...]], model: str) -> None:
@@ -192,19 +177,6 @@ def _shape(change: _Pair | Place) -> tuple[int, ...]:
         return (0,)
     shape = (change.B.shape[0], change.A.shape[1])
     return shape[::-1] if change.transposed else shape
-
-
-def _of_pattern(patterns: Mapping[str, float], module: str, default: float) -> float:
-    """The alpha of a module, whose name PEFT matches from a dot to its end."""
-    for pattern, alpha in patterns.items():
-        plain = pattern.replace("\\.", ".").removeprefix("^")
-        if not re.fullmatch(r"[\w.-]*", plain):
-            raise CheckpointError(
-                f"{CONFIG}: alpha_pattern {quote(pattern)} is no name of a module", hint=PLAIN
-            )
-        if module == plain or (module.endswith("." + plain) and pattern[:1] != "^"):
-            return alpha
-    return default
 
 
 def is_adapter(folder: Path) -> bool:

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from edgepack.checkpoint.card import with_header
 from edgepack.checkpoint.gguf_header import GgufHeader
 from edgepack.checkpoint.hub import ID
 
@@ -36,7 +35,7 @@ def make(folder: Path, about: Mapping[str, Any]) -> str:
     report = folder / REPORT
     listed = REPORT in about["files"]
     text = report.read_text(encoding="utf-8") if listed else f"# {folder.resolve().name}\n"
-    return _with_header(header, text)
+    return with_header(header, text)
 
 
 def _adapter(title: str, about: Mapping[str, Any]) -> str:
@@ -46,12 +45,7 @@ def _adapter(title: str, about: Mapping[str, Any]) -> str:
         header |= {"base_model": base.partition("@")[0], "base_model_relation": "adapter"}
     header |= {"pipeline_tag": "text-generation", "tags": ["edgepack", "lora"]}
     text = ADAPTER_USE.format(title=title, base=f"`{base}`", version=about["edgepack"])
-    return _with_header(header, text)
-
-
-def _with_header(header: Mapping[str, Any], text: str) -> str:
-    lines = yaml.safe_dump(dict(header), sort_keys=False, allow_unicode=True)
-    return f"---\n{lines}---\n\n{text}"
+    return with_header(header, text)
 
 
 def _on_hub(model: Mapping[str, Any]) -> list[str]:

@@ -18,16 +18,7 @@ from edgepack.merge.inputs import open_input
 from edgepack.merge.of_recipe import check_merge
 from edgepack.recipe.merging import Merge
 from edgepack.recipe.references import Reference
-from tests.support.tiny import CHAT, make_model, make_tokenizer, write_gguf
-
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 10000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
+from tests.support.tiny import CHAT, LLAMA3, make_model, make_tokenizer, write_gguf
 
 
 @pytest.fixture

@@ -7,18 +7,10 @@ from edgepack.checkpoint import open_checkpoint
 from edgepack.core import plugins
 from edgepack.model.block import KeyValueCache, attention
 from edgepack.model.decoder import Decoder
-from tests.support.tiny import make_model
+from tests.support.tiny import LLAMA3, make_model
 
 TOLERANCE = 1e-4  # logits are of order 1 to 10; float32 sums in another order differ by 1e-6
 LENGTH = 48
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 10000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
 VARIANTS = {
     "untied": ("llama", {"tied": False}),
     "multi-head": ("llama", {"kv_heads": 4}),

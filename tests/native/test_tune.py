@@ -15,19 +15,13 @@ from edgepack.core.disk import sha256
 from edgepack.runtimes.base import LIKELIEST
 from edgepack.runtimes.chat import text
 from edgepack.runtimes.models import Model
+from tests.support import tiny
 from tests.support.bases import packed_base
 from tests.support.native import host_program, running
 from tests.support.tuner import Tuning, difference
 
 REPLAY = [[(7 * i * j + 3) % 300 for i in range(10 + j)] for j in range(1, 4)]
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 10000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
+LLAMA3 = tiny.LLAMA3 | {"original_max_position_embeddings": 8192}
 CASES = {
     "llama": {"family": "llama", "form": "q4_0"},
     "llama 3": {

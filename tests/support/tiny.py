@@ -17,6 +17,15 @@ FAMILIES = [f for f in plugins.names("architectures") if plugins.find("architect
 """Those that can be packed; the others can be sliced."""
 LAYER_NORM = [f for f in plugins.names("architectures") if f not in FAMILIES]
 
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+"""Llama 3's rotary scaling, for contexts as short as those of tests."""
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHAT = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
