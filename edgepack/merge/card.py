@@ -13,6 +13,7 @@ from edgepack.recipe.references import Reference
 
 TAGS = ("merge", "mergekit", "edgepack")
 """`mergekit` is what the hub's users look for merges by, and the recipe is in its schema."""
+LICENCE = ("license", "license_name", "license_link")
 TEXT = """\
 # {title}
 
@@ -38,7 +39,7 @@ def entries(title: str, inputs: Sequence[Input], base: Reference | None) -> dict
     if hub:
         found |= {"base_model": list(dict.fromkeys(hub)), "base_model_relation": "merge"}
     if len(licences) == 1 and None not in licences:
-        found["license"] = licences.pop()
+        found |= _licence_entries(inputs[0])
     return found | {"pipeline_tag": "text-generation", "tags": list(TAGS)}
 
 
@@ -65,10 +66,13 @@ def render(
 
 def _licence(model: Input) -> str | None:
     """What the model's own card says."""
-    if model.folder is None or not model.folder.is_dir():
-        return None
-    found = card.read(model.folder)[0].get("license")
-    return found if isinstance(found, str) else None
+    return card.licence(model.folder) if model.folder and model.folder.is_dir() else None
+
+
+def _licence_entries(model: Input) -> dict[str, Any]:
+    """The same as entries of a header; one that the hub has no name for is ``other``, and named."""
+    entries = card.read(model.folder)[0] if model.folder else {}
+    return {key: entries[key] for key in LICENCE if key in entries}
 
 
 def _is_on_hub(model: Input) -> bool:

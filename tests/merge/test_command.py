@@ -74,6 +74,23 @@ def test_the_card_has_what_the_hub_wants(place):
     assert "merge_method: linear" in text
 
 
+def test_licences_that_the_hub_has_no_name_for_stay_apart(place):
+    for name, own in (("a", "llama3"), ("b", "llama3"), ("c", "gemma")):
+        if name == "c":
+            make_model(place / name, seed=2)
+        (place / name / "README.md").write_text(f"---\nlicense: other\nlicense_name: {own}\n---\n")
+    run("merge", "c.yaml", "same")
+    header = yaml.safe_load((place / "same/README.md").read_text().split("---\n", 2)[1])
+    assert (header["license"], header["license_name"]) == ("other", "llama3")
+    models = [{"model": name, "parameters": {"weight": 1}} for name in "ac"]
+    (place / "c.yaml").write_text(yaml.safe_dump(LINEAR | {"models": models}))
+    run("merge", "c.yaml", "apart")
+    text = (place / "apart/README.md").read_text()
+    assert "license" not in yaml.safe_load(text.split("---\n", 2)[1])
+    assert "| c | gemma |" in text
+    assert "different licences" in text
+
+
 def test_the_recipe_beside_the_result_makes_it_again(place):
     run("merge", "c.yaml", "out")
     for name in ("mergekit_config.yml", "recipe.yaml"):
