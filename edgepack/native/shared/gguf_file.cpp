@@ -2,6 +2,7 @@
 
 #include <sys/stat.h>
 
+#include <cmath>
 #include <cstring>
 #include <fstream>
 #include <utility>
@@ -26,6 +27,23 @@ uint64_t file_bytes(const std::string &path, const std::string &what) {
     return static_cast<uint64_t>(about.st_size);
 }
 
+double element(gguf_type type, const void *data, size_t i) {
+    switch (type) {
+        case GGUF_TYPE_UINT8: return static_cast<const uint8_t *>(data)[i];
+        case GGUF_TYPE_INT8: return static_cast<const int8_t *>(data)[i];
+        case GGUF_TYPE_UINT16: return static_cast<const uint16_t *>(data)[i];
+        case GGUF_TYPE_INT16: return static_cast<const int16_t *>(data)[i];
+        case GGUF_TYPE_UINT32: return static_cast<const uint32_t *>(data)[i];
+        case GGUF_TYPE_INT32: return static_cast<const int32_t *>(data)[i];
+        case GGUF_TYPE_FLOAT32: return static_cast<const float *>(data)[i];
+        case GGUF_TYPE_UINT64: return static_cast<double>(static_cast<const uint64_t *>(data)[i]);
+        case GGUF_TYPE_INT64: return static_cast<double>(static_cast<const int64_t *>(data)[i]);
+        case GGUF_TYPE_FLOAT64: return static_cast<const double *>(data)[i];
+        case GGUF_TYPE_BOOL: return static_cast<const int8_t *>(data)[i] != 0;
+        default: return NAN;
+    }
+}
+
 }  // namespace
 
 GgufFile::GgufFile(const std::string &path, std::string what)
@@ -39,7 +57,7 @@ GgufFile::GgufFile(const std::string &path, std::string what)
 }
 
 void GgufFile::read_tensors(ggml_context *shapes) {
-    const uint64_t start = gguf_get_data_offset(header_.get());
+    const uint64_t start = data_offset();
     for (int64_t i = 0; i < gguf_get_n_tensors(header_.get()); ++i) {
         const std::string name = gguf_get_tensor_name(header_.get(), i);
         const ggml_tensor *tensor = ggml_get_tensor(shapes, name.c_str());
@@ -52,7 +70,7 @@ void GgufFile::read_tensors(ggml_context *shapes) {
                           COPY_AGAIN);
         std::vector<int64_t> shape(tensor->ne, tensor->ne + ggml_n_dims(tensor));
         tensors_[name] = {tensor->type, std::move(shape),
-                          static_cast<uint64_t>(ggml_nelements(tensor))};
+                          static_cast<uint64_t>(ggml_nelements(tensor)), start + offset};
     }
 }
 
@@ -133,6 +151,14 @@ std::vector<int64_t> GgufFile::integers(const std::string &key) const {
         return {values, values + length(key)};
     }
     return {};
+}
+
+std::vector<double> GgufFile::numbers(const std::string &key) const {
+    std::vector<double> found;
+    if (!has(key) || !is_list(key) || type(key) == GGUF_TYPE_STRING) return found;
+    const void *data = gguf_get_arr_data(header_.get(), find(key));
+    for (size_t i = 0; i < length(key); ++i) found.push_back(element(type(key), data, i));
+    return found;
 }
 
 int64_t GgufFile::count(const std::string &key) const {

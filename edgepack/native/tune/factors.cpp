@@ -14,7 +14,7 @@ constexpr const char *ALPHA = "adapter.lora.alpha";
                   "these factors were made for another model");
 }
 
-Factor pair_of(const GgufFile &gguf, const std::string &weight, const Stored &W) {
+Factor pair_of(const WeightFile &gguf, const std::string &weight, const Stored &W) {
     const auto a = gguf.tensors.find(weight + ".lora_a"), b = gguf.tensors.find(weight + ".lora_b");
     if (a == gguf.tensors.end() || b == gguf.tensors.end()) refuse(weight);
     Factor found{a->second, b->second};
@@ -25,7 +25,7 @@ Factor pair_of(const GgufFile &gguf, const std::string &weight, const Stored &W)
         if (part->type != GGML_TYPE_F32 && !ggml_get_type_traits(part->type)->to_float)
             refuse(weight);
     // llama.cpp's rule: alpha / rank, or 1 where alpha is 0
-    const double alpha = gguf.metadata->number(ALPHA, 0);
+    const double alpha = number_of(*gguf.header, ALPHA, 0);
     if (alpha != 0) found.scale = static_cast<float>(alpha / found.rank());
     return found;
 }
@@ -33,8 +33,8 @@ Factor pair_of(const GgufFile &gguf, const std::string &weight, const Stored &W)
 }  // namespace
 
 Factors::Factors(const std::string &path, const Model &model) {
-    gguf_ = GgufFile::open(path, "the factors' file");
-    if (gguf_.metadata->text("general.architecture") != model.facts.architecture)
+    gguf_ = WeightFile::open(path, "the factors' file");
+    if (gguf_.header->architecture() != model.facts.architecture)
         throw Failure("the factors are of another family than the model",
                       "these factors were made for another model");
     layers_.resize(model.layers.size());
@@ -53,7 +53,7 @@ Factors::Factors(const std::string &path, const Model &model) {
     if (taken != gguf_.tensors.size())
         throw Failure("the factors belong to weights that the model does not have",
                       "these factors were made for another model");
-    gguf_.metadata.reset();
+    gguf_.header.reset();
 }
 
 const Factor *Factors::find(int64_t layer, Role role) const {

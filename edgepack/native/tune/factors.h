@@ -36,7 +36,7 @@ class Factors {
     bool any() const { return gguf_.file != nullptr; }
 
   private:
-    GgufFile gguf_;
+    WeightFile gguf_;
     std::vector<std::array<std::optional<Factor>, ROLES>> layers_;
     std::optional<Factor> head_;
 };

@@ -72,11 +72,11 @@ const Family &family_of(const std::string &architecture) {
 
 class Reader {
   public:
-    Reader(const Metadata &metadata, const std::string &prefix)
-        : metadata_(metadata), prefix_(prefix + ".") {}
+    Reader(const GgufFile &header, const std::string &prefix)
+        : header_(header), prefix_(prefix + ".") {}
 
     double number(const char *key, double otherwise) const {
-        return metadata_.number(prefix_ + key, otherwise);
+        return number_of(header_, prefix_ + key, otherwise);
     }
 
     // A dimension; it must be there unless there is another value for it.
@@ -87,7 +87,7 @@ class Reader {
         return static_cast<int64_t>(found);
     }
 
-    std::string text(const char *key) const { return metadata_.text(prefix_ + key); }
+    std::string text(const char *key) const { return header_.text(prefix_ + key).value_or(""); }
 
     void refuse_what_is_not_computed() const {
         for (const char *key : NEUTRAL) {
@@ -97,7 +97,7 @@ class Reader {
         for (const char *key : NONE)
             if (number(key, 0) != 0) refuse(key);
         if (number("attention.causal", 1) != 1) refuse("attention.causal");
-        if (metadata_.number("split.count", 0) > 1)
+        if (number_of(header_, "split.count", 0) > 1)
             throw Failure("this is one part of a split model",
                           "join the parts with llama-gguf-split --merge");
     }
@@ -108,17 +108,17 @@ class Reader {
     }
 
   private:
-    const Metadata &metadata_;
+    const GgufFile &header_;
     const std::string prefix_;
 };
 
-Facts read_facts(const GgufFile &gguf) {
-    const Metadata &metadata = *gguf.metadata;
+Facts read_facts(const WeightFile &gguf) {
+    const GgufFile &header = *gguf.header;
     Facts facts;
-    facts.architecture = metadata.text("general.architecture");
-    facts.name = metadata.text("general.name");
+    facts.architecture = header.architecture();
+    facts.name = header.text("general.name").value_or("");
     facts.rope = family_of(facts.architecture).rope;
-    const Reader reader(metadata, facts.architecture);
+    const Reader reader(header, facts.architecture);
     reader.refuse_what_is_not_computed();
     facts.blocks = reader.size("block_count");
     facts.hidden = reader.size("embedding_length");
@@ -130,7 +130,7 @@ Facts read_facts(const GgufFile &gguf) {
         if (reader.size(key, facts.head) != facts.head) reader.refuse(key);
     if (facts.heads % facts.kv_heads || facts.head % 2)
         throw Failure("the model's heads cannot be grouped", AGAIN);
-    const size_t tokens = metadata.entries("tokenizer.ggml.tokens");
+    const uint64_t tokens = header.length("tokenizer.ggml.tokens");
     facts.vocab = tokens ? static_cast<int64_t>(tokens) : reader.size("vocab_size");
     facts.eps = static_cast<float>(reader.number("attention.layer_norm_rms_epsilon", 0));
     facts.rope_base = static_cast<float>(reader.number("rope.freq_base", 10000));
@@ -148,7 +148,7 @@ Facts read_facts(const GgufFile &gguf) {
 // Takes tensors of a file by name and shape; what is left over is no part of the family.
 class Taker {
   public:
-    explicit Taker(const GgufFile &gguf) : gguf_(gguf) {}
+    explicit Taker(const WeightFile &gguf) : gguf_(gguf) {}
 
     bool has(const std::string &name) const { return gguf_.tensors.count(name); }
 
@@ -182,7 +182,7 @@ class Taker {
     }
 
   private:
-    const GgufFile &gguf_;
+    const WeightFile &gguf_;
     std::set<std::string> taken_;
 };
 
@@ -206,9 +206,9 @@ Layer take_layer(Taker &take, const Facts &facts, int64_t index) {
 
 Model Model::open(const std::string &path) {
     Model model;
-    model.gguf = GgufFile::open(path, "the model");
+    model.gguf = WeightFile::open(path, "the model");
     model.facts = read_facts(model.gguf);
-    model.gguf.metadata.reset();
+    model.gguf.header.reset();
     const Facts &facts = model.facts;
     if (facts.blocks > static_cast<int64_t>(model.gguf.tensors.size()))
         throw Failure("the model lacks blocks that its metadata promises", AGAIN);

@@ -41,7 +41,7 @@ struct Layer {
 };
 
 struct Model {
-    GgufFile gguf;
+    WeightFile gguf;
     Facts facts;
     std::vector<Layer> layers;
     Stored embedding, head;  // head: the embedding, where they are tied

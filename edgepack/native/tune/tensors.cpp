@@ -35,100 +35,45 @@ void File::read(void *out, size_t size, uint64_t offset) const {
     }
 }
 
-bool Metadata::has(const std::string &key) const {
-    return gguf_find_key(header_.get(), key.c_str()) >= 0;
-}
-
-std::string Metadata::text(const std::string &key, const std::string &otherwise) const {
-    const int64_t id = gguf_find_key(header_.get(), key.c_str());
-    if (id < 0 || gguf_get_kv_type(header_.get(), id) != GGUF_TYPE_STRING) return otherwise;
-    return gguf_get_val_str(header_.get(), id);
-}
-
-namespace {
-
-double element(gguf_type type, const void *data, size_t i) {
-    switch (type) {
-        case GGUF_TYPE_UINT8: return static_cast<const uint8_t *>(data)[i];
-        case GGUF_TYPE_INT8: return static_cast<const int8_t *>(data)[i];
-        case GGUF_TYPE_UINT16: return static_cast<const uint16_t *>(data)[i];
-        case GGUF_TYPE_INT16: return static_cast<const int16_t *>(data)[i];
-        case GGUF_TYPE_UINT32: return static_cast<const uint32_t *>(data)[i];
-        case GGUF_TYPE_INT32: return static_cast<const int32_t *>(data)[i];
-        case GGUF_TYPE_FLOAT32: return static_cast<const float *>(data)[i];
-        case GGUF_TYPE_UINT64: return static_cast<double>(static_cast<const uint64_t *>(data)[i]);
-        case GGUF_TYPE_INT64: return static_cast<double>(static_cast<const int64_t *>(data)[i]);
-        case GGUF_TYPE_FLOAT64: return static_cast<const double *>(data)[i];
-        case GGUF_TYPE_BOOL: return static_cast<const int8_t *>(data)[i] != 0;
-        default: return NAN;
-    }
-}
-
-}  // namespace
-
-double Metadata::number(const std::string &key, double otherwise) const {
-    const gguf_context *header = header_.get();
-    const int64_t id = gguf_find_key(header, key.c_str());
-    if (id < 0) return otherwise;
-    double found = NAN;
-    bool alike = true;
-    if (gguf_get_kv_type(header, id) == GGUF_TYPE_ARRAY) {
-        const gguf_type type = gguf_get_arr_type(header, id);
-        const size_t count = gguf_get_arr_n(header, id);
-        if (type != GGUF_TYPE_STRING && count) {
-            const void *data = gguf_get_arr_data(header, id);
-            found = element(type, data, 0);
-            for (size_t i = 1; i < count; i++) alike &= element(type, data, i) == found;
-        }
-    } else if (gguf_get_kv_type(header, id) != GGUF_TYPE_STRING) {
-        found = element(gguf_get_kv_type(header, id), gguf_get_val_data(header, id), 0);
-    }
-    if (!alike) throw Failure("the model's blocks differ in " + shorten(key, 60),
-                              "only models whose blocks are alike can be trained here");
-    if (!std::isfinite(found)) throw Failure("the model's " + shorten(key, 60) + " is no number",
-                                             "convert it again");
-    return found;
-}
-
-size_t Metadata::entries(const std::string &key) const {
-    const int64_t id = gguf_find_key(header_.get(), key.c_str());
-    if (id < 0 || gguf_get_kv_type(header_.get(), id) != GGUF_TYPE_ARRAY) return 0;
-    return gguf_get_arr_n(header_.get(), id);
-}
-
-GgufFile GgufFile::open(const std::string &path, const std::string &what) {
-    GgufFile found;
+WeightFile WeightFile::open(const std::string &path, const std::string &what) {
+    WeightFile found;
     found.file = std::make_unique<File>(path, what);
-    ggml_context *shapes = nullptr;
-    gguf_context *header = gguf_init_from_file(path.c_str(), {/*no_alloc=*/true, &shapes});
-    if (!header) throw Failure(what + " is no GGUF file, or a damaged one", "get it again");
-    found.metadata = std::make_unique<Metadata>(header);
-    const std::unique_ptr<ggml_context, void (*)(ggml_context *)> freed(shapes, ggml_free);
-    found.data_offset = gguf_get_data_offset(header);
-    for (int64_t i = 0; i < gguf_get_n_tensors(header); i++) {
-        const std::string name = gguf_get_tensor_name(header, i);
-        const ggml_tensor *shape = ggml_get_tensor(shapes, name.c_str());
-        if (!shape || shape->ne[2] != 1 || shape->ne[3] != 1)
+    found.header = std::make_unique<GgufFile>(path, what);
+    found.data_offset = found.header->data_offset();
+    for (const auto &[name, tensor] : found.header->tensors()) {
+        const auto &shape = tensor.shape;
+        if (shape.size() > 2)
             throw Failure(what + " has a tensor with more than two dimensions",
                           "models of this kind cannot be trained here");
-        Stored tensor{shape->type, shape->ne[0], shape->ne[1],
-                      found.data_offset + gguf_get_tensor_offset(header, i)};
-        const uint64_t size = tensor.row_bytes() * tensor.rows;
-        if (tensor.offset > found.file->size() || size > found.file->size() - tensor.offset)
-            throw Failure(what + " is incomplete", "get it again");
-        found.tensors[name] = tensor;
+        found.tensors[name] = {tensor.type, shape[0], shape.size() > 1 ? shape[1] : 1,
+                               tensor.offset};
     }
     return found;
 }
 
-std::vector<float> GgufFile::values(const Stored &tensor) const {
+double number_of(const GgufFile &header, const std::string &key, double otherwise) {
+    if (!header.has(key)) return otherwise;
+    double found = header.number(key).value_or(NAN);
+    if (const std::vector<double> listed = header.numbers(key); !listed.empty()) {
+        found = listed[0];
+        for (const double other : listed)
+            if (other != found)
+                throw Failure(header.what() + " has blocks that differ in " + shorten(key, 60),
+                              "only models whose blocks are alike can be trained here");
+    }
+    if (!std::isfinite(found))
+        throw Failure(header.what() + " has no number as " + shorten(key, 60), "convert it again");
+    return found;
+}
+
+std::vector<float> WeightFile::values(const Stored &tensor) const {
     std::vector<float> found(tensor.columns * tensor.rows);
     std::vector<uint8_t> scratch;
     decode(*file, tensor, 0, tensor.rows, 0, tensor.columns, found.data(), tensor.columns, scratch);
     return found;
 }
 
-uint64_t GgufFile::fingerprint() const {
+uint64_t WeightFile::fingerprint() const {
     constexpr size_t SAMPLE = 4096, SAMPLES = 256;
     const uint64_t size = file->size(), rest = size - std::min(size, data_offset);
     uint64_t hash = hash_of(&size, sizeof(size));

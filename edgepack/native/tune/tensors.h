@@ -10,8 +10,8 @@
 #include <string>
 #include <vector>
 
+#include "../shared/gguf_file.h"
 #include "ggml.h"
-#include "gguf.h"
 
 namespace worker::tune {
 
@@ -43,32 +43,13 @@ struct Stored {
     size_t row_bytes() const { return ggml_row_size(type, columns); }
 };
 
-struct FreeGguf {
-    void operator()(gguf_context *header) const { gguf_free(header); }
-};
-
-// The metadata of a GGUF. Tokenizers are large: it is freed when the facts are read.
-class Metadata {
-  public:
-    explicit Metadata(gguf_context *header) : header_(header) {}
-
-    bool has(const std::string &key) const;
-    std::string text(const std::string &key, const std::string &otherwise = "") const;
-    // A number of any type; of a list that has one for each block the first, if all are alike.
-    double number(const std::string &key, double otherwise) const;
-    size_t entries(const std::string &key) const;  // of a list; 0 if there is none
-
-  private:
-    std::unique_ptr<gguf_context, FreeGguf> header_;
-};
-
-struct GgufFile {
+struct WeightFile {
     std::unique_ptr<File> file;
-    std::unique_ptr<Metadata> metadata;
+    std::unique_ptr<GgufFile> header;  // tokenizers are large: freed when the facts are read
     std::map<std::string, Stored> tensors;
     uint64_t data_offset = 0;
 
-    static GgufFile open(const std::string &path, const std::string &what);
+    static WeightFile open(const std::string &path, const std::string &what);
 
     // All of a tensor as float32.
     std::vector<float> values(const Stored &tensor) const;
@@ -76,6 +57,9 @@ struct GgufFile {
     // A number for the file: its header, its size, and samples of its values.
     uint64_t fingerprint() const;
 };
+
+// A number of the metadata; of a list that has one for each block the first, if all are alike.
+double number_of(const GgufFile &header, const std::string &key, double otherwise);
 
 // Rows `row` … `row + count − 1` of a tensor, of each `width` values from `column` on (whole blocks
 // of its type), as float32. `scratch` is used again by the next call.
