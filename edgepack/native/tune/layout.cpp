@@ -16,6 +16,9 @@ constexpr int64_t USUAL_POSITIONS = 256;  // more are hardly faster
 constexpr int64_t COPIES = 4;             // of every parameter: itself, two moments, its gradient
 // Code, stacks of threads and small objects that are used first in training.
 constexpr int64_t SLACK = 3 << 20;
+// A process holds a little more or less from one call to the next; a figure that a person is
+// told must still be enough when it comes back as the limit.
+constexpr int64_t DRIFT = 2 << 20;
 constexpr int64_t FLOAT = sizeof(float);
 
 // Pairs of a block's weights, all zero: only their sizes matter.
@@ -113,7 +116,7 @@ Layout choose_layout(Engine &engine, const Model &model, const Factors &factors,
         }
     }
     throw Failure(megabytes(*options.memory) + " are too few for examples of " +
-                      std::to_string(longest) + " tokens, which take " + megabytes(least),
+                      std::to_string(longest) + " tokens, which take " + megabytes(least + DRIFT),
                   "shorter examples, fewer target_modules or a smaller r need less");
 }
 
