@@ -345,4 +345,4 @@ def sweep_hessians(path) -> list[Tensor]:
 
 def test_a_head_without_a_norm_is_an_error():
     with pytest.raises(EdgepackError, match="no final norm"):
-        Head.from_vectors({}, torch.ones(2, 2), 1e-5, 2)
+        Head.from_vectors({}, torch.ones(2, 2), checkpoint.dimensions)
