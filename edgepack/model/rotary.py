@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -120,6 +121,16 @@ SCALINGS: Mapping[str, Scaling] = {
     "yarn": _yarn,
     "longrope": _longrope,
 }
+
+
+def reaching(d: Dimensions, context: int) -> Dimensions:
+    """The dimensions whose rotary positions hold for texts of up to `context` positions: beyond
+    LongRoPE's original context, other divisors take the place of the short ones. They then hold for
+    short texts too, as in llama.cpp; transformers chooses by the length of each text."""
+    scaling = d.rope_scaling or {}
+    if "long_factor" not in scaling or context <= scaling["original_max_position_embeddings"]:
+        return d
+    return replace(d, rope_scaling={**scaling, "short_factor": scaling["long_factor"]})
 
 
 def key(d: Dimensions) -> tuple[Any, ...]:
