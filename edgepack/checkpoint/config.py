@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import cache
 from pathlib import PurePosixPath
@@ -122,7 +123,7 @@ def read_dimensions(
         layer_types=types,
         kinds=kinds,
         **positions[FULL],
-        **_numbers(heard, architecture, where),
+        **_numbers(heard, architecture, head_dim, where),
     )
     if config.head_dim is None and config.hidden_size % heads:
         raise CheckpointError(
@@ -134,7 +135,9 @@ def read_dimensions(
     return config, dimensions
 
 
-def _numbers(content: Mapping[str, Any], family: Architecture, where: str) -> dict[str, Any]:
+def _numbers(
+    content: Mapping[str, Any], family: Architecture, head_dim: int, where: str
+) -> dict[str, Any]:
     """The family's factors and soft caps; null is none."""
     found = {ours: content.get(number.key) for ours, number in family.numbers.items()}
     read: dict[str, float] = {}
@@ -147,6 +150,8 @@ def _numbers(content: Mapping[str, Any], family: Architecture, where: str) -> di
                 f"{where}: {number.key} should be a positive number, not {quote(value)}", hint=HINT
             )
         read[ours] = number.read(value)
+    if "attention_scale" in read and math.isclose(read["attention_scale"], head_dim**-0.5):
+        del read["attention_scale"]
     return {ours: value for ours, value in read.items() if value != 1.0 or "cap" in ours}
 
 

@@ -137,7 +137,7 @@ def inside(stored: str, architecture: Architecture, *, wrapped: bool) -> str:
 def _parts(name: str, entry: Place, architecture: Architecture) -> dict[str, Place]:
     """The weights of a stored tensor: itself, or those whose rows it has."""
     inside_block = name.removeprefix(architecture.layers + ".").partition(".")[2]
-    roles = architecture.split.get(inside_block)
+    roles = architecture.stored.get(inside_block)
     if roles is None or entry.shape[0] % len(roles):
         return {name: entry}
     count, prefix = len(roles), name.removesuffix(inside_block)

@@ -28,7 +28,20 @@ LLAMA3 = {
 """Llama 3's rotary scaling, for contexts as short as those of tests."""
 OWN_CONFIG: dict[str, dict[str, object]] = {
     "smollm3": {"pad_token_id": 0},
-    "ministral3": {"head_dim": 16, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+    "ministral3": {
+        "head_dim": 16,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 1e4,
+            "factor": 4.0,
+            "original_max_position_embeddings": 32,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "llama_4_scaling_beta": 0.1,
+        },
+    },
     "granite": {
         "embedding_multiplier": 3.0,
         "logits_scaling": 2.0,
@@ -48,8 +61,8 @@ OWN_CONFIG: dict[str, dict[str, object]] = {
     },
     "ernie4_5": {"head_dim": 16},
     "olmo3": {"sliding_window": 24},
-    "gemma2": {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 24},
-    "gemma3_text": {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 24},
+    "gemma2": {"head_dim": 16, "sliding_window": 24},
+    "gemma3_text": {"head_dim": 16, "sliding_window": 24},
     "phi3": {"pad_token_id": 0},
 }
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -118,6 +131,8 @@ def make_model(
     tokenizer = make_tokenizer(vocab=vocab)
     if family == "qwen3" or "head_dim" in config or (head_dim is not None and family in FAMILIES):
         config["head_dim"] = head_dim or hidden // heads
+    if family.startswith("gemma"):  # as llama.cpp takes it
+        config.setdefault("query_pre_attn_scalar", config["head_dim"])
     if family == "opt":
         config["word_embed_proj_dim"] = hidden
     else:
