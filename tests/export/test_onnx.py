@@ -143,7 +143,7 @@ def test_codes_of_stock_types_are_those_of_the_gguf(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["llama", "qwen3", "opt", "phi"])
+@pytest.mark.parametrize("family", [*FAMILIES, *LAYER_NORM])
 def test_rows_padded_on_the_left_are_as_if_alone(family, tmp_path):
     make_model(tmp_path / "model", family, tied=False, dtype=torch.float16)
     checkpoint = open_checkpoint(str(tmp_path / "model"))

@@ -26,6 +26,18 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 """Llama 3's rotary scaling, for contexts as short as those of tests."""
+TEMPERED = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "beta_fast": 4.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}
+"""Ministral 3's: queries grow from the 16th position on."""
 OWN_CONFIG: dict[str, dict[str, object]] = {
     "smollm3": {"pad_token_id": 0},
     "ministral3": {
@@ -57,7 +69,6 @@ OWN_CONFIG: dict[str, dict[str, object]] = {
         "position_embedding_type": "rope",
         "layer_types": ["full_attention"] * 2,
         "mamba_n_heads": 4,
-        "mamba_d_head": 32,
     },
     "ernie4_5": {"head_dim": 16},
     "olmo3": {"sliding_window": 24},
@@ -128,6 +139,7 @@ def make_model(
     config = OWN_CONFIG.get(family, {}) | config
     if "layer_types" in config and family == "granitemoehybrid":
         config["layer_types"] = ["full_attention"] * layers
+        config["mamba_d_head"] = 2 * hidden // config["mamba_n_heads"]
     tokenizer = make_tokenizer(vocab=vocab)
     if family == "qwen3" or "head_dim" in config or (head_dim is not None and family in FAMILIES):
         config["head_dim"] = head_dim or hidden // heads
