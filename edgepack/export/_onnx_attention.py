@@ -114,8 +114,7 @@ class Attention:
             product = self.weights.linear(h, ["attn_qkv"], block)
             if not apart:
                 return product, "", ""
-            widths = [len_ * d.head_dim for len_ in _heads(d)]
-            sizes = self.graph.constant(widths, np.int64)
+            sizes = self.graph.constant([heads * d.head_dim for heads in _heads(d)], np.int64)
             parts = self.graph.add_many("Split", product, sizes, outs=["*"] * 3, axis=-1)
         elif not apart and self._alike(block):
             return self.weights.linear(h, ROLES, block), "", ""
@@ -147,11 +146,11 @@ class Attention:
     def _normed(self, y: str, spec: WeightSpec, d: Dimensions) -> str:
         """RMSNorm of every head, or of all heads together if the gain is that wide."""
         g, op = self.graph, "SimplifiedLayerNormalization"
-        gain, more = self.weights.store.vector(spec.name), {"axis": -1, "epsilon": d.rms_norm_eps}
+        gain, eps = self.weights.store.vector(spec.name), d.rms_norm_eps
         if spec.shape[0] != d.head_dim:
-            return g.add(op, y, gain, **more)
+            return g.add(op, y, gain, axis=-1, epsilon=eps)
         heads = g.add("Reshape", y, g.constant([0, 0, -1, d.head_dim], np.int64))
-        heads = g.add(op, heads, gain, **more)
+        heads = g.add(op, heads, gain, axis=-1, epsilon=eps)
         return g.add("Reshape", heads, g.constant([0, 0, -1], np.int64))
 
     def _turned(self, x: str, heads: int, d: Dimensions) -> str:
@@ -160,8 +159,8 @@ class Attention:
             "RotaryEmbedding",
             *(x, "position_ids", *self.positions.tables(d)),
             num_heads=heads,
-            rotary_embedding_dim=d.rotary_dim if d.rotary_dim != d.head_dim else 0,
-            **({"interleaved": 1} if self.family.neighbours else {}),
+            rotary_embedding_dim=d.rotary_dim,
+            interleaved=int(self.family.neighbours),
         )
 
     def _temperature(self, d: Dimensions) -> str:

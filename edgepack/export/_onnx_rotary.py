@@ -1,4 +1,4 @@
-"""Rotary positions as tables of an ONNX graph: cosines and sines, one pair for each kind of block."""
+"""Rotary positions as tables of an ONNX graph: cosines and sines, for each kind of block."""
 
 from __future__ import annotations
 
