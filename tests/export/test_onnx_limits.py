@@ -12,24 +12,14 @@ from edgepack.checkpoint import open_checkpoint
 from edgepack.errors import EdgepackError
 from edgepack.export.profiles import GraphOptions
 from tests.support.graphs import logits, rounded, write
-from tests.support.tiny import make_model
+from tests.support.tiny import LONGROPE, make_model
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-ORIGINAL, LONGEST = 64, 256
-LONGROPE = {
-    "max_position_embeddings": LONGEST,
-    "original_max_position_embeddings": ORIGINAL,
-    "rope_parameters": {
-        "rope_type": "longrope",
-        "rope_theta": 10000.0,
-        "partial_rotary_factor": 0.75,
-        "original_max_position_embeddings": ORIGINAL,
-        "short_factor": [1.0 + 0.1 * i for i in range(6)],
-        "long_factor": [1.0 + 0.7 * i for i in range(6)],
-    },
-}
+ORIGINAL, LONGEST = (
+    LONGROPE[key] for key in ("original_max_position_embeddings", "max_position_embeddings")
+)
 
 
 def planned(folder, **options):

@@ -76,6 +76,24 @@ OWN_CONFIG: dict[str, dict[str, object]] = {
     "gemma3_text": {"head_dim": 16, "sliding_window": 24},
     "phi3": {"pad_token_id": 0},
 }
+LONGROPE = {
+    "max_position_embeddings": 256,
+    "original_max_position_embeddings": 64,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "partial_rotary_factor": 0.75,
+        "original_max_position_embeddings": 64,
+        "short_factor": [1.0 + 0.1 * i for i in range(6)],
+        "long_factor": [1.0 + 0.7 * i for i in range(6)],
+    },
+}
+"""Phi-4-mini's rotary positions for heads of 16: other divisors beyond the original context."""
+KINDS = {
+    "gemma3_text": ("sliding_attention", "full_attention"),
+    "olmo3": ("sliding_attention", "full_attention"),
+}
+"""Kinds of blocks, so that two blocks have both."""
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHAT = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -140,6 +158,9 @@ def make_model(
     if "layer_types" in config and family == "granitemoehybrid":
         config["layer_types"] = ["full_attention"] * layers
         config["mamba_d_head"] = 2 * hidden // config["mamba_n_heads"]
+    if family in KINDS:
+        kinds = [KINDS[family][i % 2] for i in range(layers)]
+        config = {"layer_types": kinds} | config
     tokenizer = make_tokenizer(vocab=vocab)
     if family == "qwen3" or "head_dim" in config or (head_dim is not None and family in FAMILIES):
         config["head_dim"] = head_dim or hidden // heads

@@ -8,16 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any
-
-import numpy as np
 
 from edgepack.architectures.base import BEHIND
 from edgepack.checkpoint.base import Dimensions
 from edgepack.core.weights import WeightSpec
 from edgepack.export._onnx_attention import ROLES
-from edgepack.export._onnx_graph import Array, kind
 from edgepack.export._onnx_store import Store
 from edgepack.export._onnx_weights import Weights
 from edgepack.export.profiles import GraphOptions
@@ -25,11 +20,7 @@ from edgepack.finetune.graph.base import Base
 from edgepack.finetune.graph.builder import TrainingGraph
 from edgepack.finetune.graph.matrices import Matrix
 from edgepack.finetune.graph.options import Options, Parameter
-from edgepack.model import rotary
-from edgepack.model.rotary import Rotary
-
-HIDDEN = -1e9
-"""Added to the attention logits of later tokens."""
+from edgepack.finetune.graph.positions import Positions
 
 
 class Decoder:
@@ -48,42 +39,9 @@ class Decoder:
         self.matrices: dict[str, Matrix] = {}
         self.trained = {parameter.weight for parameter in trained}
         self.groups = self.d.num_attention_heads // self.d.num_key_value_heads
-        self.learned = "position_embd" in self.family.outside
-        self.length = self._length()
-        self.rotaries: dict[tuple[Any, ...], Rotary] = {}
-        self.shared: dict[tuple[Any, ...], str] = {}
+        self.positions = Positions(graph, self.family, self.context, self.groups)
 
     # ------------------------------------------------------------------ the model
-
-    def _length(self) -> str:
-        """The number of tokens of a row, int64 without dimensions."""
-        g = self.graph
-        g.scope = "length"
-        return g.add("Gather", g.add("Shape", "input_ids"), g.constant(1, np.int64), axis=0)
-
-    def _places(self) -> str:
-        """The positions ``[time]``, int64."""
-        ends = (self.graph.constant(number, np.int64) for number in (0, 1))
-        first, step = ends
-        return self.graph.add("Range", first, self.length, step)
-
-    def _mask(self, window: int | None) -> str:
-        """What is added to attention logits, ``[group · time, time]``: queries see no later keys,
-        and none that a sliding window hides. Shared by all blocks that have the same window."""
-        g, key = self.graph, ("mask", window)
-        if key in self.shared:
-            return self.shared[key]
-        scope, g.scope = g.scope, f"mask.{window}"
-        place = self._places()
-        age = g.add("Sub", g.add("Unsqueeze", place, g.whole(1)), place)
-        hidden = g.add("Less", age, g.constant(0, np.int64))
-        if window is not None:
-            late = g.add("GreaterOrEqual", age, g.constant(window, np.int64))
-            hidden = g.add("Or", hidden, late)
-        bias = g.add("Where", hidden, g.number(HIDDEN), g.number(0))
-        self.shared[key] = g.add("Tile", bias, g.whole(self.groups, 1))
-        g.scope = scope
-        return self.shared[key]
 
     def embed(self) -> str:
         """The first block's input."""
@@ -92,10 +50,9 @@ class Decoder:
         table = self.matrix(self.weights.spec("token_embd")).Q
         x = g.add("Reshape", table.gather("input_ids"), g.whole(0, 0, table.shape[1]))
         x = self._scaled(x, self.d.embedding_scale)
-        if not self.learned:
+        if not self.positions.learned:
             return x
-        first, one = g.constant(self.family.unused_positions, np.int64), g.constant(1, np.int64)
-        places = g.add("Range", first, g.add("Add", self.length, first), one)
+        places = self.positions.places(self.family.unused_positions)
         table = self.matrix(self.weights.spec("position_embd")).Q
         rows = g.add("Reshape", table.gather(places), g.whole(-1, table.shape[1]))
         return g.add("Add", x, rows)
@@ -191,7 +148,7 @@ class Decoder:
         q, k, v = self._projections(h, block, d)
         q = self._placed("attn_q", q, block, d)
         k = self._placed("attn_k", k, block, d)
-        q = self._tempered(q, d)
+        q = self.positions.tempered(q, d)
         q = g.reshape(q, (0, 0, heads, self.groups, width), (0, 0, -1))
         q = g.add("Transpose", q, perm=[0, 2, 3, 1, 4])
         q = g.reshape(q, (0, 0, -1, width), (0, 0, self.groups, -1, width))
@@ -200,7 +157,7 @@ class Decoder:
         logits = g.add("FusedMatMul", q, k, transB=1, alpha=d.score_scale)
         if d.attention_softcap is not None:
             logits = g.capped(logits, d.attention_softcap)
-        logits = g.add("Add", logits, self._mask(d.sliding_window))
+        logits = g.add("Add", logits, self.positions.mask(d.sliding_window))
         out = g.add("MatMul", g.add("Softmax", logits, axis=-1), v)
         out = g.reshape(out, (0, 0, self.groups, -1, width), (0, 0, -1, width))
         out = g.add("Transpose", out, perm=[0, 3, 1, 2, 4])
@@ -222,8 +179,9 @@ class Decoder:
         spec, last = self.weights.find(f"{role}_norm", block), self.family.head_norms_last
         if spec is not None and not last:
             y = self._head_norm(y, spec, d)
-        if not self.learned and d.partial_rotary_factor:
-            y = self._turn(y, d, d.num_attention_heads if role == "attn_q" else None)
+        if self.positions.turns(d):
+            heads = d.num_attention_heads if role == "attn_q" else d.num_key_value_heads
+            y = self.positions.turned(y, d, heads)
         return self._head_norm(y, spec, d) if spec is not None and last else y
 
     def _head_norm(self, y: str, spec: WeightSpec, d: Dimensions) -> str:
@@ -234,61 +192,6 @@ class Decoder:
         heads = g.reshape(y, (0, 0, -1, d.head_dim), (0, 0, -1))
         heads = self._rms_norm(heads, spec, 1.0, d.rms_norm_eps)
         return g.reshape(heads, (0, 0, -1), (0, 0, -1, d.head_dim))
-
-    # ------------------------------------------------------------------ positions
-
-    def _rotary(self, d: Dimensions) -> Rotary:
-        """The rotary positions of blocks with some dimensions, for texts up to the context."""
-        if (key := rotary.key(d)) not in self.rotaries:
-            turns = Rotary(rotary.reaching(d, self.context), neighbours=self.family.neighbours)
-            self.rotaries[key] = turns
-        return self.rotaries[key]
-
-    def _turn(self, x: str, d: Dimensions, heads: int | None) -> str:
-        """Queries or keys ``[batch, time, heads · head_dim]`` with rotary positions."""
-        return self.graph.add(
-            "RotaryEmbedding",
-            *(x, self.graph.whole(0), *self._tables(d)),
-            num_heads=heads or d.num_key_value_heads,
-            rotary_embedding_dim=d.rotary_dim,
-            interleaved=int(self.family.neighbours),
-        )
-
-    def _tables(self, d: Dimensions) -> tuple[str, str]:
-        """cos and sin of every position, ``[context, rotary_dim / 2]``; of each kind of block."""
-        turns = self._rotary(d)
-        number = list(self.rotaries.values()).index(turns)
-        label, shape = f"rotary.{number}" if number else "rotary", (self.context, d.rotary_dim // 2)
-
-        def values(index: int) -> Array:
-            table = turns(0, self.context)[index]
-            half = table[:, ::2] if turns.neighbours else table[:, : d.rotary_dim // 2]
-            found: Array = half.contiguous().numpy()
-            return found
-
-        cos, sin = (
-            self.graph.store(f"{label}.{which}", np.float32, shape, partial(values, index))
-            for index, which in enumerate(("cos", "sin"))
-        )
-        return cos, sin
-
-    def _tempered(self, q: str, d: Dimensions) -> str:
-        """Queries that grow with their position (Ministral 3)."""
-        if self.learned or not d.partial_rotary_factor:
-            return q
-        turns = self._rotary(d)
-        if not turns.beta or self.context <= turns.original:
-            return q
-        g, key = self.graph, ("temperature", turns.beta, turns.original)
-        if key not in self.shared:
-            scope, g.scope = g.scope, "temperature"
-            spans = g.add("Div", self._places(), g.constant(turns.original, np.int64))
-            grown = g.add("Add", g.add("Cast", spans, to=kind(np.float32)), g.number(1))
-            grown = g.add("Mul", g.add("Log", grown), g.number(turns.beta))
-            factor = g.add("Add", grown, g.number(1))
-            self.shared[key] = g.add("Unsqueeze", factor, g.whole(1))
-            g.scope = scope
-        return g.add("Mul", q, self.shared[key])
 
 
 def _silu(g: TrainingGraph, x: str) -> str:
