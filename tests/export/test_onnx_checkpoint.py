@@ -11,6 +11,7 @@ import torch
 
 import edgepack
 from edgepack.checkpoint import open_checkpoint
+from edgepack.core import plugins
 from edgepack.core.progress import finish
 from edgepack.errors import EdgepackError
 from edgepack.export.profiles import PROFILES, GraphOptions
@@ -24,6 +25,10 @@ onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 pytest.importorskip("onnxruntime")
 from edgepack.export import onnx as export  # noqa: E402
 from edgepack.export.onnx_checkpoint import OnnxCheckpoint  # noqa: E402
+
+
+FREE = [f for f in FAMILIES if plugins.find("architectures", f).rotates_freely]
+SLICED = [*FREE, *LAYER_NORM]
 
 
 def source(tmp_path, family="llama", **given):
@@ -111,7 +116,7 @@ def test_wide_heads(config, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["llama", "opt", "phi"])
+@pytest.mark.parametrize("family", SLICED)
 @pytest.mark.parametrize("method", ["global", "per_block"])
 def test_sliced_models(family, method, tmp_path):
     if method == "global" and family in LAYER_NORM:
