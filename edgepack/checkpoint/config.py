@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, create_model
 
 from edgepack.architectures.base import FULL, NO_ROPE, SLIDING, Architecture
-from edgepack.checkpoint import rope
+from edgepack.checkpoint import completed, detect, rope
 from edgepack.checkpoint.base import Dimensions
 from edgepack.core.untrusted import Untrusted, quote, shorten, validate
 from edgepack.errors import CheckpointError
@@ -94,6 +94,16 @@ def _model(family: str, defaults: tuple[tuple[str, str, Any], ...]) -> type[Conf
         for ours, theirs, default in defaults
     }
     return create_model(f"{family}Config", __base__=Config, **fields)
+
+
+def read(content: Mapping[str, Any], place: str) -> tuple[Architecture, Config, Dimensions]:
+    """The family, the entries and the dimensions of a config.json, completed as transformers does
+    it; of a multimodal repository, those of its language model."""
+    content = completed.text_config(content, place)
+    family = detect.architecture(content, place)
+    content = completed.complete(content, family, place)
+    detect.refuse_other_settings(content, family, place)
+    return family, *read_dimensions(content, family, place)
 
 
 def read_dimensions(

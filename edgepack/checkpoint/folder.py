@@ -25,7 +25,7 @@ from edgepack.checkpoint import (
     vocabulary,
 )
 from edgepack.checkpoint.base import Checkpoint, Dimensions, reopened
-from edgepack.checkpoint.config import Generation, read_dimensions
+from edgepack.checkpoint.config import Generation, read
 from edgepack.checkpoint.source_files import SourceFiles
 from edgepack.core.untrusted import shorten, validate
 from edgepack.core.weights import QuantizedTensor
@@ -62,17 +62,15 @@ GENERATION_HINT = "take the one published with the model, or remove it"
 class FolderCheckpoint(Checkpoint):
     """A folder as written by ``save_pretrained``; `revision` is the commit of a Hub snapshot."""
 
+    _wrapped = False
+
     def __init__(self, folder: Path, model: str, revision: str | None = None) -> None:
         self.folder, self.model, self.revision = folder, model, revision
         self.place = shorten(model if revision else folder.resolve().name, 80)
         self._files = SourceFiles()
         whole = self._read_config()
         self._wrapped = whole.get("model_type") in completed.wrappers()
-        content = completed.text_config(whole, self.place)
-        self.architecture = detect.architecture(content, self.place)
-        content = completed.complete(content, self.architecture, self.place)
-        detect.refuse_other_settings(content, self.architecture, self.place)
-        self._config, self.dimensions = read_dimensions(content, self.architecture, self.place)
+        self.architecture, self._config, self.dimensions = read(whole, self.place)
         self._weights = shards.weight_files(folder, self._files, self.place)
         self._places = shards.tensors(
             self._weights,

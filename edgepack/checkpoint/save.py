@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -146,7 +145,7 @@ def _number(d: Dimensions, ours: str, number: Number) -> float | None:
     if value is None:
         return None
     written = number.written(value)
-    return round(written) if math.isclose(written, round(written)) else written
+    return round(written) if number.rule == "inverse square" else written
 
 
 def _positions(d: Dimensions, family: Architecture) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from edgepack.checkpoint.save import SIZES
 from edgepack.core import plugins
 from tests.support.tiny import FAMILIES, make_model, write_gguf
 
-
 CASES = [
     (family, tied)
     for family, tied in itertools.product(FAMILIES, [True, False])

@@ -11,7 +11,6 @@ import torch
 
 import edgepack
 from edgepack.checkpoint import open_checkpoint
-from edgepack.core import plugins
 from edgepack.core.progress import finish
 from edgepack.errors import EdgepackError
 from edgepack.export.profiles import PROFILES, GraphOptions
@@ -19,16 +18,12 @@ from edgepack.model.decoder import Decoder
 from edgepack.runtimes.onnx_runtime import model_file
 from tests.support.graphs import FORMATS, IDS, logits, rounded, write
 from tests.support.slices import recipe
-from tests.support.tiny import FAMILIES, LAYER_NORM, make_model
+from tests.support.tiny import FAMILIES, LAYER_NORM, ROTATABLE, make_model
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 pytest.importorskip("onnxruntime")
 from edgepack.export import onnx as export  # noqa: E402
 from edgepack.export.onnx_checkpoint import OnnxCheckpoint  # noqa: E402
-
-
-FREE = [f for f in FAMILIES if plugins.find("architectures", f).rotates_freely]
-SLICED = [*FREE, *LAYER_NORM]
 
 
 def source(tmp_path, family="llama", **given):
@@ -116,7 +111,7 @@ def test_wide_heads(config, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", SLICED)
+@pytest.mark.parametrize("family", [*ROTATABLE, *LAYER_NORM])
 @pytest.mark.parametrize("method", ["global", "per_block"])
 def test_sliced_models(family, method, tmp_path):
     if method == "global" and family in LAYER_NORM:
