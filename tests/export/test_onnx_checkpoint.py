@@ -114,8 +114,8 @@ def test_wide_heads(config, tmp_path):
 @pytest.mark.parametrize("family", [*ROTATABLE, *LAYER_NORM])
 @pytest.mark.parametrize("method", ["global", "per_block"])
 def test_sliced_models(family, method, tmp_path):
-    if method == "global" and family in LAYER_NORM:
-        pytest.skip("one rotation is for models with RMSNorm")
+    if method == "global" and family in (*LAYER_NORM, "phi3"):
+        pytest.skip("one rotation is for RMSNorm, and a Phi-3 whose stream is as wide as its heads")
     make_model(tmp_path / "model", family, tied=False, dtype=torch.float32)
     path = recipe(tmp_path, 40, method=method)
     out = edgepack.build(path, "onnx", out=tmp_path / "out").folder
