@@ -1,0 +1,42 @@
+"""Llama and its nearest relatives."""
+
+from tests.support.families.variant import (
+    LINEAR,
+    NO_WINDOW,
+    TIED,
+    UNTIED,
+    WIDE,
+    WINDOW,
+    YARN,
+    family,
+)
+from tests.support.tiny import LLAMA3
+
+llama = family("llama", "LlamaForCausalLM", UNTIED)
+mistral = family("mistral", "MistralForCausalLM", {"sliding_window": None, **UNTIED})
+qwen2 = family("qwen2", "Qwen2ForCausalLM", UNTIED)
+qwen3 = family("qwen3", "Qwen3ForCausalLM", {**WIDE, **UNTIED})
+LAST_TWO = {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 2}
+
+LLAMAS = [
+    llama,
+    llama.but("tied", {**TIED, **WIDE}),
+    llama.but("biases", {"attention_bias": True}),
+    llama.but("mlp-biases", {"mlp_bias": True}),
+    llama.but("llama3", {"rope_parameters": LLAMA3, **WIDE}),
+    llama.but("linear", {"rope_parameters": LINEAR}),
+    llama.but("yarn", {"rope_parameters": YARN}),
+    llama.but("all-heads", {"num_key_value_heads": 4}),
+    mistral,
+    mistral.but("wide", WIDE),
+    mistral.but("window", {"sliding_window": WINDOW}, refused=NO_WINDOW),
+    qwen2,
+    qwen2.but("tied", TIED),
+    qwen2.but("yarn", {"rope_parameters": YARN}),
+    qwen2.but("window", LAST_TWO, refused=NO_WINDOW),
+    qwen3,
+    qwen3.but("tied", TIED),
+    qwen3.but("biases", {"attention_bias": True}),
+    qwen3.but("yarn", {"rope_parameters": YARN}),
+    qwen3.but("window", LAST_TWO, refused=NO_WINDOW),
+]

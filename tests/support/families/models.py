@@ -1,0 +1,114 @@
+"""Tiny random models of the variants, saved as transformers saves them."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken
+
+from tests.support.families.variant import LENGTH, Config, Variant
+from tests.support.tiny import make_tokenizer
+from tests.support.vocabularies import sentencepiece
+
+VOCABULARY = 320
+GLM_TOKENS = ["[gMASK]", "<|user|>", "<|observation|>"]
+AS_MADE = ("A_log",)
+"""Parameters whose values mean something."""
+BUFFERS = ("layer_scalar", "expert_bias")
+"""Buffers that training changes."""
+
+
+def save(variant: Variant, folder: Path) -> transformers.PreTrainedModel:
+    """Write config.json, model.safetensors and a tokenizer; returns transformers' model, float32
+    with eager attention."""
+    tokenizer = _tokenizer(variant.tokenizer)
+    tokens = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id}
+    given = {f"{name}_token_id": index for name, index in tokens.items()}
+    given |= {"pad_token_id": None, "vocab_size": len(tokenizer) + variant.rows, **variant.config}
+    model_class = getattr(transformers, variant.class_name)
+    config = _config(model_class.config_class, given, variant)
+    config._attn_implementation = "eager"
+    torch.manual_seed(zlib.crc32(variant.key.encode()))
+    model = model_class(config).eval()
+    _randomise(model, transposed=variant.family == "gpt_oss")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    if variant.tokenizer == "GPT2Tokenizer":
+        _edit(folder / "tokenizer_config.json", {"tokenizer_class": "GPT2Tokenizer"})
+    _edit(folder / "config.json", variant.published)
+    _add(folder / "model.safetensors", variant.passed_over)
+    return model
+
+
+@torch.no_grad()
+def logits(model: transformers.PreTrainedModel, tokens: list[int]) -> np.ndarray:
+    """What transformers computes, ``[time, vocab]``."""
+    return model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0].numpy()
+
+
+def tokens(variant: Variant) -> list[int]:
+    """Ids to compare models on; none is special."""
+    draw = np.random.default_rng(zlib.crc32(variant.key.encode()))
+    return draw.integers(8, VOCABULARY - 60, LENGTH).tolist()
+
+
+def _config(
+    made: type[transformers.PreTrainedConfig], given: Config, variant: Variant
+) -> transformers.PreTrainedConfig:
+    if variant.outer is None:
+        return made(**given)
+    text = {"model_type": variant.family, **given}
+    return made(text_config=text, **variant.outer)
+
+
+def _tokenizer(kind: str) -> transformers.PreTrainedTokenizerFast:
+    if kind == "sentencepiece":
+        return sentencepiece()
+    if kind == "gemma":
+        return sentencepiece(special=("<pad>", "<eos>", "<bos>", "<unk>"), prefix=False)
+    found = make_tokenizer(vocab=VOCABULARY)
+    if kind == "glm":
+        added = [AddedToken(token, special=True) for token in GLM_TOKENS]
+        found.add_tokens(added, special_tokens=True)
+    return found
+
+
+@torch.no_grad()
+def _randomise(model: torch.nn.Module, *, transposed: bool) -> None:
+    """Weights wide enough that logits are not flat and caps are reached; gains and biases a tenth
+    around what they are made as (1, or 0 where the gain is 1 + γ)."""
+    for name, value in model.named_parameters():
+        if name.endswith(AS_MADE):
+            continue
+        if value.ndim == 1:
+            value.normal_(float(value.mean().round()), 0.1)
+        elif name.endswith("_bias"):  # a stack of experts
+            value.normal_(0.0, 0.1)
+        else:
+            value.normal_(0.0, _deviation(value, transposed=transposed and value.ndim == 3))
+    for name, value in model.named_buffers():
+        if name.endswith(BUFFERS):
+            value.add_(0.1 * torch.randn_like(value))
+
+
+def _deviation(value: torch.Tensor, *, transposed: bool) -> float:
+    """1.5 / √inputs; gpt-oss's stacks of experts lie transposed, and wide enough for its clamp."""
+    return 6.0 / value.shape[-2] ** 0.5 if transposed else 1.5 / value.shape[-1] ** 0.5
+
+
+def _edit(path: Path, changes: Mapping) -> None:
+    if changes:
+        path.write_text(json.dumps(json.loads(path.read_text()) | dict(changes), indent=1))
+
+
+def _add(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    if shapes:
+        more = {name: torch.randn(shape) for name, shape in shapes.items()}
+        save_file(load_file(path) | more, path, metadata={"format": "pt"})
