@@ -54,8 +54,11 @@ def converter(llama_cpp: Path) -> Callable[[Path, Path, list[str]], None]:
     base.TextModel.get_vocab_base_pre = lambda self, tokenizer: "gpt-2"
     read = base.ModelBase.load_hparams
 
-    def load_hparams(folder: Path, mistral: bool) -> dict[str, Any]:
-        found, file = read(folder, mistral), json.loads((folder / "config.json").read_text())
+    def load_hparams(folder: Path, is_mistral_format: bool) -> dict[str, Any]:
+        found, file = (
+            read(folder, is_mistral_format),
+            json.loads((folder / "config.json").read_text()),
+        )
         if file["model_type"] == "granitemoehybrid":
             found["layer_types"] = file["layer_types"]
         return found

@@ -31,7 +31,10 @@ def save(variant: Variant, folder: Path) -> transformers.PreTrainedModel:
     tokenizer = _tokenizer(variant.tokenizer)
     tokens = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id}
     given = {f"{name}_token_id": index for name, index in tokens.items()}
-    given |= {"pad_token_id": None, "vocab_size": len(tokenizer) + variant.rows, **variant.config}
+    rows = len(tokenizer) + variant.rows
+    given |= {"pad_token_id": None, "vocab_size": rows, **variant.config}
+    if "hidden_size_per_layer_input" in given:
+        given["vocab_size_per_layer_input"] = rows
     model_class = getattr(transformers, variant.class_name)
     config = _config(model_class.config_class, given, variant)
     config._attn_implementation = "eager"
