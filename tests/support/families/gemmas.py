@@ -69,7 +69,10 @@ SCALAR = "the scale is head_dim^-½ in llama.cpp"
 GEMMAS = [
     gemma,
     gemma.but("all-heads", {"num_key_value_heads": 4, "head_dim": 16}),
+    gemma.but("older-keys", older=True),
     gemma2,
+    gemma2.but("older-keys", older=True),
+    gemma2.but("biases", {"attention_bias": True}, refused="no place for the output's bias"),
     gemma2.but("narrow", {"head_dim": 16, "query_pre_attn_scalar": 16, "num_hidden_layers": 5}),
     gemma2.but("scalar", {"query_pre_attn_scalar": 12}, refused=SCALAR),
     gemma2.but(
@@ -84,6 +87,8 @@ GEMMAS = [
     ),
     gemma3,
     gemma3.but("linear", STRETCHED),
+    gemma3.but("older-keys", STRETCHED, older=True),
+    gemma3.but("biases", {"attention_bias": True}, refused="no place for the output's bias"),
     gemma3.but("rows", rows=8),
     gemma3.but("capped", {"final_logit_softcapping": 4.0}),
     gemma3.but("scalar", {"query_pre_attn_scalar": 12}, refused=SCALAR),
@@ -98,6 +103,13 @@ GEMMAS = [
         class_name="Gemma3ForConditionalGeneration",
         outer={"vision_config": SIGLIP, "mm_tokens_per_image": 4},
     ),
+    gemma3.but(
+        "wrapped-older-keys",
+        STRETCHED,
+        class_name="Gemma3ForConditionalGeneration",
+        outer={"vision_config": SIGLIP, "mm_tokens_per_image": 4},
+        older=True,
+    ),
     gemma4,
     gemma4.but(
         "dense",
@@ -107,6 +119,18 @@ GEMMAS = [
             "use_double_wide_mlp": False,
             "attention_k_eq_v": True,
             "num_global_key_value_heads": 1,
+        },
+    ),
+    gemma4.but(
+        "experts",
+        {
+            "enable_moe_block": True,
+            "num_experts": 8,
+            "top_k_experts": 3,
+            "moe_intermediate_size": 48,
+            "hidden_size_per_layer_input": 0,
+            "num_kv_shared_layers": 0,
+            "use_double_wide_mlp": False,
         },
     ),
     gemma4.but("one-width", {"use_double_wide_mlp": False}),

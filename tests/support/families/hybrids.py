@@ -37,6 +37,7 @@ qwen35 = family(
             "mrope_interleaved": True,
         },
     },
+    double=True,
 )
 QWEN_VISION = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2}
 QWEN_VISION |= {"out_hidden_size": 64, "num_position_embeddings": 16, "patch_size": 4}
@@ -82,6 +83,7 @@ HYBRIDS = [
     qwen35.but("tied", TIED),
     qwen35.but("equal-heads", {"linear_num_value_heads": 2}),
     qwen35.but("every-2nd", {"layer_types": [DELTA, FULL, DELTA, FULL, DELTA]}),
+    qwen35.but("biases", {"attention_bias": True}, refused="no place for the output's bias"),
     qwen35.but("mtp", passed_over=MTP),
     qwen35.but(
         "wrapped",
@@ -92,13 +94,17 @@ HYBRIDS = [
     lfm2,
     lfm2.but("adjusted", ADJUSTED),
     lfm2.but("untied", UNTIED),
+    lfm2.but("older-keys", older=True),
     lfm2.but("conv-bias", {"conv_bias": True}, refused="llama.cpp has no place for the biases"),
     qwen3_moe,
     qwen3_moe.but("tied", TIED),
     qwen3_moe.but("linear", {"rope_parameters": LINEAR}),
+    qwen3_moe.but("biases", {"attention_bias": True}, refused="no place for the output's bias"),
+    qwen3_moe.but("older-keys", older=True),
     qwen3_moe.but("not-normed", {"norm_topk_prob": False}, refused="llama.cpp always divides"),
     qwen3_moe.but("dense-block", {"mlp_only_layers": [1]}, refused="every block has experts there"),
     lfm2_moe,
+    lfm2_moe.but("older-keys", older=True),
     lfm2_moe.but("no-bias", {"use_expert_bias": False}, refused="llama.cpp wants the bias"),
     lfm2_moe.but("not-normed", {"norm_topk_prob": False}, refused="llama.cpp always divides"),
     lfm2_moe.but("scaled", {"routed_scaling_factor": 2.5}, refused="llama.cpp does not scale"),
@@ -109,6 +115,7 @@ HYBRIDS = [
         refused="llama.cpp truncates the range of yarn",
     ),
     gpt_oss.but("limit", {"swiglu_limit": 3.0}, refused="the limit is 7 in llama.cpp"),
+    gpt_oss.but("older-keys", older=True),
     gpt_oss.but("plain-rope", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}),
     gpt_oss.but("kinds", {"layer_types": [FULL, SLIDING, FULL, SLIDING]}, converter="no pattern"),
 ]

@@ -13,7 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
 
-from tests.support.families.variant import LENGTH, Config, Variant
+from tests.support.families.variant import FULL, LENGTH, SLIDING, Config, Variant
 from tests.support.tiny import make_tokenizer
 from tests.support.vocabularies import sentencepiece
 
@@ -26,7 +26,7 @@ BUFFERS = ("layer_scalar", "expert_bias")
 
 
 def save(variant: Variant, folder: Path) -> transformers.PreTrainedModel:
-    """Write config.json, model.safetensors and a tokenizer; returns transformers' model, float32
+    """Write config.json, model.safetensors (float32) and a tokenizer; returns transformers' model,
     with eager attention."""
     tokenizer = _tokenizer(variant.tokenizer)
     tokens = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id}
@@ -46,14 +46,16 @@ def save(variant: Variant, folder: Path) -> transformers.PreTrainedModel:
     if variant.tokenizer == "GPT2Tokenizer":
         _edit(folder / "tokenizer_config.json", {"tokenizer_class": "GPT2Tokenizer"})
     _edit(folder / "config.json", variant.published)
+    if variant.older:
+        _respell(folder / "config.json")
     _add(folder / "model.safetensors", variant.passed_over)
-    return model
+    return model.double() if variant.double else model
 
 
 @torch.no_grad()
 def logits(model: transformers.PreTrainedModel, tokens: list[int]) -> np.ndarray:
-    """What transformers computes, ``[time, vocab]``."""
-    return model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0].numpy()
+    """What transformers computes, ``[time, vocab]``; in the precision of the model's weights."""
+    return model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0].float().numpy()
 
 
 def tokens(variant: Variant) -> list[int]:
@@ -109,6 +111,21 @@ def _deviation(value: torch.Tensor, *, transposed: bool) -> float:
 def _edit(path: Path, changes: Mapping) -> None:
     if changes:
         path.write_text(json.dumps(json.loads(path.read_text()) | dict(changes), indent=1))
+
+
+def _respell(path: Path) -> None:
+    """The keys of transformers 4 for rotary positions."""
+    whole = json.loads(path.read_text())
+    config = whole.get("text_config", whole)
+    rope = config.pop("rope_parameters")
+    if FULL in rope:
+        config["rope_local_base_freq"] = rope[SLIDING]["rope_theta"]
+        rope = rope[FULL]
+    config["rope_theta"] = rope.pop("rope_theta")
+    if "partial_rotary_factor" in rope:
+        config["partial_rotary_factor"] = rope.pop("partial_rotary_factor")
+    config["rope_scaling"] = None if rope["rope_type"] == "default" else rope
+    path.write_text(json.dumps(whole, indent=1))
 
 
 def _add(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -53,7 +53,8 @@ class Variant:
 
     `family` is the text part's ``model_type``. `published` are keys of config.json that are spelled
     otherwise in published checkpoints, `passed_over` tensors that are no part of the model.
-    `refused` says why llama.cpp would compute something else, so that there must be no GGUF;
+    `older` writes config.json with the keys of transformers 4, as most published checkpoints have
+    it. `double` is for models of which transformers itself is 1e-4 off in float32. `refused` says why llama.cpp would compute something else, so that there must be no GGUF;
     `converter` what llama.cpp's converter gets wrong, so that only its file is off.
     """
 
@@ -65,6 +66,8 @@ class Variant:
     outer: Config | None = None
     rows: int = 0
     gelu: bool = False
+    double: bool = False
+    older: bool = False
     published: Config = field(default_factory=dict)
     passed_over: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     refused: str = ""
