@@ -185,7 +185,8 @@ def main() -> None:
             edgepack(cases, llama_cpp)
     print("\n".join([HEADER, *map(line, cases.values())]))
     wrong = [case.variant.key for case in cases.values() if not case.right]
-    print(f"\n{len(cases) - len(wrong)} of {len(cases)} as expected; not: {', '.join(wrong)}")
+    print(f"\n{len(cases) - len(wrong)} of {len(cases)} as expected")
+    print("\n".join(f"not as expected: {key}" for key in wrong))
     sys.exit(bool(wrong))
 
 

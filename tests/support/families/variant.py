@@ -52,10 +52,12 @@ class Variant:
     is an `outer` configuration around it).
 
     `family` is the text part's ``model_type``. `published` are keys of config.json that are spelled
-    otherwise in published checkpoints, `passed_over` tensors that are no part of the model.
-    `older` writes config.json with the keys of transformers 4, as most published checkpoints have
-    it. `double` is for models of which transformers itself is 1e-4 off in float32. `refused` says why llama.cpp would compute something else, so that there must be no GGUF;
-    `converter` what llama.cpp's converter gets wrong, so that only its file is off.
+    otherwise in published checkpoints, `passed_over` tensors that are no part of the model, `rows`
+    rows of the embedding beyond the tokenizer's. `older` writes config.json with the keys of
+    transformers 4, as most published checkpoints have it. `double` is for models of which
+    transformers itself is 1e-4 off in float32. `refused` says why llama.cpp would compute something
+    else, so that there must be no GGUF; `converter` what llama.cpp's converter gets wrong, so that
+    only its file is off.
     """
 
     family: str
