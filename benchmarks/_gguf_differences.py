@@ -11,18 +11,23 @@ import gguf
 import numpy as np
 
 ONLY_OURS = {
-    r"vocab_size": "llama.cpp counts the tokens where it is missing",
-    r"attention\.(key|value)_length": "llama.cpp divides width by heads where it is missing",
-    r"rope\.dimension_count": "llama.cpp takes the width of a head where it is missing",
-    r"rope\.freq_base": "llama.cpp takes 10000 where it is missing",
+    r"[^.]+\.vocab_size": "llama.cpp counts the tokens where it is missing",
+    r"[^.]+\.attention\.(key|value)_length": "llama.cpp divides width by heads where it is missing",
+    r"[^.]+\.rope\.dimension_count": "llama.cpp takes the width of a head where it is missing",
+    r"[^.]+\.rope\.freq_base": "llama.cpp takes 10000 where it is missing",
     r"tokenizer\.ggml\.add_(bos|eos)_token": "said, so that nobody depends on a default",
     r"tokenizer\.ggml\.add_space_prefix": "said, so that nobody depends on a default",
 }
-"""Patterns of keys (without the architecture's name) that we may write and the converter does not,
+"""Patterns of keys that we may write and the converter does not,
 and why that changes nothing."""
 ONLY_THEIRS = {
-    r"general\.(name|basename|size_label|finetune|tags|languages|license)": "descriptions",
+    r"tokenizer\.ggml\.add_sep_token": "false, as where it is missing",
+    r"granite\.ssm\..*": "of a mixer that these models do not have",
+    r"granite\.expert_(used_)?count": "0, as where it is missing",
+    r"granite\.expert_shared_feed_forward_length": "read for models with experts alone",
+    r"granite\.rope\.scaling\.finetuned": "true, as where it is missing",
 }
+"""The same for keys that the converter writes."""
 OTHER_VALUES = {
     r"general\.file_type": "a hint for listings",
     r"general\.quantization_version": "of formats that a float file does not have",
@@ -41,10 +46,9 @@ def tensors_of(file: gguf.GGUFReader) -> dict[str, Any]:
 
 
 def keys_of(file: gguf.GGUFReader) -> dict[str, Any]:
-    """Values by key; the architecture's name is left out of keys."""
+    """Values by key."""
     found = {k: f.contents() for k, f in file.fields.items() if not k.startswith("GGUF.")}
-    prefix = f"{found['general.architecture']}."
-    return {key.removeprefix(prefix): value for key, value in found.items()}
+    return found
 
 
 def _tensors(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:

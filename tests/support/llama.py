@@ -7,6 +7,8 @@ import numpy as np
 
 F32 = 0
 """``GGML_TYPE_F32``."""
+FROM_FILE = -1.0
+"""llama-cpp-python's own defaults would be stronger than what the file says."""
 CONTEXT = 256
 """What llama.cpp rounds contexts up to; contexts beyond a model's own only warn."""
 
@@ -24,6 +26,8 @@ def exact_logits(path: Path, tokens: list[int]) -> np.ndarray:
         type_k=F32,
         type_v=F32,
         flash_attn=False,
+        yarn_beta_fast=FROM_FILE,
+        yarn_beta_slow=FROM_FILE,
         swa_full=True,
         verbose=False,
     )

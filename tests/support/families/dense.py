@@ -5,6 +5,7 @@ from tests.support.families.variant import (
     FULL,
     NO_WINDOW,
     SLIDING,
+    STRETCHED,
     TIED,
     UNTIED,
     WIDE,
@@ -24,6 +25,8 @@ ministral3 = family(
         "rope_parameters": {
             **YARN,
             "original_max_position_embeddings": 16,
+            "beta_fast": 1.2,
+            "beta_slow": 0.4,
             "mscale": 1.0,
             "mscale_all_dim": 1.0,
             "llama_4_scaling_beta": 0.1,
@@ -70,6 +73,8 @@ olmo3 = family(
         "rope_parameters": {FULL: DEFAULT, SLIDING: DEFAULT},
     },
 )
+SLOW = {**DEFAULT, "rope_theta": YARN["rope_theta"]}
+OLMO3_YARN = {"rope_parameters": {FULL: YARN, SLIDING: SLOW}, "max_position_embeddings": 3896}
 exaone4 = family(
     "exaone4", "Exaone4ForCausalLM", {**TIED, "sliding_window": None, "layer_types": [FULL] * 4}
 )
@@ -93,11 +98,16 @@ FEW_FACTS = [
         },
         refused=NO_WINDOW,
     ),
-    smollm3.but("yarn", {"rope_parameters": YARN}),
+    smollm3.but("yarn", STRETCHED),
     smollm3.but("biases", {"attention_bias": True}, refused="no place for the output's bias"),
     smollm3.but("older-keys", older=True),
     ministral3,
     ministral3.but("tied", TIED),
+    ministral3.but(
+        "two-mscales",
+        {"rope_parameters": {**ministral3.config["rope_parameters"], "mscale": 0.7}},
+        refused="llama.cpp knows mscale_all_dim alone",
+    ),
     ministral3.but(
         "wrapped",
         class_name="Mistral3ForConditionalGeneration",
@@ -122,8 +132,13 @@ FEW_FACTS = [
     olmo2.but("biases", {"attention_bias": True}, refused="no place for the output's bias"),
     olmo2.but("older-keys", older=True),
     olmo3,
-    olmo3.but("yarn", {"rope_parameters": {FULL: YARN, SLIDING: DEFAULT}}),
-    olmo3.but("older-keys", {"rope_parameters": {FULL: YARN, SLIDING: DEFAULT}}, older=True),
+    olmo3.but("yarn", OLMO3_YARN),
+    olmo3.but(
+        "two-thetas",
+        {"rope_parameters": {FULL: {**DEFAULT, "rope_theta": 500.0}, SLIDING: DEFAULT}},
+        refused="llama.cpp takes one theta for all blocks",
+    ),
+    olmo3.but("older-keys", OLMO3_YARN, older=True),
     exaone4,
     exaone4.but("untied", {**UNTIED, "num_key_value_heads": 4}),
     exaone4.but("llama3", {"rope_parameters": LLAMA3}),
@@ -162,6 +177,6 @@ FEW_FACTS = [
     arcee.but("tied", TIED),
     arcee.but("biases", {"attention_bias": True}, refused="no place for the output's bias"),
     arcee.but("mlp-biases", {"mlp_bias": True}, refused="no place for the biases"),
-    arcee.but("older-keys", {"rope_parameters": YARN}, older=True),
-    arcee.but("yarn", {"rope_parameters": YARN}),
+    arcee.but("older-keys", STRETCHED, older=True),
+    arcee.but("yarn", STRETCHED),
 ]

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from tests.support.families.variant import (
+    EPSILON,
     LINEAR,
     NO_WINDOW,
     TIED,
@@ -41,9 +42,18 @@ def longrope(original: int, longest: int) -> Config:
 
 GLM = {**UNTIED, "rms_norm_eps": 1e-5, "pad_token_id": 0, "eos_token_id": 2}
 glm = family("glm", "GlmForCausalLM", {**GLM, "head_dim": 16}, tokenizer="glm")
-glm4 = family("glm4", "Glm4ForCausalLM", {**GLM, **WIDE}, tokenizer="glm")
-stablelm = family("stablelm", "StableLmForCausalLM", {**UNTIED, "use_qkv_bias": True})
-nemotron = family("nemotron", "NemotronForCausalLM", UNTIED, tokenizer="sentencepiece")
+glm4 = family("glm4", "Glm4ForCausalLM", {**GLM, **WIDE, "rms_norm_eps": EPSILON}, tokenizer="glm")
+stablelm = family(
+    "stablelm",
+    "StableLmForCausalLM",
+    {**UNTIED, "use_qkv_bias": True, "layer_norm_eps": EPSILON},
+)
+nemotron = family(
+    "nemotron",
+    "NemotronForCausalLM",
+    {**UNTIED, "norm_eps": EPSILON},
+    tokenizer="sentencepiece",
+)
 
 FUSED = [
     phi3,

@@ -28,7 +28,7 @@ gemma2 = family(
 SIGLIP = {"model_type": "siglip_vision_model", "hidden_size": 32, "intermediate_size": 32}
 SIGLIP |= {"num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
 THETAS: Config = {"rope_parameters": {SLIDING: DEFAULT, FULL: {**DEFAULT, "rope_theta": 1000000.0}}}
-STRETCHED: Config = {
+LINEAR_FULL: Config = {
     "rope_parameters": {SLIDING: DEFAULT, FULL: {**LINEAR, "rope_theta": 1000000.0}}
 }
 gemma3 = family(
@@ -86,8 +86,8 @@ GEMMAS = [
         converter="it writes no pattern",
     ),
     gemma3,
-    gemma3.but("linear", STRETCHED),
-    gemma3.but("older-keys", STRETCHED, older=True),
+    gemma3.but("linear", LINEAR_FULL),
+    gemma3.but("older-keys", LINEAR_FULL, older=True),
     gemma3.but("biases", {"attention_bias": True}, refused="no place for the output's bias"),
     gemma3.but("rows", rows=8),
     gemma3.but("capped", {"final_logit_softcapping": 4.0}),
@@ -99,13 +99,13 @@ GEMMAS = [
     ),
     gemma3.but(
         "wrapped",
-        STRETCHED,
+        LINEAR_FULL,
         class_name="Gemma3ForConditionalGeneration",
         outer={"vision_config": SIGLIP, "mm_tokens_per_image": 4},
     ),
     gemma3.but(
         "wrapped-older-keys",
-        STRETCHED,
+        LINEAR_FULL,
         class_name="Gemma3ForConditionalGeneration",
         outer={"vision_config": SIGLIP, "mm_tokens_per_image": 4},
         older=True,

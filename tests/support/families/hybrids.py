@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.support.families.variant import (
+    EPSILON,
     FULL,
     LINEAR,
     SLIDING,
@@ -22,6 +23,7 @@ qwen35 = family(
     {
         **UNTIED,
         **WIDE,
+        "rms_norm_eps": 1e-6,
         "num_hidden_layers": 5,
         "layer_types": [DELTA, DELTA, DELTA, FULL, DELTA],
         "linear_key_head_dim": 16,
@@ -50,7 +52,7 @@ MTP = {
 """A few tensors of the head that predicts a second token."""
 
 CONV: Config = {"layer_types": ["conv", "conv", FULL, "conv", FULL, "conv"]}
-LFM: Config = {**TIED, **CONV, "num_hidden_layers": 6, "conv_L_cache": 3}
+LFM: Config = {**TIED, **CONV, "num_hidden_layers": 6, "conv_L_cache": 3, "norm_eps": EPSILON}
 lfm2 = family("lfm2", "Lfm2ForCausalLM", {**LFM, "block_auto_adjust_ff_dim": False})
 ADJUSTED: Config = {
     "block_auto_adjust_ff_dim": True,
@@ -84,6 +86,11 @@ HYBRIDS = [
     qwen35.but("equal-heads", {"linear_num_value_heads": 2}),
     qwen35.but("every-2nd", {"layer_types": [DELTA, FULL, DELTA, FULL, DELTA]}),
     qwen35.but("biases", {"attention_bias": True}, refused="no place for the output's bias"),
+    qwen35.but(
+        "epsilon",
+        {"rms_norm_eps": EPSILON},
+        refused="llama.cpp has one ε for RMS norms and for the lengths of q and k",
+    ),
     qwen35.but("mtp", passed_over=MTP),
     qwen35.but(
         "wrapped",

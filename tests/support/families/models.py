@@ -120,8 +120,9 @@ def _respell(path: Path) -> None:
     config = whole.get("text_config", whole)
     rope = config.pop("rope_parameters")
     if FULL in rope:
-        config["rope_local_base_freq"] = rope[SLIDING]["rope_theta"]
-        rope = rope[FULL]
+        rope, local = rope[FULL], rope[SLIDING]["rope_theta"]
+        if local != rope["rope_theta"]:
+            config["rope_local_base_freq"] = local
     config["rope_theta"] = rope.pop("rope_theta")
     if "partial_rotary_factor" in rope:
         config["partial_rotary_factor"] = rope.pop("partial_rotary_factor")

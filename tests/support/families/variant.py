@@ -18,6 +18,9 @@ WINDOW = 8
 LENGTH = 48
 """Tokens that models are compared on."""
 
+EPSILON = 0.01
+"""So large that a wrong one shows."""
+
 SLIDING, FULL = "sliding_attention", "full_attention"
 BASE: Config = {
     "hidden_size": 64,
@@ -26,6 +29,7 @@ BASE: Config = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 128,
+    "rms_norm_eps": EPSILON,
 }
 WIDE: Config = {"head_dim": 32}
 TIED: Config = {"tie_word_embeddings": True}
@@ -33,12 +37,14 @@ UNTIED: Config = {"tie_word_embeddings": False}
 LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
 YARN = {
     "rope_type": "yarn",
-    "rope_theta": 10000.0,
+    "rope_theta": 500.0,
     "factor": 4.0,
-    "original_max_position_embeddings": 32,
-    "beta_fast": 4.0,
+    "original_max_position_embeddings": 974,
+    "beta_fast": 32.0,
     "beta_slow": 1.0,
 }
+"""With llama.cpp's betas; theta and context are such that half as much again of either shows."""
+STRETCHED: Config = {"rope_parameters": YARN, "max_position_embeddings": 3896}
 DEFAULT = {"rope_type": "default", "rope_theta": 10000.0}
 
 
