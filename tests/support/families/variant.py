@@ -20,6 +20,8 @@ LENGTH = 48
 
 EPSILON = 0.01
 """So large that a wrong one shows."""
+EPSILONS = {"norm_eps", "layer_norm_eps"}
+"""Other names of ``rms_norm_eps``."""
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 BASE: Config = {
@@ -91,5 +93,8 @@ class Variant:
 
 
 def family(name: str, class_name: str, more: Config = {}, **given: Any) -> Variant:  # noqa: B006
-    """The first variant of a family, ``plain``."""
-    return Variant(name, "plain", class_name, {**BASE, **more}, **given)
+    """The first variant of a family, ``plain``: `BASE` with the settings `more`."""
+    base = dict(BASE)
+    if EPSILONS & set(more):
+        del base["rms_norm_eps"]
+    return Variant(name, "plain", class_name, {**base, **more}, **given)
