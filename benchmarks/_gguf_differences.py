@@ -10,6 +10,8 @@ from typing import Any
 import gguf
 import numpy as np
 
+TYPES, SCORES = "tokenizer.ggml.token_type", "tokenizer.ggml.scores"
+NORMAL, UNKNOWN, CONTROL = 1, 2, 3
 ONLY_OURS = {
     r"[^.]+\.vocab_size": "llama.cpp counts the tokens where it is missing",
     r"[^.]+\.attention\.(key|value)_length": "llama.cpp divides width by heads where it is missing",
@@ -17,11 +19,14 @@ ONLY_OURS = {
     r"[^.]+\.rope\.freq_base": "llama.cpp takes 10000 where it is missing",
     r"tokenizer\.ggml\.add_(bos|eos)_token": "said, so that nobody depends on a default",
     r"tokenizer\.ggml\.add_space_prefix": "said, so that nobody depends on a default",
+    r"phi3\.rope\.scaling\.type": "the tensors of factors are enough for llama.cpp",
 }
 """Patterns of keys that we may write and the converter does not,
 and why that changes nothing."""
 ONLY_THEIRS = {
     r"tokenizer\.ggml\.add_sep_token": "false, as where it is missing",
+    r"phi3\.attention\.sliding_window": "llama.cpp ignores it",
+    r"phi3\.rope\.scaling\.original_context_length": "read where there are factors alone",
     r"granite\.ssm\..*": "of a mixer that these models do not have",
     r"granite\.expert_(used_)?count": "0, as where it is missing",
     r"granite\.expert_shared_feed_forward_length": "read for models with experts alone",
@@ -70,10 +75,23 @@ def _keys(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
         if not _allowed(key, ONLY_OURS if who == "ours" else ONLY_THEIRS):
             value = str((ours if who == "ours" else theirs)[key])
             found.append(f"key {key} is only {who}: {value[:40]}")
+    ours, theirs = _comparable(ours, theirs), _comparable(theirs, ours)
     for key in ours.keys() & theirs.keys():
         if not _same(ours[key], theirs[key]) and not _allowed(key, OTHER_VALUES):
             found.append(f"{key}: {str(ours[key])[:40]}, theirs {str(theirs[key])[:40]}")
     return sorted(found)
+
+
+def _comparable(keys: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what a vocabulary says of tokens that are no texts: llama.cpp reads no scores of
+    them, and whether <unk> is unknown or control (as for Phi-3) is the same to it."""
+    types = [file.get(TYPES, []) for file in (keys, others)]
+    texts = [{a, b} == {NORMAL} for a, b in zip(*types, strict=True)]
+    found = dict(keys) | {TYPES: [CONTROL if kind == UNKNOWN else kind for kind in types[0]]}
+    if SCORES in keys:
+        scores = zip(keys[SCORES], texts, strict=True)
+        found[SCORES] = [score for score, is_text in scores if is_text]
+    return found
 
 
 def _lonely(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[tuple[str, str]]:

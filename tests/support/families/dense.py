@@ -74,6 +74,9 @@ olmo3 = family(
     },
 )
 SLOW = {**DEFAULT, "rope_theta": YARN["rope_theta"]}
+USUAL = {"rope_theta": 500000.0}
+OLMO3_OLDER = {"rope_parameters": {FULL: YARN | USUAL, SLIDING: DEFAULT | USUAL}}
+"""With older keys, transformers reads the usual theta for sliding blocks, whatever is said."""
 OLMO3_YARN = {"rope_parameters": {FULL: YARN, SLIDING: SLOW}, "max_position_embeddings": 3896}
 exaone4 = family(
     "exaone4", "Exaone4ForCausalLM", {**TIED, "sliding_window": None, "layer_types": [FULL] * 4}
@@ -138,7 +141,7 @@ FEW_FACTS = [
         {"rope_parameters": {FULL: {**DEFAULT, "rope_theta": 500.0}, SLIDING: DEFAULT}},
         refused="llama.cpp takes one theta for all blocks",
     ),
-    olmo3.but("older-keys", OLMO3_YARN, older=True),
+    olmo3.but("older-keys", OLMO3_OLDER, older=True),
     exaone4,
     exaone4.but("untied", {**UNTIED, "num_key_value_heads": 4}),
     exaone4.but("llama3", {"rope_parameters": LLAMA3}),

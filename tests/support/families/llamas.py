@@ -33,7 +33,7 @@ LLAMAS = [
     llama.but(
         "attention-factor",
         {"rope_parameters": {**YARN, "attention_factor": 0.9}},
-        converter="llama.cpp does not read the key yarn_attn_factor",
+        refused="llama.cpp does not read the key yarn_attn_factor",
     ),
     llama.but("sentencepiece", tokenizer="sentencepiece"),
     llama.but("all-heads", {"num_key_value_heads": 4}),

@@ -50,6 +50,8 @@ def save(variant: Variant, folder: Path) -> transformers.PreTrainedModel:
     if variant.older:
         _respell(folder / "config.json")
     _add(folder / "model.safetensors", variant.passed_over)
+    if variant.older or variant.published:  # what the keys mean is what transformers reads
+        model = model_class.from_pretrained(folder, attn_implementation="eager").eval()
     return model.double() if variant.double else model
 
 
