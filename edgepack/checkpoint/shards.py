@@ -13,6 +13,7 @@ from torch import Tensor
 
 from edgepack.architectures.base import Architecture
 from edgepack.checkpoint.config import Index
+from edgepack.checkpoint.passed_over import BUFFERS
 from edgepack.checkpoint.source_files import SourceFiles, refuse_pointer
 from edgepack.core.untrusted import shorten, validate
 from edgepack.errors import CheckpointError
@@ -21,8 +22,9 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 READABLE = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-IGNORED = ".rotary_emb.inv_freq"
-"""Buffers that old transformers saved; they follow from the configuration."""
+FLOAT8 = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
+CODES = {**FLOAT8, "F8_E8M0": torch.float8_e8m0fnu, "U8": torch.uint8}
+"""Types of codes and scales, which are numbers only together (`scaled`)."""
 OTHERS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.npz")
 """Weights that are not read: most are pickles, which can run code."""
 
@@ -40,7 +42,12 @@ class Place:
     def read(self, files: SourceFiles) -> Tensor:
         """The tensor as stored."""
         data = files.read(self.path, self.start, self.nbytes)
-        return data.view(READABLE[self.dtype]).reshape(self.shape)
+        return data.view((READABLE | CODES)[self.dtype]).reshape(self.shape)
+
+    @property
+    def kind(self) -> str:
+        """The type of what `read` gives."""
+        return self.dtype
 
 
 def weight_files(folder: Path, files: SourceFiles, place: str) -> list[Path]:
@@ -78,22 +85,26 @@ def unused_weights(folder: Path, used: list[Path]) -> str | None:
 
 
 def tensors(
-    paths: list[Path], architecture: Architecture, files: SourceFiles, place: str
+    paths: list[Path],
+    architecture: Architecture,
+    files: SourceFiles,
+    place: str,
+    *,
+    coded: bool = False,
 ) -> dict[str, Place]:
-    """Every tensor by its Hugging Face name, without rotary buffers."""
+    """Every tensor by its Hugging Face name; types of codes only in a `coded` checkpoint."""
     found: dict[str, Place] = {}
     for path in paths:
         for stored, entry in header(path, files).items():
             name = full_name(stored, architecture)
-            if name.endswith(IGNORED):
-                continue
             if name in found:
                 raise CheckpointError(
                     f"{place}: {shorten(name, 80)} is there twice, in "
                     f"{shorten(found[name].path.name, 60)} and {shorten(path.name, 60)}",
                     hint="files of two models may be in one folder: keep one set",
                 )
-            refuse_unreadable(path, name, entry)
+            if not (coded and entry.dtype in CODES) and not name.endswith(BUFFERS):
+                refuse_unreadable(path, name, entry)
             found[name] = entry
     return found
 
