@@ -41,6 +41,8 @@ NOT_WEIGHTS = (
 """Endings of tensors that say how activations or caches were rounded, which nobody has to do."""
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 """Values of the sixteen codes of MXFP4."""
+POWERS = torch.tensor([2.0 ** (e - 127) for e in range(256)])
+"""Value of each byte of E8M0; the last, which means NaN, is infinite and so found by `check`."""
 GROUP = 32
 """Columns that share a scale in MXFP4."""
 
@@ -211,7 +213,7 @@ def _spread(scale: Shape, weight: Shape) -> Shape | None:
 def _powers(scale: Tensor) -> Tensor:
     """Scales as float32; a byte is an exponent (E8M0)."""
     if scale.dtype == torch.uint8:
-        return torch.ldexp(torch.ones(()), scale.int() - 127)
+        return POWERS[scale.int()]
     return scale.float()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 
 
 def make_adapter(base: Path, folder: Path, *, tokens: int = 0, seed: int = 1, **config: Any) -> Any:
@@ -42,6 +44,20 @@ def _randomise(tuned: torch.nn.Module, generator: torch.Generator) -> None:
             value.copy_(noise * 0.1)
         elif value.requires_grad:
             value.add_(noise * 0.05)
+
+
+def write_adapter(folder: Path, module: str, shape: tuple[int, int], seed: int = 1) -> None:
+    """An adapter of one module as PEFT would save it, where PEFT is not needed."""
+    folder.mkdir()
+    about = {"peft_type": "LORA", "r": 4, "lora_alpha": 8}
+    (folder / "adapter_config.json").write_text(json.dumps(about))
+    generator = torch.Generator().manual_seed(seed)
+    sizes = {"A": (4, shape[1]), "B": (shape[0], 4)}
+    tensors = {
+        f"base_model.model.{module}.lora_{half}.weight": torch.randn(size, generator=generator)
+        for half, size in sizes.items()
+    }
+    save_file(tensors, folder / "adapter_model.safetensors")
 
 
 def merged(tuned: Any) -> dict[str, torch.Tensor]:
