@@ -12,6 +12,14 @@ from edgepack.recipe.fields import PathText, Section
 MAX_ADAPTERS = 64
 
 
+Adapters = Annotated[
+    Annotated[PathText, Tag("<one>")]
+    | Annotated[list[PathText], Field(min_length=1, max_length=MAX_ADAPTERS), Tag("<several>")],
+    Discriminator(lambda value: "<several>" if isinstance(value, list | tuple) else "<one>"),
+]
+"""One adapter, or several. The tags are left out of errors (`read`)."""
+
+
 class FineTune(Section):
     """A model and the PEFT adapters that its weights are changed by before anything else."""
 
@@ -20,11 +28,9 @@ class FineTune(Section):
         description="The model that the adapter was trained on, named as `model` is; default: what "
         "its adapter_config.json says.",
     )
-    adapter: PathText | Annotated[list[PathText], Field(min_length=1, max_length=MAX_ADAPTERS)] = (
-        Field(
-            description="A PEFT adapter (LoRA, rslora, DoRA, modules_to_save), as a folder or a "
-            "hub id with optional @revision. Of a list, each changes what those before it made."
-        )
+    adapter: Adapters = Field(
+        description="A PEFT adapter (LoRA, rslora, DoRA, modules_to_save), as a folder or a hub id "
+        "with optional @revision. Of a list, each changes what those before it made."
     )
 
     @property

@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 
+import huggingface_hub
 import pytest
 import torch
 import yaml
@@ -16,7 +17,7 @@ from edgepack.model.decoder import Decoder
 from edgepack.model.open import open_model
 from edgepack.recipe.fine_tune import FineTune
 from tests.support.fine_tunes import make_adapter, merged
-from tests.support.tiny import make_model
+from tests.support.tiny import make_model, write_gguf
 
 TOKENS = torch.randint(3, 290, (1, 24), generator=torch.Generator().manual_seed(0))
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -196,6 +197,39 @@ def test_the_key_depends_on_content_not_on_names(place, tmp_path):
     again = pickle.loads(pickle.dumps(checkpoint))
     assert again.key == key
     assert torch.equal(again.tensor(HEAD), checkpoint.tensor(HEAD))
+
+
+def test_an_adapter_of_the_hub_is_known_by_its_commit(place, tmp_path, monkeypatch):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "hub/models--someone--lora"
+    make_adapter(place / "untied", repository / "snapshots" / commit, modules_to_save=["norm"])
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text(commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    checkpoint = opened(place, "untied", "someone/lora")
+    about = checkpoint.source
+    assert about["adapters"] == [{"model": "someone/lora", "kind": "hub", "revision": commit}]
+    assert about["base"]["model"] == "untied"
+    assert checkpoint.gguf_metadata()["general.name"][0] == "Untied+lora"
+    with pytest.raises(EdgepackError, match="HF_HUB_OFFLINE"):
+        opened(place, "untied", "someone/else")
+
+
+def test_a_rounded_base_is_exact_where_the_adapter_changes_nothing(place, tmp_path):
+    write_gguf(tmp_path / "base.gguf", open_model(str(place / "untied")), "Q8_0")
+    make_adapter(place / "untied", tmp_path / "adapter")
+    base = open_model(str(tmp_path / "base.gguf"))
+    checkpoint = opened(tmp_path, "base.gguf", "adapter")
+    kept = "model.layers.0.mlp.up_proj.weight"
+    assert torch.equal(checkpoint.quantized(kept).codes, base.quantized(kept).codes)
+    assert checkpoint.specs[kept].dtype == "Q8_0"
+    changed = "model.layers.0.self_attn.q_proj.weight"
+    assert checkpoint.quantized(changed) is None
+    assert checkpoint.specs[changed].dtype == "F16"  # as a checkpoint of it is written
+    adapter = checkpoint.adapters[0]
+    assert torch.equal(checkpoint.tensor(changed), adapter.apply(changed, base.tensor(changed)))
+    assert checkpoint.warnings() == base.warnings() != ()
 
 
 @pytest.mark.slow
