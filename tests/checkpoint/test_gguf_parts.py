@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from edgepack.checkpoint import open_checkpoint
-from edgepack.core import plugins
 from edgepack.errors import CheckpointError
 from edgepack.formats._ggml import GGML_QUANT_SIZES, GGMLQuantizationType
 from edgepack.model.decoder import Decoder
+from tests.support import ggml_oracle
 from tests.support.ggufs import rewritten
 from tests.support.tiny import make_model, write_gguf
 
+UP = "model.layers.0.mlp.up_proj.weight"
 IDS = torch.randint(0, 500, (1, 20), generator=torch.Generator().manual_seed(3))
 
 
@@ -92,20 +93,40 @@ def test_a_part_that_changes_is_in_the_key(parts, tmp_path):
     assert open_checkpoint(str(parts[0])).key != before
 
 
-@pytest.mark.parametrize("kind", ["Q1_0", "Q2_0"])
-def test_types_that_ggufs_package_cannot_decode_are_read(tmp_path, kind):
-    make_model(tmp_path / "m", hidden=128, intermediate=128)
-    source = open_checkpoint("m", tmp_path)
-    write_gguf(tmp_path / "f32.gguf", source)
-    name = "model.layers.0.mlp.up_proj.weight"
-    Q = plugins.find("formats", kind.lower()).quantize(source.tensor(name))
-    packed = ("blk.0.ffn_up.weight", Q.plugin.pack(Q).numpy(), GGMLQuantizationType[kind])
-    kept = [one for one in stored(tmp_path / "f32.gguf") if one[0] != packed[0]]
-    write(tmp_path / "x.gguf", source, [*kept, packed])
-    checkpoint = open_checkpoint("x.gguf", tmp_path)
-    assert torch.equal(checkpoint.tensor(name), Q.dequantize())
+STOCK = (
+    *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
+    *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS"),
+    *("TQ1_0", "TQ2_0", "MXFP4", "NVFP4", "Q1_0", "Q2_0"),
+)
+"""Types in blocks that llama.cpp has for weights (ggml.h)."""
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """A model as wide as all types need, its file, and a matrix in it."""
+    folder = tmp_path_factory.mktemp("wide")
+    make_model(folder / "m", hidden=256, intermediate=256, layers=1)
+    source = open_checkpoint("m", folder)
+    write_gguf(folder / "f32.gguf", source)
+    return folder, source, source.tensor(UP)
+
+
+@pytest.mark.llama
+@pytest.mark.parametrize("kind", STOCK)
+def test_every_stock_type_is_read_as_llama_cpp_reads_it(wide, kind):
+    if not ggml_oracle.available():
+        pytest.skip("needs llama-cpp-python")
+    folder, source, W = wide
+    number = GGMLQuantizationType[kind]
+    columns, size = GGML_QUANT_SIZES[number]
+    data = ggml_oracle.quantize(number, W, W.shape[1] // columns * size)
+    kept = [one for one in stored(folder / "f32.gguf") if one[0] != "blk.0.ffn_up.weight"]
+    write(folder / "x.gguf", source, [*kept, ("blk.0.ffn_up.weight", data.numpy(), number)])
+    checkpoint = open_checkpoint("x.gguf", folder)
+    wanted = ggml_oracle.dequantize(kind.lower().replace("_k", "_K"), data, W.shape[1])
+    assert torch.allclose(checkpoint.tensor(UP), wanted, rtol=1e-6, atol=0)
+    assert wanted.std() > 0.02
     (warning,) = checkpoint.warnings()
-    columns, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
     assert f"{kind} ({8 * size / columns:.3g} bits)" in warning
 
 
