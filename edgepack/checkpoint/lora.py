@@ -7,8 +7,9 @@ stricter: they change linear layers only.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,18 @@ from typing import Any
 from torch import Tensor
 
 from edgepack.architectures.base import Architecture
+from edgepack.checkpoint import passed_over
 from edgepack.checkpoint.digests import combine
 from edgepack.checkpoint.lora_change import Change, Pair, Shape
 from edgepack.checkpoint.peft import CONFIG, OTHER_BASE, PREFIX, WEIGHTS, PeftConfig
-from edgepack.checkpoint.shards import READABLE, Place, full_name, header
+from edgepack.checkpoint.shards import (
+    READABLE,
+    Place,
+    full_name,
+    header,
+    names_in,
+    of_language_model,
+)
 from edgepack.checkpoint.source_files import SourceFiles
 from edgepack.core.untrusted import quote, shorten, validate
 from edgepack.errors import CheckpointError
@@ -132,35 +141,51 @@ class LoraAdapter:
     @cached_property
     def changes(self) -> Mapping[str, Change]:
         """Weight → what becomes of it."""
+        return self._read[0]
+
+    @property
+    def left_out(self) -> Mapping[str, int]:
+        """Parts of a multimodal model that it changes and edgepack does not read."""
+        return self._read[1]
+
+    @cached_property
+    def _read(self) -> tuple[dict[str, Change], Counter[str]]:
         _ = self.config
-        parts: dict[str, dict[str, Place]] = {}
-        whole: dict[str, Place] = {}
+        modules: dict[str, dict[str, Place]] = {}
+        found: dict[str, Change] = {}
+        left_out: Counter[str] = Counter()
         for key, place in self._tensors.items():
             self._refuse_unreadable(key, place)
             name = key.removeprefix(PREFIX)
             end = next((end for end in PARTS if name.endswith("." + end)), None)
-            if end is not None:
-                module = name.removesuffix("." + end)
-                parts.setdefault(module, {})[PARTS[end]] = place
+            if part := passed_over.part_of(name):
+                left_out[part] += 1
+            elif end is not None:
+                modules.setdefault(name.removesuffix("." + end), {})[PARTS[end]] = place
             elif "lora_" in name or not key.startswith(PREFIX):
                 raise CheckpointError(
                     f"{self.name}: {shorten(key, 80)} is no part of a plain LoRA", hint=PLAIN
                 )
             elif KEPT_ASIDE not in name:
-                whole[_unwrapped(name)] = place
-        found = {self._name(name): Change(whole=place) for name, place in whole.items()}
-        for module, have in parts.items():
-            name = self._name(f"{_unwrapped(module)}.weight")
-            found[name] = self._change(module, have, found.get(name, Change()))
+                found[_unwrapped(name)] = Change(whole=place)
+        for module, have in modules.items():
+            weight, bias = (f"{_unwrapped(module)}.{end}" for end in ("weight", "bias"))
+            found[weight] = self._change(module, have, found.get(weight, Change()))
             if "bias" in have:
-                bias = self._name(f"{_unwrapped(module)}.bias")
                 scale = self._scale(module, have)
-                before = found.get(bias, Change()).whole
-                found[bias] = Change(whole=before, bias=(have["bias"], scale))
-        return found
+                found[bias] = replace(found.get(bias, Change()), bias=(have["bias"], scale))
+        return self._named(found), left_out
 
-    def _name(self, name: str) -> str:
-        return name if self.architecture is None else full_name(name, self.architecture)
+    def _named(self, found: Mapping[str, Change]) -> dict[str, Change]:
+        """The changes by the names that the model's specs have."""
+        if self.architecture is None:
+            return dict(found)
+        made: dict[str, Change] = {}
+        for name, change in found.items():
+            inner = full_name(of_language_model(name), self.architecture)
+            names = names_in(inner, change.own_shape((1,)), self.architecture)
+            made |= {one: change.rows_of(i, len(names)) for i, one in enumerate(names)}
+        return made
 
     def _refuse_unreadable(self, key: str, place: Place) -> None:
         if place.dtype not in READABLE:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -40,6 +40,11 @@ class Pair:
         if self.magnitude is not None and math.prod(self.magnitude.shape) != shape[0]:
             return None
         return shape[::-1] if self.transposed else shape
+
+    def rows_of(self, index: int, count: int) -> Pair:
+        """Of part `index` of `count` with equally many rows each."""
+        magnitude = None if self.magnitude is None else self.magnitude.rows(index, count)
+        return replace(self, B=self.B.rows(index, count), magnitude=magnitude)
 
     def apply(self, W: Tensor, files: SourceFiles) -> Tensor:
         """The changed weight, float32."""
@@ -89,6 +94,14 @@ class Change:
         if self.pair is not None:
             return self.pair.shape or (0,)
         return W if self.bias is None else self.bias[0].shape
+
+    def rows_of(self, index: int, count: int) -> Change:
+        """Of part `index` of `count` with equally many rows, of a weight that holds several."""
+        if count == 1:
+            return self
+        whole = None if self.whole is None else self.whole.rows(index, count)
+        pair = None if self.pair is None else self.pair.rows_of(index, count)
+        return replace(self, whole=whole, pair=pair)
 
     @property
     def working_bytes(self) -> int:

@@ -57,13 +57,17 @@ def _part(name: str, architecture: Architecture, blocks: int) -> str | None:
     """The part that a tensor is left out with, empty for a buffer; None for a weight."""
     if name.endswith(BUFFERS):
         return ""
-    bare = name.removeprefix("model.")
-    for part, starts in TOLD.items():
-        if bare.startswith(starts):
-            return part
+    if part := part_of(name):
+        return part
     number = name.removeprefix(f"{architecture.layers}.").partition(".")[0]
     listed = name.startswith(f"{architecture.layers}.") and number.isdecimal()
     return BEYOND if listed and len(number) < 9 and int(number) >= blocks else None
+
+
+def part_of(name: str) -> str:
+    """The part of a model beside its language model that a tensor is of; "" for another."""
+    bare = name.removeprefix("model.")
+    return next((part for part, starts in TOLD.items() if bare.startswith(starts)), "")
 
 
 def told(left_out: Mapping[str, int]) -> tuple[str, ...]:

@@ -26,10 +26,21 @@ ADVICE = {
 Block = tuple[int, int]
 
 
+def is_coded(config: Mapping[str, Any]) -> bool:
+    """Whether config.json says that weights are codes with scales."""
+    return _about(config) is not None
+
+
+def _about(config: Mapping[str, Any]) -> Any:
+    """The settings of the quantization; a multimodal repository may have them in its text part."""
+    inner, about = config.get("text_config"), config.get(KEY)
+    return inner.get(KEY) if about is None and isinstance(inner, dict) else about
+
+
 def block_of(config: Mapping[str, Any], place: str) -> Block | None:
     """(rows, columns) that share a scale, if config.json says so. Refuses methods whose codes
     edgepack does not decode."""
-    about = config.get(KEY)
+    about = _about(config)
     if about is None:
         return None
     about = about if isinstance(about, dict) else {}

@@ -17,7 +17,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from edgepack.checkpoint.shards import FLOAT8, Place, refuse_unreadable
+from edgepack.architectures.base import Architecture
+from edgepack.checkpoint.shards import FLOAT8, Place, names_in, refuse_unreadable
 from edgepack.checkpoint.source_files import SourceFiles
 from edgepack.core.untrusted import shorten
 from edgepack.errors import CheckpointError
@@ -134,6 +135,50 @@ class MxFp4:
         made[..., 1] = values[(data >> 4).int()]
         made = made.reshape(*scale.shape, GROUP).mul_(scale[..., None]).flatten(-2)
         return made.transpose(-2, -1).contiguous() if made.ndim == 3 else made
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Part `index` of `count` with equally many rows."""
+
+    whole: Source
+    index: int
+    count: int
+
+    @property
+    def path(self) -> Path:
+        """The file of the whole."""
+        return self.whole.path
+
+    @property
+    def shape(self) -> Shape:
+        """Of the part."""
+        return (self.whole.shape[0] // self.count, *self.whole.shape[1:])
+
+    @property
+    def dtype(self) -> str:
+        """That of the whole."""
+        return self.whole.dtype
+
+    @property
+    def kind(self) -> str:
+        """That of the whole."""
+        return self.whole.kind
+
+    def read(self, files: SourceFiles) -> Tensor:
+        """The part's values."""
+        return self.whole.read(files).chunk(self.count)[self.index].clone()
+
+
+def apart(found: Mapping[str, Source], architecture: Architecture) -> dict[str, Source]:
+    """Weights by name, where a tensor may have the rows of several."""
+    made: dict[str, Source] = {}
+    for name, entry in found.items():
+        names = [name] if isinstance(entry, Place) else names_in(name, entry.shape, architecture)
+        count = len(names)
+        parts = [entry] if count == 1 else [Rows(entry, i, count) for i in range(count)]
+        made |= dict(zip(names, parts, strict=True))
+    return made
 
 
 def joined(

@@ -18,7 +18,7 @@ import torch
 from gguf import GGUFValueType
 from torch import Tensor
 
-from edgepack.checkpoint import Checkpoint, vocabulary
+from edgepack.checkpoint import Checkpoint, passed_over, vocabulary
 from edgepack.checkpoint.adapter_folder import tokenizer_files
 from edgepack.checkpoint.digests import combine, sha256
 from edgepack.checkpoint.lora import OTHER_MODEL, LoraAdapter
@@ -122,10 +122,11 @@ class Adapted(Rewritten):
         return combine({"original": self.base.key, "adapters": digests})
 
     def tensor(self, name: str) -> Tensor:
-        W = self.base.tensor(self._stored_name(name))
+        shift = self.architecture.norm_shift if self.specs[name].role.endswith("_norm") else 0.0
+        W = self.base.tensor(self._stored_name(name)) - shift  # as adapters and files store it
         for adapter, known_as in zip(self.adapters, self._names(name), strict=True):
             W = adapter.apply(known_as, W)
-        return W
+        return W + shift
 
     def stored(self, name: str) -> tuple[Tensor, str]:
         if self._changes(name):
@@ -203,14 +204,19 @@ class Adapted(Rewritten):
             f"{self.title}: the adapter changes embeddings or head and not both, so that the head "
             "becomes a matrix of its own, as in PEFT"
         )
-        return (*self.base.warnings(), *([untied] if self.unties else []))
+        others = [
+            f"{adapter.name}: {line}"
+            for adapter in self.adapters
+            for line in passed_over.told(adapter.left_out)
+        ]
+        return (*self.base.warnings(), *([untied] if self.unties else []), *others)
 
     def gguf_metadata(self) -> Mapping[str, tuple[Any, Any, Any]]:
         return self._gguf_metadata
 
     @cached_property
     def _gguf_metadata(self) -> Mapping[str, tuple[Any, Any, Any]]:
-        made = dict(super().gguf_metadata())
+        made = dict(self.base.gguf_metadata())  # the dimensions are those of the base
         size, rows = f"{self.architecture.gguf}.vocab_size", self.dimensions.vocab_size
         name = "+".join([str(made.get(NAME, ("model",))[0]), *map(_short, self.adapters)])
         made[NAME] = (name, GGUFValueType.STRING, None)
