@@ -18,7 +18,7 @@ import torch
 from gguf import GGUFValueType
 from torch import Tensor
 
-from edgepack.checkpoint import Checkpoint, passed_over, vocabulary
+from edgepack.checkpoint import Checkpoint, gguf_dimensions, passed_over, vocabulary
 from edgepack.checkpoint.adapter_folder import tokenizer_files
 from edgepack.checkpoint.digests import combine, sha256
 from edgepack.checkpoint.lora import OTHER_MODEL, LoraAdapter
@@ -216,6 +216,9 @@ class Adapted(Rewritten):
 
     @cached_property
     def _gguf_metadata(self) -> Mapping[str, tuple[Any, Any, Any]]:
+        if self.unties:  # llama.cpp may know the family with a tied head only
+            writer = gguf.GGUFWriter(None, self.architecture.gguf)
+            gguf_dimensions.write(writer, self.architecture, self.dimensions, self.title)
         made = dict(self.base.gguf_metadata())  # the dimensions are those of the base
         size, rows = f"{self.architecture.gguf}.vocab_size", self.dimensions.vocab_size
         name = "+".join([str(made.get(NAME, ("model",))[0]), *map(_short, self.adapters)])

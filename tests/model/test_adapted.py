@@ -11,13 +11,14 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import edgepack
+from edgepack.core import plugins
 from edgepack.core.artifact import Artifact
 from edgepack.errors import EdgepackError
 from edgepack.model.decoder import Decoder
 from edgepack.model.open import open_model
 from edgepack.recipe.fine_tune import FineTune
 from tests.support.fine_tunes import make_adapter, merged
-from tests.support.tiny import make_model, write_gguf
+from tests.support.tiny import FAMILIES, make_model, write_gguf
 
 TOKENS = torch.randint(3, 290, (1, 24), generator=torch.Generator().manual_seed(0))
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -71,6 +72,50 @@ def test_weights_are_those_of_pefts_merge(place, tmp_path, variant):
     assert {spec.shape for spec in checkpoint.specs.values()} == {
         spec.shape for spec in base.specs.values()
     }
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_computes_what_pefts_model_computes(tmp_path, family):
+    """All linear layers with DoRA, fused ones among them, and all norms, Gemma's 1 + γ too."""
+    tied = plugins.find("architectures", family).head != "untied"
+    make_model(tmp_path / "base", family, tied=tied, dtype=torch.float32)
+    config = {"target_modules": "all-linear", "modules_to_save": ["norm"], "use_dora": True}
+    tuned = make_adapter(tmp_path / "base", tmp_path / "adapter", **config)
+    with torch.no_grad():
+        wanted = tuned(TOKENS).logits
+        with tuned.disable_adapter():
+            plain = tuned(TOKENS).logits
+    checkpoint = opened(tmp_path, "base", "adapter")
+    found = Decoder(checkpoint).logits(TOKENS)
+    assert (found - wanted).abs().max() < 2e-3 * wanted.std()
+    assert (plain - wanted).abs().max() > 0.1 * wanted.std()
+    assert checkpoint.gguf_metadata()["general.architecture"]
+
+
+def test_names_of_a_multimodal_model_are_those_of_its_language_model(tmp_path):
+    make_model(tmp_path / "base", "gemma3_text", dtype=torch.float32)
+    make_adapter(tmp_path / "base", tmp_path / "adapter", target_modules=["q_proj"])
+    name = "model.layers.1.self_attn.q_proj.weight"
+    wanted = opened(tmp_path, "base", "adapter").tensor(name)
+    path = tmp_path / "adapter" / WEIGHTS
+    tensors = load_file(path)
+    for outer in ("model.language_model.", "language_model.model."):
+        inner = len("base_model.model.model.")
+        renamed = {f"base_model.model.{outer}{key[inner:]}": W for key, W in tensors.items()}
+        vision = {"base_model.model.model.vision_tower.x.lora_A.weight": torch.ones(4, 8)}
+        save_file(renamed | vision, path)
+        found = opened(tmp_path, "base", "adapter")
+        assert torch.equal(found.tensor(name), wanted)
+        assert [w for w in found.warnings() if "vision or audio (1 tensors)" in w]
+
+
+def test_a_head_that_llama_cpp_has_tied_only_is_refused_for_gguf(tmp_path):
+    make_model(tmp_path / "base", "gemma2", dtype=torch.float32)
+    make_adapter(tmp_path / "base", tmp_path / "adapter", modules_to_save=["lm_head"])
+    with pytest.raises(EdgepackError, match="whose head is tied"):
+        opened(tmp_path, "base", "adapter").gguf_metadata()
 
 
 TIED = {
