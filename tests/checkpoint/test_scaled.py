@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ from edgepack.model.decoder import Decoder
 from tests.support.tiny import make_model
 
 FP8 = torch.float8_e4m3fn
-LINEAR = re.compile(r".*(self_attn|mlp)\.\w+_proj\.weight")
+LINEAR = re.compile(r".*(self_attn|mlp)\.(\w+_proj|\w+put_linear)\.weight")
 
 
 def random(*shape, seed=0):
@@ -126,20 +128,24 @@ def test_codes_without_scales_and_scales_of_another_shape(tmp_path):
         read(tmp_path, {"a.weight_packed": torch.zeros(4, 32, dtype=torch.uint8)})
 
 
-def make_fp8(folder, *, block=32, about=None):
-    """A tiny model whose linear layers are in FP8, with scales of square blocks."""
-    make_model(folder, "qwen3", hidden=64, intermediate=96, dtype=torch.float32)
+def make_fp8(folder, family="qwen3", *, block=32, about=None):
+    """A tiny model whose linear layers are in FP8, with scales of square blocks; beside it, in
+    ``…-plain``, the same in float32."""
+    make_model(folder, family, hidden=64, intermediate=96, dtype=torch.float32)
     path = folder / "model.safetensors"
-    made = {}
+    plain = shutil.copytree(folder, f"{folder}-plain")
+    made, values = {}, {}
     for name, W in load_file(path).items():
         if not LINEAR.fullmatch(name):
-            made[name] = W
+            made[name] = values[name] = W
             continue
         rows, columns = W.shape
         tiles = W.reshape(rows // block, block, columns // block, block)
         scale = tiles.abs().amax((1, 3)) / 448
         made[name] = (W / expanded(scale, W.shape, (block, block))).to(FP8)
         made[f"{name}_scale_inv"] = scale
+        values[name] = made[name].float() * expanded(scale, W.shape, (block, block))
+    save_file(values, Path(plain) / "model.safetensors", metadata={"format": "pt"})
     save_file(made, path, metadata={"format": "pt"})
     configure(folder, about or {"quant_method": "fp8", "weight_block_size": [block, block]})
 
@@ -164,6 +170,37 @@ def test_a_model_in_fp8_computes_what_transformers_computes(tmp_path):
     assert (Decoder(checkpoint).logits(ids)[0] - wanted).abs().max() < 1e-3
     (warning,) = checkpoint.warnings()
     assert "F8_E4M3 (8 bits)" in warning
+
+
+def equal(folder, other):
+    """Whether two folders hold the same weights."""
+    one, two = (open_checkpoint(str(path)) for path in (folder, other))
+    assert one.specs.keys() == two.specs.keys()
+    assert len([s for s in one.specs.values() if s.dtype == "F8_E4M3"]) >= 12
+    return all(torch.equal(one.tensor(name), two.tensor(name)) for name in one.specs)
+
+
+def test_one_stored_tensor_may_hold_several_weights_in_fp8(tmp_path):
+    """Granite 4's gate and up projection."""
+    make_fp8(tmp_path / "m", "granitemoehybrid")
+    assert equal(tmp_path / "m", tmp_path / "m-plain")
+
+
+def test_the_language_model_of_a_multimodal_repository_in_fp8(tmp_path):
+    make_fp8(tmp_path / "m", "gemma3_text")
+    path = tmp_path / "m/model.safetensors"
+    tensors = {
+        name.replace("model.", "model.language_model.", 1): W for name, W in load_file(path).items()
+    }
+    vision = {"model.vision_tower.patch.weight": torch.ones(4, 4)}
+    save_file(tensors | vision, path, metadata={"format": "pt"})
+    inner = json.loads((tmp_path / "m/config.json").read_text())
+    outer = {"model_type": "gemma3", "quantization_config": inner.pop("quantization_config")}
+    (tmp_path / "m/config.json").write_text(json.dumps(outer | {"text_config": inner}))
+    assert equal(tmp_path / "m", tmp_path / "m-plain")
+    lines = open_checkpoint("m", tmp_path).warnings()
+    assert any("F8_E4M3" in line for line in lines)
+    assert any("1 tensors are no part of the language model" in line for line in lines)
 
 
 READ = [
