@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from edgepack.checkpoint.pretokenizers import CONTROL_LOOKING, USER_DEFINED_BY_NAME
+from edgepack.checkpoint import special
+from edgepack.checkpoint.templates import TemplateError
+from edgepack.checkpoint.token_names import CONTROL_LOOKING, USER_DEFINED_BY_NAME
 from edgepack.core.untrusted import quote, shorten
 
 if TYPE_CHECKING:
@@ -94,10 +96,21 @@ def compare(
 def texts(tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[str, bool]]:
     """The texts to try, and whether they are everyday ones."""
     yield from ((text, True) for text in EVERYDAY)
+    if (chat := _chat(tokenizer)) is not None:
+        yield chat, True
     for token in tokens_to_try(tokenizer):
         yield from ((form.format(*[token.content] * 2), True) for form in AROUND)
     yield from ((text, False) for text in RARE)
     yield from ((f"a {name} b", False) for name in known_by_name(tokenizer))
+
+
+def _chat(tokenizer: PreTrainedTokenizerFast) -> str | None:
+    """A question and its answer in the chat template, if there is one that can be used."""
+    try:
+        turns = special.turns(tokenizer)
+    except TemplateError:
+        return None
+    return turns and f"{turns.before}How are you?{turns.between}I'm well.{turns.after}"
 
 
 def tokens_to_try(tokenizer: PreTrainedTokenizerFast) -> list[AddedToken]:

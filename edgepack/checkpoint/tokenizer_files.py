@@ -19,7 +19,15 @@ JSON_FILES = (
     "added_tokens.json",
     "vocab.json",
     "chat_template.json",
+    "tekken.json",
 )
+TEKKEN = "tekken.json"
+TEKKEN_NAMES = {
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "pad_token": "<pad>",
+}
 TEMPLATE_NAME = re.compile(r"[\w.-]{1,100}")
 """Valid names of chat templates, which become names of files."""
 MAX_ID = (1 << 31) - 1
@@ -35,15 +43,14 @@ def from_folder(folder: Path) -> PreTrainedTokenizerFast:
     """The tokenizer of a Hugging Face folder.
 
     ``tokenizer.json`` is loaded as it is. AutoTokenizer would rebuild the pre-tokenizer from the
-    class in the configuration, and so lose SmolLM2's splitting of digits.
+    class in the configuration, and so lose SmolLM2's splitting of digits. Without it Mistral's
+    ``tekken.json`` is read, or what AutoTokenizer can read (``tokenizer.model``).
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     _check_json(folder)
-    exact = (folder / "tokenizer.json").is_file()
-    loader: Any = PreTrainedTokenizerFast if exact else AutoTokenizer
     try:
-        tokenizer = loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = _load(folder)
         if isinstance(tokenizer, PreTrainedTokenizerFast):
             _try_out(tokenizer)
     except EdgepackError as error:
@@ -62,6 +69,35 @@ def from_folder(folder: Path) -> PreTrainedTokenizerFast:
             f"{folder.name}: {type(tokenizer).__name__} is not a fast tokenizer",
             hint="the folder needs a tokenizer.json",
         )
+    return tokenizer
+
+
+def _load(folder: Path) -> Any:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    exact = (folder / "tokenizer.json").is_file()
+    if not exact and (folder / TEKKEN).is_file():
+        return _from_tekken(folder)
+    loader: Any = PreTrainedTokenizerFast if exact else AutoTokenizer
+    return loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def _from_tekken(folder: Path) -> PreTrainedTokenizerFast:
+    """Mistral's tokenizer, with BOS before every text as in mistral-common."""
+    from transformers import PreTrainedTokenizerFast
+    from transformers.integrations.mistral.tokenizer import MistralConverter
+
+    backend = MistralConverter(str(folder / TEKKEN)).converted()
+    template = folder / "chat_template.jinja"
+    known = backend.get_vocab()
+    wrap: Any = PreTrainedTokenizerFast  # an untyped class
+    tokenizer: PreTrainedTokenizerFast = wrap(
+        tokenizer_object=backend,
+        add_bos_token=TEKKEN_NAMES["bos_token"] in known,
+        clean_up_tokenization_spaces=False,
+        chat_template=template.read_text(encoding="utf-8") if template.is_file() else None,
+        **{name: token for name, token in TEKKEN_NAMES.items() if token in known},
+    )
     return tokenizer
 
 
