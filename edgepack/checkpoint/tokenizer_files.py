@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgepack.checkpoint import sentencepiece_model
 from edgepack.core.untrusted import quote, read_json, shorten
 from edgepack.errors import CheckpointError, EdgepackError
 
@@ -34,8 +35,7 @@ MAX_ID = (1 << 31) - 1
 MAX_DEPTH = 20
 CODE_HINT = "edgepack runs no code that comes with a model; the folder needs a tokenizer.json"
 HINT = (
-    "the folder needs a valid tokenizer.json; to convert a tokenizer.model, "
-    "pip install sentencepiece protobuf"
+    "the folder needs a valid tokenizer.json, tekken.json or tokenizer.model (pip install protobuf)"
 )
 
 
@@ -44,7 +44,7 @@ def from_folder(folder: Path) -> PreTrainedTokenizerFast:
 
     ``tokenizer.json`` is loaded as it is. AutoTokenizer would rebuild the pre-tokenizer from the
     class in the configuration, and so lose SmolLM2's splitting of digits. Without it Mistral's
-    ``tekken.json`` is read, or what AutoTokenizer can read (``tokenizer.model``).
+    ``tekken.json`` or sentencepiece's ``tokenizer.model`` is read, or what AutoTokenizer can read.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -78,6 +78,10 @@ def _load(folder: Path) -> Any:
     exact = (folder / "tokenizer.json").is_file()
     if not exact and (folder / TEKKEN).is_file():
         return _from_tekken(folder)
+    if not exact and (folder / sentencepiece_model.MODEL).is_file():
+        found = sentencepiece_model.from_model(folder)
+        if found is not None:
+            return found
     loader: Any = PreTrainedTokenizerFast if exact else AutoTokenizer
     return loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 

@@ -13,7 +13,7 @@ from edgepack.checkpoint.base import Checkpoint
 from edgepack.checkpoint.llama_vocab import LlamaVocab
 from edgepack.checkpoint.pretokenizers import BY_NAME
 from edgepack.checkpoint.probes import Difference
-from edgepack.checkpoint.tokenizer import TEMPLATE, byte_splits
+from edgepack.checkpoint.tokenizer import SPACE, TEMPLATE, byte_splits
 from edgepack.core.untrusted import quote, shorten
 from edgepack.errors import CheckpointError
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from tokenizers.pre_tokenizers import PreTokenizer
     from transformers import PreTrainedTokenizerFast
 
+MARK_BEFORE = {"type": "Prepend", "prepend": SPACE}
+MARK_BLANKS = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+"""Normalizers that write blanks as sentencepiece does."""
 HINT = "--target onnx takes any tokenizer.json as it is"
 
 
@@ -75,8 +78,9 @@ class Reasons:
     @cached_property
     def _normalizers(self) -> list[str]:
         """Normalizers that do more than write spaces as sentencepiece does."""
-        kinds = [step["type"] for step in probes.steps(self._backend.get("normalizer"))]
-        return [k for k in kinds if not (self._spm and k in ("Prepend", "Replace"))]
+        marks = (MARK_BEFORE, MARK_BLANKS) if self._spm else ()
+        steps = probes.steps(self._backend.get("normalizer"))
+        return [step["type"] for step in steps if step not in marks]
 
     @cached_property
     def ignores_merges(self) -> bool:

@@ -107,7 +107,11 @@ def test_every_splitting_is_llama_cpps(name, byte_level, raw, tmp_path):
     is_raw = name == "model" or pretokenizers.BY_NAME[name].raw
     fields = fields_for(name, *(raw if is_raw else byte_level))
     store(tmp_path / "v.gguf", fields)
-    runtime, exact, fast = Runtime(tmp_path / "v.gguf"), LlamaVocab(fields, name), from_gguf(fields, name)
+    runtime, exact, fast = (
+        Runtime(tmp_path / "v.gguf"),
+        LlamaVocab(fields, name),
+        from_gguf(fields, name),
+    )
     for text in (*TRICKY, fuzz()):
         for special in (False, True):
             ids = runtime.encode(text, special)
