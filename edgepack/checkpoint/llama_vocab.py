@@ -55,7 +55,7 @@ class LlamaVocab:
         self.add_bos = adds_bos(fields, place)
         self.add_eos = bool(fields.get(key("add_eos_token"), False))
         self._space = bool(fields.get(key("add_space_prefix"), defaults["space"]))
-        self._strip = stripping_tokens(self.tokens, fields, place)
+        self.stripping = stripping_tokens(self.tokens, fields, place)
         self._ids = {token: index for index, token in enumerate(self.tokens)}
         self.bpe: Tokenizer | None = None
         self._whole_breaks = False
@@ -110,7 +110,7 @@ class LlamaVocab:
         for index in self._whole:
             token = self.tokens[index]
             if token in text:
-                strip = C_SPACES if token in self._strip else ""
+                strip = C_SPACES if token in self.stripping else ""
                 parts = [piece for part in parts for piece in _cut(part, token, index, strip)]
         return parts
 

@@ -70,10 +70,12 @@ class Difference:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`wrong`: differences in everyday texts; `rare`: differences in rare texts."""
+    """`wrong`: differences in everyday texts; `rare`: differences in rare texts; `tried`: the
+    number of texts."""
 
     wrong: tuple[Difference, ...] = ()
     rare: tuple[Difference, ...] = ()
+    tried: int = 0
 
 
 def compare(
@@ -83,14 +85,16 @@ def compare(
     texts that are `excused` count as rare."""
     wrong: list[Difference] = []
     rare: list[Difference] = []
+    tried = 0
     for text, everyday in texts(tokenizer):
+        tried += 1
         ours = tokenizer.encode(text, add_special_tokens=False)
         theirs = other(text)
         if ours != theirs:
             (wrong if everyday and not excused(text) else rare).append(
                 Difference(text, ours, theirs)
             )
-    return Verdict(tuple(wrong), tuple(rare))
+    return Verdict(tuple(wrong), tuple(rare), tried)
 
 
 def texts(tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[str, bool]]:

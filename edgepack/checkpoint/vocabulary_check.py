@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from edgepack.checkpoint import pretokenizer_names, probes, special
 from edgepack.checkpoint.base import Checkpoint
 from edgepack.checkpoint.llama_vocab import LlamaVocab
 from edgepack.checkpoint.pretokenizers import BY_NAME
-from edgepack.checkpoint.probes import Difference
+from edgepack.checkpoint.probes import Difference, Verdict
 from edgepack.checkpoint.tokenizer import SPACE, TEMPLATE, byte_splits
 from edgepack.core.untrusted import quote, shorten
 from edgepack.errors import CheckpointError
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 MARK_BEFORE = {"type": "Prepend", "prepend": SPACE}
 MARK_BLANKS = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 """Normalizers that write blanks as sentencepiece does."""
+FORMS = frozenset(["NFC", "NFD", "NFKC", "NFKD", "Nmt", "Precompiled"])
+"""Normalizers that write the same text with other characters."""
+MAX_TEXTS = 3
+"""Most texts that a warning names beside the first."""
 HINT = "--target onnx takes any tokenizer.json as it is"
 
 
@@ -45,15 +49,42 @@ def compare(fields: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast) -> tu
         raise CheckpointError(
             f"GGUF cannot hold this tokenizer: {reasons.explain(first)}; {first}", hint=HINT
         )
-    why = {reasons.explain(difference): difference for difference in reversed(verdict.rare)}
-    warnings = [f"tokenizer: {reason}; {difference}" for reason, difference in why.items()]
     return (
-        *reversed(warnings),
+        *_differences(verdict.rare, reasons),
+        *_flags(verdict, vocab, tokenizer),
         *_wrapping(vocab, tokenizer),
         *_whole_pieces(fields, reasons),
         *_ends(fields, vocab),
         *_templates(fields, tokenizer),
     )
+
+
+def _differences(found: Sequence[Difference], reasons: Reasons) -> list[str]:
+    """A warning for every reason, with the first text in full and some more by name."""
+    texts: dict[str, list[Difference]] = {}
+    for difference in found:
+        texts.setdefault(reasons.explain(difference), []).append(difference)
+    warnings = []
+    for reason, (first, *others) in texts.items():
+        names = ", ".join(quote(shorten(other.text, 24)) for other in others[:MAX_TEXTS])
+        more = f" and {len(others) - MAX_TEXTS} more" if len(others) > MAX_TEXTS else ""
+        also = f"; so too {names}{more}" if others else ""
+        warnings.append(f"tokenizer: {reason}; {first}{also}")
+    return warnings
+
+
+def _flags(verdict: Verdict, vocab: LlamaVocab, tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """A warning about a token with flags for which no text differed; others may."""
+    shown = "".join(difference.text for difference in verdict.rare)
+    for token in probes.tokens_to_try(tokenizer):
+        flags = probes.flags(token)
+        kept = flags == ["rstrip"] and token.content in vocab.stripping
+        if flags and not kept and token.content not in shown:
+            return [
+                f"tokenizer: the token {_name(token.content)} has {flags[0]}, which GGUF has not; "
+                f"no text of {verdict.tried} differs"
+            ]
+    return []
 
 
 class Reasons:
@@ -103,6 +134,14 @@ class Reasons:
         own, theirs = self._pre_tokenizers
         return own.pre_tokenize_str(text) != theirs.pre_tokenize_str(text)
 
+    def _rewrites(self, text: str) -> bool:
+        """Whether the source writes a text with other characters of the same meaning; llama.cpp's
+        own conversions leave that out."""
+        if not self._normalizers or not FORMS.issuperset(self._normalizers):
+            return False
+        found = self._tokenizer.backend_tokenizer.normalizer.normalize_str(text)
+        return bool(found.replace(SPACE, " ").strip(" ") != text.strip(" "))
+
     @cached_property
     def _added(self) -> dict[str, AddedToken]:
         return {token.content: token for token in self._tokenizer.added_tokens_decoder.values()}
@@ -130,7 +169,7 @@ class Reasons:
         """Whether llama.cpp is known to split such a text differently, even in its own conversions:
         around tokens with flags; plain text that is the name of a control token; special tokens
         that are only found in normalized text, as in old conversions of Llama; spaces that
-        Metaspace omits; pre-tokenizers that llama.cpp approximates."""
+        Metaspace omits; pre-tokenizers that llama.cpp approximates; normal forms of Unicode."""
         inside = [token for content, token in self._added.items() if content in text]
         if any(map(probes.flags, inside)):
             return text not in probes.EVERYDAY
@@ -139,6 +178,7 @@ class Reasons:
             or (self._spm and any(token.special and token.normalized for token in inside))
             or self._puts_space(text, inside)
             or self._approximates(text)
+            or self._rewrites(text)
         )
 
     def explain(self, difference: Difference) -> str:
