@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -71,13 +72,12 @@ def from_model(folder: Path) -> PreTrainedTokenizerFast | None:
 
 def _parse(path: Path) -> Any | None:
     """The ``ModelProto``; None for a file that is none (tiktoken's has the same name)."""
-    from google.protobuf.message import DecodeError
-    from transformers.convert_slow_tokenizer import import_protobuf
-
-    proto = import_protobuf().ModelProto()
+    messages: Any = import_module("google.protobuf.message")  # both are untyped
+    converters: Any = import_module("transformers.convert_slow_tokenizer")
+    proto = converters.import_protobuf().ModelProto()
     try:
         proto.ParseFromString(path.read_bytes())
-    except DecodeError:
+    except messages.DecodeError:
         return None
     return proto if proto.pieces else None
 

@@ -164,7 +164,7 @@ def _settle_name(writer: GGUFWriter, tokenizer: PreTrainedTokenizerFast) -> None
         return
     settled = PHI3.sub("Phi-3" if phi3 else "Phi 3", name)
     if phi3 and settled == name:
-        settled = f"{name} (Phi-3)".strip()
+        settled = f"{name} (Phi-3)" if name else "Phi-3"
     if given:
         given.value = settled
     else:

@@ -29,8 +29,8 @@ def agreement(runtime: Scorer, tokenizer: PreTrainedTokenizerFast) -> None:
     bare = tokenizer.encode("a", add_special_tokens=False)
     found = runtime.tokenize("a", bos=True, special=True)
     # llama.cpp puts one token on each side; vocabulary_check names those that it leaves out.
-    starts, endings = (before, before[:1]), ([], after, after[-1:])
-    if found not in [[*start, *bare, *end] for start in starts for end in endings]:
+    starts, stops = (before, before[:1]), (after[:0], after, after[-1:])
+    if found not in [[*start, *bare, *stop] for start in starts for stop in stops]:
         wrong.append(Difference("a", tokenizer.encode("a"), found))
     if wrong:
         shortest = min(wrong, key=lambda difference: len(difference.text))

@@ -212,7 +212,11 @@ def test_a_broken_tokenizer_json_is_refused(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-VOCABULARIES = ["aquila", "baichuan", "command-r", "deepseek-coder", "deepseek-llm", "falcon", "gemma-4", "gpt-2", "gpt-neox", "llama-bpe", "llama-spm", "mpt", "phi-3", "qwen2", "qwen35", "refact", "starcoder"]
+VOCABULARIES = (
+    *("aquila", "baichuan", "command-r", "deepseek-coder", "deepseek-llm", "falcon", "gemma-4"),
+    *("gpt-2", "gpt-neox", "llama-bpe", "llama-spm", "mpt", "phi-3", "qwen2", "qwen35"),
+    *("refact", "starcoder"),
+)
 REFUSED = {"bert-bge": "WordPiece", "nomic-bert-moe": "Unigram"}
 BETWEEN = "\n__ggml_vocab_test__\n"
 
