@@ -17,21 +17,37 @@ if TYPE_CHECKING:
 
 def find(tokenizer: PreTrainedTokenizerFast, backend: Mapping[str, Any] | None = None) -> str:
     """``tokenizer.ggml.pre``: by llama.cpp's test, else by the regular expressions. `backend` is
-    the tokenizer's tokenizer.json, if the caller has it."""
-    if (name := by_checksum(tokenizer)) is not None:
-        return name
+    the tokenizer's tokenizer.json, if the caller has it.
+
+    The expressions go before the test where they are exactly those of another name: the test's text
+    does not tell all of them apart (Qwen2 and Qwen3.5 with Qwen2's vocabulary).
+    """
     backend = probes.backend_of(tokenizer) if backend is None else backend
     patterns = patterns_of(backend)
     ignoring = bool(backend["model"].get("ignore_merges"))
-    for ignored in (ignoring, not ignoring):  # vocabulary_check says what the second one changes
-        for name, splitting in pretokenizers.SPLITTINGS.items():
-            if not splitting.raw and splitting.recognises(patterns, ignored):
-                return name
+    name, exact = by_checksum(tokenizer), _by_patterns(patterns, ignoring)
+    if name is not None and (exact is None or _splits_by(name, patterns)):
+        return name
+    found = exact or _by_patterns(patterns, not ignoring)  # vocabulary_check says what differs
+    if found is not None:
+        return found
     raise CheckpointError(
         "llama.cpp has no name for this tokenizer's pre-tokenizer "
         f"(checksum {_digest(tokenizer)[:12]}, {len(patterns)} patterns)",
         hint="supported: the splitting of " + ", ".join(pretokenizers.SPLITTINGS),
     )
+
+
+def _by_patterns(patterns: tuple[str, ...], ignoring: bool) -> str | None:
+    """The first name with these expressions."""
+    splittings = pretokenizers.SPLITTINGS.items()
+    known = (n for n, s in splittings if not s.raw and s.recognises(patterns, ignoring))
+    return next(known, None)
+
+
+def _splits_by(name: str, patterns: tuple[str, ...]) -> bool:
+    splitting = pretokenizers.BY_NAME[name]
+    return any(splitting.recognises(patterns, ignoring) for ignoring in (True, False))
 
 
 def by_checksum(tokenizer: PreTrainedTokenizerFast) -> str | None:

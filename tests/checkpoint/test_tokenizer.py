@@ -11,10 +11,17 @@ from tokenizers import Regex, Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split, WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
-from edgepack.checkpoint import open_checkpoint, pretokenizer_names, pretokenizers, probes
+from edgepack.checkpoint import (
+    open_checkpoint,
+    pretokenizer_names,
+    pretokenizers,
+    probes,
+    vocabulary,
+)
 from edgepack.checkpoint.gguf_header import GgufHeader
 from edgepack.checkpoint.llama_vocab import LlamaVocab
-from edgepack.checkpoint.tokenizer import from_folder, from_gguf
+from edgepack.checkpoint.tokenizer import from_folder, from_gguf, splitting_of
+from edgepack.checkpoint.vocabulary_check import compare
 from edgepack.errors import CheckpointError
 from tests.support.tiny import SPECIAL, make_model, make_tokenizer
 from tests.support.tricky import TRICKY
@@ -245,6 +252,23 @@ def test_llama_cpps_own_vocabularies(name):
         lines = path.with_suffix(".gguf.out").read_text().splitlines()
         for text, line in zip(texts[: len(lines)], lines, strict=True):
             assert tokenizer.encode(text, add_special_tokens=False) == [*map(int, line.split())]
+
+
+@pytest.mark.parametrize("name", VOCABULARIES)
+def test_llama_cpps_vocabularies_are_written_as_they_were(name):
+    """Files of llama.cpp's own conversion: tokens, merges, and a name that splits in the same way.
+    The names are found by real checksums."""
+    given = {key: entry[0] for key, entry in GgufHeader(of_llama_cpp(name)).metadata.items()}
+    tokenizer = from_gguf(given, name)
+    writer = gguf.GGUFWriter(None, "gemma4" if name == "gemma-4" else "llama")
+    writer.add_name(given["general.name"])
+    vocabulary.write(writer, tokenizer, len(given["tokenizer.ggml.tokens"]), {})
+    fields = {key: entry.value for key, entry in writer.kv_data[0].items()}
+    for key in ("model", "tokens", "merges", "bos_token_id", "eos_token_id"):
+        assert fields.get(f"tokenizer.ggml.{key}") == given.get(f"tokenizer.ggml.{key}"), key
+    assert compare(fields, tokenizer) == ()
+    if fields["tokenizer.ggml.model"] != "llama":
+        assert splitting_of(fields, name) == splitting_of(given, name)
 
 
 @pytest.mark.parametrize("name", REFUSED)
