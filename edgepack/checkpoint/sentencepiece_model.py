@@ -56,7 +56,10 @@ def from_model(folder: Path) -> PreTrainedTokenizerFast | None:
                 shutil.copy(folder / name, place)
         wrap: Any = PreTrainedTokenizerFast  # an untyped class
         tokenizer: PreTrainedTokenizerFast = wrap.from_pretrained(
-            place, add_bos_token=config.get("add_bos_token", True), **_names(fields, config)
+            place,
+            local_files_only=True,
+            add_bos_token=config.get("add_bos_token", True),
+            **_names(fields, config),
         )
     listed = config.get("added_tokens_decoder") or {}
     for index, token in listed.items():
