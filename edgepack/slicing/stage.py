@@ -112,6 +112,12 @@ def join(plan: Plan) -> Plan:
 
 def _refuse(family: Architecture, options: sections.Slice, *, for_transformers: bool) -> None:
     """A method that a family cannot be sliced by."""
+    if not family.rotates_freely:
+        raise RecipeError(
+            f"slice: {family.name} models have norms behind attention and MLP, which no rotation "
+            "passes",
+            hint="remove slice from the recipe",
+        )
     if options.method == "global" and not family.gguf:
         raise RecipeError(
             f"slice.method: a {family.name} model has LayerNorms, and would be no {family.name} "
