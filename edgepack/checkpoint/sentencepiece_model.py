@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from gguf import TokenType
 from tokenizers import Regex, Tokenizer, normalizers
 
-from edgepack.core.untrusted import quote, read_json
+from edgepack.core.untrusted import MAX_BYTES, quote, read_json
 from edgepack.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 
 MODEL, CONFIG, ADDED = "tokenizer.model", "tokenizer_config.json", "added_tokens.json"
 BESIDE = (CONFIG, "special_tokens_map.json", "chat_template.json", "chat_template.jinja")
+MAX_PIECE = 1024
+"""Most characters of a piece, as for a GGUF; merges are found by cutting pieces everywhere."""
 BPE = 2
 """`trainer_spec.model_type` of byte pairs."""
+DAMAGED = "take the file published with the model"
 HINT = "take a tokenizer.json; --target onnx takes any"
 
 
@@ -44,6 +47,10 @@ def from_model(folder: Path) -> PreTrainedTokenizerFast | None:
         raise CheckpointError(
             f"{MODEL} is sentencepiece's, and no BPE (type {proto.trainer_spec.model_type})",
             hint=HINT,
+        )
+    if any(len(piece.piece) > MAX_PIECE for piece in proto.pieces):
+        raise CheckpointError(
+            f"{MODEL} has a piece of more than {MAX_PIECE} characters", hint=DAMAGED
         )
     config = _json(folder / CONFIG)
     fields = _fields(proto, config)
@@ -77,6 +84,8 @@ def _parse(path: Path) -> Any | None:
     """The ``ModelProto``; None for a file that is none (tiktoken's has the same name)."""
     messages: Any = import_module("google.protobuf.message")  # both are untyped
     converters: Any = import_module("transformers.convert_slow_tokenizer")
+    if path.stat().st_size > MAX_BYTES:
+        raise CheckpointError(f"{MODEL} has more than {MAX_BYTES >> 20} MB", hint=DAMAGED)
     proto = converters.import_protobuf().ModelProto()
     try:
         proto.ParseFromString(path.read_bytes())

@@ -123,8 +123,22 @@ def _check_json(folder: Path) -> None:
                 f"{place}: should be a JSON object, not {quote(content)}",
                 hint="take the file published with the model",
             )
+        if name == TEKKEN:
+            _check_pieces(content.get("vocab"), place)
         if name == "tokenizer.json":
             _check_post_processor(content.get("post_processor"), place)
+
+
+def _check_pieces(vocab: Any, place: str) -> None:
+    """Check that pieces are short: merges are found by cutting them everywhere."""
+    longest = 2 * sentencepiece_model.MAX_PIECE  # in base64
+    for piece in vocab if isinstance(vocab, list) else ():
+        spelled = piece.get("token_bytes") if isinstance(piece, dict) else None
+        if not isinstance(spelled, str) or len(spelled) > longest:
+            raise CheckpointError(
+                f"{place}: a piece of the vocabulary is {quote(shorten(str(piece), 60))}",
+                hint="take the file published with the model",
+            )
 
 
 def _check_post_processor(step: Any, place: str, depth: int = 0) -> None:

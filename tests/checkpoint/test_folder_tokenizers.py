@@ -274,13 +274,18 @@ def test_a_folder_with_only_tekken_json(tmp_path):
     assert tokenizer.chat_template.startswith("{{ bos_token }}[INST]")
     fields = check_runtime(tokenizer, tmp_path / "v.gguf", texts=probes.EVERYDAY)
     assert compare(fields, tokenizer) == ()
+    content = json.loads((tmp_path / "tekken.json").read_text())
+    content["vocab"][-1]["token_bytes"] = "A" * 10_000
+    (tmp_path / "tekken.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"tekken\.json: a piece of the vocabulary is"):
+        from_folder(tmp_path)
     (tmp_path / "tekken.json").write_text('{"config": {}}')
     with pytest.raises(CheckpointError, match="tokenizer cannot be loaded") as caught:
         from_folder(tmp_path)
     assert "\n" not in str(caught.value)
 
 
-def write_sentencepiece(folder, *, prefix=True, kind=2, squeeze=False, config=None):
+def write_sentencepiece(folder, *, prefix=True, kind=2, squeeze=False, config=None, more=()):
     """A ``tokenizer.model``, as sentencepiece's trainer writes it: pieces with scores."""
     proto = import_protobuf().ModelProto()
     normal = [
@@ -297,7 +302,7 @@ def write_sentencepiece(folder, *, prefix=True, kind=2, squeeze=False, config=No
     pieces = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3)]
     pieces += [] if squeeze else [("▁▁", 0.0, 4)]
     pieces += [(f"<0x{byte:02X}>", 0.0, 6) for byte in range(256)]
-    pieces += [(piece, -float(rank), 1) for rank, piece in enumerate(normal)]
+    pieces += [(piece, -float(rank), 1) for rank, piece in enumerate([*normal, *more])]
     for piece, score, number in pieces:
         proto.pieces.add(piece=piece, score=score, type=number)
     proto.trainer_spec.model_type = kind
@@ -355,3 +360,10 @@ def test_sentencepiece_that_is_no_bpe_or_squeezes_blanks(tmp_path):
     with pytest.raises(CheckpointError, match="sentencepiece's, and no BPE") as caught:
         from_folder(tmp_path)
     assert caught.value.hint
+    write_sentencepiece(tmp_path, more=["a" * 2000])
+    with pytest.raises(CheckpointError, match=r"a piece of more than 1024 characters"):
+        from_folder(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(b"IQ== 0\nIg== 1\n")  # tiktoken's
+    with pytest.raises(CheckpointError, match="tokenizer cannot be loaded") as caught:
+        from_folder(tmp_path)
+    assert "\n" not in str(caught.value)
