@@ -118,6 +118,11 @@ def _refuse(family: Architecture, options: sections.Slice, *, for_transformers: 
             "passes",
             hint="remove slice from the recipe",
         )
+    if options.method == "global" and family.square_q and "attn_qkv" in family.block:
+        raise RecipeError(
+            f"slice.method: llama.cpp takes q of {family.name} models to be as wide as the stream",
+            hint="remove slice from the recipe",
+        )
     if options.method == "global" and not family.gguf:
         raise RecipeError(
             f"slice.method: a {family.name} model has LayerNorms, and would be no {family.name} "
