@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from edgepack.core.weights import Grid, QuantizedTensor
 from edgepack.formats._limits import LARGEST, check_finite
+
+if TYPE_CHECKING:
+    from edgepack.formats._exact import Near
 
 
 class Format(ABC):
@@ -58,6 +62,11 @@ class Format(ABC):
     def decode(self, codes: Tensor, grid: Grid, columns: slice = slice(None)) -> Tensor:
         """Values of codes ``[out, width of columns]``. The order of float32 operations is the
         runtime's, so that they equal its dequantization bit for bit."""
+
+    def recover(self, near: Near) -> tuple[Grid, Tensor]:
+        """Grids on which blocks of values already lie, and which blocks have one, bool ``[n]``;
+        fields of the grid are ``[n, …]`` (`_exact`). A format that does not look finds none."""
+        return {}, torch.zeros(len(near.x), dtype=torch.bool)
 
     def quantize(self, W: Tensor, importance: Tensor | None = None) -> QuantizedTensor:
         """Plain rounding: fit, then nearest codes; without `importance` every column counts 1."""
