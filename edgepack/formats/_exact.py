@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edgepack.core.weights import Grid, QuantizedTensor
+from edgepack.formats import _exact_k_kernels as k_kernels
 from edgepack.formats import _exact_kernels as kernels
+from edgepack.formats import _exact_min_kernels as min_kernels
 from edgepack.formats._levels import Levels
 from edgepack.formats.base import Format, GgmlFormat
 
@@ -105,15 +108,45 @@ def one_scale(
 ) -> tuple[Tensor, Tensor]:
     """(found, d) ``[n]`` of blocks x = d·level. |d| is one of `scales`; levels in use reach over at
     most `span`, 0 included."""
-    bins, first = levels.bins
-    order = np.argsort(-np.abs(levels.values.numpy()), kind="stable")
-    table = levels.values[bins.long()].numpy()
     found, d = np.zeros(len(near.x), np.bool_), np.zeros(len(near.x), np.float32)
-    tried = levels.values.numpy()[order]
-    kernels.one_scale(
-        *near.arrays(), tried, table, np.float64(first), scales, signed, span, found, d
-    )
+    kernels.one_scale(*near.arrays(), *_tables(levels), scales, signed, span, found, d)
     return torch.from_numpy(found), torch.from_numpy(d)
+
+
+def _tables(levels: Levels) -> tuple[Any, ...]:
+    """Levels, the largest first; the table that finds the nearest; where it begins."""
+    values = levels.values.numpy()
+    bins, first = levels.bins
+    table = levels.values[bins.long()].numpy()
+    return values[np.argsort(-np.abs(values), kind="stable")], table, np.float64(first)
+
+
+@dataclass(frozen=True)
+class Integers:
+    """The integers base + step·i, i from 0 to many − 1, that scale a sub-block."""
+
+    base: int
+    step: int
+    many: int
+
+    @cached_property
+    def order(self) -> NDArray[np.int64]:
+        """All i, that of the largest integer first."""
+        values = self.base + self.step * np.arange(self.many)
+        return np.argsort(-np.abs(values), kind="stable")
+
+
+def two_scales(
+    near: Near, levels: Levels, unit: int, integers: Integers, factor: float = 1
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(found ``[n]``, d ``[n]``, i ``[n, subs]``) of blocks x = factor·d·integer·level, with one of
+    the `integers` for every `unit` columns."""
+    n, subs = len(near.x), near.x.shape[1] // unit
+    found, d = np.zeros(n, np.bool_), np.zeros(n, np.float32)
+    index = np.zeros((n, subs), np.int64)
+    about = (float(integers.base), float(integers.step), integers.order, float(factor))
+    k_kernels.scales(*near.arrays(), unit, *_tables(levels), *about, halves(), found, d, index)
+    return torch.from_numpy(found), torch.from_numpy(d), torch.from_numpy(index)
 
 
 def scale_offset(near: Near, top: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -130,6 +163,29 @@ def scale_offset(near: Near, top: int) -> tuple[Tensor, Tensor, Tensor]:
         ok, scale, offset = (torch.from_numpy(one) for one in here)
         found[rest], d[rest], m[rest] = ok, sign * scale, sign * offset
     return found, d, m
+
+
+def two_scales_and_mins(
+    near: Near, top: int, unit: int, most: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """found ``[n]``, and d, dmin ``[n]``, scales, mins ``[n, subs]`` of blocks
+    x = d·scale·q − dmin·min, integers from 0 to `most`; d may be negative."""
+    n, subs = len(near.x), near.x.shape[1] // unit
+    found = torch.zeros(n, dtype=torch.bool)
+    grid = {"d": torch.zeros(n), "dmin": torch.zeros(n)}
+    grid |= {name: torch.zeros(n, subs, dtype=torch.int64) for name in ("scales", "mins")}
+    for sign in (1, -1):
+        (rest,) = torch.where(~found)
+        if not len(rest):
+            break
+        part = near[rest] if sign > 0 else -near[rest]
+        ok = np.zeros(len(rest), np.bool_)
+        here = {name: values[rest].numpy() for name, values in grid.items()}
+        min_kernels.scales_mins(*part.arrays(), unit, top, most, halves(), ok, *here.values())
+        found[rest] = torch.from_numpy(ok)
+        for name, values in here.items():
+            grid[name][rest] = torch.from_numpy(values) * (sign if name in ("d", "dmin") else 1)
+    return found, grid
 
 
 def recover(W: Tensor, dtype: torch.dtype, fmt: Format) -> QuantizedTensor | None:
