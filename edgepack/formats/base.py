@@ -85,6 +85,11 @@ class GgmlFormat(Format):
     """Bytes per block."""
     ggml_type: int
     """The type's number in ``enum ggml_type``."""
+    waits: str = ""
+    """Why stock runtimes cannot be counted on to read it, for people. A type that waits is written
+    only if the recipe allows experimental types."""
+    in_ggml: bool = True
+    """Whether the ggml that edgepack is installed with has it."""
 
     @property
     def bits_per_weight(self) -> float:
