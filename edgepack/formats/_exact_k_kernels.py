@@ -170,7 +170,9 @@ def _scales(
                     break
                 d = halves[k]
                 real = np.float64(d) * factor
-                if d == ZERO or not _all_integers(ranges, counts, real, base, step, len(order), out):
+                if d == ZERO or not _all_integers(
+                    ranges, counts, real, base, step, len(order), out
+                ):
                     continue
                 whole = True
                 for s in range(subs):

@@ -73,7 +73,15 @@ def _holds(x: Any, lo: Any, hi: Any, d: Any, table: Any, first: Any, span: Any) 
 
 @inline  # type: ignore[untyped-decorator]
 def _one(
-    x: Any, lo: Any, hi: Any, levels: Any, table: Any, first: Any, scales: Any, signed: Any, span: Any
+    x: Any,
+    lo: Any,
+    hi: Any,
+    levels: Any,
+    table: Any,
+    first: Any,
+    scales: Any,
+    signed: Any,
+    span: Any,
 ) -> Any:
     """(found, d) of one block."""
     at = largest(x)

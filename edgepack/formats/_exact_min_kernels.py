@@ -90,7 +90,9 @@ def _assign(x: Any, lo: Any, hi: Any, keep: Any, ranges: Any, L: Any, H: Any) ->
 
 
 @inline  # type: ignore[untyped-decorator]
-def _options(ranges: Any, L: Any, H: Any, count: Any, d: Any, most: Any, slack: Any, out: Any) -> Any:
+def _options(
+    ranges: Any, L: Any, H: Any, count: Any, d: Any, most: Any, slack: Any, out: Any
+) -> Any:
     """Write (integer, low and high of t) for the integers that d allows one sub-block."""
     found = 0
     for n in range(count):

@@ -27,5 +27,5 @@ PLUGIN = Proposed(
     LEVELS,
     Layout((Half("d"), Plane(("codes",), 32, bits=2, run=8))),
     size=32,
-    probes=level_probes(LEVELS.values, torch.linspace(0.6, 2.2, 33), group=3),
+    probes=level_probes(LEVELS.values, torch.linspace(0.6, 3.0, 25), group=3),
 )
