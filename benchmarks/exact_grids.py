@@ -80,7 +80,7 @@ def recipe(folder: Path, shared: Path) -> dict[str, Any]:
 def search(folder: Path) -> dict[str, float]:
     """Seconds of the search per million weights, in one thread, with the reading of the file."""
     checkpoint = open_checkpoint(str(folder))
-    kinds = [name for name in formats.stock() if name != "f16"]
+    kinds = sorted(formats.stock(), key=lambda name: formats.get(name).bits_per_weight)
     weights = sum(s.numel for s in checkpoint.specs.values() if len(s.shape) == 2)
     start = time.perf_counter()
     found = finish(find_grids(checkpoint, kinds))
@@ -104,7 +104,7 @@ def measured(dtype: str, shared: Path, work: Path) -> Iterator[dict[str, Any]]:
     (reference,) = [finish(plan.target.write_original(model, work, "benchmark"))]
     others = []
     for name in STOCK:
-        types = {weight: name for weight in manifest["weights"]}
+        types = dict.fromkeys(manifest["weights"], name)
         path = work / f"{dtype}-{name}.gguf"
         _stock.write(model, lambda w: torch.ones(model.specs[w].shape[1]), types, path)
         others.append(Model(f"llama-quantize {name}", path))

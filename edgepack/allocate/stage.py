@@ -48,9 +48,9 @@ class Allocate(Stage):
     def run(self, folder: Path, executor: Executor) -> Steps[None]:  # noqa: D102
         tried, hessians = self.tried, self.calibration.folder
         rest = (tuple(tried.ranks), tried.factors, tried.damping, hessians, folder)
-        exact = {n: tuple(self.grids.offered(n)) if self.grids else () for n in tried.formats}
+        grids = self.grids
         items = [
-            Item(self.model, name, tuple(names), *rest, exact[name])
+            Item(self.model, name, tuple(names), *rest, grids and grids.offered(name))
             for name, names in tried.formats.items()
         ]
         yield from measure_costs(items, executor)

@@ -34,8 +34,8 @@ DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Storage types of a checkpoint (`WeightSpec.dtype`) whose values can lie on a grid."""
 CHUNK = 1 << 19
 """Elements that are looked at together: with their bounds they take 20 bytes each."""
-SAMPLE = 24
-"""Blocks, evenly spread, that are looked at before all others."""
+SAMPLES = (2, 24)
+"""Numbers of blocks, evenly spread, that are looked at before all others."""
 BITS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
 
 
@@ -195,9 +195,9 @@ def recover(W: Tensor, dtype: torch.dtype, fmt: Format) -> QuantizedTensor | Non
         return None
     size = fmt.block_size if fmt.block_size > 1 else W.shape[1]
     blocks = W.reshape(-1, size)
-    sample = blocks[:: max(1, len(blocks) // SAMPLE)][:SAMPLE]
-    if _grid(sample, dtype, fmt) is None:
-        return None
+    for count in SAMPLES:
+        if _grid(blocks[:: -(-len(blocks) // count)], dtype, fmt) is None:
+            return None
     parts = list(_parts(W, dtype, fmt, size))
     if parts[-1] is None:
         return None

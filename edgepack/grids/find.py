@@ -27,24 +27,29 @@ def matrices(checkpoint: Checkpoint) -> Iterator[WeightSpec]:
             yield spec
 
 
-def find_grids(checkpoint: Checkpoint, types: Sequence[str]) -> Steps[dict[str, list[str]]]:
-    """Weight → those of `types` whose grid it lies on, in their order; weights on none are left
-    out. Of a source in blocks it is the type that it is stored in, if that is one of them."""
+def find_grids(checkpoint: Checkpoint, types: Sequence[str]) -> Steps[dict[str, str]]:
+    """Weight → the first of `types` on whose grid it lies; weights on none are left out. Of a
+    source in blocks it is the type that it is stored in, if that is one of them.
+
+    Larger types may hold a weight too (q5_0 has all of q4_0's values), but never better.
+    """
     specs = list(matrices(checkpoint))
     total, done = float(sum(spec.numel for spec in specs)), 0
-    found = {}
+    found: dict[str, str] = {}
     for spec in specs:
         yield Progress(STAGE, done, total, f"is {spec.name.removesuffix('.weight')} on a grid")
         with while_doing(f"looking for the grid of {spec.name}"):
-            found[spec.name] = _types(checkpoint, spec, types)
+            grid = _grid(checkpoint, spec, types)
+        if grid is not None:
+            found[spec.name] = grid
         done += spec.numel
     yield Progress(STAGE, done, total)
-    return {name: names for name, names in found.items() if names}
+    return found
 
 
-def _types(checkpoint: Checkpoint, spec: WeightSpec, types: Sequence[str]) -> list[str]:
+def _grid(checkpoint: Checkpoint, spec: WeightSpec, types: Sequence[str]) -> str | None:
     stored = spec.dtype.lower()
     if spec.dtype not in DTYPES:
-        return [stored] if stored in types else []
+        return stored if stored in types else None
     W, dtype = checkpoint.tensor(spec.name), DTYPES[spec.dtype]
-    return [name for name in types if holds(W, dtype, formats.get(name))]
+    return next((name for name in types if holds(W, dtype, formats.get(name))), None)

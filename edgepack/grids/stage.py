@@ -64,35 +64,31 @@ class Grids(Stage):
             temporary.write_text(json.dumps(found, indent=1), encoding="utf-8")
 
     @property
-    def found(self) -> Mapping[str, Sequence[str]]:
-        """Weight → types that take it as it is, the smallest first; empty until that is known."""
+    def found(self) -> Mapping[str, str]:
+        """Weight → the smallest type that takes it as it is; empty until that is known."""
         return self._found if self.is_done else {}
 
     @cached_property
-    def _found(self) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = read_json(self.folder / FOUND)
+    def _found(self) -> dict[str, str]:
+        found: dict[str, str] = read_json(self.folder / FOUND)
         return found
 
     @property
     def _wanted(self) -> list[str]:
         return [spec.name for spec in matrices(self.model) if spec.name not in self.kept]
 
-    def offered(self, name: str) -> Sequence[str]:
-        """The types that a weight may have at no error, whatever formats it may have else."""
-        return () if name in self.kept else self.found.get(name, ())
+    def offered(self, name: str) -> str | None:
+        """The type that a weight may have at no error, beside others; None if there is none."""
+        return None if name in self.kept else self.found.get(name)
 
     def required(self, name: str) -> str | None:
         """The type that a weight is to have, if the recipe prefers or demands exact ones."""
-        if self.exact == "offer" or not self.offered(name):
-            return None
-        return self.offered(name)[0]
+        return None if self.exact == "offer" else self.offered(name)
 
     def settle(self, name: str, fmt: WeightFormat) -> WeightFormat:
         """The format of a weight, without factors where its values are taken as they are."""
-        exact = self.required(name) or fmt.Q
-        if exact not in self.found.get(name, ()):
-            return fmt
-        return WeightFormat(exact, exact=True)
+        wanted = self.required(name) or fmt.Q
+        return WeightFormat(wanted, exact=True) if self.found.get(name) == wanted else fmt
 
     def facts(self) -> dict[str, Any]:
         """How much lies on a grid: numbers and weights by the smallest type, and of all."""
@@ -100,8 +96,8 @@ class Grids(Stage):
             return {}
         about: dict[str, dict[str, int]] = {}
         for spec in matrices(self.model):
-            for one in self.found.get(spec.name, ())[:1]:
-                entry = about.setdefault(one, {"weights": 0, "numbers": 0})
+            if spec.name in self.found:
+                entry = about.setdefault(self.found[spec.name], {"weights": 0, "numbers": 0})
                 entry["weights"] += 1
                 entry["numbers"] += spec.numel
         every = list(matrices(self.model))
@@ -139,9 +135,9 @@ class OnGrids:
         """What lies on a grid and gets another one."""
         stored = self.formats
         missed: dict[tuple[str, str], list[str]] = {}
-        for name, types in self.grids.found.items():
+        for name, grid in self.grids.found.items():
             if not stored[name].exact:
-                missed.setdefault((types[0], stored[name].Q), []).append(name)
+                missed.setdefault((grid, stored[name].Q), []).append(name)
         return [
             f"{KEY}: {_listed(names)} exactly on the grid of {grid}, and stored as {other}; "
             "exact: prefer takes such weights without an error"
