@@ -162,27 +162,26 @@ def _with_scale(
     scales: Any,
     mins: Any,
 ) -> Any:
-    """(found, dmin) with d given: every integer is tried for the sub-block with the largest t."""
-    at, size = 0, -1.0
+    """(found, dmin) with d given. Every integer is tried for one sub-block: that with the largest t
+    of those whose t is certain, and if there is none, for one after the other."""
+    at, size = -1, 0.0
     for s in range(len(counts)):
         middle = abs(options[s, 0, 1] + options[s, 0, 2])
-        if middle > size:
+        if counts[s] == 1 and middle >= size:
             at, size = s, middle
-    for n in range(counts[at]):
-        for c in range(most, -1, -1):
-            low, high = options[at, n, 1], options[at, n, 2]
-            if c == 0:
-                low, high = 0.0, 0.0
-            else:
-                low, high = low / c, high / c
-            for k in range(first_at(halves, low), len(halves)):
-                dmin = halves[k]
-                if dmin > high + SLACK * abs(high):
-                    break
-                if _mins(options, counts, np.float64(dmin), most, scales, mins) and _holds(
-                    x, lo, hi, unit, top, d, dmin, scales, mins
-                ):
-                    return True, dmin
+    for anchor in range(0 if at < 0 else at, len(counts) if at < 0 else at + 1):
+        for n in range(counts[anchor]):
+            for c in range(most, -1, -1):
+                low, high = options[anchor, n, 1], options[anchor, n, 2]
+                low, high = (low / c, high / c) if c > 0 else (0.0, 0.0)
+                for k in range(first_at(halves, low), len(halves)):
+                    dmin = halves[k]
+                    if dmin > high + SLACK * abs(high):
+                        break
+                    if _mins(options, counts, np.float64(dmin), most, scales, mins) and _holds(
+                        x, lo, hi, unit, top, d, dmin, scales, mins
+                    ):
+                        return True, dmin
     return False, ZERO
 
 

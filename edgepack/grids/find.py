@@ -7,17 +7,43 @@ that they already have costs no error at all (`formats._exact`).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from edgepack import formats
 from edgepack.checkpoint.base import Checkpoint
+from edgepack.core.disk import atomic
+from edgepack.core.executor import Executor
 from edgepack.core.progress import Progress, Steps
+from edgepack.core.untrusted import read_json
 from edgepack.core.weights import WeightSpec
 from edgepack.errors import while_doing
 from edgepack.formats._exact import DTYPES, holds
 from edgepack.planning.formats import UNQUANTIZED
 
 STAGE = "grids"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One weight, and the types that it may lie on the grid of; the file says the first."""
+
+    model: Checkpoint
+    name: str
+    types: tuple[str, ...]
+    folder: Path
+
+    @property
+    def spec(self) -> WeightSpec:
+        """Description of the weight."""
+        return self.model.specs[self.name]
+
+    @property
+    def path(self) -> Path:
+        """The file to write."""
+        return self.folder / f"{self.name}.json"
 
 
 def matrices(checkpoint: Checkpoint) -> Iterator[WeightSpec]:
@@ -27,24 +53,37 @@ def matrices(checkpoint: Checkpoint) -> Iterator[WeightSpec]:
             yield spec
 
 
-def find_grids(checkpoint: Checkpoint, types: Sequence[str]) -> Steps[dict[str, str]]:
-    """Weight → the first of `types` on whose grid it lies; weights on none are left out. Of a
-    source in blocks it is the type that it is stored in, if that is one of them.
-
-    Larger types may hold a weight too (q5_0 has all of q4_0's values), but never better.
-    """
-    specs = list(matrices(checkpoint))
-    total, done = float(sum(spec.numel for spec in specs)), 0
-    found: dict[str, str] = {}
-    for spec in specs:
-        yield Progress(STAGE, done, total, f"is {spec.name.removesuffix('.weight')} on a grid")
-        with while_doing(f"looking for the grid of {spec.name}"):
-            grid = _grid(checkpoint, spec, types)
-        if grid is not None:
-            found[spec.name] = grid
-        done += spec.numel
+def find_grids(
+    checkpoint: Checkpoint, types: Sequence[str], folder: Path, executor: Executor
+) -> Steps[None]:
+    """Write a file per matrix; files that exist are not written again."""
+    items = [Item(checkpoint, spec.name, tuple(types), folder) for spec in matrices(checkpoint)]
+    missing = [item for item in items if not item.path.exists()]
+    total = float(sum(item.spec.numel for item in items))
+    done = total - sum(item.spec.numel for item in missing)
+    for item in executor.map(find_grid, missing):
+        yield Progress(STAGE, done, total, f"is {item.name.removesuffix('.weight')} on a grid")
+        done += item.spec.numel
     yield Progress(STAGE, done, total)
-    return found
+
+
+def find_grid(item: Item) -> None:
+    """Write the file of one weight: the first type on whose grid it lies, or null. Of a source in
+    blocks it is the type that it is stored in, if that is one of them.
+
+    Larger types may hold the weight too (q5_0 has all of q4_0's values), but never better.
+    """
+    with while_doing(f"looking for the grid of {item.name}"):
+        grid = _grid(item.model, item.spec, item.types)
+        with atomic(item.path) as temporary:
+            temporary.write_text(json.dumps(grid), encoding="utf-8")
+
+
+def load_grids(checkpoint: Checkpoint, folder: Path) -> dict[str, str]:
+    """Weight → type, of those that lie on a grid."""
+    names = [spec.name for spec in matrices(checkpoint)]
+    found = {name: read_json(folder / f"{name}.json") for name in names}
+    return {name: grid for name, grid in found.items() if grid is not None}
 
 
 def _grid(checkpoint: Checkpoint, spec: WeightSpec, types: Sequence[str]) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,19 +11,16 @@ from typing import Any
 from edgepack import formats
 from edgepack.checkpoint import Checkpoint
 from edgepack.core import plugins
-from edgepack.core.disk import atomic
 from edgepack.core.executor import Executor
 from edgepack.core.progress import Steps
 from edgepack.core.stage import Stage
-from edgepack.core.untrusted import read_json
 from edgepack.core.weights import WeightFormat
 from edgepack.errors import RecipeError
-from edgepack.grids.find import STAGE, find_grids, matrices
+from edgepack.grids.find import STAGE, find_grids, load_grids, matrices
 from edgepack.planning.formats import allowed, find_format, options_of
 from edgepack.planning.plan import READS, Chosen, Plan
 from edgepack.recipe.sections import Compress, Exact
 
-FOUND = "grids.json"
 KEY = "compress.exact"
 NAMED = 3
 """Weights that a message names."""
@@ -53,15 +49,14 @@ class Grids(Stage):
         return {"types": list(self.types), "demanded": demanded}
 
     def run(self, folder: Path, executor: Executor) -> Steps[None]:  # noqa: D102
-        found = yield from find_grids(self.model, self.types)
+        yield from find_grids(self.model, self.types, folder, executor)
+        found = load_grids(self.model, folder)
         missed = [name for name in self._wanted if name not in found]
         if missed and self.exact == "demand":
             raise RecipeError(
                 f"{KEY}: demand: {_listed(missed)} on no grid of {', '.join(self.types)}",
                 hint="name a format for them in compress.overrides, or write exact: prefer",
             )
-        with atomic(folder / FOUND) as temporary:
-            temporary.write_text(json.dumps(found, indent=1), encoding="utf-8")
 
     @property
     def found(self) -> Mapping[str, str]:
@@ -70,8 +65,7 @@ class Grids(Stage):
 
     @cached_property
     def _found(self) -> dict[str, str]:
-        found: dict[str, str] = read_json(self.folder / FOUND)
-        return found
+        return load_grids(self.model, self.folder)
 
     @property
     def _wanted(self) -> list[str]:

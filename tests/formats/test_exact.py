@@ -133,4 +133,4 @@ def test_what_does_not_fit_is_on_no_grid():
     W = FORMATS["q4_0"].quantize(normal(4)).dequantize()
     assert recover(W[:, :40], torch.float32, FORMATS["q4_0"]) is None
     assert recover(W, torch.float32, FORMATS["f16"]) is None
-    assert COLUMNS == W.shape[1]
+    assert W.shape[1] == COLUMNS
