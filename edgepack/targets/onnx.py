@@ -35,6 +35,7 @@ class Onnx(Target):
         *("int2_g32", "q2_0", "int2_g128"),
     )
     maker = "plain rounding"
+    copies = 2
 
     def check_recipe(self, recipe: Recipe) -> None:  # noqa: D102
         if find_spec("onnx") is None:
@@ -123,7 +124,7 @@ class Onnx(Target):
     def memory(self, elements: int, own: int, logits: int, *, stock: bool) -> int:
         """ONNX Runtime copies files, what is f16 as float32."""
         files = 2 if stock else 1
-        return (2 + FLOAT) * elements + files * 2 * own + 2 * (1 + files) * logits
+        return (2 + FLOAT) * elements + files * self.copies * own + 2 * (1 + files) * logits
 
     def without_factors(self) -> None:  # noqa: D102
         raise EdgepackError(
