@@ -87,7 +87,10 @@ def _header(model: str, commit: str, name: str) -> tuple[bytes, int]:
 def _part(model: str, commit: str, name: str, start: int, count: int) -> tuple[bytes, int]:
     """Some bytes of a file, and its length."""
     from huggingface_hub import get_session, hf_hub_url
-    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]  # exported lazily
+        build_hf_headers,
+        hf_raise_for_status,
+    )
 
     url = hf_hub_url(model.partition("@")[0], name, revision=commit)
     asked = build_hf_headers() | {"Range": f"bytes={start}-{start + count - 1}"}

@@ -106,8 +106,8 @@ def _said(written: Written) -> list[str]:
     )
     return [
         *textwrap.wrap(what, 79),
-        f"  size     {format_size(choice.size)} as {choice.target.name}, {choice.bits:.2f} bits per "
-        "weight",
+        f"  size     {format_size(choice.size)} of {choice.target.name}, "
+        f"{choice.bits:.2f} bits per weight",
         f"  formats  {', '.join(map(str, names))}",
         f"  context  {choice.needs.context:,} tokens, {format_size(choice.needs.cache)}",
         "",

@@ -70,8 +70,8 @@ def _legend() -> list[str]:
         "",
         "A family is config.json's model_type. Any model of one works, fine-tunes too.",
         "next:",
-        "  edgepack models FAMILY               names of models; why something does not work",
-        "  edgepack init MODEL --device phone-4gb",
+        "  edgepack models FAMILY                   its models; why something does not work",
+        "  edgepack init MODEL --device phone-4gb   a recipe for one",
     ]
 
 

@@ -20,8 +20,8 @@ from edgepack.planning.target import Target
 from edgepack.recipe.export import Export, Onnx
 
 LEAST_BITS = 3.0
-"""Bits per weight below which nothing is proposed. At 3.0, SmolLM2-135M has the original's top token
-in 44 % of all places (benchmarks/results/sizes.md); larger models lose less."""
+"""Bits per weight below which nothing is proposed. At 3.0, SmolLM2-135M has the original's top
+token in 44 % of all places (benchmarks/results/sizes.md); larger models lose less."""
 
 
 @dataclass(frozen=True)

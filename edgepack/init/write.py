@@ -7,12 +7,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgepack.checkpoint import Checkpoint, open_checkpoint
+from edgepack.checkpoint import Checkpoint
 from edgepack.checkpoint.hub_headers import open_headers
 from edgepack.core.disk import atomic
 from edgepack.errors import RecipeError
 from edgepack.init.choose import Choice, choose
-from edgepack.init.devices import DEVICES, Device, find
+from edgepack.init.devices import DEVICES, find
 from edgepack.init.text import recipe_text
 from edgepack.pipeline import make_plan
 from edgepack.planning.plan import Plan
@@ -50,16 +50,23 @@ def write_recipe(
     with open_headers(name) as model:
         choice = _smallest(model, target) if wished is None else choose(model, wished, target)
         path = out or Path(_slug(name) + f"-{_slug(choice.device.name)}{SUFFIX}")
-        if path.exists() and not force:
-            raise RecipeError(
-                f"{path}: already exists", hint="--out FILE writes elsewhere, --force replaces it"
-            )
+        _check_place(path, force=force)
         text = recipe_text(model, _from(path.parent, name), choice, path.name)
         plan = _planned(text, choice, model, path)
         warnings = [*plan.notes, *plan.target.remarks(plan.model, plan.formats)]
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return Written(path, choice, plan, warnings)
+
+
+def _check_place(path: Path, *, force: bool) -> None:
+    """Refuse to replace a file, and to write where nothing can be."""
+    if path.is_dir() or (path.exists() and not force):
+        raise RecipeError(
+            f"{path}: already exists", hint="--out FILE writes elsewhere, --force replaces a file"
+        )
+    if not path.parent.is_dir():
+        raise RecipeError(f"{path.parent}: no such folder", hint="make it, or give another --out")
 
 
 def _smallest(model: Checkpoint, target: str | None) -> Choice:
