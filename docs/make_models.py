@@ -44,12 +44,9 @@ def _reasons(found: tuple[Family, ...]) -> list[str]:
     for family in found:
         for one in CAPABILITIES:
             if reason := family.answers[one.key]:
-                said = reason.replace(f"a {family.name} model", "a model of the family")
-                said = said.replace(f"no {family.name} model", "none").replace(family.name, "these")
-                reasons.setdefault((one.title, said), []).append(f"`{family.name}`")
-    return [
-        f"- {title}, {', '.join(names)}: {said}." for (title, said), names in reasons.items()
-    ]
+                reasons.setdefault((one.title, reason), []).append(f"`{family.name}`")
+    rows = sorted((title, ", ".join(names), why) for (title, why), names in reasons.items())
+    return [f"- {title}, {names}: {why}." for title, names, why in rows]
 
 
 def _models(found: tuple[Family, ...]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -98,10 +99,10 @@ def _said(written: Written) -> list[str]:
     """What was chosen, and what to do next."""
     from edgepack.core.tables import format_size
 
-    choice, path = written.choice, written.path
+    choice, path = written.choice, shlex.quote(str(written.path))
     names = choice.candidates or (choice.format,)
     what = (
-        f"{path} is written: {written.plan.model.source['model']} for {choice.device.name} "
+        f"{written.path} is written: {written.plan.model.source['model']} for {choice.device.name} "
         f"({choice.device.title})"
     )
     return [

@@ -19,6 +19,8 @@ from edgepack.planning.formats import UNQUANTIZED
 from edgepack.planning.target import Target
 from edgepack.recipe.export import Export, Onnx
 
+WHOLE = "int8"
+"""A format with a scale for a whole row, which needs no calibration."""
 LEAST_BITS = 3.0
 """Bits per weight below which nothing is proposed. At 3.0, SmolLM2-135M has the original's top
 token in 44 % of all places (benchmarks/results/sizes.md); larger models lose less."""
@@ -65,10 +67,11 @@ def choose(model: Checkpoint, device: Device, target: str | None = None) -> Choi
         slow = slow_types(model, every, device.profile)
         kernels = replace(kernels, fast=tuple(n for n in kernels.fast if n not in slow))
     best: Choice | None = None
+    overhead = _overhead(model, kind)
     for wanted in contexts(model, device.context):
         found = needs(model, kind.name, wanted)
         room = (device.usable - found.cache - found.runtime) // kind.copies
-        best = _choice(model, device, kind, kernels, found, room)
+        best = _choice(model, Choice(device, kind, found, room, 0, 0.0), kernels, overhead)
         if best.size <= room:
             return replace(best, slow=slow)
     assert best is not None
@@ -94,35 +97,34 @@ def _target(model: Checkpoint, device: Device, name: str | None) -> Target:
     return kind(Export(onnx=Onnx(profile=device.targets[name].profile)))
 
 
-def _choice(
-    model: Checkpoint, device: Device, kind: Target, kernels: Kernels, found: Needs, room: int
-) -> Choice:
-    """What fits best into `room`; a choice that is larger if nothing fits."""
+def _choice(model: Checkpoint, empty: Choice, kernels: Kernels, overhead: int) -> Choice:
+    """The `empty` choice with what fits best into its room; with more than that if nothing fits.
+    `overhead` are the bytes of the files that are no matrices."""
     matrices = list(_matrices(model))
     count = sum(spec.numel for spec in matrices)
-    choice = Choice(device, kind, found, room, 0, 0.0)
     if not _is_calibrated(model, kernels):
-        name = kernels.fast[0] if len(kernels.fast) == 1 else "int8"
-        size = _files(model, kind, (name,))
-        return replace(choice, size=size, bits=8 * size / count, format=name)
-    fast = [name for name in kernels.fast if any(_fits(name, spec) for spec in matrices)]
-    names, small = fast, [name for name in kernels.small if any(_fits(name, s) for s in matrices)]
-    least = _files(model, kind, names)
-    if least > room and small:
+        name = kernels.fast[0] if len(kernels.fast) == 1 else WHOLE
+        size = _bytes(matrices, (name,)) + overhead
+        return replace(empty, size=size, bits=8 * (size - overhead) / count, format=name)
+    fast, small = (
+        [name for name in names if any(_fits(name, spec) for spec in matrices)]
+        for names in (kernels.fast, kernels.small)
+    )
+    names = fast
+    if _bytes(matrices, names) + overhead > empty.room and small:
         names = [*fast, *small]
-        least = _files(model, kind, names)
+    least = max(_bytes(matrices, names) + overhead, LEAST_BITS * count / 8)
+    least = int(1.001 * least) + 1  # recipes have four digits of it
     if not all(any(_fits(name, spec) for name in names) for spec in matrices):
         names = ["f16", *names]
-    least = int(1.001 * max(least, LEAST_BITS * count / 8)) + 1  # recipes have four digits of it
-    overhead = _files(model, kind, names) - _bytes(matrices, names)
-    enough = max(least, int(device.bits * count / 8) + overhead)
-    size = max(least, min(room, enough))
+    enough = max(least, int(empty.device.bits * count / 8) + overhead)
+    size = max(least, min(empty.room, enough))
     return replace(
-        choice,
+        empty,
         size=size,
         bits=8 * (size - overhead) / count,
         candidates=tuple(names),
-        small=tuple(small) if len(names) > len(fast) else (),
+        small=tuple(name for name in small if name in names),
         unfit=tuple(name for name in kernels.fast if name not in fast),
     )
 
@@ -156,14 +158,10 @@ def _bytes(matrices: Sequence[WeightSpec], names: Sequence[str]) -> int:
     return sum(formats.get(_smallest(s, names)).nbytes(s.shape) for s in matrices)
 
 
-def _files(model: Checkpoint, kind: Target, names: Sequence[str]) -> int:
-    """Bytes of the files, every matrix in the smallest format that fits."""
-    chosen = {
-        spec.name: WeightFormat("f16" if spec.role in UNQUANTIZED else _smallest(spec, names))
-        for spec in model.specs.values()
-        if len(spec.shape) > 1
-    }
-    return kind.files_size(model, chosen)
+def _overhead(model: Checkpoint, kind: Target) -> int:
+    """Bytes of the files beside the matrices: norms, tokenizer, whatever a target adds."""
+    chosen = {s.name: WeightFormat("f16") for s in model.specs.values() if len(s.shape) > 1}
+    return kind.files_size(model, chosen) - _bytes(list(_matrices(model)), ("f16",))
 
 
 def _too_large(model: Checkpoint, choice: Choice) -> RecipeError:

@@ -82,7 +82,16 @@ def _head(model: Checkpoint, choice: Choice, file: str) -> str:
         _figure("−", needs.cache, f"for {needs.context:,} tokens of context, each {needs.how}"),
         _figure("−", needs.runtime, "for the runtime: the program, and its buffers"),
         _figure("=", left, room),
+        *_context(model, choice),
     )
+
+
+def _context(model: Checkpoint, choice: Choice) -> list[Sequence[str]]:
+    """Why the context is shorter than the device's, if it is."""
+    wished, most = choice.device.context, model.dimensions.max_position_embeddings
+    if choice.needs.context >= min(wished, most):
+        return []
+    return [_comment(f"{min(wished, most):,} tokens are usual there; with fewer, the model fits.")]
 
 
 def _figure(sign: str, count: int, what: str) -> str:

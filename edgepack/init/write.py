@@ -20,6 +20,8 @@ from edgepack.recipe import plain_yaml
 from edgepack.recipe.read import parse
 
 SUFFIX = ".yaml"
+USUAL = tuple(DEVICES[name] for name in ("phone-4gb", "phone-8gb", "laptop"))
+"""Devices that a recipe is for if none is named, the smallest first."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +72,19 @@ def _check_place(path: Path, *, force: bool) -> None:
 
 
 def _smallest(model: Checkpoint, target: str | None) -> Choice:
-    """The choice for the first named device that the model fits on."""
-    devices = [one for one in DEVICES.values() if one.name != "browser"]
-    for device in devices[:-1]:
+    """The choice for the first named device on which the model fits in fast formats, else for the
+    first on which it fits at all."""
+    found: list[Choice] = []
+    for device in USUAL:
         try:
-            return choose(model, device, target)
+            found.append(choose(model, device, target))
         except RecipeError:
+            if not found and device is USUAL[-1]:
+                raise
             continue
-    return choose(model, devices[-1], target)
+        if not found[-1].small:
+            return found[-1]
+    return found[0]
 
 
 def _planned(text: str, choice: Choice, model: Checkpoint, path: Path) -> Plan:

@@ -116,10 +116,7 @@ METHODS = ("global", "per_block")
 def why_not(family: Architecture, method: str) -> str | None:
     """Why models of a family cannot be sliced by a method; None if they can."""
     if method == "global" and not family.gguf:
-        return (
-            f"a {family.name} model has LayerNorms, and would be no {family.name} model without "
-            "them"
-        )
+        return f"{family.name} models have LayerNorms, and would be of no family without them"
     return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,6 @@ from edgepack.checkpoint import open_checkpoint
 from edgepack.core import plugins
 from edgepack.device_profile.profile import read_profile
 from edgepack.errors import EdgepackError, RecipeError
-from edgepack.init import choose as choosing
 from edgepack.init.choose import LEAST_BITS, choose
 from edgepack.init.devices import DEVICES, Device, find, measured
 from edgepack.init.memory import needs
@@ -47,8 +47,6 @@ def models(tmp_path_factory):
 
 def with_memory(monkeypatch, usable: int, name: str = "phone-4gb") -> Device:
     """The named device with another amount of memory."""
-    from dataclasses import replace
-
     device = replace(DEVICES[name], usable=usable)
     monkeypatch.setitem(DEVICES, name, device)
     return device
@@ -111,6 +109,7 @@ def test_sizes_are_what_memory_leaves(models, tmp_path, monkeypatch):
 
 
 def test_a_chat_is_shorter_where_memory_is_short(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     make_model(tmp_path / "m", hidden=128, intermediate=256, max_position_embeddings=4096)
     model = open_checkpoint(str(tmp_path / "m"))
     need = needs(model, "gguf", 1024)
@@ -118,20 +117,26 @@ def test_a_chat_is_shorter_where_memory_is_short(tmp_path, monkeypatch):
     found = choose(model, with_memory(monkeypatch, need.cache + need.runtime + size))
     assert found.needs.context == 1024
     assert found.needs.cache == need.cache
+    written = write_recipe("m", "phone-4gb")
+    assert "4,096 tokens are usual there; with fewer, the model fits." in written.path.read_text()
+    assert load(Path("m-phone-4gb.yaml")).compress.target_size <= found.room
 
 
-def test_small_types_are_for_models_that_do_not_fit_otherwise(models, monkeypatch):
-    model = open_checkpoint(str(models("llama")))
+def test_small_types_are_for_models_that_do_not_fit_otherwise(tmp_path, monkeypatch):
+    make_model(tmp_path / "m", hidden=256, intermediate=256)
+    model = open_checkpoint(str(tmp_path / "m"))
     need = needs(model, "gguf", 256)
     fast = choose(model, DEVICES["phone-4gb"])
-    matrices = [spec for spec in model.specs.values() if len(spec.shape) > 1]
-    # of 128 columns: no k-quant fits but for the down projections, of 256
-    assert "q6_k" in fast.candidates
-    least = choosing._files(model, fast.target, fast.candidates)
-    squeezed = least - 4 * sum(s.numel for s in matrices if s.role == "ffn_down") // 64
+    assert fast.small == ()
+    count = sum(spec.numel for spec in model.specs.values() if len(spec.shape) > 1)
+    squeezed = fast.size - count * 3 // 16  # 3.5 bits, where the smallest fast type has 4.25
     found = choose(model, with_memory(monkeypatch, need.cache + need.runtime + squeezed))
     assert found.small == ("q3_k", "q2_k")
-    assert set(found.candidates) > set(fast.candidates)
+    assert found.candidates == (*fast.candidates, *found.small)
+    assert found.bits == pytest.approx(3.5, rel=0.01)
+    with_memory(monkeypatch, need.cache + need.runtime + fast.size - count * 17 // 64)
+    with pytest.raises(RecipeError, match="weights are"):  # 2.9 bits
+        choose(model, DEVICES["phone-4gb"])
 
 
 @pytest.mark.slow
@@ -149,18 +154,16 @@ def test_a_model_that_is_too_large_is_one_line_with_what_would_fit(models, tmp_p
 
 
 def test_what_fits_is_named_where_such_a_model_is_published(models, monkeypatch):
-    """As if the model had four billion weights."""
+    """As if the model's matrices had ten thousand times as many rows."""
     model = open_checkpoint(str(models("qwen3")))
-    count = sum(spec.numel for spec in model.specs.values())
-    monkeypatch.setattr(choosing, "_files", lambda *_: 2 * 10**9)
-    model.specs = {
-        name: type(spec)(
-            **vars(spec) | {"shape": (4 * 10**9 // count * spec.shape[0], *spec.shape[1:])}
-        )
-        for name, spec in model.specs.items()
-    }
+    specs = {}
+    for name, spec in model.specs.items():
+        long = (10_000 * spec.shape[0], *spec.shape[1:]) if len(spec.shape) > 1 else spec.shape
+        specs[name] = replace(spec, shape=long)
+    monkeypatch.setattr(model, "specs", specs)
     with pytest.raises(RecipeError) as refused:
         choose(model, DEVICES["phone-4gb"])
+    assert "4.26 B weights are" in refused.value.message
     assert "such as Qwen/Qwen3-1.7B" in str(refused.value.hint)
     assert "this one fits on --device phone-8gb" in str(refused.value.hint)
 
