@@ -11,11 +11,11 @@ from edgepack.init.devices import DEVICES
 PAGE = Path(__file__).with_name("models.md")
 HEAD = """# Models
 
-Made by `docs/make_models.py`, from the facts by which edgepack refuses what does not work; a test compares
-them. `edgepack models` prints the same.
+Made by `docs/make_models.py`, from the facts by which edgepack refuses what does not work; a test
+compares them. `edgepack models` prints the same.
 
-A family is the `model_type` of config.json. Any model of a family works, fine-tunes too, as a folder,
-from the hub, or as a GGUF file.
+A family is the `model_type` of config.json. Any model of a family works, fine-tunes too, as a
+folder, from the hub, or as a GGUF file.
 """
 
 

@@ -22,6 +22,7 @@ SHAPES = {
     "output": ("vocab", "hidden"),
     "output.bias": ("vocab",),
     "attn_norm": ("hidden",),
+    "attn_qkv": ("qkv", "hidden"),
     "attn_q": ("q", "hidden"),
     "attn_k": ("kv", "hidden"),
     "attn_v": ("kv", "hidden"),
@@ -31,6 +32,8 @@ SHAPES = {
     "attn_q_norm": ("head",),
     "attn_k_norm": ("head",),
     "attn_output": ("hidden", "q"),
+    "post_attention_norm": ("hidden",),
+    "post_ffw_norm": ("hidden",),
     "ffn_norm": ("hidden",),
     "ffn_gate": ("ffn", "hidden"),
     "ffn_up": ("ffn", "hidden"),
@@ -41,7 +44,12 @@ SHAPES = {
     "ffn_up.bias": ("ffn",),
     "ffn_down.bias": ("hidden",),
 }
-"""Role → shape, as keys of `sizes`."""
+"""Role → shape, as keys of `sizes`; a family may have others (`Architecture.shapes`)."""
+
+
+def shape_words(architecture: Architecture, role: str) -> tuple[str, ...]:
+    """The shape of a role, as keys of `sizes`; that of a shortcut if the role is unknown."""
+    return architecture.shapes.get(role) or SHAPES.get(role, ("hidden", "hidden"))
 
 
 @dataclass(frozen=True)
@@ -85,7 +93,7 @@ def match(
     )
     widths, specs, names = sizes(architecture, dimensions), {}, {}
     for name, (role, block) in stored.items():
-        words = SHAPES.get(role, ("hidden", "hidden")) if sliced else SHAPES[role]
+        words = shape_words(architecture, role)
         wanted = tuple(widths[word] for word in words)
         if sliced and len(wanted) == len(tensors[name].shape):
             sides = zip(words, wanted, tensors[name].shape, strict=True)
@@ -149,7 +157,10 @@ def sizes(architecture: Architecture, dimensions: Dimensions) -> dict[str, int]:
         "head": dimensions.head_dim,
         "q": dimensions.num_attention_heads * dimensions.head_dim,
         "kv": dimensions.num_key_value_heads * dimensions.head_dim,
+        "qkv": (dimensions.num_attention_heads + 2 * dimensions.num_key_value_heads)
+        * dimensions.head_dim,
         "ffn": dimensions.intermediate_size,
+        "gate_up": 2 * dimensions.intermediate_size,
     }
 
 

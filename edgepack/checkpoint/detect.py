@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgepack.architectures.base import NORMED_WRITERS, Architecture
+from edgepack.architectures.base import Architecture
 from edgepack.core import plugins
 from edgepack.core.untrusted import quote, shorten
 from edgepack.errors import CheckpointError
@@ -20,20 +21,8 @@ def architecture(config: Mapping[str, Any], place: str) -> Architecture:
     name, known = config.get("model_type"), plugins.names("architectures")
     refuse_quantized(config, place)
     if not isinstance(name, str) or name not in known:
-        why = ", whose norms behind attention and MLP no rotation passes"
-        raise CheckpointError(
-            f"{place}: model_type {quote(name)} is not supported"
-            + (why if isinstance(name, str) and name in NORMED_WRITERS else ""),
-            hint="supported: " + ", ".join(known),
-        )
+        raise _unknown(name, known, place)
     found: Architecture = plugins.find("architectures", name)
-    for key, wanted in found.required.items():
-        given = config.get(key, wanted)
-        if type(given) is not type(wanted) or given != wanted:
-            raise CheckpointError(
-                f"{place}: {key} {quote(given)} is not supported",
-                hint=f"{name} models are computed with {key} {wanted!r}",
-            )
     _refuse_other_class(config, found, place)
     for key in ("transformers_weights", "per_layer_config"):
         if config.get(key) is not None:
@@ -42,6 +31,26 @@ def architecture(config: Mapping[str, Any], place: str) -> Architecture:
                 hint="edgepack reads model.safetensors, and blocks that are all alike",
             )
     return found
+
+
+def _unknown(name: object, known: Collection[str], place: str) -> CheckpointError:
+    """The refusal of a family, with those whose names are like its own first."""
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) if isinstance(name, str) else []
+    return CheckpointError(
+        f"{place}: model_type {quote(name)} is not supported",
+        hint=(f"nearest: {', '.join(near)}; " if near else "") + f"supported: {', '.join(known)}",
+    )
+
+
+def refuse_other_settings(config: Mapping[str, Any], family: Architecture, place: str) -> None:
+    """Refuse settings that have another value than the family is computed with."""
+    for key, wanted in family.required.items():
+        given = config.get(key, wanted)
+        if type(given) is not type(wanted) or given != wanted:
+            raise CheckpointError(
+                f"{place}: {key} {quote(given)} is not supported",
+                hint=f"{family.name} models are computed with {key} {wanted!r}",
+            )
 
 
 def refuse_quantized(config: Mapping[str, Any], place: str) -> None:

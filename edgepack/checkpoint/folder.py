@@ -14,8 +14,10 @@ from torch import Tensor
 from edgepack.checkpoint import (
     _layout,
     card,
+    completed,
     detect,
     digests,
+    gguf_dimensions,
     rope,
     shards,
     special,
@@ -23,7 +25,7 @@ from edgepack.checkpoint import (
     vocabulary,
 )
 from edgepack.checkpoint.base import Checkpoint, Dimensions, reopened
-from edgepack.checkpoint.config import Generation, read_dimensions
+from edgepack.checkpoint.config import Generation, read
 from edgepack.checkpoint.source_files import SourceFiles
 from edgepack.core.untrusted import shorten, validate
 from edgepack.core.weights import QuantizedTensor
@@ -60,15 +62,23 @@ GENERATION_HINT = "take the one published with the model, or remove it"
 class FolderCheckpoint(Checkpoint):
     """A folder as written by ``save_pretrained``; `revision` is the commit of a Hub snapshot."""
 
+    _wrapped = False
+
     def __init__(self, folder: Path, model: str, revision: str | None = None) -> None:
         self.folder, self.model, self.revision = folder, model, revision
         self.place = shorten(model if revision else folder.resolve().name, 80)
         self._files = SourceFiles()
-        content = self._read_config()
-        self.architecture = detect.architecture(content, self.place)
-        self._config, self.dimensions = read_dimensions(content, self.architecture, self.place)
+        whole = self._read_config()
+        self._wrapped = whole.get("model_type") in completed.wrappers()
+        self.architecture, self._config, self.dimensions = read(whole, self.place)
         self._weights = shards.weight_files(folder, self._files, self.place)
-        self._places = shards.tensors(self._weights, self.architecture, self._files, self.place)
+        self._places = shards.tensors(
+            self._weights,
+            self.architecture,
+            self._files,
+            self.place,
+            wrapped=self._wrapped,
+        )
         self._drop_tied_copy()
         found = {name: _layout.TensorInfo(p.shape, p.dtype) for name, p in self._places.items()}
         self.specs, _ = _layout.match(
@@ -111,7 +121,10 @@ class FolderCheckpoint(Checkpoint):
 
     def warnings(self) -> tuple[str, ...]:  # noqa: D102
         unused = shards.unused_weights(self.folder, self._weights)
-        return (unused,) if unused else ()
+        others = ""
+        if self._wrapped:
+            others = shards.left_out(self._weights, self.architecture, self._files)
+        return tuple(filter(None, (unused, others)))
 
     def gguf_warnings(self) -> tuple[str, ...]:  # noqa: D102
         return (*_window_warning(self.dimensions), *self._description[1])
@@ -121,7 +134,9 @@ class FolderCheckpoint(Checkpoint):
         return place.read(self._files), place.dtype
 
     def tensor(self, name: str) -> Tensor:  # noqa: D102
-        return self._places[name].read(self._files).to(torch.float32)
+        stored = self._places[name].read(self._files).to(torch.float32)
+        shift = self.architecture.norm_shift
+        return stored + shift if shift and self.specs[name].role.endswith("_norm") else stored
 
     def quantized(self, name: str) -> QuantizedTensor | None:  # noqa: D102
         return None
@@ -153,10 +168,7 @@ class FolderCheckpoint(Checkpoint):
         return special.with_ends(found, self._config.model_dump())
 
     def extra_tensors(self) -> Mapping[str, Tensor]:  # noqa: D102
-        scaling, dims = self.dimensions.rope_scaling, self.dimensions
-        if scaling is None or scaling["rope_type"] != "llama3":
-            return {}
-        return {rope.TENSOR: rope.llama3_divisors(dims.rope_theta, dims.head_dim, scaling)}
+        return rope.extra_tensors(self.dimensions)
 
     def gguf_metadata(self) -> Mapping[str, tuple[Any, Any, Any]]:  # noqa: D102
         return self._gguf_metadata
@@ -167,7 +179,7 @@ class FolderCheckpoint(Checkpoint):
         writer = gguf.GGUFWriter(None, self.architecture.gguf)
         writer.add_type("model")
         self._description[0].set_gguf_meta_model(writer)
-        self._write_dimensions(writer)
+        gguf_dimensions.write(writer, self.architecture, self.dimensions, self.place)
         vocabulary.write(
             writer,
             self.tokenizer,
@@ -183,24 +195,6 @@ class FolderCheckpoint(Checkpoint):
         """Name, licence, size …, and warnings about entries of the model card that are lost."""
         name = Path(self.model.partition("@")[0] if self.revision else self.folder.resolve())
         return card.describe(self.folder, name, sum(spec.numel for spec in self.specs.values()))
-
-    def _write_dimensions(self, writer: gguf.GGUFWriter) -> None:
-        dims = self.dimensions
-        writer.add_block_count(dims.num_hidden_layers)
-        writer.add_context_length(min(dims.max_position_embeddings, dims.sliding_window or 1 << 31))
-        writer.add_embedding_length(dims.hidden_size)
-        writer.add_feed_forward_length(dims.intermediate_size)
-        writer.add_head_count(dims.num_attention_heads)
-        writer.add_head_count_kv(dims.num_key_value_heads)
-        writer.add_key_length(dims.head_dim)
-        writer.add_value_length(dims.head_dim)
-        writer.add_layer_norm_rms_eps(dims.rms_norm_eps)
-        writer.add_vocab_size(dims.vocab_size)
-        writer.add_rope_dimension_count(dims.head_dim)
-        writer.add_rope_freq_base(dims.rope_theta)
-        if dims.rope_scaling and dims.rope_scaling["rope_type"] == "linear":
-            writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
-            writer.add_rope_scaling_factor(dims.rope_scaling["factor"])
 
     def _read_config(self) -> dict[str, Any]:
         path = self.folder / CONFIG

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -23,6 +23,12 @@ INDEX = "model.safetensors.index.json"
 READABLE = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 IGNORED = ".rotary_emb.inv_freq"
 """Buffers that old transformers saved; they follow from the configuration."""
+LANGUAGE_MODEL = {
+    "language_model.model.": "model.",
+    "language_model.lm_head.": "lm_head.",
+    "model.language_model.": "model.",
+}
+"""Prefixes of the language model's tensors in a multimodal repository → those of it alone."""
 OTHERS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.npz")
 """Weights that are not read: most are pickles, which can run code."""
 
@@ -78,13 +84,20 @@ def unused_weights(folder: Path, used: list[Path]) -> str | None:
 
 
 def tensors(
-    paths: list[Path], architecture: Architecture, files: SourceFiles, place: str
+    paths: list[Path],
+    architecture: Architecture,
+    files: SourceFiles,
+    place: str,
+    *,
+    wrapped: bool = False,
 ) -> dict[str, Place]:
-    """Every tensor by its Hugging Face name, without rotary buffers."""
+    """Every tensor by its Hugging Face name, without rotary buffers; of a multimodal repository
+    (`wrapped`) those of the language model."""
     found: dict[str, Place] = {}
     for path in paths:
         for stored, entry in header(path, files).items():
-            name = full_name(stored, architecture)
+            inner = inside(stored, architecture, wrapped=wrapped)
+            name = full_name(inner, architecture) if inner else IGNORED
             if name.endswith(IGNORED):
                 continue
             if name in found:
@@ -94,8 +107,47 @@ def tensors(
                     hint="files of two models may be in one folder: keep one set",
                 )
             refuse_unreadable(path, name, entry)
-            found[name] = entry
+            found |= _parts(name, entry, architecture)
     return found
+
+
+def left_out(paths: list[Path], architecture: Architecture, files: SourceFiles) -> str:
+    """A warning about the tensors of a multimodal repository that are not of its language model."""
+    names = [name for path in paths for name in header(path, files)]
+    others = [name for name in names if not inside(name, architecture, wrapped=True)]
+    parts = {".".join(name.split(".")[:2]) for name in others}
+    if not others:
+        return ""
+    return f"{len(others)} tensors are no part of the language model and are left out: " + shorten(
+        ", ".join(sorted(parts)), 160
+    )
+
+
+def inside(stored: str, architecture: Architecture, *, wrapped: bool) -> str:
+    """The name in the language model of a tensor of a multimodal repository; "" if it is of no
+    part of the language model."""
+    if not wrapped:
+        return stored
+    for prefix, inner in LANGUAGE_MODEL.items():
+        if stored.startswith(prefix):
+            return inner + stored.removeprefix(prefix)
+    return stored if stored in architecture.outside.values() else ""
+
+
+def _parts(name: str, entry: Place, architecture: Architecture) -> dict[str, Place]:
+    """The weights of a stored tensor: itself, or those whose rows it has."""
+    inside_block = name.removeprefix(architecture.layers + ".").partition(".")[2]
+    roles = architecture.stored.get(inside_block)
+    if roles is None or entry.shape[0] % len(roles):
+        return {name: entry}
+    count, prefix = len(roles), name.removesuffix(inside_block)
+    shape, size = (entry.shape[0] // count, *entry.shape[1:]), entry.nbytes // count
+    return {
+        prefix + architecture.block[role]: replace(
+            entry, shape=shape, start=entry.start + i * size, nbytes=size
+        )
+        for i, role in enumerate(roles)
+    }
 
 
 def full_name(stored: str, architecture: Architecture) -> str:

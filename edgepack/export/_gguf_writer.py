@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGUFWriter
+from gguf import GGUFValueType, GGUFWriter
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -23,6 +23,8 @@ from edgepack.export.values import check_finite
 from edgepack.formats.base import GgmlFormat
 
 _F32 = 0  # GGML_TYPE_F32
+LONG = 1000
+"""Entries of a list whose bytes are counted without packing them."""
 
 
 @dataclass(frozen=True)

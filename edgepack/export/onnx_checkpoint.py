@@ -12,9 +12,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from edgepack.architectures.base import ATTENTION_READS, LINEAR_ROLES, NORMS, Architecture
-from edgepack.checkpoint import _layout, detect
+from edgepack.checkpoint import _layout
 from edgepack.checkpoint.base import Checkpoint, reopened
-from edgepack.checkpoint.config import read_dimensions
+from edgepack.checkpoint.config import read
 from edgepack.checkpoint.folder import FolderCheckpoint
 from edgepack.checkpoint.source_files import SourceFiles
 from edgepack.core import plugins
@@ -50,8 +50,7 @@ class OnnxCheckpoint(FolderCheckpoint):
         config = {**self._read_config(), "hidden_size": about.hidden_size}
         for key in ("architectures", "auto_map"):  # config.json names classes of other families
             config.pop(key, None)
-        family = detect.architecture(config, self.place)
-        self._config, self.dimensions = read_dimensions(config, family, self.place)
+        family, self._config, self.dimensions = read(config, self.place)
         self._check_roles(family, about)
         self.architecture = replace(family, block=about.block, optional={}, outside=about.outside)
         self._formats = {name: matrix.formats for name, matrix in about.matrices.items()}

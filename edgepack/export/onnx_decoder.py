@@ -25,7 +25,7 @@ from edgepack.export._onnx_graph import Graph, kind
 from edgepack.export._onnx_store import Load, Store
 from edgepack.export._onnx_weights import Weights
 from edgepack.export.profiles import GraphOptions
-from edgepack.model.block import Rotary
+from edgepack.model.rotary import Rotary
 
 HIDDEN = {np.float32: -1e9, np.float16: -6e4}
 """Bias added to the attention logits of masked tokens, by the type that a graph computes in."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from edgepack.checkpoint import Checkpoint
@@ -31,21 +32,29 @@ class Needs:
 def needs(model: Checkpoint, target: str, context: int) -> Needs:
     """What a chat of so many tokens needs.
 
-    The cache has 2 × blocks × heads of keys and values × their width numbers a token. The runtime's
-    buffers have room for `AT_ONCE` tokens: the mask over the context, a block's widest activations,
-    and in graphs the scores of all heads, where llama.cpp has flash attention. A test holds the sum
-    against what `edgepack bench` measured (docs/bench).
+    A block's cache has 2 × heads of keys and values × their width numbers a token; llama.cpp keeps
+    only the window's tokens, and those it takes at once, of blocks that have a window among others
+    that have none. The runtime's buffers have room for `AT_ONCE` tokens: the mask over the context,
+    a block's widest activations, and in graphs the scores of all heads, where llama.cpp has flash
+    attention. A test holds the sum against what `edgepack bench` measured (docs/bench).
     """
-    d, size = model.dimensions, CACHED[target]
-    per_token = 2 * d.num_hidden_layers * d.num_key_value_heads * d.head_dim * size
-    how = (
-        f"2 × {d.num_hidden_layers} blocks × {d.num_key_value_heads} heads × {d.head_dim} columns "
-        f"× {size} bytes"
-    )
-    scores = 1 if target == "gguf" else 1 + d.num_attention_heads
+    d, in_graph = model.dimensions, target != "gguf"
+    scores = 1 + d.num_attention_heads if in_graph else 1
     wide = 4 * d.hidden_size + 3 * d.intermediate_size
     buffers = FLOAT * min(AT_ONCE, context) * (scores * context + wide)
-    return Needs(context, per_token * context, PROGRAM + buffers, how)
+    kinds: Counter[tuple[int, int, int]] = Counter()
+    for block in map(d.block, range(d.num_hidden_layers)):
+        window = None if in_graph or not d.layer_types else block.sliding_window
+        kept = context if window is None else min(context, window + AT_ONCE)
+        kinds[kept, block.num_key_value_heads, block.head_dim] += 1
+    size = CACHED[target]
+    cache = sum(2 * n * kept * heads * dim * size for (kept, heads, dim), n in kinds.items())
+    how = " + ".join(
+        f"2 × {n} blocks × {heads} heads × {dim} columns × {size} bytes"
+        + (f" × {kept:,} tokens" if kept != context else "")
+        for (kept, heads, dim), n in kinds.items()
+    )
+    return Needs(context, cache, PROGRAM + buffers, how)
 
 
 def contexts(model: Checkpoint, wished: int) -> list[int]:

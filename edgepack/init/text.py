@@ -79,7 +79,7 @@ def _head(model: Checkpoint, choice: Choice, file: str) -> str:
         "#",
         "# Memory:",
         _figure("", device.usable, f"that an app may use ({device.source})"),
-        _figure("−", needs.cache, f"for {needs.context:,} tokens of context, each {needs.how}"),
+        _figure("−", needs.cache, f"for {needs.context:,} tokens of context: {needs.how}"),
         _figure("−", needs.runtime, "for the runtime: the program, and its buffers"),
         _figure("=", left, room),
         *_context(model, choice),

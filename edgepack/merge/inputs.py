@@ -21,6 +21,7 @@ from torch import Tensor
 from edgepack.architectures.base import Architecture
 from edgepack.checkpoint import Checkpoint, hub, open_checkpoint
 from edgepack.checkpoint._layout import TensorInfo
+from edgepack.checkpoint.completed import text_config
 from edgepack.checkpoint.digests import combine
 from edgepack.checkpoint.folder import CONFIG
 from edgepack.checkpoint.gguf_file import GgufCheckpoint
@@ -121,8 +122,8 @@ class Input:
         given = getattr(self.model, "merged_config", None)
         if given is not None:
             return dict(given)
-        if self.folder is not None:
-            return dict(SourceFiles().read_json(self.folder / CONFIG))
+        if self.folder is not None and not self.model.architecture.saved_as:
+            return text_config(SourceFiles().read_json(self.folder / CONFIG), self.name)
         from edgepack.checkpoint.save import config
 
         return config(self.model)
@@ -159,6 +160,8 @@ class Input:
             return self.model.read(name)
         if isinstance(self.model, GgufCheckpoint):
             W = self.model.tensor(name)
+            if self.model.specs[name].role.endswith("_norm"):
+                W = W - self.model.architecture.norm_shift
             kind = self.tensors[name].dtype
             return W.to({"F16": torch.float16, "BF16": torch.bfloat16}.get(kind, torch.float32))
         return self.model.stored(name)[0]

@@ -24,7 +24,7 @@ SIZES = {
     "attention.head_count_kv": "num_key_value_heads",
     "attention.key_length": "head_dim",
     "attention.value_length": "head_dim",
-    "rope.dimension_count": "head_dim",
+    "rope.dimension_count": "rotary_dim",
 }
 """GGUF's key → our name of a dimension. A rewriting may change these, or llama.cpp would otherwise
 derive them from ones that it changes."""

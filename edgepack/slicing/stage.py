@@ -115,6 +115,8 @@ METHODS = ("global", "per_block")
 
 def why_not(family: Architecture, method: str) -> str | None:
     """Why models of a family cannot be sliced by a method; None if they can."""
+    if not family.rotates_freely:
+        return f"{family.name} models have norms behind attention and MLP, which no rotation passes"
     if method == "global" and not family.gguf:
         return f"{family.name} models have LayerNorms, and would be of no family without them"
     return None
@@ -124,8 +126,9 @@ def _refuse(family: Architecture, options: sections.Slice, *, for_transformers: 
     """A method that a family cannot be sliced by."""
     if reason := why_not(family, options.method):
         others = [method for method in METHODS if why_not(family, method) is None]
-        hint = f"use method: {others[0]}" if others else "remove the section `slice`"
-        raise RecipeError(f"slice.method: {reason}", hint=hint)
+        place = "slice.method" if others else "slice"
+        hint = f"use method: {others[0]}" if others else "remove slice from the recipe"
+        raise RecipeError(f"{place}: {reason}", hint=hint)
     if options.method == "per_block" and for_transformers and not has_code(family):
         raise RecipeError(
             f"slice.method: transformers cannot load {family.name} models with shortcut matrices",

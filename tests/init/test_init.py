@@ -180,7 +180,7 @@ def test_the_figures_in_the_comments_add_up(models, tmp_path):
     figures = re.findall(r"^# +(?:[−=] +)?(\S+ \S?B)  ", text, re.MULTILINE)
     assert figures == ["4.00 GB", "131.1 kB", *figures[2:]]
     assert len(figures) == 4
-    assert "256 tokens of context, each 2 × 2 blocks × 2 heads × 32 columns × 2 bytes" in text
+    assert "256 tokens of context: 2 × 2 blocks × 2 heads × 32 columns × 2 bytes" in text
     assert "32 for each of the 256 columns" in text
     assert load(written.path).calibrate.tokens == 32 * 256
 

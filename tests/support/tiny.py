@@ -26,6 +26,45 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 """Llama 3's rotary scaling, for contexts as short as those of tests."""
+OWN_CONFIG: dict[str, dict[str, object]] = {
+    "smollm3": {"pad_token_id": 0},
+    "ministral3": {
+        "head_dim": 16,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 1e4,
+            "factor": 4.0,
+            "original_max_position_embeddings": 32,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "llama_4_scaling_beta": 0.1,
+        },
+    },
+    "granite": {
+        "embedding_multiplier": 3.0,
+        "logits_scaling": 2.0,
+        "residual_multiplier": 0.5,
+        "attention_multiplier": 0.2,
+    },
+    "granitemoehybrid": {
+        "embedding_multiplier": 3.0,
+        "logits_scaling": 2.0,
+        "residual_multiplier": 0.5,
+        "attention_multiplier": 0.2,
+        "num_local_experts": 0,
+        "position_embedding_type": "rope",
+        "layer_types": ["full_attention"] * 2,
+        "mamba_n_heads": 4,
+        "mamba_d_head": 32,
+    },
+    "ernie4_5": {"head_dim": 16},
+    "olmo3": {"sliding_window": 24},
+    "gemma2": {"head_dim": 16, "sliding_window": 24},
+    "gemma3_text": {"head_dim": 16, "sliding_window": 24},
+    "phi3": {"pad_token_id": 0},
+}
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHAT = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -86,9 +125,14 @@ def make_model(
     configuration class as it is (``rope_parameters=…``).
     """
     architecture = plugins.find("architectures", family)
+    config = OWN_CONFIG.get(family, {}) | config
+    if "layer_types" in config and family == "granitemoehybrid":
+        config["layer_types"] = ["full_attention"] * layers
     tokenizer = make_tokenizer(vocab=vocab)
-    if family == "qwen3" or (head_dim is not None and family in FAMILIES):
+    if family == "qwen3" or "head_dim" in config or (head_dim is not None and family in FAMILIES):
         config["head_dim"] = head_dim or hidden // heads
+    if family.startswith("gemma"):  # as llama.cpp takes it
+        config.setdefault("query_pre_attn_scalar", config["head_dim"])
     if family == "opt":
         config["word_embed_proj_dim"] = hidden
     else:
@@ -120,9 +164,10 @@ def make_model(
 @torch.no_grad()
 def _randomise(model: torch.nn.Module) -> None:
     """Weights wide enough that logits are not flat; norms and biases away from 1 and 0."""
+    shifted = model.config.model_type.startswith("gemma")  # their gains are stored as γ − 1
     for name, value in model.named_parameters():
         if "norm" in name:
-            value.normal_(1.0, 0.1)
+            value.normal_(0.0 if shifted else 1.0, 0.1)
         elif value.ndim == 1:
             value.normal_(0.0, 0.1)
         else:

@@ -20,7 +20,7 @@ from edgepack.finetune.graph.base import Base
 from edgepack.finetune.graph.builder import TrainingGraph
 from edgepack.finetune.graph.matrices import Matrix
 from edgepack.finetune.graph.options import Options, Parameter
-from edgepack.model.block import Rotary
+from edgepack.model.rotary import Rotary
 
 HIDDEN = -1e9
 """Added to the attention logits of later tokens."""
