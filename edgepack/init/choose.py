@@ -67,11 +67,18 @@ def choose(model: Checkpoint, device: Device, target: str | None = None) -> Choi
         slow = slow_types(model, every, device.profile)
         kernels = replace(kernels, fast=tuple(n for n in kernels.fast if n not in slow))
     best: Choice | None = None
-    overhead = _overhead(model, kind)
+    is_calibrated = _is_calibrated(model, kernels)
+    if not is_calibrated and len(kernels.fast) > 1:
+        kernels = replace(kernels, fast=(WHOLE,))
+    overhead = _overhead(model, kind, kernels.fast)
     for wanted in contexts(model, device.context):
         found = needs(model, kind.name, wanted)
         room = (device.usable - found.cache - found.runtime) // kind.copies
-        best = _choice(model, Choice(device, kind, found, room, 0, 0.0), kernels, overhead)
+        empty = Choice(device, kind, found, room, 0, 0.0)
+        if is_calibrated:
+            best = _spent(model, empty, kernels, overhead)
+        else:
+            best = _whole(model, empty, kernels.fast[0], overhead)
         if best.size <= room:
             return replace(best, slow=slow)
     assert best is not None
@@ -97,15 +104,19 @@ def _target(model: Checkpoint, device: Device, name: str | None) -> Target:
     return kind(Export(onnx=Onnx(profile=device.targets[name].profile)))
 
 
-def _choice(model: Checkpoint, empty: Choice, kernels: Kernels, overhead: int) -> Choice:
+def _whole(model: Checkpoint, empty: Choice, name: str, overhead: int) -> Choice:
+    """The `empty` choice with all matrices in a format that needs no calibration."""
+    matrices = list(_matrices(model))
+    size = _bytes(matrices, (name,))
+    bits = 8 * size / sum(spec.numel for spec in matrices)
+    return replace(empty, size=size + overhead, bits=bits, format=name)
+
+
+def _spent(model: Checkpoint, empty: Choice, kernels: Kernels, overhead: int) -> Choice:
     """The `empty` choice with what fits best into its room; with more than that if nothing fits.
     `overhead` are the bytes of the files that are no matrices."""
     matrices = list(_matrices(model))
     count = sum(spec.numel for spec in matrices)
-    if not _is_calibrated(model, kernels):
-        name = kernels.fast[0] if len(kernels.fast) == 1 else WHOLE
-        size = _bytes(matrices, (name,)) + overhead
-        return replace(empty, size=size, bits=8 * (size - overhead) / count, format=name)
     fast, small = (
         [name for name in names if any(_fits(name, spec) for spec in matrices)]
         for names in (kernels.fast, kernels.small)
@@ -113,8 +124,8 @@ def _choice(model: Checkpoint, empty: Choice, kernels: Kernels, overhead: int) -
     names = fast
     if _bytes(matrices, names) + overhead > empty.room and small:
         names = [*fast, *small]
-    least = max(_bytes(matrices, names) + overhead, LEAST_BITS * count / 8)
-    least = int(1.001 * least) + 1  # recipes have four digits of it
+    least = max(_bytes(matrices, names), int(LEAST_BITS * count / 8)) + overhead
+    least += least // 1000 + 1  # recipes have four digits of it
     if not all(any(_fits(name, spec) for name in names) for spec in matrices):
         names = ["f16", *names]
     enough = max(least, int(empty.device.bits * count / 8) + overhead)
@@ -158,10 +169,14 @@ def _bytes(matrices: Sequence[WeightSpec], names: Sequence[str]) -> int:
     return sum(formats.get(_smallest(s, names)).nbytes(s.shape) for s in matrices)
 
 
-def _overhead(model: Checkpoint, kind: Target) -> int:
-    """Bytes of the files beside the matrices: norms, tokenizer, whatever a target adds."""
-    chosen = {s.name: WeightFormat("f16") for s in model.specs.values() if len(s.shape) > 1}
-    return kind.files_size(model, chosen) - _bytes(list(_matrices(model)), ("f16",))
+def _overhead(model: Checkpoint, kind: Target, names: Sequence[str]) -> int:
+    """Bytes of the files beside the matrices: norms, tokenizer, graph, in some formats."""
+    chosen = {
+        spec.name: WeightFormat("f16" if spec.role in UNQUANTIZED else _smallest(spec, names))
+        for spec in model.specs.values()
+        if len(spec.shape) > 1
+    }
+    return kind.files_size(model, chosen) - _bytes(list(_matrices(model)), names)
 
 
 def _too_large(model: Checkpoint, choice: Choice) -> RecipeError:

@@ -170,7 +170,7 @@ def _remarks(choice: Choice) -> list[str]:
 
 def _fixed(model: Checkpoint, choice: Choice) -> str:
     why = f"{format_size(choice.size)}. {choice.kernels.why}."
-    if len(choice.kernels.fast) > 1:
+    if choice.format not in choice.kernels.fast:
         why = (
             f"{format_size(choice.size)}. A scale for each row, which needs no calibration: "
             f"{model.architecture.name} models do not write their own text here. With a text "

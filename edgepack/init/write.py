@@ -20,7 +20,7 @@ from edgepack.recipe import plain_yaml
 from edgepack.recipe.read import parse
 
 SUFFIX = ".yaml"
-USUAL = tuple(DEVICES[name] for name in ("phone-4gb", "phone-8gb", "laptop"))
+USUAL = ("phone-4gb", "phone-8gb", "laptop")
 """Devices that a recipe is for if none is named, the smallest first."""
 
 
@@ -77,9 +77,9 @@ def _smallest(model: Checkpoint, target: str | None) -> Choice:
     found: list[Choice] = []
     for device in USUAL:
         try:
-            found.append(choose(model, device, target))
+            found.append(choose(model, DEVICES[device], target))
         except RecipeError:
-            if not found and device is USUAL[-1]:
+            if not found and device == USUAL[-1]:
                 raise
             continue
         if not found[-1].small:

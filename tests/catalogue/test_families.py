@@ -23,7 +23,7 @@ from tests.support.tiny import TEXT, make_model
 EVERY = plugins.names("architectures")
 MODEL_CPP = Path(native.__file__).with_name("tune") / "model.cpp"
 COMPRESS = {"format": "q4_0"}
-SLICE = {"width": 64, "allow_growth": True}
+SLICE = {"width": 32, "allow_growth": True}
 
 
 @pytest.fixture(scope="module")
@@ -36,15 +36,9 @@ def models(tmp_path_factory):
 
     def make(family: str) -> Path:
         if family not in made:
+            tied = plugins.find("architectures", family).head == "tied"
             for name in (family, f"{family}-2"):
-                make_model(
-                    base / name,
-                    family,
-                    hidden=128,
-                    intermediate=128,
-                    dtype=torch.float16,
-                    tied=False,
-                )
+                make_model(base / name, family, dtype=torch.float16, tied=tied)
             made.add(family)
         return base / family
 
