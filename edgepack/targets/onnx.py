@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgepack.core.progress import Progress, Steps
-from edgepack.errors import EdgepackError, missing_extra
+from edgepack.errors import EdgepackError, RecipeError, missing_extra
 from edgepack.planning.target import Library, Target
 from edgepack.recipe.export import Onnx as Options
 from edgepack.recipe.sections import Recipe
@@ -16,6 +16,7 @@ from edgepack.recipe.sections import Recipe
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from edgepack.architectures.base import Architecture
     from edgepack.checkpoint import Checkpoint
     from edgepack.formats.base import Format
     from edgepack.planning.target import Formats, Load, Types
@@ -40,6 +41,17 @@ class Onnx(Target):
     def check_recipe(self, recipe: Recipe) -> None:  # noqa: D102
         if find_spec("onnx") is None:
             raise missing_extra("onnx", "onnx")
+
+    @classmethod
+    def why_not(cls, family: Architecture) -> str | None:  # noqa: D102
+        from edgepack.export import onnx_families
+
+        return onnx_families.why_not(family)
+
+    def check_model(self, original: Checkpoint) -> list[str]:  # noqa: D102
+        if reason := self.why_not(original.architecture):
+            raise RecipeError(f"model: {reason}", hint="write --target gguf")
+        return []
 
     def options(self, model: Checkpoint) -> dict[str, Any]:  # noqa: D102
         return super().options(model) | self.export.onnx.model_dump()

@@ -54,7 +54,8 @@ def planned(folder: Path, target: str, **sections) -> None:
     }
     path = folder.parent / "recipe.yaml"
     path.write_text(json.dumps(base | sections))
-    edgepack.plan(path, target)
+    plan = edgepack.plan(path, target)
+    assert plan.target.files_size(plan.model, plan.formats) > 0  # graph and metadata are made
 
 
 def merged(folder: Path) -> None:
@@ -65,8 +66,11 @@ def merged(folder: Path) -> None:
 
 
 def tuned(folder: Path) -> None:
+    """On a target that packs the family."""
     onnx = {"onnx": {"adapters": True}, "measure": {"tokens": 0}}
-    planned(folder, "onnx", compress=COMPRESS, finetune={"data": "notes.jsonl"}, export=onnx)
+    family = json.loads((folder / "config.json").read_text())["model_type"]
+    target = "gguf" if find(family).answers["gguf"] is None else "onnx"
+    planned(folder, target, compress=COMPRESS, finetune={"data": "notes.jsonl"}, export=onnx)
 
 
 def on_a_phone(folder: Path) -> None:

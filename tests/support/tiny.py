@@ -15,6 +15,18 @@ from edgepack.core import plugins
 
 FAMILIES = [f for f in plugins.names("architectures") if plugins.find("architectures", f).gguf]
 """Those that can be packed; the others can be sliced."""
+ROTATABLE = [f for f in FAMILIES if plugins.find("architectures", f).rotates_freely]
+"""Those whose residual stream may be rotated, so that they can be sliced."""
+TIES = [
+    (family, tied)
+    for family in ROTATABLE
+    for tied in (True, False)
+    if not tied or not plugins.find("architectures", family).completed
+]
+"""Families that can be rotated, the oldest ones with tied heads and with others."""
+SLICED = [
+    (f, tied) for f, tied in TIES if f != "phi3"
+]  # llama.cpp wants its q as wide as the stream
 LAYER_NORM = [f for f in plugins.names("architectures") if f not in FAMILIES]
 
 LLAMA3 = {
