@@ -9,6 +9,7 @@ from typing import Any
 from edgepack.architectures.base import Architecture
 from edgepack.catalogue.published import PUBLISHED, Model
 from edgepack.core import plugins
+from edgepack.model.sliced import has_code
 from edgepack.native import families as native
 from edgepack.planning import target
 from edgepack.slicing import stage as slicing
@@ -33,8 +34,14 @@ def _written(name: str) -> Callable[[Architecture], Answer]:
     return lambda family: target.kind(name).why_not(family)
 
 
-def _sliced(method: str) -> Callable[[Architecture], Answer]:
-    return lambda family: slicing.why_not(family, method)
+def _sliced(family: Architecture) -> Answer:
+    return slicing.why_not(family, "global")
+
+
+def _per_block(family: Architecture) -> Answer:
+    """The shortcut matrices need a graph, or code for transformers."""
+    reason = slicing.why_not(family, "per_block")
+    return reason or (None if has_code(family) else target.kind("onnx").why_not(family))
 
 
 def _anything(_: Architecture) -> Answer:
@@ -56,13 +63,13 @@ CAPABILITIES = (
         "slice",
         "slice",
         "`slice: {method: global}`: the result is of the family",
-        _sliced("global"),
+        _sliced,
     ),
     Capability(
         "per_block",
         "per block",
-        "`slice: {method: per_block}`: SliceGPT as published, for ONNX",
-        _sliced("per_block"),
+        "`slice: {method: per_block}`: SliceGPT as published",
+        _per_block,
     ),
     Capability("merge", "merge", "`edgepack merge`: several models become one", _anything),
     Capability("tune", "tune", "`edgepack finetune`, on your own examples", _trained),

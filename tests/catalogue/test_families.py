@@ -58,6 +58,13 @@ def planned(folder: Path, target: str, **sections) -> None:
     assert plan.target.files_size(plan.model, plan.formats) > 0  # graph and metadata are made
 
 
+def per_block(folder: Path) -> None:
+    """For ONNX Runtime or for transformers."""
+    family = json.loads((folder / "config.json").read_text())["model_type"]
+    target = "onnx" if find(family).answers["onnx"] is None else "checkpoint"
+    planned(folder, target, slice={"method": "per_block", **SLICE})
+
+
 def merged(folder: Path) -> None:
     names = [str(folder), f"{folder}-2"]
     models = [{"model": name, "parameters": {"weight": 0.5}} for name in names]
@@ -85,9 +92,7 @@ TRIED = {
     "gguf": lambda folder: planned(folder, "gguf", compress=COMPRESS),
     "onnx": lambda folder: planned(folder, "onnx", compress=COMPRESS),
     "slice": lambda folder: planned(folder, "checkpoint", slice={"method": "global", **SLICE}),
-    "per_block": lambda folder: planned(
-        folder, "onnx", slice={"method": "per_block", **SLICE}, compress=COMPRESS
-    ),
+    "per_block": per_block,
     "merge": merged,
     "tune": tuned,
     "phone": on_a_phone,
