@@ -269,7 +269,7 @@ class FolderCheckpoint(Checkpoint):
 
 def _window_warning(dims: Dimensions) -> tuple[str, ...]:
     window, context = dims.sliding_window, dims.max_position_embeddings
-    if window is None or window >= context:
+    if dims.layer_types or window is None or window >= context:
         return ()
     return (
         f"GGUF has no sliding window for this architecture: right up to {window} positions, and "

@@ -163,16 +163,16 @@ def open_plan(
     target: str,
     base: Path,
     profile: DeviceProfile | None = None,
-    merged: Callable[[], Checkpoint] | None = None,
+    opened: Callable[[], Checkpoint] | None = None,
 ) -> Plan:
-    """A plan without stages: the model is open, and the target can hold it. `merged` gives the
-    model of a recipe that makes it of others."""
+    """A plan without stages: the model is open, and the target can hold it. `opened` gives the
+    model of a recipe that makes it of others, or one that is open already."""
     kind = get(target, recipe.export)
-    if recipe.model is None and merged is None:
+    if recipe.model is None and opened is None:
         raise RecipeError("model: is missing", hint="write `model: NAME` at the top of the recipe")
     kind.check_recipe(recipe)
-    if merged is not None:
-        original = merged()
+    if opened is not None:
+        original = opened()
     else:
         assert recipe.model is not None
         original = open_model(recipe.model, base)
