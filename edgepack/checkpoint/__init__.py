@@ -10,14 +10,21 @@ import importlib.util
 from pathlib import Path
 
 from edgepack.checkpoint import hub
-from edgepack.checkpoint._layout import gguf_rows, interleaved_rows
+from edgepack.checkpoint._layout import gguf_rows, gguf_shape, interleaved_rows
 from edgepack.checkpoint.base import Checkpoint, Dimensions
 from edgepack.checkpoint.folder import FolderCheckpoint
 from edgepack.checkpoint.gguf_file import GgufCheckpoint
 from edgepack.core.untrusted import quote, shorten
 from edgepack.errors import CheckpointError
 
-__all__ = ["Checkpoint", "Dimensions", "gguf_rows", "interleaved_rows", "open_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "Dimensions",
+    "gguf_rows",
+    "gguf_shape",
+    "interleaved_rows",
+    "open_checkpoint",
+]
 
 PACKAGE = "package:"
 KINDS = "a model is a folder, a .gguf file, package:PACKAGE/FILE.gguf or a Hub id"

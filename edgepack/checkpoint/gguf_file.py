@@ -14,7 +14,7 @@ from gguf.quants import dequantize
 from torch import Tensor
 
 from edgepack.architectures.base import Architecture
-from edgepack.checkpoint import _layout, digests, rope, special, tokenizer
+from edgepack.checkpoint import _layout, digests, gguf_mixers, rope, special, tokenizer
 from edgepack.checkpoint.base import Checkpoint, Dimensions, reopened
 from edgepack.checkpoint.config import check_heads
 from edgepack.checkpoint.gguf_header import GgufHeader
@@ -83,7 +83,7 @@ class GgufCheckpoint(Checkpoint):
         return {"model": published, "kind": "gguf", "files": {self.path.name: self._sha256}}
 
     def tensor(self, name: str) -> Tensor:  # noqa: D102
-        values = self._values(self._stored[name])
+        values = self._values(self._stored[name]).reshape(self.specs[name].shape)
         order = self._hf_rows(name)
         return values if order is None else values[order]
 
@@ -207,6 +207,7 @@ class GgufCheckpoint(Checkpoint):
             ),
             sliding_window=None,
             tie_word_embeddings="output.weight" not in self._header.tensors,
+            **gguf_mixers.read(self._fields, family, numbers.block_count, self.place),
         )
         check_heads(dimensions, family, self.place)
         return dimensions

@@ -86,7 +86,7 @@ def _times(faster: tuple[str, float]) -> str:
 def _fits(plan: Plan, name: str) -> bool:
     """Whether a format can store all matrices of the blocks, so that it is a choice everywhere."""
     specs = [spec for spec in plan.model.specs.values() if spec.block is not None]
-    matrices = [s for s in specs if len(s.shape) > 1 and s.role not in UNQUANTIZED]
+    matrices = [s for s in specs if s.is_matrix and s.role not in UNQUANTIZED]
     return all(formats.get(name).fits(spec.shape[1]) for spec in matrices)
 
 

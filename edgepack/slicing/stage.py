@@ -118,6 +118,13 @@ def _refuse(family: Architecture, options: sections.Slice, *, for_transformers: 
             "passes",
             hint="remove slice from the recipe",
         )
+    if family.kind_roles:
+        kinds = ", ".join(family.kind_roles)
+        raise RecipeError(
+            f"slice: {family.name} models have blocks of several kinds ({kinds}), which is not "
+            "supported",
+            hint="remove slice from the recipe",
+        )
     if options.method == "global" and not family.gguf:
         raise RecipeError(
             f"slice.method: a {family.name} model has LayerNorms, and would be no {family.name} "

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgepack.core.progress import Progress, Steps
-from edgepack.errors import EdgepackError, missing_extra
+from edgepack.errors import EdgepackError, RecipeError, missing_extra
 from edgepack.planning.target import Library, Target
 from edgepack.recipe.export import Onnx as Options
 from edgepack.recipe.sections import Recipe
@@ -39,6 +39,16 @@ class Onnx(Target):
     def check_recipe(self, recipe: Recipe) -> None:  # noqa: D102
         if find_spec("onnx") is None:
             raise missing_extra("onnx", "onnx")
+
+    def check_model(self, original: Checkpoint) -> list[str]:  # noqa: D102
+        kinds = original.architecture.kind_roles
+        if kinds:
+            raise RecipeError(
+                f"model: {original.architecture.name} models have blocks of several kinds "
+                f"({', '.join(kinds)}), which the ONNX graph does not have",
+                hint="use --target gguf",
+            )
+        return []
 
     def options(self, model: Checkpoint) -> dict[str, Any]:  # noqa: D102
         return super().options(model) | self.export.onnx.model_dump()

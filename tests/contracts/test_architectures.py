@@ -7,15 +7,14 @@ import pytest
 import torch
 
 from edgepack.checkpoint import open_checkpoint
-from tests.support.tiny import FAMILIES, make_model, write_gguf
+from tests.support.tiny import FAMILIES, SQUARE, make_model, write_gguf
 
 
 @pytest.fixture(scope="module", params=itertools.product(FAMILIES, [True, False]), ids=str)
 def made(request, tmp_path_factory):
     family, tied = request.param
     folder = tmp_path_factory.mktemp("models") / f"{family}-{tied}"
-    # llama.cpp takes qwen2's head size from the hidden size
-    head_dim = 16 if family == "qwen2" else 32
+    head_dim = 16 if family in SQUARE else 32
     return folder, make_model(folder, family, tied=tied, head_dim=head_dim), tied
 
 
