@@ -12,9 +12,9 @@ from edgepack.core import plugins
 from edgepack.core.progress import finish
 from edgepack.core.weights import FactoredWeight
 from edgepack.errors import EdgepackError
-from tests.support.graphs import FORMATS
+from tests.support.graphs import DRAWN, FORMATS
 from tests.support.slices import recipe as slicing
-from tests.support.tiny import FAMILIES, LAYER_NORM, LONGROPE, TEMPERED, make_model
+from tests.support.tiny import LONGROPE, TEMPERED, make_model
 from tests.support.training import Reference, packed, rows
 
 pytest.importorskip("onnx", reason="onnx is not installed")
@@ -60,7 +60,7 @@ def assert_near(*given, **more):
 
 
 @pytest.mark.parametrize("mode", ["factors", "stack"])
-@pytest.mark.parametrize("family", [*FAMILIES, *LAYER_NORM])
+@pytest.mark.parametrize("family", DRAWN)
 def test_every_family(family, mode, tmp_path):
     checkpoint, weights = packed(tmp_path, family)
     assert_near(tmp_path, checkpoint, weights, options(mode=mode))
@@ -145,8 +145,8 @@ def test_a_model_sliced_per_block(family, tmp_path):
     assert_near(tmp_path, base.checkpoint, weights, options(mode="stack"))
 
 
-def recipe(folder, form, rank):
-    make_model(folder / "m", dtype=torch.float16)
+def recipe(folder, form, rank, family="llama"):
+    make_model(folder / "m", family, dtype=torch.float16)
     (folder / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 99)
     given = {
         "model": "m",
@@ -181,3 +181,11 @@ def test_formats_that_onnx_cannot_hold_are_named(tmp_path):
         open_base(tmp_path / "out")
     assert "q4_0" in caught.value.hint
     assert "q4_1" in plugins.names("formats")
+
+
+@pytest.mark.slow
+def test_a_family_that_graphs_do_not_have_is_refused_by_name(tmp_path):
+    recipe(tmp_path, "q4_0", 0, "lfm2")
+    with pytest.raises(EdgepackError, match=r"conv\) have no training graph") as caught:
+        open_base(tmp_path / "out")
+    assert caught.value.hint
