@@ -91,7 +91,7 @@ def grid() -> dict[str, list[Setting]]:
         "dare_ties": [Setting("dare_ties", whole) for whole in ties],
         "fisher": [
             Setting("task_arithmetic", mean | {"lambda": step}, 1.0, metric)
-            for metric, step in (("guided", 1.0), ("guided", 1.5), ("model", 1.0))
+            for metric, step in itertools.product(("guided", "model"), (1.0, 1.5, 2.0))
         ],
     }
 
@@ -171,7 +171,8 @@ class Merges:
             recipe = {"merge": dict(section), "compress": Q4 if form == "q4_0" else F16}
             recipe["export"] = {"measure": {"tokens": 0}}
             if form == "q4_0":
-                recipe["calibrate"] = CALIBRATE | {"source": str(self.mixed)}
+                tokens = min(CALIBRATE["tokens"], self.options.tokens)
+                recipe["calibrate"] = CALIBRATE | {"source": str(self.mixed), "tokens": tokens}
             edgepack.build(self._write(folder, recipe), "gguf", out=folder, force=True)
             file = folder / "base.gguf"
             found = {"bytes": file.stat().st_size, "tasks": tested(file, None, self.tasks)}
@@ -203,8 +204,8 @@ def chosen(merges: Merges, settings: Sequence[Setting], own: Mapping[str, float]
     return {**min(found, key=lambda one: one["score"]), "tried": found}
 
 
-def run(data: Path, options: Options) -> dict[str, Any]:
-    """All of it."""
+def prepare(data: Path, options: Options) -> Merges:
+    """The base, both tasks and both fine-tunes."""
     options.work.mkdir(parents=True, exist_ok=True)
     base = options.work / "base"
     if not base.exists():
@@ -214,7 +215,12 @@ def run(data: Path, options: Options) -> dict[str, Any]:
         edgepack.build(path, "gguf", out=base)
     counts = {part: getattr(options, part) for part in PARTS}
     tasks = [make(data, counts, options.work) for make in (sql_task, cola_task)]
-    merges = Merges({task.name: fine_tune(base, task) for task in tasks}, tasks, options)
+    return Merges({task.name: fine_tune(base, task) for task in tasks}, tasks, options)
+
+
+def run(data: Path, options: Options) -> dict[str, Any]:
+    """All of it."""
+    merges = prepare(data, options)
     own = {name: merges.valid(merges.alone(name), name)[name] for name in (SQL, COLA)}
     models: dict[str, Any] = {}
     for name in ("base", SQL, COLA):
@@ -229,7 +235,8 @@ def run(data: Path, options: Options) -> dict[str, Any]:
             one.pop("section", None)
         about["forms"] = {form: merges.packed(section, form, name) for form in ("f16", "q4_0")}
         print(f"{name} is tested", flush=True)
-    return {"rows": counts, "models": models}
+    rows = {part: getattr(options, part) for part in PARTS}
+    return {"rows": rows, "tokens": options.tokens, "models": models}
 
 
 def main() -> None:

@@ -69,7 +69,7 @@ def guided_hessians(
         yield Progress("calibrate", blocks, total, "sampling labels")
         generator = torch.Generator().manual_seed(seed)
         moments = Moments(output_side=output_side)
-        parts = _label_gradients(decoder, inputs[blocks], batches, moments, generator)
+        parts = _label_gradients(decoder, inputs[blocks], batches, moments, generator, tokens)
         _write_after(gradients[blocks], parts, partial(_save, folder / HEAD, moments))
         reached = blocks
 
@@ -138,8 +138,10 @@ def _label_gradients(
     batches: list[Batch],
     moments: Moments,
     generator: torch.Generator,
+    tokens: Tokens,
 ) -> Iterator[Tensor]:
-    """Gradients of −log p(label) at the last block's output, labels sampled from the model."""
+    """Gradients of −log p(label) at the last block's output, labels sampled from the model; 0 at
+    positions that do not count."""
     head = decoder.head()
     matrix = EMBEDDING if decoder.dimensions.tie_word_embeddings else OUTPUT
     weights = {**head.vectors, matrix: head.output}
@@ -148,9 +150,15 @@ def _label_gradients(
     for batch in batches:
         hidden = x.read(batch.rows)
         flat = hidden.flatten(0, 1)
+        counted = torch.ones(len(flat)) if tokens.counted is None else tokens.counted[batch.rows]
+        pairs = zip(
+            torch.split(flat, LABELS_AT_ONCE),
+            torch.split(counted.flatten().float(), LABELS_AT_ONCE),
+            strict=True,
+        )
         parts = [
-            _label_gradient(head, check, part, moments, batch.held_out, generator)
-            for part in torch.split(flat, LABELS_AT_ONCE)
+            _label_gradient(head, check, part, counts, moments, batch.held_out, generator)
+            for part, counts in pairs
         ]
         moments.count(len(flat), batch.held_out)
         yield torch.cat(parts).view_as(hidden)
@@ -160,6 +168,7 @@ def _label_gradient(
     head: Head,
     check: Callable[[Tensor], None],
     x: Tensor,
+    counts: Tensor,
     moments: Moments,
     held_out: bool,
     generator: torch.Generator,
@@ -173,6 +182,7 @@ def _label_gradient(
         g = logits.softmax(-1)
         labels = sample(g, generator)[:, None]
         g.scatter_add_(1, labels, torch.full(labels.shape, -1.0))
+        g *= counts[:, None]
         squares = g.square()
         moments.add(HEAD, normed, squares.sum(-1), held_out)
         if moments.output_side and not held_out:
@@ -183,10 +193,11 @@ def _label_gradient(
 
 def token_weights(g: Tensor) -> Tensor:
     """w_t = ‖g_t‖² of gradients (or inputs) ``[…, n]``, none above `MAX_TOKEN_WEIGHT` times the
-    batch's mean. A few tokens have gradients so large that they would dominate H and make it fit
-    only them."""
+    batch's mean (of those that have a gradient). A few tokens have gradients so large that they
+    would dominate H and make it fit only them."""
     weights = g.square().sum(-1)
-    return weights.clamp_max(MAX_TOKEN_WEIGHT * weights.mean())
+    there = (weights > 0).sum().clamp_min(1)
+    return weights.clamp_max(MAX_TOKEN_WEIGHT * weights.sum() / there)
 
 
 def _backward(

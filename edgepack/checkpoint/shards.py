@@ -20,7 +20,12 @@ from edgepack.errors import CheckpointError
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-READABLE = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+READABLE = {
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+}
 IGNORED = ".rotary_emb.inv_freq"
 """Buffers that old transformers saved; they follow from the configuration."""
 OTHERS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.npz")

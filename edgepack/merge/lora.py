@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, promote_types
 
 from edgepack.checkpoint.digests import combine
 from edgepack.checkpoint.peft import CONFIG, PREFIX, WEIGHTS, PeftConfig
@@ -149,6 +149,7 @@ class LoraAdapter:
             return change.read(self._files).to(W.dtype)
         A, B = (part.read(self._files).float() for part in (change.A, change.B))
         delta = (B @ A).mul_(change.scale)
+        delta = delta.to(promote_types(delta.dtype, W.dtype))
         return delta.T.add(W).to(W.dtype) if change.transposed else delta.add_(W).to(W.dtype)
 
     def working_bytes(self, name: str) -> int:
