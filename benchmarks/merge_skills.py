@@ -29,21 +29,18 @@ from typing import Any
 import yaml
 
 import edgepack
+from benchmarks._merge_memory import merged, planned, validated
 from benchmarks._merge_tables import differences, mean, table, validation
 from benchmarks._merge_tasks import (
     COLA,
-    LENGTH,
     PARTS,
     SQL,
     Task,
     cola_task,
-    losses,
     sql_task,
     tested,
 )
 from benchmarks.same_type import MODEL, RESULTS
-from edgepack.checkpoint import open_checkpoint
-from edgepack.runtimes.models import Streamed
 
 PAGE, KEPT = RESULTS / "merge_skills.md", RESULTS / "merge_skills.json"
 TRAINED = {"--rank": "8", "--batch-size": "8", "--learning-rate": "1e-3", "--replay": "0"}
@@ -153,13 +150,9 @@ class Merges:
         folder = self._folder(f"valid-{name}")
         kept = folder.with_suffix(".json")
         if not kept.exists():
-            path = self._write(folder, dict(section))
-            edgepack.merge_models(path, folder, force=True)
-            with Streamed(name, open_checkpoint(str(folder)), 0).open(LENGTH) as runtime:
-                found = {
-                    task.name: mean(losses(runtime, task.examples["valid"])) for task in self.tasks
-                }
-            kept.write_text(json.dumps(found))
+            stage = planned(section, folder.with_suffix(".yaml"))
+            found = validated(merged(stage), self.tasks)
+            kept.write_text(json.dumps({task: mean(values) for task, values in found.items()}))
         read: dict[str, float] = json.loads(kept.read_text())
         return read
 

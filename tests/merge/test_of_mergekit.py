@@ -38,7 +38,9 @@ base_model: org/base
 parameters: {normalize: true, int8_mask: true}
 dtype: float16
 """
-NO_PARAMETERS = "models: [{model: org/a}, {model: org/b}]\nmerge_method: arcee_fusion\nbase_model: org/a"
+NO_PARAMETERS = (
+    "models: [{model: org/a}, {model: org/b}]\nmerge_method: arcee_fusion\nbase_model: org/a"
+)
 STACK = """
 slices:
   - sources:
@@ -78,7 +80,9 @@ TAKEN = {
     "one slice": ONE_SLICE,
     "stages": STAGES,
 }
-MODELS = "models: [{model: org/a, parameters: {weight: 1}}]\nmerge_method: ties\nbase_model: org/base\n"
+MODELS = (
+    "models: [{model: org/a, parameters: {weight: 1}}]\nmerge_method: ties\nbase_model: org/base\n"
+)
 REFUSED = {
     "base_model: org/a\ngate_mode: hidden\nexperts: [{source_model: org/b}]": "gate_mode: mixtures",
     "genome: {models: [org/a], merge_method: ties}\ntasks: []": "genome: searches",
@@ -87,7 +91,7 @@ REFUSED = {
     MODELS + "align_weights: zipit": "align_weights: there is no such key",
     MODELS.replace("ties", "cabs"): "merge_method: there is no 'cabs'",
     MODELS + "parameters: {geodesic: true}": "parameters: ties has no parameter 'geodesic'",
-    "models: [{model: org/a, lora: org/l}]\nmerge_method: slerp": "models.0.lora: write model: MODEL+",
+    "models: [{model: org/a, lora: org/l}]\nmerge_method: slerp": "models.0: lora: write model: MODEL+ADAPTER",
     "models: [{model: org/a}]\nmetric_method: scale": "metric_method: there is no such key",
     "merge_method: slerp\n...\n": "give one of models and slices",
 }
