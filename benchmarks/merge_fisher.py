@@ -218,7 +218,7 @@ def main() -> None:
     parser.add_argument("--ways", type=int, default=len(ways()), help="how many are measured")
     parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args()
-    options = Options(given.work.resolve(), given.train, given.valid, given.test, given.tokens, ())
+    options = Options(given.work.resolve(), given.train, given.valid, given.test, given.tokens)
     began = time.perf_counter()
     bench = Bench(prepare(given.data.resolve(), options))
     results: dict[tuple[Way | None, float], Losses] = {}

@@ -47,7 +47,7 @@ TRAINED = {"--rank": "8", "--batch-size": "8", "--learning-rate": "1e-3", "--rep
 SETTINGS = ("arithmetic=bfloat16", "held_out=0", "lora_alpha=16")
 F16 = {"format": "f16", "rank": 0, "embeddings": "f16"}
 Q4 = {"format": "q4_0", "rank": 0, "damping": [0.03]}
-CALIBRATE = {"tokens": 2048, "objective": "guided", "sequence_length": 256}
+CALIBRATE = {"objective": "guided", "sequence_length": 256}
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ class Options:
     valid: int
     test: int
     tokens: int
-    methods: tuple[str, ...]
+    methods: tuple[str, ...] = ()
+    rounding_tokens: int = 2048
 
 
 @dataclass(frozen=True)
@@ -164,8 +165,8 @@ class Merges:
             recipe = {"merge": dict(section), "compress": Q4 if form == "q4_0" else F16}
             recipe["export"] = {"measure": {"tokens": 0}}
             if form == "q4_0":
-                tokens = min(CALIBRATE["tokens"], self.options.tokens)
-                recipe["calibrate"] = CALIBRATE | {"source": str(self.mixed), "tokens": tokens}
+                more = {"source": str(self.mixed), "tokens": self.options.rounding_tokens}
+                recipe["calibrate"] = CALIBRATE | more
             edgepack.build(self._write(folder, recipe), "gguf", out=folder, force=True)
             file = folder / "base.gguf"
             found = {"bytes": file.stat().st_size, "tasks": tested(file, None, self.tasks)}
@@ -240,13 +241,20 @@ def main() -> None:
     parser.add_argument("--valid", type=int, default=32)
     parser.add_argument("--test", type=int, default=60)
     parser.add_argument("--tokens", type=int, default=4096, help="that each model is calibrated on")
+    parser.add_argument("--rounding-tokens", type=int, default=2048, help="for q4_0")
     parser.add_argument("--methods", default=",".join(grid()))
     parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args()
     methods = tuple(given.methods.split(","))
     began = time.perf_counter()
     options = Options(
-        given.work.resolve(), given.train, given.valid, given.test, given.tokens, methods
+        given.work.resolve(),
+        given.train,
+        given.valid,
+        given.test,
+        given.tokens,
+        methods,
+        given.rounding_tokens,
     )
     results = run(given.data.resolve(), options)
     seconds = time.perf_counter() - began

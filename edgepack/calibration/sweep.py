@@ -79,7 +79,10 @@ def guided_hessians(
     for i in reversed(range(reached)):
         yield Progress("calibrate", 1 + blocks + 2 * (blocks - 1 - i), total, f"back to block {i}")
         moments = Moments(output_side=output_side)
-        parts = _backward(decoder.block(i), inputs[i], gradients[i + 1], batches, moments)
+        some = tokens.counted is not None
+        parts = _backward(
+            decoder.block(i), inputs[i], gradients[i + 1], batches, moments, some=some
+        )
         _write_after(gradients[i], parts, partial(_save, folder / str(i), moments))
         gradients[i + 1].path.unlink()
         inputs[i].path.unlink()
@@ -191,19 +194,26 @@ def _label_gradient(
     return torch.autograd.grad(normed, x, at_norm)[0]
 
 
-def token_weights(g: Tensor) -> Tensor:
+def token_weights(g: Tensor, *, some: bool = False) -> Tensor:
     """w_t = ‖g_t‖² of gradients (or inputs) ``[…, n]``, none above `MAX_TOKEN_WEIGHT` times the
-    batch's mean (of those that have a gradient). A few tokens have gradients so large that they
-    would dominate H and make it fit only them."""
+    batch's mean. A few tokens have gradients so large that they would dominate H and make it fit
+    only them. `some`: many have none, since their labels do not count; the mean is of the rest."""
     weights = g.square().sum(-1)
-    there = (weights > 0).sum().clamp_min(1)
-    return weights.clamp_max(MAX_TOKEN_WEIGHT * weights.sum() / there)
+    typical = weights[weights > 0].mean() if some and bool(weights.any()) else weights.mean()
+    return weights.clamp_max(MAX_TOKEN_WEIGHT * typical)
 
 
 def _backward(
-    block: Block, x: Activations, g: Activations, batches: list[Batch], moments: Moments
+    block: Block,
+    x: Activations,
+    g: Activations,
+    batches: list[Batch],
+    moments: Moments,
+    *,
+    some: bool,
 ) -> Iterator[Tensor]:
-    """The gradient at the block's input; adds to the moments of its weights."""
+    """The gradient at the block's input; adds to the moments of its weights. `some`: not all tokens
+    have a gradient."""
     for batch in batches:
         taps: dict[str, tuple[Tensor, Tensor]] = {}
 
@@ -219,7 +229,7 @@ def _backward(
         grads = torch.autograd.grad(out, [hidden, *outputs], g.read(batch.rows))
         for role, grad in zip(block.linears, grads[1:], strict=True):
             x_in = taps[role][0]
-            moments.add(role, x_in, token_weights(grad), batch.held_out)
+            moments.add(role, x_in, token_weights(grad, some=some), batch.held_out)
             if moments.output_side:
                 moments.add(role + OUT, grad, token_weights(x_in), batch.held_out)
         moments.count(hidden.shape[0] * hidden.shape[1], batch.held_out)

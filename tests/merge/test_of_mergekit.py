@@ -91,7 +91,7 @@ REFUSED = {
     MODELS + "align_weights: zipit": "align_weights: there is no such key",
     MODELS.replace("ties", "cabs"): "merge_method: there is no 'cabs'",
     MODELS + "parameters: {geodesic: true}": "parameters: ties has no parameter 'geodesic'",
-    "models: [{model: org/a, lora: org/l}]\nmerge_method: slerp": "models.0: lora: write model: MODEL+ADAPTER",
+    "models: [{model: org/a, lora: org/l}]\nmerge_method: slerp": "models.0: lora: write model:",
     "models: [{model: org/a}]\nmetric_method: scale": "metric_method: there is no such key",
     "merge_method: slerp\n...\n": "give one of models and slices",
 }
