@@ -287,8 +287,8 @@ def test_refused_tensors(folder):
     edit_weights(folder, lambda t: t.update({"model.layers.0.mlp.up_proj.bias": torch.ones(96)}))
     assert "model.layers.0.mlp.up_proj.bias" in refusal(folder)
     edit_weights(folder, lambda t: t.pop("model.layers.0.mlp.up_proj.bias"))
-    edit_weights(folder, lambda t: t.update({"model.norm.weight": torch.ones(64).double()}))
-    assert "model.norm.weight is stored as F64" in refusal(folder)
+    edit_weights(folder, lambda t: t.update({"model.norm.weight": torch.ones(64).long()}))
+    assert "model.norm.weight is stored as I64" in refusal(folder)
 
 
 def test_half_of_the_biases_are_refused(folder):
