@@ -145,8 +145,8 @@ def test_a_model_sliced_per_block(family, tmp_path):
     assert_near(tmp_path, base.checkpoint, weights, options(mode="stack"))
 
 
-def recipe(folder, form, rank, family="llama"):
-    make_model(folder / "m", family, dtype=torch.float16)
+def recipe(folder, form, rank):
+    make_model(folder / "m", dtype=torch.float16)
     (folder / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 99)
     given = {
         "model": "m",
@@ -181,11 +181,3 @@ def test_formats_that_onnx_cannot_hold_are_named(tmp_path):
         open_base(tmp_path / "out")
     assert "q4_0" in caught.value.hint
     assert "q4_1" in plugins.names("formats")
-
-
-@pytest.mark.slow
-def test_a_family_that_graphs_do_not_have_is_refused_by_name(tmp_path):
-    recipe(tmp_path, "q4_0", 0, "lfm2")
-    with pytest.raises(EdgepackError, match=r"conv\) have no training graph") as caught:
-        open_base(tmp_path / "out")
-    assert caught.value.hint
