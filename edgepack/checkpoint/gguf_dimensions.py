@@ -9,6 +9,7 @@ from typing import Any
 from gguf import GGUFWriter, RopeScalingType
 
 from edgepack.architectures.base import FULL, NO_ROPE, SLIDING, Architecture, Number
+from edgepack.checkpoint import gguf_mixers
 from edgepack.checkpoint.base import Dimensions
 from edgepack.checkpoint.gguf_keys import HINT, Numbers, decimal
 from edgepack.errors import CheckpointError
@@ -27,7 +28,7 @@ def write(writer: GGUFWriter, family: Architecture, d: Dimensions, place: str) -
     writer.add_embedding_length(d.hidden_size)
     writer.add_feed_forward_length(d.intermediate_size)
     writer.add_head_count(d.num_attention_heads)
-    writer.add_head_count_kv(d.num_key_value_heads)
+    writer.add_head_count_kv(gguf_mixers.kv_heads(d))
     writer.add_key_length(d.head_dim)
     writer.add_value_length(d.head_dim)
     writer.add_layer_norm_rms_eps(d.rms_norm_eps)
@@ -36,6 +37,7 @@ def write(writer: GGUFWriter, family: Architecture, d: Dimensions, place: str) -
     writer.add_rope_freq_base(d.rope_theta)
     _write_scaling(writer, family, d)
     _write_kinds(writer, family, d)
+    gguf_mixers.write(writer, d)
     for ours, number in family.numbers.items():
         value = getattr(d, ours)
         if number.gguf and value is not None:
@@ -111,7 +113,7 @@ def read_kinds(
 
 def read_numbers(
     family: Architecture, numbers: Numbers, head_dim: int, place: str
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Factors and soft caps of our dimensions. A file that has one which its family has not is
     refused, because llama.cpp may or may not use it."""
     read: dict[str, float] = {}
