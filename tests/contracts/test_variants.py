@@ -34,16 +34,10 @@ FAMILIES = plugins.names("architectures")
 NOT_YET = {
     "llama/biases": "no part of a llama model",
     "llama/mlp-biases": "no part of a llama model",
-    "llama/yarn": "rope type 'yarn' is not supported",
-    "llama/yarn-wide": "rope type 'yarn' is not supported",
-    "llama/betas": "rope type 'yarn' is not supported",
-    "llama/attention-factor": "rope type 'yarn' is not supported",
-    "qwen2/yarn": "rope type 'yarn' is not supported",
     "qwen2/window": "only some layers have a sliding window",
     "qwen3/biases": "no part of a qwen3 model",
-    "qwen3/yarn": "rope type 'yarn' is not supported",
-    "qwen3/older-keys": "rope type 'yarn' is not supported",
     "qwen3/window": "only some layers have a sliding window",
+    "granite/biases": "mlp_bias True is not supported",
 }
 """Variants that edgepack does not read, and the words that it refuses them with."""
 NO_WAY_BACK = {
@@ -51,10 +45,48 @@ NO_WAY_BACK = {
     "llama/older-keys": "is not Llama 3's rotary scaling",
 }
 """Variants whose GGUF edgepack writes and does not read, and the words that it refuses it with."""
+NO_GRAPH = {
+    "ernie4_5",
+    "gemma2",
+    "gemma3_text",
+    "granite",
+    "granitemoehybrid",
+    "ministral3",
+    "olmo2",
+    "olmo3",
+    "phi3",
+    "smollm3",
+}
+"""Families whose ONNX graph is to come."""
+WRONG = {
+    "phi3/long": "the short factors are taken beyond the original context too",
+    "phi3/older-keys": "the short factors are taken beyond the original context too",
+}
+"""Variants that our forward pass gets wrong."""
+YARN = ["llama/yarn", "llama/yarn-wide", "llama/betas", "llama/attention-factor"]
+YARN += ["qwen2/yarn", "qwen3/yarn", "qwen3/older-keys"]
+WRONG_GRAPHS = dict.fromkeys(YARN, "the graph leaves yarn out")
+"""Variants of other families whose ONNX graph is wrong."""
+WRONG_FILES = {
+    "llama/betas": "yarn's betas are dropped by llama.cpp",
+    "olmo3/two-thetas": "llama.cpp takes one theta",
+}
+"""Variants that must be refused, and are not."""
+
+
+def cases(keys, wrong=WRONG):
+    """Parameters; those that are known to be wrong must fail."""
+    mark = pytest.mark.xfail
+    return [
+        pytest.param(key, marks=mark(reason=wrong[key], strict=True) if key in wrong else ())
+        for key in keys
+    ]
+
 
 KNOWN = [key for key, v in VARIANTS.items() if v.family in FAMILIES]
 READ = [key for key in KNOWN if key not in NOT_YET]
 PACKED = [key for key in READ if not VARIANTS[key].refused]
+DRAWN = [key for key in READ if VARIANTS[key].family not in NO_GRAPH]
 REFUSED = [key for key in READ if VARIANTS[key].refused]
 
 
@@ -128,13 +160,13 @@ def write_gguf(path, checkpoint: Checkpoint):
     return path
 
 
-@pytest.mark.parametrize("key", READ)
+@pytest.mark.parametrize("key", cases(READ))
 def test_our_forward_pass_is_that_of_transformers(made, key):
     found = made(key)
     assert_near(our_logits(found.open(), found.ids), found.wanted)
 
 
-@pytest.mark.parametrize("key", READ)
+@pytest.mark.parametrize("key", cases(READ))
 def test_tokens_one_by_one_give_the_same(made, key):
     found = made(key)
     assert_near(step_by_step(found.open(), found.ids), found.wanted)
@@ -150,7 +182,7 @@ def test_our_gguf_gives_the_same_in_llama_cpp(made, packed, key):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("key", PACKED)
+@pytest.mark.parametrize("key", cases(PACKED))
 def test_our_gguf_gives_the_same_when_it_is_read_back(made, packed, key):
     found = made(key)
     if key in NO_WAY_BACK:
@@ -161,7 +193,7 @@ def test_our_gguf_gives_the_same_when_it_is_read_back(made, packed, key):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("key", READ)
+@pytest.mark.parametrize("key", cases(DRAWN, WRONG_GRAPHS))
 def test_our_graph_gives_the_same_in_onnx_runtime(made, tmp_path, key):
     """At once, and when a part of the tokens comes out of the cache."""
     onnx = pytest.importorskip("edgepack.export.onnx")
@@ -178,7 +210,7 @@ def test_our_graph_gives_the_same_in_onnx_runtime(made, tmp_path, key):
     assert_near(later, found.wanted[half - 1 : -1])
 
 
-@pytest.mark.parametrize("key", REFUSED)
+@pytest.mark.parametrize("key", cases(REFUSED, WRONG_FILES))
 def test_what_llama_cpp_hard_codes_is_refused(made, tmp_path, key):
     """Such a file would load and compute something else. Where it is right up to the window, it may
     be written with a context as long as that."""
