@@ -162,7 +162,7 @@ def _numbers(
         read[ours] = number.read(value)
     if "attention_scale" in read and math.isclose(read["attention_scale"], head_dim**-0.5):
         del read["attention_scale"]
-    return {ours: value for ours, value in read.items() if value != 1.0 or "cap" in ours}
+    return {ours: value for ours, value in read.items() if value != getattr(Dimensions, ours)}
 
 
 def _blocks(

@@ -17,7 +17,7 @@ from edgepack.core.tables import align, format_size
 from edgepack.core.untrusted import shorten
 from edgepack.errors import EdgepackError
 from edgepack.recipe.read import load
-from edgepack.report.page import bought, commands, measurements, merged, predicted, sliced
+from edgepack.report.page import bought, commands, grids, measurements, merged, predicted, sliced
 
 if TYPE_CHECKING:
     from edgepack.checkpoint.gguf_header import GgufHeader
@@ -198,6 +198,7 @@ def summary(manifest: Mapping[str, Any], folder: Path) -> list[str]:
         f"  bits per weight: {bits['blocks']:.3f} (blocks), {bits['all']:.3f} (all)",
         *([f"  needs {needs}"] if (needs := manifest.get("requires")) else []),
         *(f"  merged: {line}" for line in merged(manifest["merged"])),
+        *(f"  {line}" for line in textwrap.wrap(grids(manifest.get("grids")) or "", 77)),
         "",
         *_sliced_text(manifest["slice"]),
         *(table or align([row[:-1] for row in measurements(measured)])),

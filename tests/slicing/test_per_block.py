@@ -151,7 +151,7 @@ def test_widths(tmp_path):
 @pytest.mark.parametrize("family", LAYER_NORM)
 def test_layer_norm_models_are_sliced_per_block_and_no_gguf(tmp_path, family):
     make_model(tmp_path / "model", family)
-    assert "has LayerNorms" in says("plan", recipe(tmp_path, 40), "--target", "checkpoint")
+    assert "have LayerNorms" in says("plan", recipe(tmp_path, 40), "--target", "checkpoint")
     path = recipe(tmp_path, 40, method="per_block")
     assert "cannot be written as GGUF" in says("plan", recipe(tmp_path, 40))
     given = json.loads(path.read_text())

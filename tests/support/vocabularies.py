@@ -47,6 +47,12 @@ def splits(name):
     return Sequence([*(Split(Regex(any_case(p)), "isolated") for p in patterns), last])
 
 
+RECOGNISED = [
+    name
+    for name, splitting in pretokenizers.SPLITTINGS.items()
+    if not splitting.raw and name not in ("glm4", "bailingmoe")
+]
+"""Splittings that are known by their expressions; the others split like one of these."""
 GPT2_STYLE = {
     "gpt-2": ByteLevel(add_prefix_space=False),
     "smollm": Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]),
