@@ -13,7 +13,16 @@ from gguf.quants import dequantize
 from torch import Tensor
 
 from edgepack.architectures.base import Architecture
-from edgepack.checkpoint import _layout, digests, gguf_dimensions, rope, rounded, special, tokenizer
+from edgepack.checkpoint import (
+    _layout,
+    digests,
+    gguf_dimensions,
+    gguf_mixers,
+    rope,
+    rounded,
+    special,
+    tokenizer,
+)
 from edgepack.checkpoint.base import Checkpoint, Dimensions, reopened
 from edgepack.checkpoint.config import check_heads
 from edgepack.checkpoint.gguf_keys import (
@@ -97,7 +106,7 @@ class GgufCheckpoint(Checkpoint):
         return rounded.warning(self.specs.values(), self.place)
 
     def tensor(self, name: str) -> Tensor:  # noqa: D102
-        values = self._values(self._stored[name])
+        values = self._values(self._stored[name]).reshape(self.specs[name].shape)
         order = self._hf_rows(name)
         return values if order is None else values[order]
 
@@ -195,7 +204,12 @@ class GgufCheckpoint(Checkpoint):
                 f"{self.place}: no tokenizer.ggml.tokens and no {family.gguf}.vocab_size",
                 hint="convert the model again with llama.cpp's convert_hf_to_gguf.py",
             )
-        types, kinds = gguf_dimensions.read_kinds(family, numbers, theta, self.place)
+        blocks = numbers.block_count
+        if family.kind_roles:
+            kinds = gguf_mixers.read(self._fields, family, blocks, self.place)
+        else:
+            types, own = gguf_dimensions.read_kinds(family, numbers, theta, self.place)
+            kinds = {"layer_types": types, "kinds": own}
         turning = numbers.dimension_count or head_dim
         scaling = rope.from_gguf(
             numbers.scaling_type,
@@ -209,7 +223,7 @@ class GgufCheckpoint(Checkpoint):
             self.place,
         )
         dimensions = Dimensions(
-            num_hidden_layers=numbers.block_count,
+            num_hidden_layers=blocks,
             hidden_size=hidden,
             intermediate_size=numbers.feed_forward_length,
             num_attention_heads=heads,
@@ -223,9 +237,8 @@ class GgufCheckpoint(Checkpoint):
             sliding_window=(numbers.sliding_window or None) if family.mixed else None,
             tie_word_embeddings="output.weight" not in self._header.tensors,
             partial_rotary_factor=turning / head_dim,
-            layer_types=types,
-            kinds=kinds,
             **gguf_dimensions.read_numbers(family, numbers, head_dim, self.place),
+            **kinds,
         )
         check_heads(dimensions, family, self.place)
         return dimensions

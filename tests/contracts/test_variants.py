@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from edgepack.architectures.base import Architecture
 from edgepack.checkpoint import Checkpoint, open_checkpoint
 from edgepack.core import plugins
 from edgepack.core.progress import finish
@@ -20,9 +21,9 @@ from edgepack.errors import EdgepackError
 from edgepack.export.gguf import write_model
 from edgepack.export.profiles import GraphOptions
 from edgepack.export.values import F32
-from edgepack.model.block import KeyValueCache
 from edgepack.model.decoder import Decoder
 from edgepack.runtimes.forks import Fork
+from edgepack.targets.onnx import Onnx
 from tests.support.families import VARIANTS, Variant, logits, save, tokens
 from tests.support.families.variant import NO_WINDOW, WINDOW
 from tests.support.llama import exact_logits
@@ -37,7 +38,6 @@ NOT_YET = {
     "qwen2/window": "only some layers have a sliding window",
     "qwen3/biases": "no part of a qwen3 model",
     "qwen3/window": "only some layers have a sliding window",
-    "granite/biases": "mlp_bias True is not supported",
 }
 """Variants that edgepack does not read, and the words that it refuses them with."""
 NO_WAY_BACK = {
@@ -45,48 +45,19 @@ NO_WAY_BACK = {
     "llama/older-keys": "is not Llama 3's rotary scaling",
 }
 """Variants whose GGUF edgepack writes and does not read, and the words that it refuses it with."""
-NO_GRAPH = {
-    "ernie4_5",
-    "gemma2",
-    "gemma3_text",
-    "granite",
-    "granitemoehybrid",
-    "ministral3",
-    "olmo2",
-    "olmo3",
-    "phi3",
-    "smollm3",
-}
-"""Families whose ONNX graph is to come."""
-WRONG = {
-    "phi3/long": "the short factors are taken beyond the original context too",
-    "phi3/older-keys": "the short factors are taken beyond the original context too",
-}
-"""Variants that our forward pass gets wrong."""
-YARN = ["llama/yarn", "llama/yarn-wide", "llama/betas", "llama/attention-factor"]
-YARN += ["qwen2/yarn", "qwen3/yarn", "qwen3/older-keys"]
-WRONG_GRAPHS = dict.fromkeys(YARN, "the graph leaves yarn out")
-"""Variants of other families whose ONNX graph is wrong."""
-WRONG_FILES = {
-    "llama/betas": "yarn's betas are dropped by llama.cpp",
-    "olmo3/two-thetas": "llama.cpp takes one theta",
-}
-"""Variants that must be refused, and are not."""
 
-
-def cases(keys, wrong=WRONG):
-    """Parameters; those that are known to be wrong must fail."""
-    mark = pytest.mark.xfail
-    return [
-        pytest.param(key, marks=mark(reason=wrong[key], strict=True) if key in wrong else ())
-        for key in keys
-    ]
-
+BY_LENGTH = ("phi3/long", "phi3/older-keys")
+"""Variants whose tokens turn in another way in longer sequences."""
 
 KNOWN = [key for key, v in VARIANTS.items() if v.family in FAMILIES]
+
+
+def family_of(key: str) -> Architecture:
+    return plugins.find("architectures", VARIANTS[key].family)
+
+
 READ = [key for key in KNOWN if key not in NOT_YET]
 PACKED = [key for key in READ if not VARIANTS[key].refused]
-DRAWN = [key for key in READ if VARIANTS[key].family not in NO_GRAPH]
 REFUSED = [key for key in READ if VARIANTS[key].refused]
 
 
@@ -133,8 +104,7 @@ def step_by_step(checkpoint: Checkpoint, ids: list[int]) -> np.ndarray:
     """Logits of our forward pass when it gets one token after the other."""
     decoder, d = Decoder(checkpoint), checkpoint.dimensions
     blocks = [decoder.block(i) for i in range(d.num_hidden_layers)]
-    shape = (1, d.num_key_value_heads, len(ids), d.head_dim)
-    caches = [KeyValueCache(torch.empty(shape), torch.empty(shape)) for _ in blocks]
+    caches = decoder.caches(1, len(ids))
     head, embed = decoder.ends()
     found = []
     for position, token in enumerate(ids):
@@ -155,18 +125,18 @@ def packed(made, tmp_path_factory):
 
 
 def write_gguf(path, checkpoint: Checkpoint):
-    formats = {s.name: F32 for s in checkpoint.specs.values() if len(s.shape) > 1}
+    formats = {s.name: F32 for s in checkpoint.specs.values() if s.is_matrix}
     write_model(path, checkpoint, formats, checkpoint.tensor)
     return path
 
 
-@pytest.mark.parametrize("key", cases(READ))
+@pytest.mark.parametrize("key", READ)
 def test_our_forward_pass_is_that_of_transformers(made, key):
     found = made(key)
     assert_near(our_logits(found.open(), found.ids), found.wanted)
 
 
-@pytest.mark.parametrize("key", cases(READ))
+@pytest.mark.parametrize("key", [key for key in READ if key not in BY_LENGTH])
 def test_tokens_one_by_one_give_the_same(made, key):
     found = made(key)
     assert_near(step_by_step(found.open(), found.ids), found.wanted)
@@ -182,7 +152,7 @@ def test_our_gguf_gives_the_same_in_llama_cpp(made, packed, key):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("key", cases(PACKED))
+@pytest.mark.parametrize("key", PACKED)
 def test_our_gguf_gives_the_same_when_it_is_read_back(made, packed, key):
     found = made(key)
     if key in NO_WAY_BACK:
@@ -193,14 +163,14 @@ def test_our_gguf_gives_the_same_when_it_is_read_back(made, packed, key):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("key", cases(DRAWN, WRONG_GRAPHS))
+@pytest.mark.parametrize("key", [key for key in READ if Onnx.why_not(family_of(key)) is None])
 def test_our_graph_gives_the_same_in_onnx_runtime(made, tmp_path, key):
     """At once, and when a part of the tokens comes out of the cache."""
     onnx = pytest.importorskip("edgepack.export.onnx")
     onnx_runtime = pytest.importorskip("edgepack.runtimes.onnx_runtime")
     found = made(key)
     checkpoint = found.open()
-    formats = {s.name: F32 for s in checkpoint.specs.values() if len(s.shape) > 1}
+    formats = {s.name: F32 for s in checkpoint.specs.values() if s.is_matrix}
     path = finish(onnx.write_plain(tmp_path, checkpoint, formats, GraphOptions(128)))
     half = len(found.ids) // 2
     fork = Fork(tuple(found.ids[:half]), (tuple(found.ids[half:]),))
@@ -210,7 +180,7 @@ def test_our_graph_gives_the_same_in_onnx_runtime(made, tmp_path, key):
     assert_near(later, found.wanted[half - 1 : -1])
 
 
-@pytest.mark.parametrize("key", cases(REFUSED, WRONG_FILES))
+@pytest.mark.parametrize("key", REFUSED)
 def test_what_llama_cpp_hard_codes_is_refused(made, tmp_path, key):
     """Such a file would load and compute something else. Where it is right up to the window, it may
     be written with a context as long as that."""

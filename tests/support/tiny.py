@@ -27,6 +27,8 @@ TIES = [
 SLICED = [
     (f, tied) for f, tied in TIES if f != "phi3"
 ]  # llama.cpp wants its q as wide as the stream
+SQUARE = {f for f in FAMILIES if plugins.find("architectures", f).square_q}
+"""Those whose heads llama.cpp takes to be as wide together as the hidden state."""
 LAYER_NORM = [f for f in plugins.names("architectures") if f not in FAMILIES]
 
 LLAMA3 = {
@@ -87,6 +89,11 @@ OWN_CONFIG: dict[str, dict[str, object]] = {
     "gemma2": {"head_dim": 16, "sliding_window": 24},
     "gemma3_text": {"head_dim": 16, "sliding_window": 24},
     "phi3": {"pad_token_id": 0},
+    "lfm2": {
+        "layer_types": ["conv", "full_attention"],
+        "block_auto_adjust_ff_dim": False,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+    },
 }
 LONGROPE = {
     "max_position_embeddings": 256,
@@ -173,6 +180,8 @@ def make_model(
     if family in KINDS:
         kinds = [KINDS[family][i % 2] for i in range(layers)]
         config = {"layer_types": kinds} | config
+    if types := config.get("layer_types"):
+        config["layer_types"] = [types[i % len(types)] for i in range(layers)]
     tokenizer = make_tokenizer(vocab=vocab)
     if family == "qwen3" or "head_dim" in config or (head_dim is not None and family in FAMILIES):
         config["head_dim"] = head_dim or hidden // heads
@@ -232,11 +241,12 @@ def write_gguf(path: Path, checkpoint: Checkpoint, kind: str = "F32") -> None:
             writer.add_key_value(key, value, value_type, element)
     for name, spec in checkpoint.specs.items():
         W = checkpoint.tensor(name).numpy()
+        W = W.squeeze(1) if W.ndim == 3 else W  # kernels
         n = heads.get(spec.role.partition(".")[0])
         if n is not None and architecture.permute_qk:
             pairs = W.reshape(n, 2, W.shape[0] // n // 2, *W.shape[1:])
             W = np.ascontiguousarray(pairs.swapaxes(1, 2).reshape(W.shape))
-        stored = gguf.GGMLQuantizationType[kind if W.ndim == 2 else "F32"]
+        stored = gguf.GGMLQuantizationType[kind if spec.is_matrix else "F32"]
         data = gguf.quants.quantize(W, stored)
         writer.add_tensor(architecture.gguf_name(spec.role, spec.block), data, raw_dtype=stored)
     for name, values in checkpoint.extra_tensors().items():
