@@ -21,6 +21,7 @@ import edgepack.decompose.stage
 import edgepack.export.merge_factors
 import edgepack.export.stage
 import edgepack.finetune.stage
+import edgepack.grids.stage
 import edgepack.measure.stage
 import edgepack.merge.stage
 import edgepack.recover.sliced
@@ -54,6 +55,7 @@ STEPS: tuple[Callable[[Plan], Plan], ...] = (
     edgepack.recover.sliced.join,
     steps.rewrite,
     steps.name_formats,
+    edgepack.grids.stage.join,
     device.heed,
     edgepack.calibration.stage.join,
     edgepack.allocate.stage.join,

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 LINEAR_ROLES = (
     *("attn_qkv", "attn_q", "attn_k", "attn_v", "attn_output"),
+    *("conv_in", "conv_out"),
+    *("ssm_qkv", "ssm_gate", "ssm_alpha", "ssm_beta", "ssm_out"),
     *("ffn_gate", "ffn_up", "ffn_down"),
 )
 """The weights of a block that are compressed, in the order in which they are used."""
@@ -43,8 +45,10 @@ OUTSIDE = {
 NORMS = ("attn_norm", "ffn_norm", "output_norm")
 """Gains over the residual stream."""
 ATTENTION_READS = ("attn_qkv", "attn_q", "attn_k", "attn_v")
+MIXER_READS = ("conv_in", "ssm_qkv", "ssm_gate", "ssm_alpha", "ssm_beta")
+"""What reads the stream in blocks that have another mixer than attention."""
 FEED_READS = ("ffn_gate", "ffn_up")
-WRITE = ("attn_output", "ffn_down")
+WRITE = ("attn_output", "conv_out", "ssm_out", "ffn_down")
 """What adds to the residual stream."""
 START = ("token_embd", "position_embd")
 """What it starts as the sum of."""
@@ -61,6 +65,10 @@ FUSED_QKV = {"attn_qkv": "self_attn.qkv_proj.weight"}
 FULL, SLIDING, NO_ROPE = "full_attention", "sliding_attention", "no_rope"
 """Kinds of blocks: attention to all positions, to those of a window, and without rotary positions.
 """
+CONV, LINEAR = "conv", "linear_attention"
+"""Kinds of blocks without attention: a short convolution (LFM2), a gated delta net (Qwen3.5)."""
+NO_WEIGHT_SUFFIX = frozenset({"ssm_a"})
+"""Roles whose GGUF tensors are called by their stem alone."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +117,9 @@ class Architecture:
     `gguf_names` are stems of tensors that GGUF calls otherwise than our role. `stored` are tensors
     that files have instead: their rows are those of one role or, in equal parts, of several.
 
+    `kind_roles` are roles that only blocks of a kind have; a role that no kind names is in all
+    blocks. A tensor whose name begins with one of `passed_over` is no part of the forward pass.
+
     **config.json.** `required` are settings that have no other value here, `renamed` those of our
     dimensions that are called otherwise there, `ignored` are keys that mean something in other
     families only. What config.json does not say is as transformers' configuration class has it if
@@ -128,12 +139,14 @@ class Architecture:
     rotary positions of their own, their base is `sliding_theta` where a GGUF does not say it (0:
     that of the others). Learned positions begin with
     `unused_positions` rows that no token meets. In a `parallel` block attention and feed-forward
-    part read the residual stream behind the same norm.
+    part read the residual stream behind the same norm. With `gated_queries`, attn_q has a gate
+    behind every head's query, and attention's output is multiplied by its sigmoid.
 
     **GGUF.** `gguf` is the architecture's name there, "" if it has none. `permute_qk` says whether
     its q and k rows are stored in llama.cpp's interleaved rotary order, `square_q` whether
     llama.cpp takes q to be as wide as the hidden state, `head` whether it knows only heads that
-    are "tied" to the embeddings or only "untied" ones. `period` are the kinds of blocks, over and
+    are "tied" to the embeddings or only "untied" ones,
+    `yarn_betas` whether it reads YaRN's betas. `period` are the kinds of blocks, over and
     over, that llama.cpp assumes.
     """
 
@@ -149,6 +162,8 @@ class Architecture:
     shapes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     gguf_names: Mapping[str, str] = field(default_factory=dict)
     stored: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    kind_roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    passed_over: tuple[str, ...] = ()
     activation: str = "silu"
     required: Mapping[str, Any] = field(default_factory=lambda: {"hidden_act": "silu"})
     renamed: Mapping[str, str] = field(default_factory=dict)
@@ -159,9 +174,11 @@ class Architecture:
     norm_shift: float = 0.0
     head_norms_last: bool = False
     neighbours: bool = False
+    gated_queries: bool = False
     parallel: bool = False
     tied: bool = False
     partial_rotary: bool = False
+    rope_sections: tuple[int, ...] = ()
     usual_eps: float = 1e-6
     usual_kv_heads: int | None = None
     usual_head_dim: int | None = None
@@ -170,6 +187,7 @@ class Architecture:
     usual_window: int | None = 4096
     sliding_theta: float | None = None
     head: Literal["", "tied", "untied"] = ""
+    yarn_betas: bool = False
     mixed: bool = False
     period: tuple[str, ...] = ()
     ignored: frozenset[str] = frozenset()
@@ -180,7 +198,7 @@ class Architecture:
         """What reads the residual stream, and the norm it reads it through."""
         feed = "attn_norm" if self.parallel else "ffn_norm"
         return {
-            **dict.fromkeys(ATTENTION_READS, "attn_norm"),
+            **dict.fromkeys((*ATTENTION_READS, *MIXER_READS), "attn_norm"),
             **dict.fromkeys(FEED_READS, feed),
             "output": "output_norm",
         }
@@ -192,6 +210,12 @@ class Architecture:
         roles = {**self.block, **self.optional}
         return "attn_norm" in roles and not any(norm in roles for norm in BEHIND.values())
 
+    def roles(self, kind: str | None = None) -> tuple[str, ...]:
+        """The roles that a block of some kind may have, the optional ones last."""
+        others = {role for roles in self.kind_roles.values() for role in roles}
+        own = self.kind_roles.get(kind or "", ())
+        return tuple(r for r in (*self.block, *self.optional) if r not in others or r in own)
+
     def hf_name(self, role: str, block: int | None = None) -> str:
         """The Hugging Face name of a role (outside the blocks when `block` is None)."""
         if block is None:
@@ -202,4 +226,6 @@ class Architecture:
         """The GGUF tensor name of a role."""
         stem, _, kind = role.partition(".")
         name = f"{self.gguf_names.get(stem, stem)}.{kind or 'weight'}"
+        if role in NO_WEIGHT_SUFFIX:
+            name = stem
         return name if block is None else f"blk.{block}.{name}"

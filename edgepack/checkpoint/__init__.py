@@ -10,7 +10,7 @@ import importlib.util
 from pathlib import Path
 
 from edgepack.checkpoint import hub
-from edgepack.checkpoint._layout import gguf_rows, interleaved_rows
+from edgepack.checkpoint._layout import gguf_rows, gguf_shape, interleaved_rows
 from edgepack.checkpoint.base import Checkpoint, Dimensions
 from edgepack.checkpoint.folder import FolderCheckpoint
 from edgepack.checkpoint.gguf_file import GgufCheckpoint
@@ -21,6 +21,7 @@ __all__ = [
     "Checkpoint",
     "Dimensions",
     "gguf_rows",
+    "gguf_shape",
     "interleaved_rows",
     "open_checkpoint",
     "open_local",

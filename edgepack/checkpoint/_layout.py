@@ -41,10 +41,24 @@ SHAPES = {
     "attn_norm.bias": ("hidden",),
     "attn_output.bias": ("hidden",),
     "ffn_norm.bias": ("hidden",),
+    "ffn_gate.bias": ("ffn",),
     "ffn_up.bias": ("ffn",),
     "ffn_down.bias": ("hidden",),
+    "conv_in": ("bcx", "hidden"),
+    "conv": ("hidden", "one", "kernel"),
+    "conv_out": ("hidden", "hidden"),
+    "ssm_qkv": ("delta_qkv", "hidden"),
+    "ssm_gate": ("delta_v", "hidden"),
+    "ssm_alpha": ("delta_heads", "hidden"),
+    "ssm_beta": ("delta_heads", "hidden"),
+    "ssm_conv1d": ("delta_qkv", "one", "kernel"),
+    "ssm_a": ("delta_heads",),
+    "ssm_dt.bias": ("delta_heads",),
+    "ssm_norm": ("delta_head",),
+    "ssm_out": ("hidden", "delta_v"),
 }
-"""Role → shape, as keys of `sizes`; a family may have others (`Architecture.shapes`)."""
+"""Role → shape, as keys of `sizes`; a family may have others (`Architecture.shapes`). GGUF leaves
+out dimensions of one."""
 
 
 def shape_words(architecture: Architecture, role: str) -> tuple[str, ...]:
@@ -95,10 +109,11 @@ def match(
     for name, (role, block) in stored.items():
         words = shape_words(architecture, role)
         wanted = tuple(widths[word] for word in words)
+        flat = tuple(widths[word] for word in words if word != "one")
         if sliced and len(wanted) == len(tensors[name].shape):
             sides = zip(words, wanted, tensors[name].shape, strict=True)
             wanted = tuple(min(w, n) if word == "hidden" else w for word, w, n in sides)
-        if tensors[name].shape != wanted:
+        if tensors[name].shape not in (wanted, flat):
             raise CheckpointError(
                 f"{place}: {name} has shape {list(tensors[name].shape)}, "
                 f"its configuration says {list(wanted)}",
@@ -130,6 +145,11 @@ def gguf_rows(architecture: Architecture, dimensions: Dimensions, role: str) -> 
     return interleaved_rows(heads, dimensions.head_dim)
 
 
+def gguf_shape(spec: WeightSpec) -> tuple[int, ...]:
+    """The shape in a GGUF: kernels ``[channels, 1, width]`` lose the dimension of one."""
+    return (spec.shape[0], *spec.shape[2:]) if len(spec.shape) > 2 else spec.shape
+
+
 def _places(
     architecture: Architecture,
     dimensions: Dimensions,
@@ -138,11 +158,12 @@ def _places(
 ) -> Iterator[tuple[str, int | None]]:
     """(role, block) of every weight. Optional weights exist in all blocks or in none."""
     blocks = range(dimensions.num_hidden_layers)
-    optional = [r for r in architecture.optional if any(name_of(r, i) in tensors for i in blocks)]
+    absent = {r for r in architecture.optional if all(name_of(r, i) not in tensors for i in blocks)}
     yield "token_embd", None
     for block in blocks:
-        for role in [*architecture.block, *optional]:
-            yield role, block
+        for role in architecture.roles(dimensions.kind(block)):
+            if role not in absent:
+                yield role, block
     for role in architecture.outside:
         if role != "token_embd" and not (role == "output" and dimensions.tie_word_embeddings):
             yield role, None
@@ -161,6 +182,23 @@ def sizes(architecture: Architecture, dimensions: Dimensions) -> dict[str, int]:
         * dimensions.head_dim,
         "ffn": dimensions.intermediate_size,
         "gate_up": 2 * dimensions.intermediate_size,
+        "one": 1,
+        "kernel": dimensions.conv_kernel,
+        "bcx": 3 * dimensions.hidden_size,
+        **_delta_sizes(dimensions),
+    }
+
+
+def _delta_sizes(d: Dimensions) -> dict[str, int]:
+    """The widths of a gated delta net."""
+    keys = d.linear_num_key_heads * d.linear_key_head_dim
+    values = d.linear_num_value_heads * d.linear_value_head_dim
+    return {
+        "delta_v": values,
+        "delta_qkv": 2 * keys + values,
+        "delta_heads": d.linear_num_value_heads,
+        "delta_head": d.linear_value_head_dim,
+        "q_gated": 2 * d.num_attention_heads * d.head_dim,
     }
 
 

@@ -27,7 +27,10 @@ class Dimensions:
     the share of a head that turns (0: none). Embeddings are multiplied by `embedding_scale`, what
     attention and MLP write by `residual_scale`, q·k by `attention_scale` (None: 1/√head_dim) and
     logits by `logit_scale`. A soft cap c turns x into c·tanh(x/c). `layer_types` has the kind of
-    every block, empty if all are alike; `kinds` says what blocks of a kind have instead.
+    every block, empty if all are alike; `kinds` says what blocks of a kind have instead. A causal
+    convolution sees `conv_kernel` positions. The heads of a gated delta net have sizes of their
+    own. `rope_sections` are the shares of an image's axes in the rotary positions; in text all
+    axes have the same position.
     """
 
     num_hidden_layers: int
@@ -52,6 +55,16 @@ class Dimensions:
     logit_softcap: float | None = None
     layer_types: tuple[str, ...] = ()
     kinds: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    conv_kernel: int = 0
+    linear_num_key_heads: int = 0
+    linear_num_value_heads: int = 0
+    linear_key_head_dim: int = 0
+    linear_value_head_dim: int = 0
+    rope_sections: tuple[int, ...] = ()
+
+    def kind(self, index: int) -> str | None:
+        """The kind of block `index`; None if all are alike."""
+        return self.layer_types[index] if self.layer_types else None
 
     def block(self, index: int) -> Dimensions:
         """Those of block `index`, as if all blocks were like it."""

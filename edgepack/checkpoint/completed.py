@@ -69,12 +69,25 @@ def complete(content: Mapping[str, Any], family: Architecture, place: str) -> di
     try:
         found: dict[str, Any] = CONFIG_MAPPING[family.name](**given).to_dict()
     except Exception as error:  # whatever a class raises about values that it did not expect
-        what = str(error).strip().partition("\n")[0] or type(error).__name__
+        what = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(f"{place}: config.json: {shorten(what, 160)}", hint=HINT) from error
     return {
         **found,
         **{key: content[key] for key in CLASSES if key in content},
+        **_adjusted(found),
     }
+
+
+def _adjusted(content: Mapping[str, Any]) -> dict[str, Any]:
+    """LFM2's inner width as it is computed from the one that is written: two thirds of it, times a
+    factor, up to a multiple (as in ``Lfm2MLP`` of transformers)."""
+    key, factor = "block_auto_adjust_ff_dim", content.get("block_ffn_dim_multiplier")
+    step = content.get("block_multiple_of")
+    if not content.get(key) or not isinstance(step, int) or step < 1:
+        return {}
+    width = int(2 * content["intermediate_size"] / 3)
+    width = width if factor is None else int(factor * width)
+    return {"intermediate_size": -(-width // step) * step, key: False}
 
 
 def _plain(value: Any) -> Any:

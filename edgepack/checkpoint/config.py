@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, create_model
 
-from edgepack.architectures.base import FULL, NO_ROPE, SLIDING, Architecture
+from edgepack.architectures.base import CONV, FULL, LINEAR, NO_ROPE, SLIDING, Architecture
 from edgepack.checkpoint import completed, detect, rope
 from edgepack.checkpoint.base import Dimensions
 from edgepack.core.untrusted import Untrusted, quote, shorten, validate
@@ -25,6 +25,16 @@ Epsilon = Annotated[float, Field(ge=1e-20, le=1.0)]
 TokenId = Annotated[int, Field(ge=-1, le=1 << 31)]
 """Some exporters write -1 for none."""
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Size = Annotated[int, Field(ge=0, le=1 << 24)]
+"""Size of a part that many families do not have: 0."""
+MIXERS = (
+    "conv_kernel",
+    "linear_num_key_heads",
+    "linear_num_value_heads",
+    "linear_key_head_dim",
+    "linear_value_head_dim",
+)
+"""Dimensions of convolutions and gated delta nets."""
 
 
 class Config(rope.Rotary):
@@ -45,6 +55,12 @@ class Config(rope.Rotary):
     layer_types: Annotated[list[str], Field(max_length=100_000)] | None = None
     no_rope_layers: Annotated[list[int], Field(max_length=100_000)] | None = None
     attention_bias: bool = False
+    mlp_bias: bool = False
+    conv_kernel: Size = 0
+    linear_num_key_heads: Size = 0
+    linear_num_value_heads: Size = 0
+    linear_key_head_dim: Size = 0
+    linear_value_head_dim: Size = 0
     bos_token_id: TokenId | list[TokenId] | None = None
     eos_token_id: TokenId | list[TokenId] | None = None
     unk_token_id: TokenId | list[TokenId] | None = None
@@ -132,6 +148,8 @@ def read_dimensions(
         tie_word_embeddings=config.tie_word_embeddings,
         layer_types=types,
         kinds=kinds,
+        rope_sections=rope.sections(config, architecture),
+        **{name: getattr(config, name) for name in MIXERS},
         **positions[FULL],
         **_numbers(heard, architecture, head_dim, where),
     )
@@ -162,7 +180,7 @@ def _numbers(
         read[ours] = number.read(value)
     if "attention_scale" in read and math.isclose(read["attention_scale"], head_dim**-0.5):
         del read["attention_scale"]
-    return {ours: value for ours, value in read.items() if value != 1.0 or "cap" in ours}
+    return {ours: value for ours, value in read.items() if value != getattr(Dimensions, ours)}
 
 
 def _blocks(
@@ -175,7 +193,7 @@ def _blocks(
     if not family.mixed:
         return (), {}
     layers, types = config.num_hidden_layers, config.layer_types or ()
-    _check_types(config, place)
+    _check_types(config, family, place)
     turning = config.no_rope_layers or [1] * layers
     if len(turning) < layers:
         raise CheckpointError(
@@ -189,24 +207,32 @@ def _blocks(
         FULL: {"sliding_window": None},
         SLIDING: dict(positions.get(SLIDING, {})),
         NO_ROPE: {"sliding_window": None, "partial_rotary_factor": 0.0},
+        CONV: {"partial_rotary_factor": 0.0},
+        LINEAR: {"partial_rotary_factor": 0.0},
     }
     return found, {kind: own[kind] for kind in sorted(set(found))}
 
 
-def _check_types(config: Config, place: str) -> None:
-    """Refuse kinds of blocks that are unknown, or too few of them."""
+def _check_types(config: Config, family: Architecture, place: str) -> None:
+    """Refuse kinds of blocks that the family does not have, or too few of them."""
     types = config.layer_types or ()
+    known = tuple(family.kind_roles) or (FULL, SLIDING)
     if len(types) != config.num_hidden_layers:
         raise CheckpointError(
             f"{place}: config.json: layer_types has {len(types)} entries for "
             f"{config.num_hidden_layers} layers",
             hint=HINT,
         )
-    if unknown := set(types) - {FULL, SLIDING}:
+    if unknown := set(types) - set(known):
         raise CheckpointError(
             f"{place}: config.json: layer_types {quote(min(unknown))} is not supported",
-            hint=f"supported: {FULL}, {SLIDING}",
+            hint=f"supported: {', '.join(known)}",
         )
+
+
+def bias_switch(role: str) -> str:
+    """The entry of config.json that says whether a role's optional bias is there."""
+    return "mlp_bias" if role.startswith("ffn_") else "attention_bias"
 
 
 def check_heads(dims: Dimensions, architecture: Architecture, place: str) -> None:
@@ -238,6 +264,7 @@ def _model_of(architecture: Architecture) -> type[Config]:
         "head_dim": architecture.usual_head_dim,
         "rms_norm_eps": architecture.usual_eps,
         "tie_word_embeddings": architecture.tied,
+        "conv_kernel": 0,
     }
     named = tuple(
         (ours, architecture.renamed.get(ours, ours), default) for ours, default in defaults.items()
@@ -257,7 +284,7 @@ def _sliding_window(config: Config, architecture: Architecture, place: str) -> i
         return None
     kinds = _kinds(config, architecture)
     if config.layer_types is not None:
-        _check_types(config, place)
+        _check_types(config, architecture, place)
     if len(kinds) > 1:
         raise CheckpointError(
             f"{place}: only some layers have a sliding window",

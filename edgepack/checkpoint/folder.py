@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,14 +19,18 @@ from edgepack.checkpoint import (
     detect,
     digests,
     gguf_dimensions,
+    passed_over,
+    quantization,
     rope,
+    rounded,
+    scaled,
     shards,
     special,
     tokenizer,
     vocabulary,
 )
 from edgepack.checkpoint.base import Checkpoint, Dimensions, reopened
-from edgepack.checkpoint.config import Generation, read
+from edgepack.checkpoint.config import Generation, bias_switch, read
 from edgepack.checkpoint.source_files import SourceFiles
 from edgepack.core.untrusted import shorten, validate
 from edgepack.core.weights import QuantizedTensor
@@ -48,6 +53,7 @@ TOKENIZER = (
 """Files from which transformers may read a tokenizer and its templates."""
 FILES = (
     "config.json",
+    "adapter_config.json",
     "model*.safetensors",
     shards.INDEX,
     *TOKENIZER,
@@ -56,6 +62,12 @@ FILES = (
 )
 """Files of a repository that are downloaded; ``consolidated.safetensors`` has the same weights."""
 CONFIG, GENERATION = "config.json", "generation_config.json"
+ADAPTER = "adapter_config.json"
+ADAPTER_HINT = "to merge an adapter, write model: {base: …, adapter: …} in the recipe"
+UNTIED = (
+    "{}: the head differs from the embedding that config.json ties it to, so it is read as a "
+    "matrix of its own, as transformers does"
+)
 GENERATION_HINT = "take the one published with the model, or remove it"
 
 
@@ -72,14 +84,10 @@ class FolderCheckpoint(Checkpoint):
         self._wrapped = whole.get("model_type") in completed.wrappers()
         self.architecture, self._config, self.dimensions = read(whole, self.place)
         self._weights = shards.weight_files(folder, self._files, self.place)
-        self._places = shards.tensors(
-            self._weights,
-            self.architecture,
-            self._files,
-            self.place,
-            wrapped=self._wrapped,
-        )
-        self._drop_tied_copy()
+        places = self._read_headers(whole)
+        blocks = self.dimensions.num_hidden_layers
+        self._places, self._left_out = passed_over.split(places, self.architecture, blocks)
+        self._tie()
         found = {name: _layout.TensorInfo(p.shape, p.dtype) for name, p in self._places.items()}
         self.specs, _ = _layout.match(
             self.place, self.architecture, self.dimensions, found, self.architecture.hf_name
@@ -87,6 +95,22 @@ class FolderCheckpoint(Checkpoint):
         self._refuse_unread_biases()
         self._read_files = self._list_files()
         self._files.check(self._read_files)
+
+    def _read_headers(self, config: Mapping[str, Any]) -> dict[str, scaled.Source]:
+        """Every tensor by its name, codes together with their scales."""
+        block = quantization.block_of(config, self.place)
+        coded = quantization.is_coded(config)
+        found = shards.tensors(
+            self._weights,
+            self.architecture,
+            self._files,
+            self.place,
+            wrapped=self._wrapped,
+            coded=coded,
+        )
+        if not coded:
+            return dict(found)
+        return scaled.apart(scaled.joined(found, self.place, block), self.architecture)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as the place that it is opened from."""
@@ -121,17 +145,24 @@ class FolderCheckpoint(Checkpoint):
 
     def warnings(self) -> tuple[str, ...]:  # noqa: D102
         unused = shards.unused_weights(self.folder, self._weights)
+        adapter = (self.folder / ADAPTER).is_file()
         others = ""
         if self._wrapped:
             others = shards.left_out(self._weights, self.architecture, self._files)
-        return tuple(filter(None, (unused, others)))
+        return (
+            *filter(None, (unused, others)),
+            *([f"{ADAPTER} is not read: {ADAPTER_HINT}"] if adapter else []),
+            *([UNTIED.format(self.place)] if self._untied else []),
+            *passed_over.told(self._left_out),
+            *rounded.warning(self.specs.values(), self.place),
+        )
 
     def gguf_warnings(self) -> tuple[str, ...]:  # noqa: D102
         return (*_window_warning(self.dimensions), *self._description[1])
 
     def stored(self, name: str) -> tuple[Tensor, str]:  # noqa: D102
         place = self._places[name]
-        return place.read(self._files), place.dtype
+        return place.read(self._files), place.kind
 
     def tensor(self, name: str) -> Tensor:  # noqa: D102
         stored = self._places[name].read(self._files).to(torch.float32)
@@ -210,27 +241,31 @@ class FolderCheckpoint(Checkpoint):
             )
         return content
 
-    def _drop_tied_copy(self) -> None:
-        """Ignore the head of a tied model if it is a copy of the embedding; refuse another head."""
+    def _tie(self) -> None:
+        """Read the two matrices of a tied model as transformers does: a copy of the embedding is
+        no weight, another head unties them, and a head alone is the embedding."""
+        self._untied = False
         head, embedding = map(self.architecture.hf_name, ("output", "token_embd"))
-        if not (self.dimensions.tie_word_embeddings and {head, embedding} <= set(self._places)):
+        if not self.dimensions.tie_word_embeddings or head not in self._places:
             return
-        if not torch.equal(self.tensor(head), self.tensor(embedding)):
-            raise CheckpointError(
-                f"{self.place}: {head} differs from the embedding it is tied to",
-                hint="if the head is meant, set tie_word_embeddings to false in config.json",
-            )
-        del self._places[head]
+        if embedding not in self._places:
+            self._places[embedding] = self._places.pop(head)
+        elif torch.equal(*(self._places[name].read(self._files) for name in (head, embedding))):
+            del self._places[head]
+        else:
+            self._untied = True
+            self.dimensions = replace(self.dimensions, tie_word_embeddings=False)
 
     def _refuse_unread_biases(self) -> None:
         """Refuse biases that transformers would not load, because the configuration lacks them."""
         optional = {role for role in self.architecture.optional if role.endswith(".bias")}
-        unread = [spec.name for spec in self.specs.values() if spec.role in optional]
-        if unread and not self._config.attention_bias:
-            raise CheckpointError(
-                f"{self.place}: {unread[0]} is there, but config.json has no attention_bias: true",
-                hint="set attention_bias to true if the biases are meant, or remove them",
-            )
+        for spec in self.specs.values():
+            switch = bias_switch(spec.role)
+            if spec.role in optional and not getattr(self._config, switch):
+                raise CheckpointError(
+                    f"{self.place}: {spec.name} is there, but config.json has no {switch}: true",
+                    hint=f"set {switch} to true if the biases are meant, or remove them",
+                )
 
 
 def _window_warning(dims: Dimensions) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 from gguf import GGUFWriter, RopeScalingType
 
 from edgepack.architectures.base import FULL, NO_ROPE, SLIDING, Architecture, Number
+from edgepack.checkpoint import gguf_mixers
 from edgepack.checkpoint.base import Dimensions
 from edgepack.checkpoint.gguf_keys import HINT, Numbers, decimal
 from edgepack.errors import CheckpointError
@@ -27,7 +28,7 @@ def write(writer: GGUFWriter, family: Architecture, d: Dimensions, place: str) -
     writer.add_embedding_length(d.hidden_size)
     writer.add_feed_forward_length(d.intermediate_size)
     writer.add_head_count(d.num_attention_heads)
-    writer.add_head_count_kv(d.num_key_value_heads)
+    writer.add_head_count_kv(gguf_mixers.kv_heads(d))
     writer.add_key_length(d.head_dim)
     writer.add_value_length(d.head_dim)
     writer.add_layer_norm_rms_eps(d.rms_norm_eps)
@@ -36,6 +37,7 @@ def write(writer: GGUFWriter, family: Architecture, d: Dimensions, place: str) -
     writer.add_rope_freq_base(d.rope_theta)
     _write_scaling(writer, family, d)
     _write_kinds(writer, family, d)
+    gguf_mixers.write(writer, d)
     for ours, number in family.numbers.items():
         value = getattr(d, ours)
         if number.gguf and value is not None:
@@ -52,8 +54,9 @@ def _write_scaling(writer: GGUFWriter, family: Architecture, d: Dimensions) -> N
         writer.add_rope_scaling_type(RopeScalingType.YARN)
         writer.add_rope_scaling_factor(scaling["factor"])
         writer.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
-        writer.add_rope_scaling_yarn_beta_fast(scaling["beta_fast"])
-        writer.add_rope_scaling_yarn_beta_slow(scaling["beta_slow"])
+        if family.yarn_betas:
+            writer.add_rope_scaling_yarn_beta_fast(scaling["beta_fast"])
+            writer.add_rope_scaling_yarn_beta_slow(scaling["beta_slow"])
         if scaling.get("llama_4_scaling_beta"):
             writer.add_rope_scaling_yarn_log_mul(scaling.get("mscale_all_dim") or 0.0)
             writer.add_attn_temperature_scale(scaling["llama_4_scaling_beta"])
@@ -111,7 +114,7 @@ def read_kinds(
 
 def read_numbers(
     family: Architecture, numbers: Numbers, head_dim: int, place: str
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Factors and soft caps of our dimensions. A file that has one which its family has not is
     refused, because llama.cpp may or may not use it."""
     read: dict[str, float] = {}
@@ -156,6 +159,8 @@ def _assumed_otherwise(family: Architecture, d: Dimensions) -> Iterator[str]:
     if family.head == ("untied" if d.tie_word_embeddings else "tied"):
         yield f"whose head is {family.head}"
     own: dict[str, Any] = {**d.kinds.get(SLIDING, {})}
+    if family.sliding_theta == 0.0 and own.get("rope_theta", d.rope_theta) != d.rope_theta:
+        yield "with one rope_theta for all blocks"
     if own.get("rope_scaling") is not None:
         yield "without scaled rotary positions in sliding_attention"
     for ours, number in family.numbers.items():
@@ -163,6 +168,8 @@ def _assumed_otherwise(family: Architecture, d: Dimensions) -> Iterator[str]:
             yield f"with {number.key}, which is null here"
     scaling = d.rope_scaling or {}
     if scaling.get("rope_type") == "yarn":
+        if not family.yarn_betas and (scaling["beta_fast"], scaling["beta_slow"]) != (32.0, 1.0):
+            yield "with beta_fast 32 and beta_slow 1"
         yield from _yarn_otherwise(scaling)
     if (scale := family.numbers.get("attention_scale")) and not scale.gguf:
         usual = d.head_dim if d.num_hidden_layers != _LARGEST.get(family.gguf) else None

@@ -7,17 +7,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from gguf import GGUFValueType
 from gguf.quants import dequantize
 from torch import Tensor
 
 from edgepack.architectures.base import Architecture
-from edgepack.checkpoint import _layout, digests, gguf_dimensions, rope, special, tokenizer
+from edgepack.checkpoint import (
+    _layout,
+    digests,
+    gguf_dimensions,
+    gguf_mixers,
+    rope,
+    rounded,
+    special,
+    tokenizer,
+)
 from edgepack.checkpoint.base import Checkpoint, Dimensions, reopened
 from edgepack.checkpoint.config import check_heads
-from edgepack.checkpoint.gguf_header import GgufHeader
 from edgepack.checkpoint.gguf_keys import (
     Numbers,
     decimal,
@@ -25,6 +32,7 @@ from edgepack.checkpoint.gguf_keys import (
     read_numbers,
     read_tokenizer,
 )
+from edgepack.checkpoint.gguf_parts import GgufParts
 from edgepack.checkpoint.source_files import SourceFiles
 from edgepack.core import plugins
 from edgepack.core.untrusted import quote, shorten
@@ -43,6 +51,8 @@ DROPPED = {"general.file_type", "general.quantization_version", "general.alignme
 DIVISORS = (rope.TENSOR, *rope.LONGROPE)
 """Tensors of divisors of rotary frequencies."""
 
+NOT_IN_GGUF = ("Q1_0", "Q2_0")
+"""Stock types that the gguf package cannot decode; edgepack can."""
 FLOATS = {
     GGMLQuantizationType.F32: torch.float32,
     GGMLQuantizationType.F16: torch.float16,
@@ -51,13 +61,13 @@ FLOATS = {
 
 
 class GgufCheckpoint(Checkpoint):
-    """One ``.gguf`` file, mapped into memory."""
+    """A ``.gguf`` file, or the parts of a split one."""
 
     def __init__(self, path: Path, model: str) -> None:
         self.path, self.model = path, model
         self.place = shorten(path.name, 80)
         self._files = SourceFiles()
-        self._header = GgufHeader(path, self._files)
+        self._header = GgufParts(path, self._files)
         self._fields = {key: value for key, (value, *_) in self._header.metadata.items()}
         self.architecture = self._architecture()
         self._numbers = read_numbers(self._fields, self.architecture.gguf, self.place)
@@ -79,20 +89,24 @@ class GgufCheckpoint(Checkpoint):
         return reopened, (GgufCheckpoint, (self.path.resolve(), self.model), self.key)
 
     @cached_property
-    def _sha256(self) -> str:
-        return self._files.sha256(self.path)
+    def _digests(self) -> dict[str, str]:
+        """sha256 of each file, by name."""
+        return {path.name: self._files.sha256(path) for path in self._header.paths}
 
     @property
     def key(self) -> str:  # noqa: D102
-        return digests.combine({"gguf": self._sha256})
+        return digests.combine({"gguf": " ".join(self._digests.values())})
 
     @property
     def source(self) -> Mapping[str, Any]:  # noqa: D102
         published = self.model if self.model.startswith("package:") else self.path.name
-        return {"model": published, "kind": "gguf", "files": {self.path.name: self._sha256}}
+        return {"model": published, "kind": "gguf", "files": self._digests}
+
+    def warnings(self) -> tuple[str, ...]:  # noqa: D102
+        return rounded.warning(self.specs.values(), self.place)
 
     def tensor(self, name: str) -> Tensor:  # noqa: D102
-        values = self._values(self._stored[name])
+        values = self._values(self._stored[name]).reshape(self.specs[name].shape)
         order = self._hf_rows(name)
         return values if order is None else values[order]
 
@@ -144,8 +158,7 @@ class GgufCheckpoint(Checkpoint):
         stored, data = self._header.tensors[stored_name], self._header.bytes_of(stored_name)
         if stored.kind in FLOATS:
             return data.view(FLOATS[stored.kind]).reshape(stored.shape).to(torch.float32)
-        values = dequantize(data.reshape(*stored.shape[:-1], -1).numpy(), stored.kind)
-        return torch.from_numpy(values.reshape(stored.shape)).clone()  # in torch's alignment
+        return _decode(data.reshape(*stored.shape[:-1], -1), stored.kind).reshape(stored.shape)
 
     def _hf_rows(self, name: str) -> Tensor | None:
         """The stored row of each of Hugging Face's rows; None if the orders agree."""
@@ -157,7 +170,7 @@ class GgufCheckpoint(Checkpoint):
         if kind in FLOATS:
             return
         try:
-            dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
+            _decode(torch.zeros(1, GGML_QUANT_SIZES[kind][1], dtype=torch.uint8), kind)
         except NotImplementedError as error:
             raise CheckpointError(
                 f"{self.place}: {shorten(name, 60)} is stored as {kind.name}, which cannot be read",
@@ -176,11 +189,6 @@ class GgufCheckpoint(Checkpoint):
                 f"{self.place}: architecture {quote(general.architecture)} is not supported",
                 hint="supported: " + ", ".join(families),
             )
-        if general.split_count > 1:
-            raise CheckpointError(
-                f"{self.place}: one part of a split model",
-                hint="join the parts with llama.cpp's llama-gguf-split --merge",
-            )
         windowed = f"{general.architecture}.attention.sliding_window" in self._fields
         found = families[general.architecture]
         return next((family for family in found if family.mixed == windowed), found[0])
@@ -196,7 +204,12 @@ class GgufCheckpoint(Checkpoint):
                 f"{self.place}: no tokenizer.ggml.tokens and no {family.gguf}.vocab_size",
                 hint="convert the model again with llama.cpp's convert_hf_to_gguf.py",
             )
-        types, kinds = gguf_dimensions.read_kinds(family, numbers, theta, self.place)
+        blocks = numbers.block_count
+        if family.kind_roles:
+            kinds = gguf_mixers.read(self._fields, family, blocks, self.place)
+        else:
+            types, own = gguf_dimensions.read_kinds(family, numbers, theta, self.place)
+            kinds = {"layer_types": types, "kinds": own}
         turning = numbers.dimension_count or head_dim
         scaling = rope.from_gguf(
             numbers.scaling_type,
@@ -210,7 +223,7 @@ class GgufCheckpoint(Checkpoint):
             self.place,
         )
         dimensions = Dimensions(
-            num_hidden_layers=numbers.block_count,
+            num_hidden_layers=blocks,
             hidden_size=hidden,
             intermediate_size=numbers.feed_forward_length,
             num_attention_heads=heads,
@@ -224,9 +237,8 @@ class GgufCheckpoint(Checkpoint):
             sliding_window=(numbers.sliding_window or None) if family.mixed else None,
             tie_word_embeddings="output.weight" not in self._header.tensors,
             partial_rotary_factor=turning / head_dim,
-            layer_types=types,
-            kinds=kinds,
             **gguf_dimensions.read_numbers(family, numbers, head_dim, self.place),
+            **kinds,
         )
         check_heads(dimensions, family, self.place)
         return dimensions
@@ -255,3 +267,13 @@ class GgufCheckpoint(Checkpoint):
                     hint="convert the model again with llama.cpp's convert_hf_to_gguf.py",
                 )
         return {name: self._values(name) for name in found}
+
+
+def _decode(data: Tensor, kind: GGMLQuantizationType) -> Tensor:
+    """Bytes ``[…, bytes of a row]`` as float32; NotImplementedError for types that hold none."""
+    if kind.name not in NOT_IN_GGUF:
+        values = dequantize(data.numpy(), kind)
+        return torch.from_numpy(values).clone()  # in torch's alignment
+    rows = data.reshape(-1, data.shape[-1])
+    parsed: QuantizedTensor = plugins.find("formats", kind.name.lower()).parse(rows)
+    return parsed.dequantize()

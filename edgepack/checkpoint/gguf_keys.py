@@ -40,6 +40,13 @@ def _neutral(value: Any) -> Any:
     return value
 
 
+def _same_where_any(value: Any) -> Any:
+    """As `_same_everywhere`, over the blocks that have any: those without attention have 0."""
+    if not isinstance(value, list):
+        return value
+    return _same_everywhere([count for count in value if count != 0] or [0])
+
+
 Same = BeforeValidator(_same_everywhere)
 Neutral = Annotated[float | bool | None, AfterValidator(_neutral)]
 """A number that must be 0 or 1; others change the computation, and no family here has them."""
@@ -62,7 +69,9 @@ class Numbers(Untrusted):
     embedding_length: Annotated[Width, Same]
     feed_forward_length: Annotated[Width, Same]
     head_count: Annotated[Width, Same] = Field(alias="attention.head_count")
-    head_count_kv: Annotated[Width, Same] | None = Field(None, alias="attention.head_count_kv")
+    head_count_kv: Annotated[Width, BeforeValidator(_same_where_any)] | None = Field(
+        None, alias="attention.head_count_kv"
+    )
     key_length: Annotated[Width, Same] | None = Field(None, alias="attention.key_length")
     value_length: Annotated[Width, Same] | None = Field(None, alias="attention.value_length")
     epsilon: Epsilon = Field(alias="attention.layer_norm_rms_epsilon")

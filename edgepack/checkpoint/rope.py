@@ -52,6 +52,7 @@ class Parameters(Untrusted):
     short_factor: Divisors | None = None
     long_factor: Divisors | None = None
     llama_4_scaling_beta: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    mrope_section: Annotated[list[int], Field(min_length=1, max_length=4)] | None = None
 
 
 class Rotary(Untrusted):
@@ -111,6 +112,12 @@ def from_config(
     if FULL not in parts:
         raise CheckpointError(f"{where}: {FULL} is missing", hint="take the published config.json")
     return {kind: _resolved(config, part, architecture, place) for kind, part in parts.items()}
+
+
+def sections(config: Rotary, architecture: Architecture) -> tuple[int, ...]:
+    """Our dimension ``rope_sections``: the family's usual ones unless the file has others."""
+    given = _chosen(config).mrope_section if architecture.rope_sections else None
+    return architecture.rope_sections if given is None else tuple(given)
 
 
 def _resolved(

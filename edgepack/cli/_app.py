@@ -120,6 +120,10 @@ DeviceProfile = Annotated[
         help="bench.json of the device that files are for, from `edgepack bench --all-types`.",
     ),
 ]
+ExperimentalTypes = Annotated[
+    bool,
+    typer.Option("--experimental-types", help="Allow types that stock runtimes do not have yet."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]
 Against = Annotated[
     list[Path] | None,

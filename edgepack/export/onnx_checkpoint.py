@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from edgepack.architectures.base import ATTENTION_READS, LINEAR_ROLES, NORMS, Architecture
+from edgepack.architectures.base import LINEAR_ROLES, NORMS, Architecture
 from edgepack.checkpoint import _layout
 from edgepack.checkpoint.base import Checkpoint, reopened
 from edgepack.checkpoint.config import read
@@ -24,6 +24,7 @@ from edgepack.errors import CheckpointError
 from edgepack.export import _onnx_pack as pack
 from edgepack.export import _onnx_unpack as unpack
 from edgepack.export import onnx_metadata
+from edgepack.export._onnx_attention import ROLES
 from edgepack.export._onnx_initializers import Initializers
 from edgepack.export._onnx_store import LORA
 from edgepack.export.values import F32
@@ -213,9 +214,9 @@ class OnnxCheckpoint(FolderCheckpoint):
         The exporter joins queries, keys and values of the same format."""
         spec, own = self.specs[name], f"{name.removesuffix('.weight')}.{part}"
         alone = own, 0, self._formats[name].rank if part == "R" else spec.shape[0]
-        if spec.role not in ATTENTION_READS:
+        if spec.role not in ROLES:
             return alone
-        joined = [self.architecture.hf_name(role, spec.block) for role in ATTENTION_READS]
+        joined = [self.architecture.hf_name(role, spec.block) for role in ROLES]
         label = f"{joined[0].removesuffix('.weight')}.{part}+"
         if not self._stored.has_label(label):
             return alone

@@ -190,8 +190,8 @@ class FrozenModel:
         return y
 
     def _tensor(self, name: str) -> Tensor:
-        """A matrix, or a norm's gain or a bias, which stay in memory."""
-        if len(self.checkpoint.specs[name].shape) > 1:
+        """A matrix, or a norm's gain, a bias or a kernel, which stay in memory."""
+        if self.checkpoint.specs[name].is_matrix:
             return self.reader.matrix(name)
         if name not in self.vectors:
             self.vectors[name] = self.checkpoint.tensor(name)

@@ -1,4 +1,5 @@
-"""One transformer block of any family: norms, rotary embedding, attention and MLP.
+"""One transformer block of any family: norms, a mixer (attention with its rotary embedding, or
+another), and MLP.
 
 Biases, norms of q and k, the head size and a sliding window follow from its weights and dimensions.
 """
@@ -6,7 +7,7 @@ Biases, norms of q and k, the head size and a sliding window follow from its wei
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -17,6 +18,7 @@ from torch.nn import functional
 from edgepack.architectures.base import BEHIND, LINEAR_ROLES, Architecture
 from edgepack.checkpoint.base import Dimensions
 from edgepack.model.rotary import Rotary
+from edgepack.model.short_conv import ConvolutionCache, short_conv
 
 Linear = Callable[[str, Tensor], Tensor]
 """(role, x ``[batch, time, in]``) → y ``[batch, time, out]``: the function by which a block applies
@@ -59,6 +61,12 @@ class KeyValueCache:
     values: Tensor
     length: int = 0
 
+    @classmethod
+    def empty(cls, batch: int, capacity: int, d: Dimensions) -> KeyValueCache:
+        """Room for `capacity` positions."""
+        shape = (batch, d.num_key_value_heads, capacity, d.head_dim)
+        return cls(torch.empty(shape), torch.empty(shape))
+
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Append k and v ``[batch, kv_heads, time, head_dim]``; returns all keys and values."""
         end = self.length + k.shape[2]
@@ -66,6 +74,17 @@ class KeyValueCache:
         self.values[:, :, self.length : end] = v
         self.length = end
         return self.keys[:, :, :end], self.values[:, :, :end]
+
+
+Cache = KeyValueCache | ConvolutionCache
+"""What a block keeps of earlier positions."""
+
+
+def empty_cache(roles: Collection[str], batch: int, capacity: int, d: Dimensions) -> Cache:
+    """The cache of a block with some roles and dimensions, for `capacity` positions."""
+    if "conv" in roles:
+        return ConvolutionCache.empty(batch, d.hidden_size, d)
+    return KeyValueCache.empty(batch, capacity, d)
 
 
 @dataclass(frozen=True)
@@ -97,7 +116,7 @@ class Block:
         return y if bias is None else y + bias
 
     def __call__(
-        self, x: Tensor, linear: Linear | None = None, cache: KeyValueCache | None = None
+        self, x: Tensor, linear: Linear | None = None, cache: Cache | None = None
     ) -> Tensor:
         """x ``[batch, time, hidden]`` → the next block's input of the same shape."""
         if self.family.parallel:
@@ -105,12 +124,18 @@ class Block:
             return self.attend(x, linear, cache) + self._written(self._mlp(h, linear), "ffn_down")
         return self.feed(self.attend(x, linear, cache), linear)
 
-    def attend(
-        self, x: Tensor, linear: Linear | None = None, cache: KeyValueCache | None = None
-    ) -> Tensor:
-        """x + attention, the first half of the block."""
-        out = self._attention(self._normed("attn_norm", x), linear or self.linear, cache)
+    def attend(self, x: Tensor, linear: Linear | None = None, cache: Cache | None = None) -> Tensor:
+        """x + what the mixer makes of it, the first half of the block."""
+        out = self._mix(self._normed("attn_norm", x), linear or self.linear, cache)
         return self._shortcut("attn_shortcut", x) + self._written(out, "attn_output")
+
+    def _mix(self, x: Tensor, linear: Linear, cache: Cache | None) -> Tensor:
+        """The output of the mixer that the block has the roles of."""
+        if "conv" in self.weights:
+            assert not isinstance(cache, KeyValueCache)
+            return short_conv(self.weights, x, linear, cache)
+        assert cache is None or isinstance(cache, KeyValueCache)
+        return self._attention(x, linear, cache)
 
     def feed(self, x: Tensor, linear: Linear | None = None) -> Tensor:
         """x + feed-forward, the second half."""

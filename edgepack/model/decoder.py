@@ -18,7 +18,7 @@ from edgepack.checkpoint.base import Checkpoint, Dimensions
 from edgepack.core.hardware import available_memory
 from edgepack.errors import CheckpointError
 from edgepack.model import rotary
-from edgepack.model.block import Block, norm, soft_cap
+from edgepack.model.block import Block, Cache, empty_cache, norm, soft_cap
 from edgepack.model.rotary import Rotary
 
 
@@ -75,6 +75,14 @@ class Decoder:
         roles = (*architecture.block, *architecture.optional)
         names = {role: architecture.hf_name(role, index) for role in roles}
         return {role: name for role, name in names.items() if name in self.checkpoint.specs}
+
+    def caches(self, batch: int, capacity: int) -> list[Cache]:
+        """An empty cache for every block."""
+        d = self.dimensions
+        return [
+            empty_cache(self.block_names(i), batch, capacity, d.block(i))
+            for i in range(d.num_hidden_layers)
+        ]
 
     def embedding(self) -> Tensor:
         """Token embeddings ``[vocab, hidden]``."""

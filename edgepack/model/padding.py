@@ -20,6 +20,9 @@ from edgepack.errors import RecipeError
 from edgepack.model._plain import refuse_other_streams
 from edgepack.model.rewritten import Rewritten
 
+PARTS = {"qkv": ("q", "kv", "kv"), "gate_up": ("ffn", "ffn"), "bcx": ("hidden",) * 3}
+"""Widths that are several others, one behind another."""
+
 
 def pad(checkpoint: Checkpoint, multiple: int) -> Checkpoint:
     """The model with all widths a multiple of `multiple`; `checkpoint` itself if they are so."""
@@ -89,14 +92,11 @@ class Padded(Rewritten):
     def _places(self, word: str) -> Tensor:
         """Indices of the original's coordinates of a width among the padded ones."""
         old, new = self.base.dimensions, self.dimensions
-        if word == "qkv":
-            parts, widths = ("q", "kv", "kv"), (0, self._words["q"], self._words["kv"])
-            starts = torch.tensor(widths).cumsum(0).tolist()
-            places = (self._places(p) + s for p, s in zip(parts, starts, strict=True))
+        if word in PARTS:
+            widths = [self._words[part] for part in PARTS[word]]
+            starts = (sum(widths[:i]) for i in range(len(widths)))
+            places = (self._places(p) + s for p, s in zip(PARTS[word], starts, strict=True))
             return torch.cat(list(places))
-        if word == "gate_up":
-            half = self._places("ffn")
-            return torch.cat([half, half + self._words["ffn"]])
         if word != "q":
             return torch.arange(sizes(self.architecture, old)[word])
         groups = [d.num_attention_heads // d.num_key_value_heads for d in (old, new)]

@@ -97,7 +97,7 @@ def times(faster: Slow) -> str:
 def _fits(model: Checkpoint, name: str) -> bool:
     """Whether a format can store all matrices of the blocks, so that it is a choice everywhere."""
     specs = [spec for spec in model.specs.values() if spec.block is not None]
-    matrices = [s for s in specs if len(s.shape) > 1 and s.role not in UNQUANTIZED]
+    matrices = [s for s in specs if s.is_matrix and s.role not in UNQUANTIZED]
     return all(formats.get(name).fits(spec.shape[1]) for spec in matrices)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from edgepack.checkpoint import Checkpoint, open_checkpoint
+from edgepack.checkpoint import Checkpoint
 from edgepack.checkpoint.save import dtype_of
 from edgepack.core.speeds import Prediction
 from edgepack.core.stage import Stage
@@ -15,6 +15,7 @@ from edgepack.core.weights import WeightFormat, WeightSpec
 from edgepack.device_profile.prediction import predict
 from edgepack.device_profile.profile import DeviceProfile
 from edgepack.errors import RecipeError
+from edgepack.model.open import open_model
 from edgepack.model.rewritten import Rewritten
 from edgepack.model.rotation import Rotated
 from edgepack.model.stream import Tokens
@@ -170,7 +171,11 @@ def open_plan(
     if recipe.model is None and opened is None:
         raise RecipeError("model: is missing", hint="write `model: NAME` at the top of the recipe")
     kind.check_recipe(recipe)
-    original = opened() if opened is not None else open_checkpoint(str(recipe.model), base)
+    if opened is not None:
+        original = opened()
+    else:
+        assert recipe.model is not None
+        original = open_model(recipe.model, base)
     _ = original.tokenizer, original.generation_config()  # what is wrong with them is found here
     notes = (*original.warnings(), *kind.check_model(original))
     return Plan(recipe, kind, base, original, original, notes=notes, profile=profile)

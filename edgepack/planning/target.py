@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from edgepack.core.progress import Steps
     from edgepack.core.weights import FactoredWeight, WeightFormat
     from edgepack.formats.base import Format
+    from edgepack.runtimes.base import Scorer
     from edgepack.runtimes.models import Runnable
 
     Formats = Mapping[str, WeightFormat]
@@ -126,6 +127,10 @@ class Target(ABC):
     @abstractmethod
     def written(self, folder: Path, model: Checkpoint) -> Runnable:
         """The files in a folder, to be run."""
+
+    def check_written(self, runtime: Scorer) -> None:
+        """Raise `ExportError` for files that compute no numbers; `runtime` has them open."""
+        return
 
     @abstractmethod
     def write_original(self, original: Checkpoint, folder: Path, stage: str) -> Steps[Runnable]:

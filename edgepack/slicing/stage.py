@@ -117,6 +117,9 @@ def why_not(family: Architecture, method: str) -> str | None:
     """Why models of a family cannot be sliced by a method; None if they can."""
     if not family.rotates_freely:
         return f"{family.name} models have norms behind attention and MLP, which no rotation passes"
+    if family.kind_roles:
+        kinds = ", ".join(family.kind_roles)
+        return f"{family.name} models have blocks of several kinds ({kinds})"
     if method == "global" and family.square_q and "attn_qkv" in family.block:
         return f"llama.cpp takes q of {family.name} models to be as wide as the stream"
     if method == "global" and not family.gguf:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from edgepack.checkpoint import Checkpoint
     from edgepack.formats.base import Format
     from edgepack.planning.target import Formats, Load, Types
+    from edgepack.runtimes.base import Scorer
     from edgepack.runtimes.models import Model, Runnable
 
 FLOAT = 4
@@ -49,9 +50,12 @@ class Onnx(Target):
         return onnx_families.why_not(family)
 
     def check_model(self, original: Checkpoint) -> list[str]:  # noqa: D102
+        from edgepack.export import onnx_limits as limits
+
         if reason := self.why_not(original.architecture):
             raise RecipeError(f"model: {reason}", hint="write --target gguf")
-        return []
+        limits.check_profile(original, self.export.onnx)
+        return limits.half_remarks(original, self.export.onnx)
 
     def options(self, model: Checkpoint) -> dict[str, Any]:  # noqa: D102
         return super().options(model) | self.export.onnx.model_dump()
@@ -67,11 +71,11 @@ class Onnx(Target):
         return onnx.files_size(model, formats, onnx.graph_options(model, self.export.onnx))
 
     def remarks(self, model: Checkpoint, formats: Formats) -> list[str]:  # noqa: D102
-        from edgepack.export import onnx
+        from edgepack.export import onnx_limits as limits
 
         used = {fmt.Q for fmt in formats.values()}
-        slow = onnx.slow_formats(self.export.onnx.profile, used)
-        return [*onnx.short_context(model, self.export.onnx), *slow]
+        slow = limits.slow_formats(self.export.onnx.profile, used)
+        return [*limits.context_remarks(model, self.export.onnx), *slow]
 
     def requires(self, model: Checkpoint, formats: Formats) -> str | None:  # noqa: D102
         from edgepack.export import onnx
@@ -101,6 +105,12 @@ class Onnx(Target):
         from edgepack.runtimes.onnx_runtime import model_file
 
         return Model("edgepack", model_file(folder))
+
+    def check_written(self, runtime: Scorer) -> None:  # noqa: D102
+        from edgepack.export import onnx_limits as limits
+
+        if self.export.onnx.activations == "float16":
+            limits.check_finite_logits(runtime)
 
     def write_original(self, original: Checkpoint, folder: Path, stage: str) -> Steps[Runnable]:  # noqa: D102
         from edgepack.export import onnx

@@ -7,13 +7,12 @@ import torch
 
 import edgepack
 from edgepack.checkpoint import open_checkpoint
-from edgepack.core import plugins
 from edgepack.core.hadamard import hadamard
 from edgepack.errors import RecipeError
 from edgepack.model.decoder import Decoder
 from edgepack.model.padding import Padded, pad
 from edgepack.model.rotation import Rotated
-from tests.support.tiny import TIES, make_model, write_gguf
+from tests.support.tiny import SQUARE, TIES, make_model, write_gguf
 
 CHANGES = {
     "padded": lambda checkpoint: pad(checkpoint, 256),
@@ -26,8 +25,7 @@ CHANGES = {
 def checkpoint(request, tmp_path_factory):
     family, tied = request.param
     folder = tmp_path_factory.mktemp("models") / "made"
-    square = plugins.find("architectures", family).square_q
-    head_dim = 16 if square else 32  # llama.cpp takes theirs from the hidden size
+    head_dim = 16 if family in SQUARE else 32
     make_model(folder, family, tied=tied, head_dim=head_dim)
     return open_checkpoint(str(folder))
 
