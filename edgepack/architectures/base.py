@@ -11,6 +11,7 @@ LINEAR_ROLES = (
     *("conv_in", "conv_out"),
     *("ssm_qkv", "ssm_gate", "ssm_alpha", "ssm_beta", "ssm_out"),
     *("ffn_gate", "ffn_up", "ffn_down"),
+    *("inp_gate", "proj"),
 )
 """The weights of a block that are compressed, in the order in which they are used."""
 
@@ -67,6 +68,13 @@ FULL, SLIDING, NO_ROPE = "full_attention", "sliding_attention", "no_rope"
 """
 CONV, LINEAR = "conv", "linear_attention"
 """Kinds of blocks without attention: a short convolution (LFM2), a gated delta net (Qwen3.5)."""
+SHARED_SLIDING, SHARED_FULL = "shared_sliding_attention", "shared_full_attention"
+"""Kinds of attention that have no keys and values of their own: they read those of the last block
+before them that has some, with a window or without."""
+KEYS_ONLY = "keys_only_attention"
+"""Attention to all positions whose values are its keys, before the norms of both."""
+SHARES_WITH = {SHARED_SLIDING: (SLIDING,), SHARED_FULL: (FULL, KEYS_ONLY)}
+"""Kinds without keys and values → the kinds whose they read."""
 NO_WEIGHT_SUFFIX = frozenset({"ssm_a"})
 """Roles whose GGUF tensors are called by their stem alone."""
 
@@ -140,7 +148,9 @@ class Architecture:
     that of the others). Learned positions begin with
     `unused_positions` rows that no token meets. In a `parallel` block attention and feed-forward
     part read the residual stream behind the same norm. With `gated_queries`, attn_q has a gate
-    behind every head's query, and attention's output is multiplied by its sigmoid.
+    behind every head's query, and attention's output is multiplied by its sigmoid. `value_norm`:
+    values have an RMSNorm without a gain. `fixed` are dimensions that no file says. In a family
+    of `sized_kinds`, kinds of blocks differ in the sizes of heads or inner widths.
 
     **GGUF.** `gguf` is the architecture's name there, "" if it has none. `permute_qk` says whether
     its q and k rows are stored in llama.cpp's interleaved rotary order, `square_q` whether
@@ -175,6 +185,9 @@ class Architecture:
     head_norms_last: bool = False
     neighbours: bool = False
     gated_queries: bool = False
+    value_norm: bool = False
+    fixed: Mapping[str, float] = field(default_factory=dict)
+    sized_kinds: bool = False
     parallel: bool = False
     tied: bool = False
     partial_rotary: bool = False

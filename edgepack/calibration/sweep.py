@@ -98,7 +98,7 @@ def _embedding(
     token's count, so that tokens absent from the calibration text still get some weight."""
     moments = Moments()
     for batch in batches:
-        gradient = decoder.dimensions.embedding_scale * g.read(batch.rows)
+        gradient = decoder.embedding_gradient(tokens.all[batch.rows], g.read(batch.rows))
         size = gradient.square().sum(-1)
         clip = token_weights(gradient) / size.clamp_min(1e-30)
         moments.add(EMBEDDING, gradient, clip, batch.held_out)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from edgepack.architectures.base import Architecture
+from edgepack.architectures.base import SHARES_WITH, Architecture
 from edgepack.checkpoint.base import Dimensions
 from edgepack.core.untrusted import shorten
 from edgepack.core.weights import WeightSpec
@@ -56,6 +56,13 @@ SHAPES = {
     "ssm_dt.bias": ("delta_heads",),
     "ssm_norm": ("delta_head",),
     "ssm_out": ("hidden", "delta_v"),
+    "inp_gate": ("per_layer", "hidden"),
+    "proj": ("hidden", "per_layer"),
+    "post_norm": ("per_layer_hidden",),
+    "layer_output_scale": ("one",),
+    "per_layer_token_embd": ("vocab", "per_layers"),
+    "per_layer_model_proj": ("per_layers", "hidden"),
+    "per_layer_proj_norm": ("per_layer",),
 }
 """Role → shape, as keys of `sizes`; a family may have others (`Architecture.shapes`). GGUF leaves
 out dimensions of one."""
@@ -100,13 +107,16 @@ def match(
     places = list(_places(architecture, dimensions, tensors, name_of))
     stored = {name_of(role, block): (role, block) for role, block in places}
     _refuse(place, "lacks tensors", [name for name in stored if name not in tensors])
+    unread = set(_unread(architecture, dimensions, name_of))
     _refuse(
         place,
         f"has tensors that are no part of a {architecture.name} model",
-        [name for name in tensors if name not in stored],
+        [name for name in tensors if name not in stored and name not in unread],
     )
-    widths, specs, names = sizes(architecture, dimensions), {}, {}
+    kinds = _sizes_by_kind(architecture, dimensions)
+    specs, names = {}, {}
     for name, (role, block) in stored.items():
+        widths = kinds[None if block is None else dimensions.kind(block)]
         words = shape_words(architecture, role)
         wanted = tuple(widths[word] for word in words)
         flat = tuple(widths[word] for word in words if word != "one")
@@ -156,17 +166,45 @@ def _places(
     tensors: Mapping[str, TensorInfo],
     name_of: Callable[[str, int | None], str],
 ) -> Iterator[tuple[str, int | None]]:
-    """(role, block) of every weight. Optional weights exist in all blocks or in none."""
+    """(role, block) of every weight. Optional weights exist in all blocks or in none; a weight
+    without rows or columns does not exist."""
     blocks = range(dimensions.num_hidden_layers)
+    empty = {word for word, size in sizes(architecture, dimensions).items() if not size}
+
+    def is_empty(role: str) -> bool:
+        return not empty.isdisjoint(shape_words(architecture, role))
+
     absent = {r for r in architecture.optional if all(name_of(r, i) not in tensors for i in blocks)}
     yield "token_embd", None
     for block in blocks:
         for role in architecture.roles(dimensions.kind(block)):
-            if role not in absent:
+            if role not in absent and not is_empty(role):
                 yield role, block
     for role in architecture.outside:
-        if role != "token_embd" and not (role == "output" and dimensions.tie_word_embeddings):
+        if role == "token_embd" or (role == "output" and dimensions.tie_word_embeddings):
+            continue
+        if not is_empty(role):
             yield role, None
+
+
+def _unread(
+    architecture: Architecture, dimensions: Dimensions, name_of: Callable[[str, int | None], str]
+) -> Iterator[str]:
+    """Names of weights of keys and values in blocks that read those of another block: published
+    files have them, and nothing reads them."""
+    others = {role for roles in architecture.kind_roles.values() for role in roles}
+    for block, kind in enumerate(dimensions.layer_types):
+        if kind in SHARES_WITH:
+            yield from (name_of(role, block) for role in sorted(others))
+
+
+def _sizes_by_kind(
+    architecture: Architecture, dimensions: Dimensions
+) -> dict[str | None, dict[str, int]]:
+    """`sizes` of the blocks of every kind, and under None those of the model."""
+    first = {kind: index for index, kind in reversed([*enumerate(dimensions.layer_types)])}
+    found = {kind: sizes(architecture, dimensions.block(index)) for kind, index in first.items()}
+    return {None: sizes(architecture, dimensions), **found}
 
 
 def sizes(architecture: Architecture, dimensions: Dimensions) -> dict[str, int]:
@@ -183,6 +221,9 @@ def sizes(architecture: Architecture, dimensions: Dimensions) -> dict[str, int]:
         "ffn": dimensions.intermediate_size,
         "gate_up": 2 * dimensions.intermediate_size,
         "one": 1,
+        "per_layer": dimensions.hidden_size_per_layer_input,
+        "per_layer_hidden": dimensions.hidden_size if dimensions.hidden_size_per_layer_input else 0,
+        "per_layers": dimensions.num_hidden_layers * dimensions.hidden_size_per_layer_input,
         "kernel": dimensions.conv_kernel,
         "bcx": 3 * dimensions.hidden_size,
         **_delta_sizes(dimensions),

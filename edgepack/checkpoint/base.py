@@ -29,7 +29,8 @@ class Dimensions:
     logits by `logit_scale`. A soft cap c turns x into c·tanh(x/c). `layer_types` has the kind of
     every block, empty if all are alike; `kinds` says what blocks of a kind have instead. A causal
     convolution sees `conv_kernel` positions. The heads of a gated delta net have sizes of their
-    own. `rope_sections` are the shares of an image's axes in the rotary positions; in text all
+    own. Every block gets an input of `hidden_size_per_layer_input` columns from a table of its own
+    (0: none). `rope_sections` are the shares of an image's axes in the rotary positions; in text all
     axes have the same position.
     """
 
@@ -61,6 +62,7 @@ class Dimensions:
     linear_key_head_dim: int = 0
     linear_value_head_dim: int = 0
     rope_sections: tuple[int, ...] = ()
+    hidden_size_per_layer_input: int = 0
 
     def kind(self, index: int) -> str | None:
         """The kind of block `index`; None if all are alike."""
@@ -136,6 +138,11 @@ class Checkpoint(ABC):
     @abstractmethod
     def tensor(self, name: str) -> Tensor:
         """One weight as float32, lossless for every source type that float32 can hold."""
+
+    def rows(self, name: str, rows: Tensor) -> Tensor:
+        """Some rows of a matrix as float32, by their numbers ``[n]``; checkpoints whose files allow
+        it read nothing else."""
+        return self.tensor(name)[rows]
 
     def stored(self, name: str) -> tuple[Tensor, str]:
         """A weight as the file stores it, and its type (`WeightSpec.dtype`): a float tensor, or for

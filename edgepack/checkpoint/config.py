@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, create_model
 
 from edgepack.architectures.base import CONV, FULL, LINEAR, NO_ROPE, SLIDING, Architecture
-from edgepack.checkpoint import completed, detect, rope
+from edgepack.checkpoint import completed, detect, rope, sized_kinds
 from edgepack.checkpoint.base import Dimensions
 from edgepack.core.untrusted import Untrusted, quote, shorten, validate
 from edgepack.errors import CheckpointError
@@ -61,6 +61,11 @@ class Config(rope.Rotary):
     linear_num_value_heads: Size = 0
     linear_key_head_dim: Size = 0
     linear_value_head_dim: Size = 0
+    hidden_size_per_layer_input: Size = 0
+    num_kv_shared_layers: Size = 0
+    use_double_wide_mlp: bool = False
+    attention_k_eq_v: bool = False
+    per_layer_config: dict[str, dict[str, Width]] | None = None
     bos_token_id: TokenId | list[TokenId] | None = None
     eos_token_id: TokenId | list[TokenId] | None = None
     unk_token_id: TokenId | list[TokenId] | None = None
@@ -149,10 +154,14 @@ def read_dimensions(
         layer_types=types,
         kinds=kinds,
         rope_sections=rope.sections(config, architecture),
+        hidden_size_per_layer_input=config.hidden_size_per_layer_input,
         **{name: getattr(config, name) for name in MIXERS},
         **positions[FULL],
         **_numbers(heard, architecture, head_dim, where),
+        **architecture.fixed,
     )
+    if architecture.sized_kinds:
+        dimensions = sized_kinds.of_config(dimensions, config, where)
     if config.head_dim is None and config.hidden_size % heads:
         raise CheckpointError(
             f"{place}: config.json: hidden_size {config.hidden_size} is no multiple of "
@@ -216,7 +225,9 @@ def _blocks(
 def _check_types(config: Config, family: Architecture, place: str) -> None:
     """Refuse kinds of blocks that the family does not have, or too few of them."""
     types = config.layer_types or ()
-    known = tuple(family.kind_roles) or (FULL, SLIDING)
+    known = (FULL, SLIDING)
+    if family.kind_roles and not family.sized_kinds:
+        known = tuple(family.kind_roles)
     if len(types) != config.num_hidden_layers:
         raise CheckpointError(
             f"{place}: config.json: layer_types has {len(types)} entries for "

@@ -169,6 +169,14 @@ class FolderCheckpoint(Checkpoint):
         shift = self.architecture.norm_shift
         return stored + shift if shift and self.specs[name].role.endswith("_norm") else stored
 
+    def rows(self, name: str, rows: Tensor) -> Tensor:  # noqa: D102
+        place = self._places[name]
+        if not isinstance(place, shards.Place):
+            return super().rows(name, rows)
+        count = place.shape[0]
+        read = [place.rows(index, count).read(self._files) for index in rows.tolist()]
+        return torch.cat(read).to(torch.float32)
+
     def quantized(self, name: str) -> QuantizedTensor | None:  # noqa: D102
         return None
 

@@ -123,6 +123,14 @@ class GgufCheckpoint(Checkpoint):
         data = self._header.bytes_of_rows(self._stored[name], rows)
         return data.view(FLOATS[kind]) if kind in FLOATS else data, kind.name
 
+    def rows(self, name: str, rows: Tensor) -> Tensor:  # noqa: D102
+        if self._hf_rows(name) is not None:
+            return super().rows(name, rows)
+        stored = self._header.tensors[self._stored[name]]
+        found = [self.stored_rows(name, range(i, i + 1))[0] for i in rows.tolist()]
+        together = torch.stack([row.reshape(-1) for row in found])
+        return together.float() if stored.kind in FLOATS else _decode(together, stored.kind)
+
     def quantized(self, name: str) -> QuantizedTensor | None:  # noqa: D102
         spec = self.specs[name]
         format_name = spec.dtype.lower()

@@ -23,6 +23,9 @@ LONGROPE = {
 }
 """GGUF's tensors of LongRoPE's divisors, beyond and up to the original context."""
 
+NEVER = float(torch.tensor(1e30))
+"""A divisor by which llama.cpp's converter stops pairs from turning."""
+
 Theta = Annotated[float, Field(gt=0, le=1e30)]
 Factor = Annotated[float, Field(gt=0, le=1e9)]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -77,6 +80,7 @@ SUPPORTED: Mapping[str, tuple[str, ...]] = {
     ),
     "yarn": ("factor", "original_max_position_embeddings"),
     "longrope": ("short_factor", "long_factor", "original_max_position_embeddings"),
+    "proportional": ("partial_rotary_factor",),
 }
 """``rope_type`` → the parameters that it cannot do without."""
 
@@ -131,7 +135,7 @@ def _resolved(
         raise CheckpointError(f"{place}: rope_theta is null", hint="10000 is the usual value")
     if kind is None or kind not in SUPPORTED:
         raise CheckpointError(f"{place}: rope type {quote(kind)} is not supported", hint=HINT)
-    share = _share(config, given, architecture)
+    share = 1.0 if kind == "proportional" else _share(config, given, architecture)
     if share != 1.0 and not architecture.partial_rotary:
         raise CheckpointError(
             f"{place}: a partial rotary factor is not supported", hint="whole heads have to turn"
@@ -231,6 +235,8 @@ def from_gguf(
     if kind not in ("linear", "none", "yarn", "longrope"):
         raise CheckpointError(f"{place}: rope scaling {quote(kind)} is not supported", hint=HINT)
     length = "original_max_position_embeddings"
+    if TENSOR in divisors and float(divisors[TENSOR].max()) == NEVER:
+        return _proportional_from(divisors[TENSOR], place)
     if set(LONGROPE) <= set(divisors):
         factors = {key: divisors[name].tolist() for name, key in LONGROPE.items()}
         about = {length: given[length], "attention_factor": given["attention_factor"] or 1.0}
@@ -241,6 +247,14 @@ def from_gguf(
         return _yarn_from(given, place)
     factor = given["factor"]
     return {"rope_type": "linear", "factor": factor} if kind == "linear" and factor != 1 else None
+
+
+def _proportional_from(divisors: Tensor, place: str) -> dict[str, Any]:
+    """The share of pairs that turn: the first ones, whose divisors are 1."""
+    turning = int((divisors == 1).sum())
+    if not torch.equal(divisors, proportional_divisors(turning, len(divisors))):
+        raise CheckpointError(f"{place}: {TENSOR} is no proportional rotary scaling", hint=HINT)
+    return {"rope_type": "proportional", "partial_rotary_factor": turning / len(divisors)}
 
 
 def _llama3_from(divisors: Tensor, theta: float, width: int, place: str) -> dict[str, Any]:
@@ -274,9 +288,17 @@ def extra_tensors(d: Dimensions) -> dict[str, Tensor]:
     scaling = d.rope_scaling or {}
     if scaling.get("rope_type") == "llama3":
         return {TENSOR: llama3_divisors(d.rope_theta, d.head_dim, scaling)}
+    if scaling.get("rope_type") == "proportional":
+        turning = int(scaling["partial_rotary_factor"] * d.head_dim // 2)
+        return {TENSOR: proportional_divisors(turning, d.head_dim // 2)}
     if scaling.get("rope_type") == "longrope":
         return {name: torch.tensor(scaling[key]) for name, key in LONGROPE.items()}
     return {}
+
+
+def proportional_divisors(turning: int, pairs: int) -> Tensor:
+    """Float32 ``[pairs]``: 1 for those that turn, and what stops the others."""
+    return torch.where(torch.arange(pairs) < turning, 1.0, NEVER)
 
 
 def llama3_divisors(theta: float, head_dim: int, scaling: Mapping[str, Any]) -> Tensor:

@@ -176,7 +176,7 @@ def _factor_entries(
 ) -> list[Entry]:
     entries: list[Entry] = []
     for spec in sorted((checkpoint.specs[name] for name in factors), key=_position):
-        if spec.role == "token_embd":  # it is stored transposed, and a tied head could not use it
+        if spec.role in ("token_embd", "per_layer_token_embd"):  # it is stored transposed, and a tied head could not use it
             raise ExportError(f"{spec.name}: llama.cpp has no place for factors of the embedding")
         known = factors[spec.name]
         rows = gguf_rows(checkpoint.architecture, checkpoint.dimensions, spec.role)
@@ -207,8 +207,8 @@ def _factor_metadata(checkpoint: Checkpoint) -> dict[str, tuple[Any, Any, Any]]:
 
 def _position(spec: WeightSpec) -> tuple[int, int]:
     """Sort key: embedding, blocks in order, output norm, head; blocks keep the source's order."""
-    outside = {"token_embd": 0, "output_norm": 2, "output": 3}
-    return (1, spec.block) if spec.block is not None else (outside[spec.role], 0)
+    outside = {"output_norm": 2, "output": 3}
+    return (1, spec.block) if spec.block is not None else (outside.get(spec.role, 0), 0)
 
 
 def _format(name: str, shape: tuple[int, ...], weight: str) -> GgmlFormat:

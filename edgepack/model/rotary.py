@@ -123,11 +123,19 @@ def _longrope(frequency: Tensor, d: Dimensions) -> tuple[Tensor, float]:
     return frequency / divisors, d.rope_scaling["attention_factor"]
 
 
+def _proportional(frequency: Tensor, d: Dimensions) -> tuple[Tensor, float]:
+    """Gemma 4's: the slow pairs stay as they are, and the others turn as in a whole head."""
+    assert d.rope_scaling is not None
+    turning = int(d.rope_scaling["partial_rotary_factor"] * d.head_dim // 2)
+    return torch.where(torch.arange(len(frequency)) < turning, frequency, 0.0), 1.0
+
+
 SCALINGS: Mapping[str, Scaling] = {
     "linear": _linear,
     "llama3": _llama3,
     "yarn": _yarn,
     "longrope": _longrope,
+    "proportional": _proportional,
 }
 
 

@@ -17,8 +17,8 @@ from edgepack.formats.base import Format, GgmlFormat
 from edgepack.planning.target import Target
 from edgepack.recipe.sections import Compress, WeightOptions
 
-UNQUANTIZED = ("position_embd", "attn_shortcut", "ffn_shortcut")
-"""Matrices that nothing multiplies as W x, which stay f16."""
+UNQUANTIZED = ("position_embd", "attn_shortcut", "ffn_shortcut", "per_layer_model_proj")
+"""Matrices that stay f16: nothing multiplies them as W x, or llama.cpp keeps them so."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def with_rank(spec: WeightSpec, fmt: Format, wanted: WeightOptions, place: str) 
     rank, factors = wanted.rank or 0, wanted.factors or "f16"
     if not rank:
         return WeightFormat(fmt.name)
-    if spec.role == "token_embd":
+    if spec.role in ("token_embd", "per_layer_token_embd"):
         raise RecipeError(
             f"{place}: llama.cpp has no place for factors of {spec.name}", hint="give it rank 0"
         )

@@ -33,6 +33,7 @@ EXACT, GELU = 1e-4, 2e-2
 FLAT = 0.3
 FAMILIES = plugins.names("architectures")
 NOT_YET = {
+    "gemma4_text/experts": "enable_moe_block True",
     "llama/biases": "no part of a llama model",
     "llama/mlp-biases": "no part of a llama model",
     "qwen2/window": "only some layers have a sliding window",
