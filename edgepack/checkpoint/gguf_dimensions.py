@@ -9,7 +9,7 @@ from typing import Any
 from gguf import GGUFWriter, RopeScalingType
 
 from edgepack.architectures.base import FULL, NO_ROPE, SLIDING, Architecture, Number
-from edgepack.checkpoint import gguf_mixers
+from edgepack.checkpoint import gguf_mixers, gguf_sized_kinds
 from edgepack.checkpoint.base import Dimensions
 from edgepack.checkpoint.gguf_keys import HINT, Numbers, decimal
 from edgepack.errors import CheckpointError
@@ -26,7 +26,7 @@ def write(writer: GGUFWriter, family: Architecture, d: Dimensions, place: str) -
     writer.add_block_count(d.num_hidden_layers)
     writer.add_context_length(min(d.max_position_embeddings, uniform or 1 << 31))
     writer.add_embedding_length(d.hidden_size)
-    writer.add_feed_forward_length(d.intermediate_size)
+    writer.add_feed_forward_length(gguf_sized_kinds.inner_widths(d))
     writer.add_head_count(d.num_attention_heads)
     writer.add_head_count_kv(gguf_mixers.kv_heads(d))
     writer.add_key_length(d.head_dim)
@@ -38,6 +38,7 @@ def write(writer: GGUFWriter, family: Architecture, d: Dimensions, place: str) -
     _write_scaling(writer, family, d)
     _write_kinds(writer, family, d)
     gguf_mixers.write(writer, d)
+    gguf_sized_kinds.write(writer, family, d)
     for ours, number in family.numbers.items():
         value = getattr(d, ours)
         if number.gguf and value is not None:
@@ -72,7 +73,7 @@ def _write_kinds(writer: GGUFWriter, family: Architecture, d: Dimensions) -> Non
     assert d.sliding_window is not None
     writer.add_sliding_window(d.sliding_window)
     if d.layer_types != assumed_types(family, d.num_hidden_layers):
-        writer.add_sliding_window_pattern([kind == SLIDING for kind in d.layer_types])
+        writer.add_sliding_window_pattern([kind in gguf_sized_kinds.SLIDES for kind in d.layer_types])
     if "rope_theta" in d.kinds[SLIDING]:
         writer.add_rope_freq_base_swa(d.kinds[SLIDING]["rope_theta"])
 
@@ -158,6 +159,7 @@ def _assumed_otherwise(family: Architecture, d: Dimensions) -> Iterator[str]:
         yield "with layer_types"
     if family.head == ("untied" if d.tie_word_embeddings else "tied"):
         yield f"whose head is {family.head}"
+    yield from gguf_sized_kinds.assumed_otherwise(family, d)
     own: dict[str, Any] = {**d.kinds.get(SLIDING, {})}
     if family.sliding_theta == 0.0 and own.get("rope_theta", d.rope_theta) != d.rope_theta:
         yield "with one rope_theta for all blocks"

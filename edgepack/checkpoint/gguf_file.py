@@ -18,6 +18,7 @@ from edgepack.checkpoint import (
     digests,
     gguf_dimensions,
     gguf_mixers,
+    gguf_sized_kinds,
     rope,
     rounded,
     special,
@@ -70,7 +71,8 @@ class GgufCheckpoint(Checkpoint):
         self._header = GgufParts(path, self._files)
         self._fields = {key: value for key, (value, *_) in self._header.metadata.items()}
         self.architecture = self._architecture()
-        self._numbers = read_numbers(self._fields, self.architecture.gguf, self.place)
+        fields = gguf_sized_kinds.uniform(self._fields, self.architecture)
+        self._numbers = read_numbers(fields, self.architecture.gguf, self.place)
         self._tokens = read_tokenizer(self._fields, self.place).tokens or []
         self.dimensions = self._dimensions()
         found = {
@@ -213,7 +215,7 @@ class GgufCheckpoint(Checkpoint):
                 hint="convert the model again with llama.cpp's convert_hf_to_gguf.py",
             )
         blocks = numbers.block_count
-        if family.kind_roles:
+        if family.kind_roles and not family.sized_kinds:
             kinds = gguf_mixers.read(self._fields, family, blocks, self.place)
         else:
             types, own = gguf_dimensions.read_kinds(family, numbers, theta, self.place)
@@ -247,7 +249,12 @@ class GgufCheckpoint(Checkpoint):
             partial_rotary_factor=turning / head_dim,
             **gguf_dimensions.read_numbers(family, numbers, head_dim, self.place),
             **kinds,
+            **family.fixed,
         )
+        if family.sized_kinds:
+            dimensions = gguf_sized_kinds.read(
+                dimensions, self._fields, self._header.tensors, family, self.place
+            )
         check_heads(dimensions, family, self.place)
         return dimensions
 

@@ -21,10 +21,12 @@ def write(writer: GGUFWriter, d: Dimensions) -> None:
 
 
 def kv_heads(d: Dimensions) -> int | list[int]:
-    """Heads of keys and values; one number a block where some are convolutions and have none."""
-    if CONV not in d.layer_types:
-        return d.num_key_value_heads
-    return [0 if kind == CONV else d.num_key_value_heads for kind in d.layer_types]
+    """Heads of keys and values; one number a block where blocks differ, 0 for convolutions."""
+    found = [
+        0 if kind == CONV else d.block(i).num_key_value_heads
+        for i, kind in enumerate(d.layer_types)
+    ]
+    return found if len(set(found)) > 1 else d.num_key_value_heads
 
 
 def read(

@@ -178,6 +178,11 @@ def _scaling(kind: str, config: Rotary, given: Parameters, place: str) -> dict[s
             f"{place}: rope type {kind!r} without {missing[0]}",
             hint="config.json is incomplete; take the one published with the model",
         )
+    if kind == "proportional" and (given.factor or 1.0) != 1.0:
+        raise CheckpointError(
+            f"{place}: rope type {kind!r} with factor {given.factor} is not supported",
+            hint="published models have none",
+        )
     if kind == "llama3" and values["high_freq_factor"] <= values["low_freq_factor"]:
         raise CheckpointError(
             f"{place}: high_freq_factor is not above low_freq_factor",
