@@ -132,7 +132,7 @@ def read_dimensions(
     config = validate(_model_of(architecture), heard, where, CheckpointError, hint=HINT)
     heads = config.num_attention_heads
     head_dim = config.head_dim or config.hidden_size // heads
-    positions = rope.from_config(config, architecture, place)
+    positions = rope.from_config(config, architecture, head_dim, place)
     types, kinds = _blocks(config, architecture, positions, place)
     dimensions = Dimensions(
         num_hidden_layers=config.num_hidden_layers,

@@ -9,7 +9,7 @@ from typing import Any
 from gguf import GGUFWriter, RopeScalingType
 
 from edgepack.architectures.base import FULL, NO_ROPE, SLIDING, Architecture, Number
-from edgepack.checkpoint import gguf_mixers
+from edgepack.checkpoint import gguf_mixers, rope
 from edgepack.checkpoint.base import Dimensions
 from edgepack.checkpoint.gguf_keys import HINT, Numbers, decimal
 from edgepack.errors import CheckpointError
@@ -60,7 +60,7 @@ def _write_scaling(writer: GGUFWriter, family: Architecture, d: Dimensions) -> N
         if scaling.get("llama_4_scaling_beta"):
             writer.add_rope_scaling_yarn_log_mul(scaling.get("mscale_all_dim") or 0.0)
             writer.add_attn_temperature_scale(scaling["llama_4_scaling_beta"])
-    elif kind == "longrope":
+    elif kind == "longrope" and not rope.is_fixed(scaling):
         writer.add_rope_scaling_type(RopeScalingType.LONGROPE)
         writer.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
         writer.add_rope_scaling_attn_factors(scaling["attention_factor"])
