@@ -9,7 +9,7 @@ from typing import Any, Literal
 LINEAR_ROLES = (
     *("attn_qkv", "attn_q", "attn_k", "attn_v", "attn_output"),
     *("conv_in", "conv_out"),
-    *("ssm_qkv", "ssm_gate", "ssm_alpha", "ssm_beta", "ssm_out"),
+    *("ssm_qkv", "ssm_gate", "ssm_out"),
     *("ffn_gate", "ffn_up", "ffn_down"),
 )
 """The weights of a block that are compressed, in the order in which they are used."""

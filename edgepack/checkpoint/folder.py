@@ -22,6 +22,7 @@ from edgepack.checkpoint import (
     shards,
     special,
     tokenizer,
+    values,
     vocabulary,
 )
 from edgepack.checkpoint.base import Checkpoint, Dimensions, reopened
@@ -124,8 +125,10 @@ class FolderCheckpoint(Checkpoint):
     def warnings(self) -> tuple[str, ...]:  # noqa: D102
         unused = shards.unused_weights(self.folder, self._weights)
         others = ""
-        if self._wrapped:
-            others = shards.left_out(self._weights, self.architecture, self._files)
+        if self._wrapped or self.architecture.passed_over:
+            others = shards.left_out(
+                self._weights, self.architecture, self._files, wrapped=self._wrapped
+            )
         return tuple(filter(None, (unused, others)))
 
     def gguf_warnings(self) -> tuple[str, ...]:  # noqa: D102
@@ -136,9 +139,8 @@ class FolderCheckpoint(Checkpoint):
         return place.read(self._files), place.dtype
 
     def tensor(self, name: str) -> Tensor:  # noqa: D102
-        stored = self._places[name].read(self._files).to(torch.float32)
-        shift = self.architecture.norm_shift
-        return stored + shift if shift and self.specs[name].role.endswith("_norm") else stored
+        stored, role = self._places[name].read(self._files), self.specs[name].role
+        return values.from_hf(self.architecture, self.dimensions, role, stored)
 
     def quantized(self, name: str) -> QuantizedTensor | None:  # noqa: D102
         return None

@@ -206,6 +206,7 @@ class GgufCheckpoint(Checkpoint):
                 self.place,
             ),
             sliding_window=None,
+            partial_rotary_factor=(numbers.dimension_count or head_dim) / head_dim,
             tie_word_embeddings="output.weight" not in self._header.tensors,
             **gguf_mixers.read(self._fields, family, numbers.block_count, self.place),
         )
@@ -217,7 +218,8 @@ class GgufCheckpoint(Checkpoint):
             ("attention.value_length", numbers.value_length),
             ("rope.dimension_count", numbers.dimension_count),
         ):
-            if value not in (None, head_dim):
+            partial = self.architecture.partial_rotary and key.startswith("rope.")
+            if value not in (None, head_dim) and not partial:
                 raise CheckpointError(
                     f"{self.place}: {self.architecture.gguf}.{key} is {value}, "
                     f"the keys' length {head_dim}",

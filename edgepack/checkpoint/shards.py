@@ -111,10 +111,12 @@ def tensors(
     return found
 
 
-def left_out(paths: list[Path], architecture: Architecture, files: SourceFiles) -> str:
-    """A warning about the tensors of a multimodal repository that are not of its language model."""
+def left_out(
+    paths: list[Path], architecture: Architecture, files: SourceFiles, *, wrapped: bool
+) -> str:
+    """A warning about the tensors of a repository that are not of its language model."""
     names = [name for path in paths for name in header(path, files)]
-    others = [name for name in names if not inside(name, architecture, wrapped=True)]
+    others = [name for name in names if not inside(name, architecture, wrapped=wrapped)]
     parts = {".".join(name.split(".")[:2]) for name in others}
     if not others:
         return ""
@@ -125,7 +127,9 @@ def left_out(paths: list[Path], architecture: Architecture, files: SourceFiles) 
 
 def inside(stored: str, architecture: Architecture, *, wrapped: bool) -> str:
     """The name in the language model of a tensor of a multimodal repository; "" if it is of no
-    part of the language model."""
+    part of the language model, or passed over by its family."""
+    if stored.startswith(architecture.passed_over):
+        return ""
     if not wrapped:
         return stored
     for prefix, inner in LANGUAGE_MODEL.items():
