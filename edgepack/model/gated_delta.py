@@ -82,8 +82,8 @@ def delta_rule(
     parts = []
     for at in range(0, v.shape[2], CHUNK):
         here = slice(at, at + CHUNK)
-        inputs = (t[:, :, here] for t in (q, k, v, decay, rate))
-        out, state = _chunk(*inputs, state)
+        a, b = decay[:, :, here], rate[:, :, here]
+        out, state = _chunk(q[:, :, here], k[:, :, here], v[:, :, here], a, b, state)
         parts.append(out)
     return torch.cat(parts, dim=2), state
 

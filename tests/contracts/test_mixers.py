@@ -267,7 +267,7 @@ def write_recipe(folder, family: str, **sections) -> None:
         dtype=torch.float16,
     )
     (folder / "text.txt").write_text("\n".join(TEXT * 30))
-    rows = ({"prompt": f"{i} + 1?", "completion": f"{i + 1}"} for i in range(12))
+    rows = ({"prompt": f"{i} + 1?", "completion": f"{i + 1}"} for i in range(30))
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     calibrate = {"source": "text.txt", "tokens": 1024, "sequence_length": 64}
     recipe = {
@@ -283,7 +283,7 @@ def write_recipe(folder, family: str, **sections) -> None:
 def built(request, tmp_path_factory):
     """(plan, output folder, a text's logits by our forward pass with the decomposed weights)."""
     folder = tmp_path_factory.mktemp(request.param)
-    finetune = {"data": "rows.jsonl", "steps": 8, "learning_rate": 0.003}
+    finetune = {"data": "rows.jsonl", "steps": 12, "learning_rate": 0.001}
     compress = {"format": "q4_0", "rank": 8}
     write_recipe(folder, request.param, compress=compress, finetune=finetune)
     artifact = edgepack.build(folder / "recipe.yaml", "gguf", out=folder / "out")
