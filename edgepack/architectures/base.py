@@ -114,11 +114,11 @@ class Architecture:
     ``attn_q.bias`` is the bias of ``attn_q``); `optional` weights exist in some checkpoints of the
     family only. `outside` maps the roles outside the blocks, which lie in the list `layers`.
     `shapes` are those of roles that differ from the usual (`checkpoint._layout.SHAPES`).
-    `gguf_names` are stems of tensors that GGUF calls otherwise than our role. `split` are stored
-    tensors whose rows are those of several roles, in equal parts.
+    `gguf_names` are stems of tensors that GGUF calls otherwise than our role. `stored` are tensors
+    that files have instead: their rows are those of one role or, in equal parts, of several.
 
     `kind_roles` are roles that only blocks of a kind have; a role that no kind names is in all
-    blocks. A tensor whose name begins with one of `passed_over` is no part of the forward pass.
+    blocks.
 
     **config.json.** `required` are settings that have no other value here, `renamed` those of our
     dimensions that are called otherwise there, `ignored` are keys that mean something in other
@@ -135,14 +135,17 @@ class Architecture:
     Hugging Face's order, not half a head apart. `window` says which layers may have a sliding
     window: none (""), "all", or as the configuration has it "by layer"; it is `usual_window`
     positions wide (None: there is none) where config.json does not name it. In a family of
-    `mixed` kinds of blocks, ``layer_types`` says the kind of each. Learned positions begin with
+    `mixed` kinds of blocks, ``layer_types`` says the kind of each. If those with a window have
+    rotary positions of their own, their base is `sliding_theta` where a GGUF does not say it (0:
+    that of the others). Learned positions begin with
     `unused_positions` rows that no token meets. In a `parallel` block attention and feed-forward
     part read the residual stream behind the same norm. With `gated_queries`, attn_q has a gate
     behind every head's query, and attention's output is multiplied by its sigmoid.
 
     **GGUF.** `gguf` is the architecture's name there, "" if it has none. `permute_qk` says whether
     its q and k rows are stored in llama.cpp's interleaved rotary order, `square_q` whether
-    llama.cpp takes q to be as wide as the hidden state. `period` are the kinds of blocks, over and
+    llama.cpp takes q to be as wide as the hidden state, `head` whether it knows only heads that
+    are "tied" to the embeddings or only "untied" ones. `period` are the kinds of blocks, over and
     over, that llama.cpp assumes.
     """
 
@@ -157,9 +160,8 @@ class Architecture:
     outside: Mapping[str, str] = field(default_factory=lambda: OUTSIDE)
     shapes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     gguf_names: Mapping[str, str] = field(default_factory=dict)
-    split: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    stored: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     kind_roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    passed_over: tuple[str, ...] = ()
     activation: str = "silu"
     required: Mapping[str, Any] = field(default_factory=lambda: {"hidden_act": "silu"})
     renamed: Mapping[str, str] = field(default_factory=dict)
@@ -181,6 +183,8 @@ class Architecture:
     usual_partial_rotary: float = 1.0
     window: Literal["", "all", "by layer"] = ""
     usual_window: int | None = 4096
+    sliding_theta: float | None = None
+    head: Literal["", "tied", "untied"] = ""
     mixed: bool = False
     period: tuple[str, ...] = ()
     ignored: frozenset[str] = frozenset()

@@ -27,6 +27,7 @@ PLUGIN = Architecture(
     completed=True,
     numbers=NUMBERS,
     norm_shift=1.0,
+    head="tied",
     mixed=True,
     period=(SLIDING, FULL),
 )

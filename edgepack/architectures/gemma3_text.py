@@ -25,5 +25,7 @@ PLUGIN = replace(
         "logit_softcap": Number("final_logit_softcapping", "final_logit_softcapping"),
     },
     wrapper=("gemma3",),
+    head="",
+    sliding_theta=10000.0,
     period=(SLIDING,) * 5 + (FULL,),
 )

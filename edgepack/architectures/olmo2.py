@@ -11,6 +11,7 @@ PLUGIN = Architecture(
     block=ROLES | QK_NORM | NORMED_WRITERS,
     shapes={"attn_q_norm": ("q",), "attn_k_norm": ("kv",)},
     square_q=True,
+    head="untied",
     required={"hidden_act": "silu", "attention_bias": False},
     completed=True,
 )

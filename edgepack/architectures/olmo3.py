@@ -5,4 +5,4 @@ from dataclasses import replace
 
 from edgepack.architectures.olmo2 import PLUGIN as OLMO2
 
-PLUGIN = replace(OLMO2, name="olmo3", class_name="Olmo3ForCausalLM", mixed=True)
+PLUGIN = replace(OLMO2, name="olmo3", class_name="Olmo3ForCausalLM", mixed=True, sliding_theta=0.0)

@@ -30,7 +30,6 @@ PLUGIN = Architecture(
         "ssm_qkv": "attn_qkv",
         "ssm_gate": "attn_gate",
     },
-    passed_over=("mtp.",),
     required={"hidden_act": "silu", "attention_bias": False},
     renamed={"conv_kernel": "linear_conv_kernel_dim"},
     completed=True,

@@ -24,6 +24,7 @@ __all__ = [
     "gguf_shape",
     "interleaved_rows",
     "open_checkpoint",
+    "open_local",
 ]
 
 PACKAGE = "package:"
@@ -37,6 +38,15 @@ def open_checkpoint(model: str, base: Path | None = None) -> Checkpoint:
     installed Python package) or a Hub id with an optional ``@revision``. Relative paths are
     relative to `base` (the recipe's folder), else to the working directory.
     """
+    found = open_local(model, base)
+    if found is not None:
+        return found
+    folder = hub.snapshot(model)
+    return FolderCheckpoint(folder, model, revision=folder.name)
+
+
+def open_local(model: str, base: Path | None = None) -> Checkpoint | None:
+    """The same without the Hub; None for a name that may be one of a model there."""
     if model.startswith(PACKAGE):
         return GgufCheckpoint(_in_package(model), model)
     try:
@@ -57,8 +67,7 @@ def open_checkpoint(model: str, base: Path | None = None) -> Checkpoint:
         raise CheckpointError(
             f"{shorten(model, 200)}: {what}", hint=f"{KINDS}; looked in {shorten(str(place))}"
         )
-    folder = hub.snapshot(model)
-    return FolderCheckpoint(folder, model, revision=folder.name)
+    return None
 
 
 def _in_package(model: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import cache
 from pathlib import PurePosixPath
@@ -10,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, create_model
 
 from edgepack.architectures.base import CONV, FULL, LINEAR, NO_ROPE, SLIDING, Architecture
-from edgepack.checkpoint import rope
+from edgepack.checkpoint import completed, detect, rope
 from edgepack.checkpoint.base import Dimensions
 from edgepack.core.untrusted import Untrusted, quote, shorten, validate
 from edgepack.errors import CheckpointError
@@ -110,6 +111,16 @@ def _model(family: str, defaults: tuple[tuple[str, str, Any], ...]) -> type[Conf
     return create_model(f"{family}Config", __base__=Config, **fields)
 
 
+def read(content: Mapping[str, Any], place: str) -> tuple[Architecture, Config, Dimensions]:
+    """The family, the entries and the dimensions of a config.json, completed as transformers does
+    it; of a multimodal repository, those of its language model."""
+    content = completed.text_config(content, place)
+    family = detect.architecture(content, place)
+    content = completed.complete(content, family, place)
+    detect.refuse_other_settings(content, family, place)
+    return family, *read_dimensions(content, family, place)
+
+
 def read_dimensions(
     content: Mapping[str, Any], architecture: Architecture, place: str
 ) -> tuple[Config, Dimensions]:
@@ -139,7 +150,7 @@ def read_dimensions(
         rope_sections=rope.sections(config, architecture),
         **{name: getattr(config, name) for name in MIXERS},
         **positions[FULL],
-        **_numbers(heard, architecture, where),
+        **_numbers(heard, architecture, head_dim, where),
     )
     if config.head_dim is None and config.hidden_size % heads:
         raise CheckpointError(
@@ -152,7 +163,9 @@ def read_dimensions(
     return config, dimensions
 
 
-def _numbers(content: Mapping[str, Any], family: Architecture, where: str) -> dict[str, Any]:
+def _numbers(
+    content: Mapping[str, Any], family: Architecture, head_dim: int, where: str
+) -> dict[str, Any]:
     """The family's factors and soft caps; null is none."""
     found = {ours: content.get(number.key) for ours, number in family.numbers.items()}
     read: dict[str, float] = {}
@@ -165,7 +178,9 @@ def _numbers(content: Mapping[str, Any], family: Architecture, where: str) -> di
                 f"{where}: {number.key} should be a positive number, not {quote(value)}", hint=HINT
             )
         read[ours] = number.read(value)
-    return {ours: value for ours, value in read.items() if value != 1.0 or "cap" in ours}
+    if "attention_scale" in read and math.isclose(read["attention_scale"], head_dim**-0.5):
+        del read["attention_scale"]
+    return {ours: value for ours, value in read.items() if value != getattr(Dimensions, ours)}
 
 
 def _blocks(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgepack.architectures.base import Architecture
+from edgepack.checkpoint import quantization
 from edgepack.core import plugins
 from edgepack.core.untrusted import quote, shorten
 from edgepack.errors import CheckpointError
@@ -19,7 +20,7 @@ BARE = ("Model", "ForCausalLM")
 def architecture(config: Mapping[str, Any], place: str) -> Architecture:
     """The family that config.json names, by ``model_type`` as in transformers."""
     name, known = config.get("model_type"), plugins.names("architectures")
-    refuse_quantized(config, place)
+    quantization.block_of(config, place)
     if not isinstance(name, str) or name not in known:
         raise _unknown(name, known, place)
     found: Architecture = plugins.find("architectures", name)
@@ -51,20 +52,6 @@ def refuse_other_settings(config: Mapping[str, Any], family: Architecture, place
                 f"{place}: {key} {quote(given)} is not supported",
                 hint=f"{family.name} models are computed with {key} {wanted!r}",
             )
-
-
-def refuse_quantized(config: Mapping[str, Any], place: str) -> None:
-    """Refuse a model whose weights are codes of a quantization."""
-    about = config.get("quantization_config")
-    if about is None:
-        return
-    method = about.get("quant_method") if isinstance(about, dict) else None
-    what = shorten(method, 40) if isinstance(method, str) else "an unknown method"
-    raise CheckpointError(
-        f"{place}: the weights are already quantized ({what})",
-        hint="name the unquantized checkpoint that it was made from; if it is one, remove "
-        "quantization_config from config.json",
-    )
 
 
 def _refuse_other_class(config: Mapping[str, Any], family: Architecture, place: str) -> None:
@@ -99,5 +86,5 @@ def no_config(folder: Path) -> str:
     if files:
         return f"to start from a GGUF file, name it: {shorten(files[0], 100)}"
     if (folder / "adapter_config.json").is_file():
-        return "this is an adapter: merge it into its base model first"
+        return "this is an adapter: write model: {base: …, adapter: …} in the recipe"
     return "a model folder has config.json, *.safetensors and tokenizer.json"

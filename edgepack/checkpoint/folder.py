@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,11 @@ from edgepack.checkpoint import (
     detect,
     digests,
     gguf_dimensions,
+    passed_over,
+    quantization,
     rope,
+    rounded,
+    scaled,
     shards,
     special,
     tokenizer,
@@ -26,7 +31,7 @@ from edgepack.checkpoint import (
     vocabulary,
 )
 from edgepack.checkpoint.base import Checkpoint, Dimensions, reopened
-from edgepack.checkpoint.config import Generation, read_dimensions
+from edgepack.checkpoint.config import Generation, read
 from edgepack.checkpoint.source_files import SourceFiles
 from edgepack.core.untrusted import shorten, validate
 from edgepack.core.weights import QuantizedTensor
@@ -49,6 +54,7 @@ TOKENIZER = (
 """Files from which transformers may read a tokenizer and its templates."""
 FILES = (
     "config.json",
+    "adapter_config.json",
     "model*.safetensors",
     shards.INDEX,
     *TOKENIZER,
@@ -57,11 +63,19 @@ FILES = (
 )
 """Files of a repository that are downloaded; ``consolidated.safetensors`` has the same weights."""
 CONFIG, GENERATION = "config.json", "generation_config.json"
+ADAPTER = "adapter_config.json"
+ADAPTER_HINT = "to merge an adapter, write model: {base: …, adapter: …} in the recipe"
+UNTIED = (
+    "{}: the head differs from the embedding that config.json ties it to, so it is read as a "
+    "matrix of its own, as transformers does"
+)
 GENERATION_HINT = "take the one published with the model, or remove it"
 
 
 class FolderCheckpoint(Checkpoint):
     """A folder as written by ``save_pretrained``; `revision` is the commit of a Hub snapshot."""
+
+    _wrapped = False
 
     def __init__(self, folder: Path, model: str, revision: str | None = None) -> None:
         self.folder, self.model, self.revision = folder, model, revision
@@ -69,20 +83,12 @@ class FolderCheckpoint(Checkpoint):
         self._files = SourceFiles()
         whole = self._read_config()
         self._wrapped = whole.get("model_type") in completed.wrappers()
-        content = completed.text_config(whole, self.place)
-        self.architecture = detect.architecture(content, self.place)
-        content = completed.complete(content, self.architecture, self.place)
-        detect.refuse_other_settings(content, self.architecture, self.place)
-        self._config, self.dimensions = read_dimensions(content, self.architecture, self.place)
+        self.architecture, self._config, self.dimensions = read(whole, self.place)
         self._weights = shards.weight_files(folder, self._files, self.place)
-        self._places = shards.tensors(
-            self._weights,
-            self.architecture,
-            self._files,
-            self.place,
-            wrapped=self._wrapped,
-        )
-        self._drop_tied_copy()
+        places = self._read_headers(whole)
+        blocks = self.dimensions.num_hidden_layers
+        self._places, self._left_out = passed_over.split(places, self.architecture, blocks)
+        self._tie()
         found = {name: _layout.TensorInfo(p.shape, p.dtype) for name, p in self._places.items()}
         self.specs, _ = _layout.match(
             self.place, self.architecture, self.dimensions, found, self.architecture.hf_name
@@ -90,6 +96,22 @@ class FolderCheckpoint(Checkpoint):
         self._refuse_unread_biases()
         self._read_files = self._list_files()
         self._files.check(self._read_files)
+
+    def _read_headers(self, config: Mapping[str, Any]) -> dict[str, scaled.Source]:
+        """Every tensor by its name, codes together with their scales."""
+        block = quantization.block_of(config, self.place)
+        coded = quantization.is_coded(config)
+        found = shards.tensors(
+            self._weights,
+            self.architecture,
+            self._files,
+            self.place,
+            wrapped=self._wrapped,
+            coded=coded,
+        )
+        if not coded:
+            return dict(found)
+        return scaled.apart(scaled.joined(found, self.place, block), self.architecture)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as the place that it is opened from."""
@@ -124,19 +146,24 @@ class FolderCheckpoint(Checkpoint):
 
     def warnings(self) -> tuple[str, ...]:  # noqa: D102
         unused = shards.unused_weights(self.folder, self._weights)
+        adapter = (self.folder / ADAPTER).is_file()
         others = ""
-        if self._wrapped or self.architecture.passed_over:
-            others = shards.left_out(
-                self._weights, self.architecture, self._files, wrapped=self._wrapped
-            )
-        return tuple(filter(None, (unused, others)))
+        if self._wrapped:
+            others = shards.left_out(self._weights, self.architecture, self._files)
+        return (
+            *filter(None, (unused, others)),
+            *([f"{ADAPTER} is not read: {ADAPTER_HINT}"] if adapter else []),
+            *([UNTIED.format(self.place)] if self._untied else []),
+            *passed_over.told(self._left_out),
+            *rounded.warning(self.specs.values(), self.place),
+        )
 
     def gguf_warnings(self) -> tuple[str, ...]:  # noqa: D102
         return (*_window_warning(self.dimensions), *self._description[1])
 
     def stored(self, name: str) -> tuple[Tensor, str]:  # noqa: D102
         place = self._places[name]
-        return place.read(self._files), place.dtype
+        return place.read(self._files), place.kind
 
     def tensor(self, name: str) -> Tensor:  # noqa: D102
         stored, role = self._places[name].read(self._files), self.specs[name].role
@@ -214,17 +241,20 @@ class FolderCheckpoint(Checkpoint):
             )
         return content
 
-    def _drop_tied_copy(self) -> None:
-        """Ignore the head of a tied model if it is a copy of the embedding; refuse another head."""
+    def _tie(self) -> None:
+        """Read the two matrices of a tied model as transformers does: a copy of the embedding is
+        no weight, another head unties them, and a head alone is the embedding."""
+        self._untied = False
         head, embedding = map(self.architecture.hf_name, ("output", "token_embd"))
-        if not (self.dimensions.tie_word_embeddings and {head, embedding} <= set(self._places)):
+        if not self.dimensions.tie_word_embeddings or head not in self._places:
             return
-        if not torch.equal(self.tensor(head), self.tensor(embedding)):
-            raise CheckpointError(
-                f"{self.place}: {head} differs from the embedding it is tied to",
-                hint="if the head is meant, set tie_word_embeddings to false in config.json",
-            )
-        del self._places[head]
+        if embedding not in self._places:
+            self._places[embedding] = self._places.pop(head)
+        elif torch.equal(*(self._places[name].read(self._files) for name in (head, embedding))):
+            del self._places[head]
+        else:
+            self._untied = True
+            self.dimensions = replace(self.dimensions, tie_word_embeddings=False)
 
     def _refuse_unread_biases(self) -> None:
         """Refuse biases that transformers would not load, because the configuration lacks them."""
@@ -239,7 +269,7 @@ class FolderCheckpoint(Checkpoint):
 
 def _window_warning(dims: Dimensions) -> tuple[str, ...]:
     window, context = dims.sliding_window, dims.max_position_embeddings
-    if window is None or window >= context:
+    if dims.layer_types or window is None or window >= context:
         return ()
     return (
         f"GGUF has no sliding window for this architecture: right up to {window} positions, and "

@@ -8,9 +8,10 @@ from typing import Any
 
 from gguf import GGUFWriter, RopeScalingType
 
-from edgepack.architectures.base import FULL, NO_ROPE, SLIDING, Architecture
+from edgepack.architectures.base import FULL, NO_ROPE, SLIDING, Architecture, Number
 from edgepack.checkpoint import gguf_mixers
 from edgepack.checkpoint.base import Dimensions
+from edgepack.checkpoint.gguf_keys import HINT, Numbers, decimal
 from edgepack.errors import CheckpointError
 
 
@@ -75,6 +76,68 @@ def _write_kinds(writer: GGUFWriter, family: Architecture, d: Dimensions) -> Non
         writer.add_rope_freq_base_swa(d.kinds[SLIDING]["rope_theta"])
 
 
+def read_kinds(
+    family: Architecture, numbers: Numbers, theta: float, place: str
+) -> tuple[tuple[str, ...], dict[str, dict[str, Any]]]:
+    """The kind of every block, and what each kind has of its own, as llama.cpp takes them."""
+    if not family.mixed:
+        return (), {}
+    blocks, pattern, period = numbers.block_count, numbers.pattern, family.period
+    if isinstance(pattern, list):
+        if len(pattern) != blocks:
+            raise CheckpointError(
+                f"{place}: {len(pattern)} entries of attention.sliding_window_pattern for "
+                f"{blocks} blocks",
+                hint=HINT,
+            )
+        types = tuple(SLIDING if slides else FULL for slides in pattern)
+    elif pattern is not None or not period:
+        every = pattern or 4
+        types = tuple(FULL if (i + 1) % every == 0 else SLIDING for i in range(blocks))
+    else:
+        types = assumed_types(family, blocks)
+    local = decimal(numbers.freq_base_swa) if numbers.freq_base_swa else family.sliding_theta
+    own: dict[str, dict[str, Any]] = {
+        FULL: {"sliding_window": None},
+        SLIDING: {}
+        if family.sliding_theta is None
+        else {
+            "rope_theta": local or theta,
+            "rope_scaling": None,
+            "partial_rotary_factor": 1.0,
+        },
+        NO_ROPE: {"sliding_window": None, "partial_rotary_factor": 0.0},
+    }
+    return types, {kind: own[kind] for kind in sorted(set(types))}
+
+
+def read_numbers(
+    family: Architecture, numbers: Numbers, head_dim: int, place: str
+) -> dict[str, Any]:
+    """Factors and soft caps of our dimensions. A file that has one which its family has not is
+    refused, because llama.cpp may or may not use it."""
+    read: dict[str, float] = {}
+    for ours, value in numbers.scales.items():
+        number = family.numbers.get(ours)
+        if number is None and value not in (None, 0, 1):
+            raise CheckpointError(
+                f"{place}: {ours} {value:g} is not supported in {family.gguf} models", hint=HINT
+            )
+        if number is None or not number.gguf:
+            continue
+        value = number.assumed if value is None else decimal(value)
+        if value:
+            read[ours] = number.read(value)
+    if family.numbers.get("embedding_scale", Number("")).rule == "root":
+        read["embedding_scale"] = math.sqrt(numbers.embedding_length)
+    if numbers.block_count == _LARGEST.get(family.gguf):
+        read["attention_scale"] = (numbers.embedding_length // numbers.head_count) ** -0.5
+    scale = read.get("attention_scale")
+    if scale is not None and math.isclose(scale, head_dim**-0.5):
+        del read["attention_scale"]
+    return {ours: value for ours, value in read.items() if value != 1.0 or "cap" in ours}
+
+
 def assumed_types(family: Architecture, blocks: int) -> tuple[str, ...]:
     """The kinds of blocks that llama.cpp takes for granted; empty if the family has no such."""
     if not family.period:
@@ -92,6 +155,8 @@ def _assumed_otherwise(family: Architecture, d: Dimensions) -> Iterator[str]:
         yield "with a sliding_window where layer_types has sliding_attention"
     if SLIDING in assumed and FULL not in d.layer_types and SLIDING not in d.layer_types:
         yield "with layer_types"
+    if family.head == ("untied" if d.tie_word_embeddings else "tied"):
+        yield f"whose head is {family.head}"
     own: dict[str, Any] = {**d.kinds.get(SLIDING, {})}
     if own.get("rope_scaling") is not None:
         yield "without scaled rotary positions in sliding_attention"

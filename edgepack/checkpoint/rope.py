@@ -216,27 +216,57 @@ def _longrope(config: Rotary, given: Parameters, values: Mapping[str, Any]) -> d
 
 def from_gguf(
     kind: str,
-    factor: float,
-    divisors: Tensor | None,
+    given: Mapping[str, Any],
+    divisors: Mapping[str, Tensor],
     theta: float,
-    head_dim: int,
+    width: int,
     place: str,
 ) -> dict[str, Any] | None:
-    """The scaling of a GGUF, None for none.
+    """The scaling of a GGUF, None for none. `given` are the numbers in its keys, `divisors` its
+    tensors of divisors (see `TENSOR` and `LONGROPE`), `width` the columns of a head that turn.
 
     The file does not hold Llama 3's parameters, only the divisors computed from them. They are
     recognised by computing them again.
     """
-    if kind not in ("linear", "none"):
+    if kind not in ("linear", "none", "yarn", "longrope"):
         raise CheckpointError(f"{place}: rope scaling {quote(kind)} is not supported", hint=HINT)
-    if divisors is not None:
-        largest = float(divisors.max())
-        scaling = {"rope_type": "llama3", "factor": largest} | LLAMA3
-        again = llama3_divisors(theta, head_dim, scaling) if largest > 0 else divisors[:0]
-        if again.shape != divisors.shape or not torch.allclose(again, divisors, rtol=1e-5):
-            raise CheckpointError(f"{place}: {TENSOR} is not Llama 3's rotary scaling", hint=HINT)
-        return scaling
+    length = "original_max_position_embeddings"
+    if set(LONGROPE) <= set(divisors):
+        factors = {key: divisors[name].tolist() for name, key in LONGROPE.items()}
+        about = {length: given[length], "attention_factor": given["attention_factor"] or 1.0}
+        return {"rope_type": "longrope"} | factors | about
+    if TENSOR in divisors:
+        return _llama3_from(divisors[TENSOR], theta, width, place)
+    if kind == "yarn":
+        return _yarn_from(given, place)
+    factor = given["factor"]
     return {"rope_type": "linear", "factor": factor} if kind == "linear" and factor != 1 else None
+
+
+def _llama3_from(divisors: Tensor, theta: float, width: int, place: str) -> dict[str, Any]:
+    largest = float(divisors.max())
+    scaling = {"rope_type": "llama3", "factor": largest} | LLAMA3
+    again = llama3_divisors(theta, width, scaling) if largest > 0 else divisors[:0]
+    if again.shape != divisors.shape or not torch.allclose(again, divisors, rtol=1e-5):
+        raise CheckpointError(f"{place}: {TENSOR} is not Llama 3's rotary scaling", hint=HINT)
+    return scaling
+
+
+def _yarn_from(given: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """YaRN as llama.cpp computes it: the factor of cos and sin follows from the others."""
+    length = "original_max_position_embeddings"
+    if given[length] is None:
+        raise CheckpointError(
+            f"{place}: rope scaling yarn without an original context",
+            hint="convert the model again with llama.cpp's convert_hf_to_gguf.py",
+        )
+    fields = {key: value for key, value in given.items() if value and key != "attention_factor"}
+    if given["mscale_all_dim"]:
+        fields["mscale"] = 1.0
+    values = {key: given[key] for key in SUPPORTED["yarn"]}
+    read = Parameters(**fields)
+    config = Rotary(max_position_embeddings=given[length])
+    return {"rope_type": "yarn"} | values | _yarn(config, read, values)
 
 
 def extra_tensors(d: Dimensions) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Weights as the forward pass takes them, from what Hugging Face's files store.
+"""Weights as the forward pass takes them, from what Hugging Face's files store, and back.
 
 Gains that are stored as γ − 1 become γ, and A_log of a gated delta net becomes −exp(A_log). The
 value heads of a gated delta net are stored in groups, one for each key head: g0v0 g0v1 g1v0 g1v1.
@@ -53,12 +53,29 @@ def order(d: Dimensions, role: str) -> Order | None:
 def from_hf(family: Architecture, d: Dimensions, role: str, stored: Tensor) -> Tensor:
     """A weight as the forward pass takes it, float32, from the values in the file."""
     value = stored.to(torch.float32)
-    if family.norm_shift and role.endswith("_norm") and role not in UNSHIFTED:
-        value = value + family.norm_shift
+    if shift := _shift(family, role):
+        value = value + shift
     if role == "ssm_a":
         value = -value.exp()
     places = order(d, role)
     return value if places is None else value.index_select(*places)
+
+
+def to_hf(family: Architecture, d: Dimensions, role: str, value: Tensor) -> Tensor:
+    """The inverse of `from_hf`, up to rounding."""
+    places = order(d, role)
+    if places is not None:
+        value = value.index_select(places[0], torch.argsort(places[1]))
+    if role == "ssm_a":
+        return (-value).log()
+    shift = _shift(family, role)
+    return value - shift if shift else value
+
+
+def _shift(family: Architecture, role: str) -> float:
+    """What is added to stored values."""
+    shifted = role.endswith("_norm") and role not in UNSHIFTED
+    return family.norm_shift if shifted else 0.0
 
 
 def pair_to_hf(checkpoint: Checkpoint, name: str, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:

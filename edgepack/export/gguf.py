@@ -42,7 +42,10 @@ FILE_TYPES = {
     22: 28,  # IQ2_S
     23: 30,  # IQ4_XS
     30: 32,  # BF16
+    40: 39,  # NVFP4
     42: 41,  # Q2_0
+    43: 42,  # IQ2_NL, as proposed
+    44: 43,  # IQ3_NL, as proposed
 }
 """``enum ggml_type`` → ``enum llama_ftype``, which llama.cpp prints as the kind of the file."""
 

@@ -19,25 +19,26 @@ import torch
 from torch import Tensor
 
 from edgepack.architectures.base import Architecture
-from edgepack.checkpoint import Checkpoint, hub, open_checkpoint
+from edgepack.checkpoint import Checkpoint, hub, open_checkpoint, values
 from edgepack.checkpoint._layout import TensorInfo
+from edgepack.checkpoint.adapter_folder import open_adapter
+from edgepack.checkpoint.completed import text_config
 from edgepack.checkpoint.digests import combine
 from edgepack.checkpoint.folder import CONFIG
 from edgepack.checkpoint.gguf_file import GgufCheckpoint
-from edgepack.checkpoint.peft import CONFIG as ADAPTER
+from edgepack.checkpoint.lora import LoraAdapter
+from edgepack.checkpoint.naming import naming
 from edgepack.checkpoint.source_files import SourceFiles
 from edgepack.core import plugins
 from edgepack.core.untrusted import shorten
 from edgepack.errors import CheckpointError
 from edgepack.merge.by_name import ByName
-from edgepack.merge.lora import LoraAdapter, is_adapter
 from edgepack.recipe.references import Reference
 
-ADAPTER_FILES = (ADAPTER, "adapter_model.safetensors")
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 """Keys of config.json that say how many layers there are, in the families of transformers."""
 _NUMBERED = re.compile(r"(.+?)\.(\d{1,6})\.(.+)")
-FLOATS = ("F32", "F16", "BF16")
+FLOATS = ("F64", "F32", "F16", "BF16")
 BLOCK = 1 << 17
 """Numbers looked at together: as float32 they stay in a core's cache."""
 SUMS = {torch.float64: torch.float64}
@@ -121,8 +122,8 @@ class Input:
         given = getattr(self.model, "merged_config", None)
         if given is not None:
             return dict(given)
-        if self.folder is not None:
-            return dict(SourceFiles().read_json(self.folder / CONFIG))
+        if self.folder is not None and not self.model.architecture.saved_as:
+            return text_config(SourceFiles().read_json(self.folder / CONFIG), self.name)
         from edgepack.checkpoint.save import config
 
         return config(self.model)
@@ -159,6 +160,8 @@ class Input:
             return self.model.read(name)
         if isinstance(self.model, GgufCheckpoint):
             W = self.model.tensor(name)
+            role = self.model.specs[name].role
+            W = values.to_hf(self.model.architecture, self.model.dimensions, role, W)
             kind = self.tensors[name].dtype
             return W.to({"F16": torch.float16, "BF16": torch.bfloat16}.get(kind, torch.float32))
         return self.model.stored(name)[0]
@@ -189,14 +192,13 @@ def open_input(reference: Reference, base: Path) -> Input:
     whole = base / Path(str(reference)).expanduser()
     if reference.lora is not None and _exists(whole):
         reference = Reference(str(reference))
-    try:
+    with naming(reference.model):
         model = _open_model(reference.model, base)
-    except CheckpointError as error:
-        raise _named(error, reference.model) from error
     name = _name(model)
     if reference.lora is None:
         return Input(reference, name, model)
-    adapter = _open_adapter(reference.lora, base)
+    family = None if isinstance(model, ByName) else model.architecture
+    adapter = open_adapter(reference.lora, base, family)
     found = Input(reference, f"{name}+{adapter.name}", model, adapter)
     adapter.check({key: info.shape for key, info in found.tensors.items()}, name)
     return found
@@ -226,13 +228,6 @@ def _open_model(name: str, base: Path) -> Checkpoint | ByName:
         return found
 
 
-def _named(error: CheckpointError, name: str) -> CheckpointError:
-    """The error, with the model's name: every model has a config.json and a model.safetensors."""
-    if error.message.startswith((name, f"{Path(name).name}:")):
-        return error
-    return CheckpointError(f"{shorten(name, 100)}: {error.message}", hint=error.hint)
-
-
 def _unknown_family(name: str, base: Path) -> ByName | None:
     """A folder whose `model_type` no family of edgepack has; None for whatever else is wrong."""
     path = base / Path(name).expanduser()
@@ -249,21 +244,6 @@ def _unknown_family(name: str, base: Path) -> ByName | None:
     if not isinstance(kind, str) or kind in plugins.names("architectures"):
         return None
     return ByName(path, name, revision)
-
-
-def _open_adapter(name: str, base: Path) -> LoraAdapter:
-    path = base / Path(name).expanduser()
-    if _exists(path):
-        if not is_adapter(path):
-            raise CheckpointError(
-                f"{shorten(name, 100)}: is no PEFT adapter (no {ADAPTER})",
-                hint="what follows a plus sign is an adapter: model+adapter",
-            )
-        return LoraAdapter(path, shorten(path.resolve().name, 80))
-    if not hub.ID.fullmatch(name):
-        raise CheckpointError(f"{shorten(name, 100)}: there is no such adapter")
-    folder = hub.snapshot(name, ADAPTER_FILES)
-    return LoraAdapter(folder, name, folder.name)
 
 
 def is_local(model: Input) -> bool:

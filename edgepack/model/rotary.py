@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -120,6 +121,22 @@ SCALINGS: Mapping[str, Scaling] = {
     "yarn": _yarn,
     "longrope": _longrope,
 }
+
+
+def original_context(d: Dimensions) -> int | None:
+    """Positions up to which LongRoPE's short divisors hold; None in other models."""
+    scaling = d.rope_scaling or {}
+    return scaling["original_max_position_embeddings"] if "long_factor" in scaling else None
+
+
+def reaching(d: Dimensions, context: int) -> Dimensions:
+    """The dimensions whose rotary positions hold for texts of up to `context` positions: beyond
+    LongRoPE's original context, its long divisors take the place of the short ones. They are then
+    used for short texts too, as in llama.cpp; transformers chooses by the length of each text."""
+    original, scaling = original_context(d), d.rope_scaling or {}
+    if original is None or context <= original:
+        return d
+    return replace(d, rope_scaling={**scaling, "short_factor": scaling["long_factor"]})
 
 
 def key(d: Dimensions) -> tuple[Any, ...]:

@@ -4,7 +4,7 @@ QuaRot's offline rotations (Ashkboos et al., arXiv 2404.00456, section 4). The r
 rotated: every weight that reads it becomes W·diag(γ)·R, every one that writes it RᵀW, and the gains
 become 1. The values are rotated head by head, before the output projection mixes them. Signs are
 random, from a fixed seed. A tied head cannot take the final norm's gains, so in tied models only
-the values are rotated. Where attention's output is gated, number by number, the values are not.
+the values are rotated.
 """
 
 from __future__ import annotations
@@ -57,7 +57,11 @@ class Rotated(Rewritten):
     def tensor(self, name: str) -> Tensor:  # noqa: D102
         spec, value = self.specs[name], self.base.tensor(name)
         stem, _, kind = spec.role.partition(".")
-        if stem in VALUES and not self.architecture.gated_queries:
+        if stem == "attn_qkv":  # the last rows are those of v
+            width = self.dimensions.num_key_value_heads * self.dimensions.head_dim
+            rows = _by_head(value[-width:], self._values, 0)
+            value = torch.cat([value[:-width].double(), rows])
+        elif stem in VALUES and not self.architecture.gated_queries:
             value = _by_head(value, self._values, VALUES[stem])
         if self.stream and kind != "bias":
             value = self._in_stream(value, spec)

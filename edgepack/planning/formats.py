@@ -13,7 +13,7 @@ from edgepack.core import plugins
 from edgepack.core.weights import WeightFormat, WeightSpec
 from edgepack.errors import RecipeError
 from edgepack.formats import factor_format
-from edgepack.formats.base import Format
+from edgepack.formats.base import Format, GgmlFormat
 from edgepack.planning.target import Target
 from edgepack.recipe.sections import Compress, WeightOptions
 
@@ -73,10 +73,10 @@ def _choice(
         return WeightFormat("f16"), None
     wanted, place = _options(spec, compress)
     assert wanted.format is not None
-    form: Format = find_format(wanted.format, place, target)
+    form: Format = find_format(wanted.format, place, target, compress)
     fallback = None
     if not form.fits(spec.shape[1]):
-        fitting = [f for f in _by_size(target) if f.fits(spec.shape[1])]
+        fitting = [f for f in _by_size(target, compress) if f.fits(spec.shape[1])]
         if compress.fallback == "refuse":
             names = ", ".join(f.name for f in fitting)
             raise RecipeError(
@@ -90,10 +90,16 @@ def _choice(
     return with_rank(spec, form, wanted, place), fallback
 
 
-def _by_size(target: Target) -> list[Format]:
-    """The formats of a target, smallest first."""
+def allowed(fmt: Format, compress: Compress) -> bool:
+    """Whether the recipe allows a format: one that stock runtimes have, or any."""
+    return compress.experimental_types or not (isinstance(fmt, GgmlFormat) and fmt.waits)
+
+
+def _by_size(target: Target, compress: Compress) -> list[Format]:
+    """The formats of a target that the recipe allows, smallest first."""
     every = map(formats.get, plugins.names("formats"))
-    return sorted((f for f in every if target.stores(f)), key=lambda f: f.bits_per_weight)
+    usable = (f for f in every if target.stores(f) and allowed(f, compress))
+    return sorted(usable, key=lambda f: f.bits_per_weight)
 
 
 def _options(spec: WeightSpec, compress: Compress) -> tuple[WeightOptions, str]:
@@ -143,7 +149,7 @@ def with_rank(spec: WeightSpec, fmt: Format, wanted: WeightOptions, place: str) 
     return WeightFormat(fmt.name, rank, L, R)
 
 
-def find_format(name: str, place: str, target: Target) -> Format:
+def find_format(name: str, place: str, target: Target, compress: Compress) -> Format:
     """A format of a target, by the name that the recipe gives at `place`."""
     try:
         fmt = formats.get(name)
@@ -152,7 +158,13 @@ def find_format(name: str, place: str, target: Target) -> Format:
     if not target.stores(fmt):
         raise RecipeError(
             f"{place}: {name} is no format of --target {target.name}",
-            hint="its formats: " + ", ".join(f.name for f in _by_size(target)),
+            hint="its formats: " + ", ".join(f.name for f in _by_size(target, compress)),
+        )
+    if not allowed(fmt, compress):
+        assert isinstance(fmt, GgmlFormat)
+        raise RecipeError(
+            f"{place}: {name} is an experimental type: {fmt.waits}",
+            hint="--experimental-types allows it, or compress.experimental_types: true",
         )
     return fmt
 

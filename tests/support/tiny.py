@@ -15,6 +15,18 @@ from edgepack.core import plugins
 
 FAMILIES = [f for f in plugins.names("architectures") if plugins.find("architectures", f).gguf]
 """Those that can be packed; the others can be sliced."""
+ROTATABLE = [f for f in FAMILIES if plugins.find("architectures", f).rotates_freely]
+"""Those whose residual stream may be rotated, so that they can be sliced."""
+TIES = [
+    (family, tied)
+    for family in ROTATABLE
+    for tied in (True, False)
+    if not tied or not plugins.find("architectures", family).completed
+]
+"""Families that can be rotated, the oldest ones with tied heads and with others."""
+SLICED = [
+    (f, tied) for f, tied in TIES if f != "phi3"
+]  # llama.cpp wants its q as wide as the stream
 SQUARE = {f for f in FAMILIES if plugins.find("architectures", f).square_q}
 """Those whose heads llama.cpp takes to be as wide together as the hidden state."""
 LAYER_NORM = [f for f in plugins.names("architectures") if f not in FAMILIES]
@@ -28,9 +40,34 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 """Llama 3's rotary scaling, for contexts as short as those of tests."""
+TEMPERED = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "beta_fast": 4.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}
+"""Ministral 3's: queries grow from the 16th position on."""
 OWN_CONFIG: dict[str, dict[str, object]] = {
     "smollm3": {"pad_token_id": 0},
-    "ministral3": {"head_dim": 16, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+    "ministral3": {
+        "head_dim": 16,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 1e4,
+            "factor": 4.0,
+            "original_max_position_embeddings": 32,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "llama_4_scaling_beta": 0.1,
+        },
+    },
     "granite": {
         "embedding_multiplier": 3.0,
         "logits_scaling": 2.0,
@@ -46,12 +83,11 @@ OWN_CONFIG: dict[str, dict[str, object]] = {
         "position_embedding_type": "rope",
         "layer_types": ["full_attention"] * 2,
         "mamba_n_heads": 4,
-        "mamba_d_head": 32,
     },
     "ernie4_5": {"head_dim": 16},
     "olmo3": {"sliding_window": 24},
-    "gemma2": {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 24},
-    "gemma3_text": {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 24},
+    "gemma2": {"head_dim": 16, "sliding_window": 24},
+    "gemma3_text": {"head_dim": 16, "sliding_window": 24},
     "phi3": {"pad_token_id": 0},
     "lfm2": {
         "layer_types": ["conv", "full_attention"],
@@ -73,6 +109,24 @@ OWN_CONFIG: dict[str, dict[str, object]] = {
         },
     },
 }
+LONGROPE = {
+    "max_position_embeddings": 256,
+    "original_max_position_embeddings": 64,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "partial_rotary_factor": 0.75,
+        "original_max_position_embeddings": 64,
+        "short_factor": [1.0 + 0.1 * i for i in range(6)],
+        "long_factor": [1.0 + 0.7 * i for i in range(6)],
+    },
+}
+"""Phi-4-mini's rotary positions for heads of 16: other divisors beyond the original context."""
+KINDS = {
+    "gemma3_text": ("sliding_attention", "full_attention"),
+    "olmo3": ("sliding_attention", "full_attention"),
+}
+"""Kinds of blocks, so that two blocks have both."""
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHAT = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -134,11 +188,19 @@ def make_model(
     """
     architecture = plugins.find("architectures", family)
     config = OWN_CONFIG.get(family, {}) | config
+    if "layer_types" in config and family == "granitemoehybrid":
+        config["layer_types"] = ["full_attention"] * layers
+        config["mamba_d_head"] = 2 * hidden // config["mamba_n_heads"]
+    if family in KINDS:
+        kinds = [KINDS[family][i % 2] for i in range(layers)]
+        config = {"layer_types": kinds} | config
     if types := config.get("layer_types"):
         config["layer_types"] = [types[i % len(types)] for i in range(layers)]
     tokenizer = make_tokenizer(vocab=vocab)
     if family == "qwen3" or "head_dim" in config or (head_dim is not None and family in FAMILIES):
         config["head_dim"] = head_dim or hidden // heads
+    if family.startswith("gemma"):  # as llama.cpp takes it
+        config.setdefault("query_pre_attn_scalar", config["head_dim"])
     if family == "opt":
         config["word_embed_proj_dim"] = hidden
     else:
