@@ -23,6 +23,8 @@ SIZES = {
     },
 }
 """Kind of block → GGUF's keys, and our dimensions that they hold."""
+EPSILON = 1e-6
+"""Of the lengths of q and k in a gated delta net."""
 MOST = 1 << 24
 SECTIONS = 4
 """Numbers of rope.dimension_sections in llama.cpp; those that are left over are 0."""
@@ -39,6 +41,8 @@ def assumed_otherwise(d: Dimensions) -> Iterator[str]:
     """What llama.cpp would compute otherwise, as in `gguf_dimensions`."""
     if LINEAR in d.layer_types and d.linear_key_head_dim != d.linear_value_head_dim:
         yield "whose linear_value_head_dim is linear_key_head_dim"
+    if LINEAR in d.layer_types and d.rms_norm_eps != EPSILON:
+        yield f"with rms_norm_eps {EPSILON:g}, which it takes for the lengths of q and k too"
     if sum(d.rope_sections) > d.head_dim:  # it would end the process
         yield f"with heads of at least {sum(d.rope_sections)}, the sum of mrope_section"
 

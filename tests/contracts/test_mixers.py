@@ -19,7 +19,7 @@ from edgepack.checkpoint.gguf_header import GgufHeader
 from edgepack.core.weight_files import load_weight
 from edgepack.decompose.stage import Decompose
 from edgepack.errors import CheckpointError, EdgepackError, RecipeError
-from edgepack.export.gguf import write_plain
+from edgepack.export.gguf import write_model, write_plain
 from edgepack.model.decoder import Decoder
 from edgepack.model.gated_delta import delta_rule
 from tests.support.tiny import TEXT, make_model
@@ -323,6 +323,31 @@ def test_tuning_learns(built):
     packed = PackedBase.open(artifact.folder)
     changed = {name.rpartition(".layers.0.")[2] for name in packed.matrices}
     assert changed & {"conv.in_proj.weight", "linear_attn.in_proj_qkv.weight"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_two_models_are_merged_tensor_by_tensor(family, tmp_path):
+    """A model and a GGUF of another one, whose values are in the order of llama.cpp."""
+    for seed in (0, 1):
+        make_model(tmp_path / str(seed), family, seed=seed, dtype=torch.float32)
+    write_f32(tmp_path / "1.gguf", open_checkpoint("1", tmp_path))
+    models = [{"model": str(tmp_path / name)} for name in ("0", "1.gguf")]
+    weights = [{**model, "parameters": {"weight": 0.5}} for model in models]
+    merge = {"merge_method": "linear", "dtype": "float32", "models": weights}
+    (tmp_path / "merge.yaml").write_text(
+        json.dumps(merge | {"tokenizer_source": str(tmp_path / "0")})
+    )
+    edgepack.merge_models(tmp_path / "merge.yaml", tmp_path / "merged")
+    found = load_file(tmp_path / "merged" / "model.safetensors")
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("0", "1"))
+    assert set(found) == set(one)
+    for name, value in found.items():
+        assert torch.allclose(value, (one[name] + other[name]) / 2, atol=1e-5), name
+
+
+def write_f32(path, checkpoint):
+    formats = {s.name: "f32" for s in checkpoint.specs.values() if s.is_matrix}
+    write_model(path, checkpoint, formats, checkpoint.tensor)
 
 
 # ------------------------------------------------------------------------ what is refused

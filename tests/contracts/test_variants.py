@@ -16,19 +16,21 @@ import torch
 from edgepack.checkpoint import Checkpoint, open_checkpoint
 from edgepack.core import plugins
 from edgepack.core.progress import finish
-from edgepack.errors import EdgepackError
+from edgepack.errors import EdgepackError, RecipeError
 from edgepack.export.gguf import write_model
 from edgepack.export.profiles import GraphOptions
 from edgepack.export.values import F32
-from edgepack.model.block import KeyValueCache
 from edgepack.model.decoder import Decoder
+from edgepack.recipe.export import Export
 from edgepack.runtimes.forks import Fork
+from edgepack.targets.onnx import Onnx
 from tests.support.families import VARIANTS, Variant, logits, save, tokens
 from tests.support.families.variant import NO_WINDOW, WINDOW
 from tests.support.llama import exact_logits
 
-EXACT, GELU = 1e-4, 2e-2
-"""Largest differences over the deviation of logits; ggml reads GELU from a table of float16."""
+EXACT, GELU, DELTA = 1e-4, 2e-2, 5e-4
+"""Largest differences over the deviation of logits. ggml reads GELU from a table of float16. A
+random gated delta net makes 2e-4 of what float32 rounds; products in float64 leave 8e-6."""
 FLAT = 0.3
 FAMILIES = plugins.names("architectures")
 NOT_YET = {
@@ -91,6 +93,10 @@ def assert_near(found, wanted, tolerance=EXACT):
     assert off <= tolerance
 
 
+def tolerance(variant: Variant) -> float:
+    return DELTA if variant.double else EXACT
+
+
 @torch.no_grad()
 def our_logits(checkpoint: Checkpoint, ids: list[int]) -> np.ndarray:
     return Decoder(checkpoint).logits(torch.tensor([ids]))[0].numpy()
@@ -101,8 +107,7 @@ def step_by_step(checkpoint: Checkpoint, ids: list[int]) -> np.ndarray:
     """Logits of our forward pass when it gets one token after the other."""
     decoder, d = Decoder(checkpoint), checkpoint.dimensions
     blocks = [decoder.block(i) for i in range(d.num_hidden_layers)]
-    shape = (1, d.num_key_value_heads, len(ids), d.head_dim)
-    caches = [KeyValueCache(torch.empty(shape), torch.empty(shape)) for _ in blocks]
+    caches = decoder.caches(1, len(ids))
     head, embed = decoder.ends()
     found = []
     for position, token in enumerate(ids):
@@ -123,7 +128,7 @@ def packed(made, tmp_path_factory):
 
 
 def write_gguf(path, checkpoint: Checkpoint):
-    formats = {s.name: F32 for s in checkpoint.specs.values() if len(s.shape) > 1}
+    formats = {s.name: F32 for s in checkpoint.specs.values() if s.is_matrix}
     write_model(path, checkpoint, formats, checkpoint.tensor)
     return path
 
@@ -131,13 +136,13 @@ def write_gguf(path, checkpoint: Checkpoint):
 @pytest.mark.parametrize("key", READ)
 def test_our_forward_pass_is_that_of_transformers(made, key):
     found = made(key)
-    assert_near(our_logits(found.open(), found.ids), found.wanted)
+    assert_near(our_logits(found.open(), found.ids), found.wanted, tolerance(found.variant))
 
 
 @pytest.mark.parametrize("key", READ)
 def test_tokens_one_by_one_give_the_same(made, key):
     found = made(key)
-    assert_near(step_by_step(found.open(), found.ids), found.wanted)
+    assert_near(step_by_step(found.open(), found.ids), found.wanted, tolerance(found.variant))
 
 
 @pytest.mark.slow
@@ -145,8 +150,8 @@ def test_tokens_one_by_one_give_the_same(made, key):
 def test_our_gguf_gives_the_same_in_llama_cpp(made, packed, key):
     pytest.importorskip("llama_cpp")
     found = made(key)
-    tolerance = GELU if found.variant.gelu else EXACT
-    assert_near(exact_logits(packed(key), found.ids), found.wanted, tolerance)
+    near = GELU if found.variant.gelu else tolerance(found.variant)
+    assert_near(exact_logits(packed(key), found.ids), found.wanted, near)
 
 
 @pytest.mark.slow
@@ -157,7 +162,8 @@ def test_our_gguf_gives_the_same_when_it_is_read_back(made, packed, key):
         with pytest.raises(EdgepackError, match=NO_WAY_BACK[key]):
             open_checkpoint(str(packed(key)))
         return
-    assert_near(our_logits(open_checkpoint(str(packed(key))), found.ids), found.wanted)
+    again = our_logits(open_checkpoint(str(packed(key))), found.ids)
+    assert_near(again, found.wanted, tolerance(found.variant))
 
 
 @pytest.mark.slow
@@ -168,7 +174,11 @@ def test_our_graph_gives_the_same_in_onnx_runtime(made, tmp_path, key):
     onnx_runtime = pytest.importorskip("edgepack.runtimes.onnx_runtime")
     found = made(key)
     checkpoint = found.open()
-    formats = {s.name: F32 for s in checkpoint.specs.values() if len(s.shape) > 1}
+    if checkpoint.architecture.kind_roles:
+        with pytest.raises(RecipeError, match="blocks of several kinds"):
+            Onnx(Export()).check_model(checkpoint)
+        return
+    formats = {s.name: F32 for s in checkpoint.specs.values() if s.is_matrix}
     path = finish(onnx.write_plain(tmp_path, checkpoint, formats, GraphOptions(128)))
     half = len(found.ids) // 2
     fork = Fork(tuple(found.ids[:half]), (tuple(found.ids[half:]),))
