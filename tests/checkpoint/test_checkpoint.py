@@ -266,7 +266,7 @@ def test_source_says_where_the_model_came_from(folder, gguf_path):
     ("change", "named"),
     [
         ({"model_type": "gpt_neox"}, "supported: ernie4_5, gemma2"),
-        ({"model_type": "gemma2"}, "whose norms behind attention and MLP no rotation passes"),
+        ({"model_type": "gemma2"}, "edgepack packs language models: Gemma2ForCausalLM"),
         ({"model_type": ...}, "model_type None"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "gptq"),
         ({"hidden_act": "gelu"}, "'gelu'"),
