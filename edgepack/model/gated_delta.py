@@ -36,6 +36,13 @@ class DeltaCache:
         return cls(past, torch.zeros(batch, *shape))
 
 
+def kept_floats(d: Dimensions) -> int:
+    """Numbers that the backward pass keeps of a position, at most; 0 without a gated delta net."""
+    keys = 2 * d.linear_num_key_heads * d.linear_key_head_dim
+    values = d.linear_num_value_heads * d.linear_value_head_dim
+    return 6 * (keys + 2 * values) + 8 * d.linear_num_value_heads * CHUNK
+
+
 def gated_delta(
     weights: Mapping[str, Tensor],
     d: Dimensions,

@@ -3,7 +3,7 @@ token by token, written as GGUF and read back, packed, tuned; and what is refuse
 
 import json
 import shutil
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cache
 
 import numpy as np
@@ -21,7 +21,7 @@ from edgepack.decompose.stage import Decompose
 from edgepack.errors import CheckpointError, EdgepackError, RecipeError
 from edgepack.export.gguf import write_model, write_plain
 from edgepack.model.decoder import Decoder
-from edgepack.model.gated_delta import delta_rule
+from edgepack.model.gated_delta import delta_rule, gated_delta, kept_floats
 from tests.support.tiny import TEXT, make_model
 
 CONV, FULL, LINEAR = "conv", "full_attention", "linear_attention"
@@ -107,6 +107,36 @@ def test_the_delta_rule_is_the_recurrence(decay):
     found, state = delta_rule(*inputs, torch.zeros(2, 4, 16, 16))
     assert (found.transpose(1, 2) - wanted).abs().max() < 1e-5 * wanted.std()
     assert (state - last).abs().max() < 1e-5 * last.std()
+
+
+@pytest.mark.parametrize(("keys", "heads", "width"), [(16, 16, 128), (16, 32, 128), (2, 4, 16)])
+def test_no_more_is_kept_for_the_backward_pass_than_planned(models, keys, heads, width):
+    """The first two have the heads of Qwen3.5 0.8B and 4B."""
+    d = replace(
+        open_checkpoint(str(models("qwen")[0])).dimensions,
+        linear_num_key_heads=keys,
+        linear_num_value_heads=heads,
+        linear_key_head_dim=width,
+        linear_value_head_dim=width,
+    )
+    qkv, gate, time = (2 * keys + heads) * width, heads * width, 128
+    weights = {"ssm_dt.bias": torch.zeros(heads), "ssm_a": -torch.ones(heads)}
+    weights |= {"ssm_norm": torch.ones(width), "ssm_conv1d": torch.ones(qkv, 1, 4)}
+    rows = {"ssm_qkv": qkv, "ssm_gate": gate, "ssm_alpha": heads, "ssm_beta": heads}
+    kept = {}
+
+    def keep(t):
+        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes() // 4
+        return t
+
+    def linear(role, x):
+        return x[..., :1].expand(*x.shape[:-1], rows.get(role, 8)).contiguous()
+
+    x = torch.randn(1, time, 8, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        out = gated_delta(weights, d, x, linear, None)
+    assert out.requires_grad
+    assert 0.5 * kept_floats(d) < sum(kept.values()) / time < kept_floats(d)
 
 
 def test_the_delta_rule_has_the_recurrence_s_gradient():
