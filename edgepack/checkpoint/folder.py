@@ -82,7 +82,7 @@ class FolderCheckpoint(Checkpoint):
         self.place = shorten(model if revision else folder.resolve().name, 80)
         self._files = SourceFiles()
         whole = self._read_config()
-        self._wrapped = whole.get("model_type") in completed.wrappers()
+        self._wrapped = completed.is_wrapped(whole)
         self.architecture, self._config, self.dimensions = read(whole, self.place)
         self._weights = shards.weight_files(folder, self._files, self.place)
         places = self._read_headers(whole)

@@ -122,7 +122,7 @@ def read_numbers(
         number = family.numbers.get(ours)
         if number is None and value not in (None, 0, 1):
             raise CheckpointError(
-                f"{place}: {ours} {value:g} is not supported in {family.gguf} models", hint=HINT
+                f"{place}: {family.gguf}.{numbers.key(ours)} {value:g} is not supported", hint=HINT
             )
         if number is None or not number.gguf:
             continue

@@ -112,6 +112,11 @@ class Numbers(Untrusted):
         0.0, alias="attention.temperature_scale"
     )
 
+    @classmethod
+    def key(cls, name: str) -> str:
+        """GGUF's key of a field, without the architecture's name."""
+        return cls.model_fields[name].alias or name
+
     @property
     def scales(self) -> dict[str, float | None]:
         """Factors and soft caps by our names."""
