@@ -37,7 +37,7 @@ def write(writer: GGUFWriter, family: Architecture, d: Dimensions, place: str) -
     writer.add_rope_freq_base(d.rope_theta)
     _write_scaling(writer, family, d)
     _write_kinds(writer, family, d)
-    gguf_mixers.write(writer, d)
+    gguf_mixers.write(writer, family, d)
     for ours, number in family.numbers.items():
         value = getattr(d, ours)
         if number.gguf and value is not None:
@@ -163,6 +163,7 @@ def _assumed_otherwise(family: Architecture, d: Dimensions) -> Iterator[str]:
         yield "with one rope_theta for all blocks"
     if own.get("rope_scaling") is not None:
         yield "without scaled rotary positions in sliding_attention"
+    yield from gguf_mixers.assumed_otherwise(d)
     for ours, number in family.numbers.items():
         if number.assumed is not None and getattr(d, ours) is None:
             yield f"with {number.key}, which is null here"
