@@ -27,6 +27,7 @@ from edgepack.checkpoint import (
     shards,
     special,
     tokenizer,
+    values,
     vocabulary,
 )
 from edgepack.checkpoint.base import Checkpoint, Dimensions, reopened
@@ -165,9 +166,8 @@ class FolderCheckpoint(Checkpoint):
         return place.read(self._files), place.kind
 
     def tensor(self, name: str) -> Tensor:  # noqa: D102
-        stored = self._places[name].read(self._files).to(torch.float32)
-        shift = self.architecture.norm_shift
-        return stored + shift if shift and self.specs[name].role.endswith("_norm") else stored
+        stored, role = self._places[name].read(self._files), self.specs[name].role
+        return values.from_hf(self.architecture, self.dimensions, role, stored)
 
     def rows(self, name: str, rows: Tensor) -> Tensor:  # noqa: D102
         place = self._places[name]

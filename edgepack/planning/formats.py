@@ -17,8 +17,13 @@ from edgepack.formats.base import Format, GgmlFormat
 from edgepack.planning.target import Target
 from edgepack.recipe.sections import Compress, WeightOptions
 
-UNQUANTIZED = ("position_embd", "attn_shortcut", "ffn_shortcut", "per_layer_model_proj")
-"""Matrices that stay f16: nothing multiplies them as W x, or llama.cpp keeps them so."""
+UNQUANTIZED = (
+    *("position_embd", "attn_shortcut", "ffn_shortcut"),
+    *("ssm_alpha", "ssm_beta", "per_layer_model_proj"),
+)
+"""Matrices that stay f16: those that nothing multiplies as W x, those with one row a head, of a few
+bytes that decide what a gated delta net forgets, and one that llama.cpp's quantizer never touches.
+"""
 
 
 @dataclass(frozen=True)
