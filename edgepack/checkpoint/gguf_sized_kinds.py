@@ -93,8 +93,11 @@ def read(
     widths = _per_block(fields, family, WIDTHS, d, place)
     heads = _per_block(fields, family, KV_HEADS, d, place)
     first = d.num_hidden_layers - shared
-    if first < 1 or len(set(widths[:first])) > 1 or len(set(widths[first:])) > 1:
+    whole = {widths[0]}, {widths[-1]}
+    if first < 1 or (set(widths[:first]), set(widths[first:]) or whole[1]) != whole:
         raise _wrong(place, family, WIDTHS if first >= 1 else SHARED, fields)
+    if widths[-1] not in (widths[0], 2 * widths[0]):
+        raise _wrong(place, family, WIDTHS, fields)
     sizes = {FULL: {"head_dim": d.head_dim}, SLIDING: {"head_dim": d.head_dim}}
     for key in SLIDING_SIZES:
         width = _number(fields, family, key, place, d.head_dim)

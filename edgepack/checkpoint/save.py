@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from edgepack.architectures.base import FULL, NO_ROPE, SLIDING, Architecture, Number
-from edgepack.checkpoint import values
+from edgepack.checkpoint import sized_kinds, values
 from edgepack.checkpoint.base import Checkpoint, Dimensions
 from edgepack.checkpoint.config import bias_switch
 from edgepack.core import plugins
@@ -122,6 +122,7 @@ def config(checkpoint: Checkpoint) -> dict[str, Any]:
         **_positions(d, family),
         **more,
         **(_kinds(d) if family.mixed else _window(checkpoint, family)),
+        **(sized_kinds.to_config(d) if family.sized_kinds else {}),
         **{n.key: _number(d, ours, n) for ours, n in family.numbers.items() if n.rule != "root"},
     }
 
@@ -165,6 +166,8 @@ def _positions(d: Dimensions, family: Architecture) -> dict[str, Any]:
         return found | {"rope_parameters": whole}
     local = replace(d, layer_types=(), kinds={}, **d.kinds.get(SLIDING, {}))
     kinds = {FULL: whole, SLIDING: _parameters(local, family)}
+    if family.sized_kinds:  # no older transformers knows the family
+        return {"rope_parameters": kinds}
     return found | {"rope_local_base_freq": local.rope_theta, "rope_parameters": kinds}
 
 

@@ -76,6 +76,33 @@ class Kinds:
         return found
 
 
+def to_config(d: Dimensions) -> dict[str, Any]:
+    """The entries of config.json about kinds, the inverse of `of_config`."""
+    types = [SLIDING if kind in (SLIDING, SHARED_SLIDING) else FULL for kind in d.layer_types]
+    sliding, full = ({k: own[k] for k in SIZES} for own in _own_sizes(d))
+    keys_only = KEYS_ONLY in d.layer_types
+    more = {"num_global_key_value_heads": full["num_key_value_heads"]} if keys_only else {}
+    return {
+        **sliding,
+        **more,
+        "global_head_dim": full["head_dim"],
+        "per_layer_config": {str(i): full for i, kind in enumerate(types) if kind == FULL},
+        "layer_types": types,
+        "attention_k_eq_v": keys_only,
+        "num_kv_shared_layers": sum(kind in SHARES_WITH for kind in d.layer_types),
+        "use_double_wide_mlp": d.block(d.num_hidden_layers - 1).intermediate_size
+        != d.intermediate_size,
+        "hidden_size_per_layer_input": d.hidden_size_per_layer_input,
+        "vocab_size_per_layer_input": d.vocab_size,
+    }
+
+
+def _own_sizes(d: Dimensions) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """What blocks with a window have of their own, and what those without."""
+    full = {name: getattr(d, name) for name in SIZES}
+    return d.kinds.get(SLIDING, full), full
+
+
 def of_config(d: Dimensions, config: Settings, where: str) -> Dimensions:
     """`d` with the kinds of blocks that config.json says."""
     given = config.per_layer_config or {}

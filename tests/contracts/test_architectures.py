@@ -67,7 +67,8 @@ def test_dimensions_are_those_of_the_configuration(made):
         assert getattr(dims, name) == wanted or (name == "head_dim" and wanted is None)
     rope = config.rope_parameters
     assert dims.rope_theta == rope.get("full_attention", rope)["rope_theta"]
-    assert (dims.rope_scaling is None) == (rope.get("rope_type", "default") == "default")
+    kind = rope.get("full_attention", rope).get("rope_type", "default")
+    assert (dims.rope_scaling is None) == (kind == "default")
     window = family.mixed or family.window == "all"
     assert dims.sliding_window == (getattr(config, "sliding_window", None) if window else None)
     assert dims.tie_word_embeddings is tied

@@ -88,6 +88,13 @@ OWN_CONFIG: dict[str, dict[str, object]] = {
     "olmo3": {"sliding_window": 24},
     "gemma2": {"head_dim": 16, "sliding_window": 24},
     "gemma3_text": {"head_dim": 16, "sliding_window": 24},
+    "gemma4_text": {
+        "head_dim": 16,
+        "global_head_dim": 32,
+        "sliding_window": 24,
+        "final_logit_softcapping": 30.0,
+        "hidden_size_per_layer_input": 32,
+    },
     "phi3": {"pad_token_id": 0},
     "lfm2": {
         "layer_types": ["conv", "full_attention"],
@@ -124,6 +131,7 @@ LONGROPE = {
 """Phi-4-mini's rotary positions for heads of 16: other divisors beyond the original context."""
 KINDS = {
     "gemma3_text": ("sliding_attention", "full_attention"),
+    "gemma4_text": ("sliding_attention", "full_attention"),
     "olmo3": ("sliding_attention", "full_attention"),
 }
 """Kinds of blocks, so that two blocks have both."""
@@ -199,7 +207,9 @@ def make_model(
     tokenizer = make_tokenizer(vocab=vocab)
     if family == "qwen3" or "head_dim" in config or (head_dim is not None and family in FAMILIES):
         config["head_dim"] = head_dim or hidden // heads
-    if family.startswith("gemma"):  # as llama.cpp takes it
+    if family == "gemma4_text":
+        config["vocab_size_per_layer_input"] = rows or len(tokenizer)
+    elif family.startswith("gemma"):  # as llama.cpp takes it
         config.setdefault("query_pre_attn_scalar", config["head_dim"])
     if family == "opt":
         config["word_embed_proj_dim"] = hidden
