@@ -73,7 +73,9 @@ def _write_kinds(writer: GGUFWriter, family: Architecture, d: Dimensions) -> Non
     assert d.sliding_window is not None
     writer.add_sliding_window(d.sliding_window)
     if d.layer_types != assumed_types(family, d.num_hidden_layers):
-        writer.add_sliding_window_pattern([kind in gguf_sized_kinds.SLIDES for kind in d.layer_types])
+        writer.add_sliding_window_pattern(
+            [kind in gguf_sized_kinds.SLIDES for kind in d.layer_types]
+        )
     if "rope_theta" in d.kinds[SLIDING]:
         writer.add_rope_freq_base_swa(d.kinds[SLIDING]["rope_theta"])
 

@@ -16,7 +16,7 @@ from edgepack.architectures.base import (
     Architecture,
 )
 from edgepack.checkpoint.base import Dimensions
-from edgepack.checkpoint.sized_kinds import Kinds
+from edgepack.checkpoint.sized_kinds import Kinds, maker_of
 from edgepack.core.untrusted import quote
 from edgepack.errors import CheckpointError
 
@@ -59,8 +59,17 @@ def assumed_otherwise(family: Architecture, d: Dimensions) -> Iterator[str]:
         return
     if SLIDING not in d.layer_types:
         yield "with sliding_attention in some block"
+    shared = [i for i, kind in enumerate(d.layer_types) if kind in SHARES_WITH]
+    if any(maker_of(d.layer_types, i) != _assumed_maker(d, shared[0], i) for i in shared):
+        yield "with sliding_attention, full_attention before the blocks that share keys and values"
     if (d.rope_scaling or {}).get("rope_type") != "proportional":
         yield "with proportional rotary positions in full_attention"
+
+
+def _assumed_maker(d: Dimensions, first: int, index: int) -> int:
+    """The block whose keys and values llama.cpp takes in block `index`; `first` is the first that
+    shares them (``llama_model::create_memory``)."""
+    return first - (2 if d.layer_types[index] in SLIDES else 1)
 
 
 def uniform(fields: Mapping[str, Any], family: Architecture) -> Mapping[str, Any]:

@@ -3,7 +3,7 @@ of their own (Gemma 4)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -67,7 +67,7 @@ class Kinds:
             **self.sizes[FULL],
         )
         for index in range(first, d.num_hidden_layers):
-            if not set(types[:first]) & set(SHARES_WITH[types[index]]):
+            if maker_of(types, index) is None:
                 raise CheckpointError(
                     f"{where}: block {index} shares keys and values, and no block before is of "
                     f"its kind ({d.layer_types[index]})",
@@ -101,6 +101,12 @@ def _own_sizes(d: Dimensions) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """What blocks with a window have of their own, and what those without."""
     full = {name: getattr(d, name) for name in SIZES}
     return d.kinds.get(SLIDING, full), full
+
+
+def maker_of(types: Sequence[str], index: int) -> int | None:
+    """The last block before `index` whose keys and values a block of its kind reads."""
+    sources = SHARES_WITH[types[index]]
+    return max((i for i in range(index) if types[i] in sources), default=None)
 
 
 def of_config(d: Dimensions, config: Settings, where: str) -> Dimensions:

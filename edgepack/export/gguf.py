@@ -176,7 +176,10 @@ def _factor_entries(
 ) -> list[Entry]:
     entries: list[Entry] = []
     for spec in sorted((checkpoint.specs[name] for name in factors), key=_position):
-        if spec.role in ("token_embd", "per_layer_token_embd"):  # it is stored transposed, and a tied head could not use it
+        if spec.role in (
+            "token_embd",
+            "per_layer_token_embd",
+        ):  # it is stored transposed, and a tied head could not use it
             raise ExportError(f"{spec.name}: llama.cpp has no place for factors of the embedding")
         known = factors[spec.name]
         rows = gguf_rows(checkpoint.architecture, checkpoint.dimensions, spec.role)

@@ -161,9 +161,7 @@ class Block:
         out = self._mix(self._normed("attn_norm", x), linear or self.linear, cache, shared)
         return self._shortcut("attn_shortcut", x) + self._written(out, "attn_output")
 
-    def _mix(
-        self, x: Tensor, linear: Linear, cache: Cache | None, shared: Shared | None
-    ) -> Tensor:
+    def _mix(self, x: Tensor, linear: Linear, cache: Cache | None, shared: Shared | None) -> Tensor:
         """The output of the mixer that the block has the roles of."""
         if "conv" in self.weights:
             assert cache is None or isinstance(cache, ConvolutionCache)

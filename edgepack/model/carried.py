@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from edgepack.architectures.base import SHARES_WITH
 from edgepack.checkpoint.base import Dimensions
+from edgepack.checkpoint.sized_kinds import maker_of
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,7 @@ class _Section:
     readers: tuple[int, ...]
 
 
-def with_inputs(
-    x: Tensor, rows: Tensor, projection: Tensor, gain: Tensor, d: Dimensions
-) -> Tensor:
+def with_inputs(x: Tensor, rows: Tensor, projection: Tensor, gain: Tensor, d: Dimensions) -> Tensor:
     """The first block's input: x and the inputs of all blocks, which are what the token's row of
     their table and its embedding say, (norm(P x / √hidden) + √width · row) / √2.
 
@@ -111,12 +110,6 @@ def widths(d: Dimensions) -> tuple[int, ...]:
         + sum(s.width for s in sections if s.maker < index <= s.last)
         for index in range(blocks + 1)
     )
-
-
-def maker_of(types: Sequence[str], index: int) -> int | None:
-    """The last block before `index` whose keys and values a block of its kind reads."""
-    sources = SHARES_WITH[types[index]]
-    return max((i for i in range(index) if types[i] in sources), default=None)
 
 
 def _sections(d: Dimensions) -> list[_Section]:

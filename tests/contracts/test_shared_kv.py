@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 
 import edgepack
 from edgepack.checkpoint import open_checkpoint, save
-from edgepack.core import plugins
 from edgepack.core.progress import finish
 from edgepack.core.weight_files import load_weight
 from edgepack.decompose.stage import Decompose
@@ -21,12 +20,13 @@ from edgepack.model.decoder import Decoder
 from tests.support.tiny import TEXT, make_model
 
 LAYERS = 6
-SHARED = {"num_kv_shared_layers": 3, "use_double_wide_mlp": True}
+SHARED = {"num_kv_shared_layers": 2, "use_double_wide_mlp": True}
 DENSE = {
     "hidden_size_per_layer_input": 0,
     "attention_k_eq_v": True,
     "num_global_key_value_heads": 1,
 }
+TURNS = {"rope_theta": 1e6, "partial_rotary_factor": 0.25}
 SLIDING, FULL = "sliding_attention", "full_attention"
 IDS = torch.arange(3, 93).view(2, 45)
 
@@ -49,7 +49,7 @@ def expected(model, ids=IDS):
     return logits
 
 
-def assert_near(found, wanted, tolerance=1e-5):
+def assert_near(found, wanted, tolerance=1e-4):
     assert (found - wanted).abs().max() < tolerance * wanted.std()
 
 
@@ -80,7 +80,7 @@ def test_gradients_block_by_block_are_those_of_the_whole_model(shared):
     decoder = Decoder(open_checkpoint(str(folder)))
     assert decoder.checkpoint.dimensions.tie_word_embeddings
     names = {
-        (1, "attn_k"): "model.layers.1.self_attn.k_proj.weight",
+        (3, "attn_k"): "model.layers.3.self_attn.k_proj.weight",
         (2, "attn_v"): "model.layers.2.self_attn.v_proj.weight",
         (4, "attn_q"): "model.layers.4.self_attn.q_proj.weight",
         (0, "inp_gate"): "model.layers.0.per_layer_input_gate.weight",
@@ -134,6 +134,7 @@ def test_rows_are_read_alone(shared, tmp_path):
 def test_a_saved_checkpoint_is_the_model_in_transformers(shared, tmp_path):
     folder, model = shared
     checkpoint = open_checkpoint(str(folder))
+    (tmp_path / "saved").mkdir()
     finish(save.save(checkpoint, checkpoint.tensor, tmp_path / "saved", "test"))
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
     assert_near(expected(again), expected(model))
@@ -172,7 +173,12 @@ def test_keys_that_nothing_reads_are_passed_over(shared, tmp_path):
 
 def write_recipe(folder, **sections):
     make(
-        folder / "model", tied=True, hidden=128, intermediate=128, layers=LAYERS, dtype=torch.float16
+        folder / "model",
+        tied=True,
+        hidden=128,
+        intermediate=128,
+        layers=LAYERS,
+        dtype=torch.float16,
     )
     (folder / "text.txt").write_text("\n".join(TEXT * 30))
     rows = ({"prompt": f"{i} + 1?", "completion": f"{i + 1}"} for i in range(12))
@@ -222,7 +228,8 @@ def test_llama_cpp_computes_the_packed_model(built):
     with llama_cpp.LlamaCpp(base, factors, context=64) as runtime:
         logits = np.stack([runtime.logits(row.tolist()) for row in IDS])
     found = torch.from_numpy(logits)
-    assert (found - wanted).norm() < 0.05 * wanted.norm()  # llama.cpp rounds activations
+    # llama.cpp rounds activations, and q·k is not divided by anything here.
+    assert (found - wanted).norm() < 0.1 * wanted.norm()
 
 
 @pytest.mark.slow
@@ -264,7 +271,7 @@ def test_a_training_graph_is_refused(built, tmp_path):
         ({"enable_moe_block": True}, "enable_moe_block True"),
         ({"num_kv_shared_layers": 6}, "6 of 6 blocks share"),
         ({"num_kv_shared_layers": 5}, "no block before is of its kind"),
-        ({"num_kv_shared_layers": 2}, "lacks tensors"),
+        ({"num_kv_shared_layers": 1}, "lacks tensors"),
         ({"use_double_wide_mlp": False}, "mlp.gate_proj.weight has shape"),
         ({"per_layer_config": {"1": {"head_dim": 64}}}, "differ in size"),
         ({"per_layer_config": {"1": {"sliding_window": 64}}}, "sliding_window is not supported"),
@@ -273,7 +280,7 @@ def test_a_training_graph_is_refused(built, tmp_path):
             {
                 "rope_parameters": {
                     SLIDING: {"rope_type": "default", "rope_theta": 1e4},
-                    FULL: {"rope_type": "proportional", "rope_theta": 1e6, "factor": 2.0},
+                    FULL: {"rope_type": "proportional", "factor": 2.0, **TURNS},
                 }
             },
             "with factor 2.0",
@@ -288,7 +295,9 @@ def test_configurations_of_other_models_are_refused(change, named, shared, tmp_p
         open_checkpoint(str(tmp_path / "model"))
 
 
-def test_the_family_says_so_by_facts():
-    family = plugins.find("architectures", "gemma4_text")
-    assert family.sized_kinds
-    assert not family.rotates_freely
+def test_other_sharing_than_llama_cpp_s_is_refused(tmp_path):
+    """It takes the two blocks before the first that shares, the first of them with a window, and
+    ends the process, or computes something else, where they are others."""
+    make(tmp_path / "made", {**SHARED, "num_kv_shared_layers": 3})
+    with pytest.raises(CheckpointError, match="before the blocks that share"):
+        write_plain(tmp_path / "model.gguf", open_checkpoint(str(tmp_path / "made")))
