@@ -185,7 +185,7 @@ class Architecture:
     neighbours: bool = False
     gated_queries: bool = False
     value_norm: bool = False
-    fixed: Mapping[str, float] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
     sized_kinds: bool = False
     parallel: bool = False
     tied: bool = False

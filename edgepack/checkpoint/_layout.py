@@ -203,8 +203,10 @@ def _sizes_by_kind(
 ) -> dict[str | None, dict[str, int]]:
     """`sizes` of the blocks of every kind, and under None those of the model."""
     first = {kind: index for index, kind in reversed([*enumerate(dimensions.layer_types)])}
-    found = {kind: sizes(architecture, dimensions.block(index)) for kind, index in first.items()}
-    return {None: sizes(architecture, dimensions), **found}
+    found: dict[str | None, dict[str, int]] = {
+        kind: sizes(architecture, dimensions.block(index)) for kind, index in first.items()
+    }
+    return found | {None: sizes(architecture, dimensions)}
 
 
 def sizes(architecture: Architecture, dimensions: Dimensions) -> dict[str, int]:

@@ -29,9 +29,9 @@ class Dimensions:
     logits by `logit_scale`. A soft cap c turns x into c·tanh(x/c). `layer_types` has the kind of
     every block, empty if all are alike; `kinds` says what blocks of a kind have instead. A causal
     convolution sees `conv_kernel` positions. The heads of a gated delta net have sizes of their
-    own. Every block gets an input of `hidden_size_per_layer_input` columns from a table of its own
-    (0: none). `rope_sections` are the shares of an image's axes in the rotary positions; in text all
-    axes have the same position.
+    own. Every block gets an input of `hidden_size_per_layer_input` columns from a second table of
+    embeddings (0: none). `rope_sections` are the shares of an image's axes in the rotary positions;
+    in text all axes have the same position.
     """
 
     num_hidden_layers: int

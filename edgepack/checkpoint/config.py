@@ -226,7 +226,7 @@ def _blocks(
 def _check_types(config: Config, family: Architecture, place: str) -> None:
     """Refuse kinds of blocks that the family does not have, or too few of them."""
     types = config.layer_types or ()
-    known = (FULL, SLIDING)
+    known: tuple[str, ...] = (FULL, SLIDING)
     if family.kind_roles and not family.sized_kinds:
         known = tuple(family.kind_roles)
     if len(types) != config.num_hidden_layers:

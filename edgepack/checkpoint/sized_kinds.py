@@ -26,10 +26,14 @@ SIZES = ("head_dim", "num_key_value_heads")
 class Settings(Protocol):
     """The entries of config.json about kinds."""
 
-    num_kv_shared_layers: int
-    use_double_wide_mlp: bool
-    attention_k_eq_v: bool
-    per_layer_config: dict[str, dict[str, int]] | None
+    @property
+    def num_kv_shared_layers(self) -> int: ...  # noqa: D102
+    @property
+    def use_double_wide_mlp(self) -> bool: ...  # noqa: D102
+    @property
+    def attention_k_eq_v(self) -> bool: ...  # noqa: D102
+    @property
+    def per_layer_config(self) -> Mapping[str, Mapping[str, int]] | None: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Kinds:
     values of their own up to the last `shared` blocks, whose inner width is `shared_width`.
     With `keys_only`, values of blocks without a window are their keys."""
 
-    sizes: Mapping[str, Mapping[str, int]]
+    sizes: Mapping[str, Mapping[str, Any]]
     shared: int
     shared_width: int
     keys_only: bool

@@ -95,7 +95,7 @@ def empty_cache(roles: Collection[str], batch: int, capacity: int, d: Dimensions
 class Block:
     """One transformer block; `weights` maps roles to float32 tensors. A sliced block also has the
     matrices ``attn_shortcut`` and ``ffn_shortcut``, which move its residual stream from one basis
-    to the next (SliceGPT, figure 3). What else than the hidden state the stream has is `carried`."""
+    to the next (SliceGPT, figure 3). `carried` says what the stream has beside the hidden state."""
 
     dimensions: Dimensions
     weights: Mapping[str, Tensor]

@@ -155,7 +155,7 @@ def test_a_gguf_reads_as_the_folder(more, tmp_path):
 
 def test_keys_that_nothing_reads_are_passed_over(shared, tmp_path):
     """Published files have them in blocks that share those of another block."""
-    folder, model = shared
+    _, model = shared
     made = tmp_path / "made"
     make(made)
     tensors = load_file(made / "model.safetensors")
