@@ -125,7 +125,8 @@ def of_config(d: Dimensions, config: Settings, where: str) -> Dimensions:
                 f"{where}: per_layer_config: {min(unknown)} is not supported",
                 hint=f"supported: {', '.join(SIZES)}",
             )
-        if sizes.setdefault(kind, usual | more) != usual | more:
+        whole = {**usual, **more}
+        if sizes.setdefault(kind, whole) != whole:
             raise CheckpointError(
                 f"{where}: per_layer_config: blocks of kind {kind} differ in size",
                 hint="edgepack reads models whose blocks of a kind are alike",
