@@ -94,7 +94,7 @@ RECIPES = {
 
 CHAIN = ("merge", "text", "slice", "rft", "calibrate", "allocate", "decompose", "recover")
 CHAIN += ("merge_factors", "export", "measure")
-"""Every stage but `check`, each made of those before it."""
+"""Every stage but `check` and `grids`, each made of those before it."""
 
 ONE, OTHER = ({"model": name, "parameters": {"weight": 0.5}} for name in ("model", "other"))
 PART = STACKED["merge"]["slices"][0]
@@ -219,6 +219,12 @@ OPTIONS = {
         ("plain", [0.1, 0.2], "decompose"),
         ("sized", [0.2], "allocate"),
     ],
+    "compress.exact": [
+        ("plain", "ignore", {"grids"}),
+        ("sized", "ignore", {"grids", *CHAIN[CHAIN.index("allocate") :]}),
+        ("plain", "demand", {"grids", "calibrate", *CHAIN[CHAIN.index("decompose") :]}),
+    ],
+    "compress.experimental_types": [("plain", True, {"grids"})],
     "compress.pad_width": [("plain", 256, "calibrate")],
     "compress.rotate": [("plain", "hadamard", "calibrate")],
     "compress.overrides.*.v_proj.format": [("plain", "q4_0", "decompose")],
@@ -388,7 +394,7 @@ def test_another_text_is_in_every_key_whatever_its_name(place, name):
     kept = (place / "text.txt").read_text()
     try:
         (place / "text.txt").write_text(kept.replace("fox", "cat"))
-        assert moved(before, keys(place, recipe)) == set(before) - {"check"}
+        assert moved(before, keys(place, recipe)) == set(before) - {"check", "grids"}
     finally:
         (place / "text.txt").write_text(kept)
     shutil.copy(place / "text.txt", place / "copy.txt")
