@@ -92,9 +92,10 @@ RECIPES = {
     "tuned": (TUNED, "gguf"),
 }
 
-CHAIN = ("merge", "text", "slice", "rft", "calibrate", "allocate", "decompose", "recover")
+CHAIN = ("merge", "grids", "text", "slice", "rft", "calibrate", "allocate", "decompose", "recover")
 CHAIN += ("merge_factors", "export", "measure")
-"""Every stage but `check` and `grids`, each made of those before it."""
+"""Every stage but `check`, each made of those before it."""
+GRIDS_AND = {name: {"grids", *CHAIN[i:]} for i, name in enumerate(CHAIN)}
 
 ONE, OTHER = ({"model": name, "parameters": {"weight": 0.5}} for name in ("model", "other"))
 PART = STACKED["merge"]["slices"][0]
@@ -206,7 +207,7 @@ OPTIONS = {
     "compress.target_size": [
         ("sized", {"target_size": "150kB", "bits_per_weight": None}, "decompose")
     ],
-    "compress.candidates": [("sized", ["q4_0", "q8_0"], "allocate")],
+    "compress.candidates": [("sized", ["q4_0", "q8_0"], GRIDS_AND["allocate"])],
     "compress.ranks": [("sized", [0, 2], {"allocate"})],
     "compress.format": [("plain", "q5_0", "decompose")],
     "compress.rank": [("plain", 8, "decompose"), ("merged", 8, "decompose")],
@@ -221,12 +222,12 @@ OPTIONS = {
     ],
     "compress.exact": [
         ("plain", "ignore", {"grids"}),
-        ("sized", "ignore", {"grids", *CHAIN[CHAIN.index("allocate") :]}),
-        ("plain", "demand", {"grids", "calibrate", *CHAIN[CHAIN.index("decompose") :]}),
+        ("sized", "ignore", {"grids", "allocate"}),
+        ("plain", "demand", {"grids"}),
     ],
     "compress.experimental_types": [("plain", True, {"grids"})],
-    "compress.pad_width": [("plain", 256, "calibrate")],
-    "compress.rotate": [("plain", "hadamard", "calibrate")],
+    "compress.pad_width": [("plain", 256, GRIDS_AND["calibrate"])],
+    "compress.rotate": [("plain", "hadamard", GRIDS_AND["calibrate"])],
     "compress.overrides.*.v_proj.format": [("plain", "q4_0", "decompose")],
     "compress.overrides.*.v_proj.rank": [("plain", 3, "decompose")],
     "compress.overrides.*.v_proj.factors": [("plain", "q8_0", "decompose")],
