@@ -27,6 +27,7 @@ import edgepack.merge.stage
 import edgepack.recover.sliced
 import edgepack.recover.stage
 import edgepack.slicing.stage
+from edgepack.checkpoint import Checkpoint
 from edgepack.core.artifact import MANIFEST, OPTIONAL, Artifact, digest
 from edgepack.core.disk import clean
 from edgepack.core.executor import Executor, Threads
@@ -71,13 +72,19 @@ VERSIONS = ("edgepack", "torch", "gguf", "transformers")
 
 
 def make_plan(
-    recipe: Recipe, target: str, base: Path, profile: DeviceProfile | None = None
+    recipe: Recipe,
+    target: str,
+    base: Path,
+    profile: DeviceProfile | None = None,
+    *,
+    original: Checkpoint | None = None,
 ) -> Plan:
     """Check a recipe against its model and this machine: headers are read, never weights, and every
     error that a user can make is found. `base` is the recipe's folder, `profile` the device that
-    the files are for."""
+    the files are for, `original` the recipe's model where it is open already."""
     merged = None if recipe.merge is None else partial(open_merge, recipe, base)
-    plan = open_plan(recipe, target, base, profile, merged)
+    opened = merged if original is None else lambda: original
+    plan = open_plan(recipe, target, base, profile, opened)
     for step in STEPS:
         plan = step(plan)
     return plan

@@ -54,7 +54,7 @@ def search(checkpoint: Checkpoint, compress: Compress, target: Target) -> Search
     fmts = [find_format(name, "compress.candidates", target, compress) for name in names]
     tried = {}
     for name, spec in checkpoint.specs.items():
-        if len(spec.shape) < 2:
+        if not spec.is_matrix:
             continue
         wanted, place = options_of(spec, compress)
         if spec.role in UNQUANTIZED:

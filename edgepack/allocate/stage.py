@@ -50,7 +50,7 @@ class Allocate(Stage):
         rest = (tuple(tried.ranks), tried.factors, tried.damping, hessians, folder)
         grids = self.grids
         items = [
-            Item(self.model, name, tuple(names), *rest, grids and grids.offered(name))
+            Item(self.model, name, tuple(names), *rest, grids.offered(name) if grids else None)
             for name, names in tried.formats.items()
         ]
         yield from measure_costs(items, executor)

@@ -40,7 +40,7 @@ def heed_signals() -> None:
 
 
 ORDER = (
-    *("init", "plan", "build", "show", "chat", "demo", "serve", "finetune", "merge"),
+    *("models", "init", "plan", "build", "show", "chat", "demo", "serve", "finetune", "merge"),
     *("merge-adapter", "extract-lora", "push", "evaluate", "compare", "bench", "export-training"),
     *("import-training", "schema"),
 )

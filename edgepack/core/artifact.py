@@ -34,8 +34,10 @@ SourceKey = (
         "model", "calibrate.source", "export.measure.text", "finetune.data", "finetune.validation"
     ]
     | Annotated[str, Field(pattern=r"^merge\..+$", max_length=1000)]
+    | Annotated[str, Field(pattern=r"^model\.(base|adapter(\.\d{1,3})?)$")]
 )
-"""Key of the recipe; of a merge, ``merge.`` and a name in it."""
+"""Key of the recipe; of a merge, ``merge.`` and a name in it; of a fine-tune, its base and its
+adapters."""
 Count = Annotated[int, Field(ge=0)]
 
 

@@ -35,6 +35,11 @@ class WeightSpec:
         """Number of elements."""
         return math.prod(self.shape)
 
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it has a format; norms, biases and kernels of convolutions stay float32."""
+        return len(self.shape) == 2
+
 
 Grid = Mapping[str, Tensor]
 """The stored fields that give codes their values (``d``, ``m``, ``scales`` …), each

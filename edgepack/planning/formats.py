@@ -44,7 +44,7 @@ def choose(
     """The format and rank of every matrix, and the substitutions that were asked for."""
     choices, fallbacks = {}, []
     for name, spec in checkpoint.specs.items():
-        if len(spec.shape) < 2:
+        if not spec.is_matrix:
             continue
         choice, fallback = _choice(spec, compress, target)
         choices[name] = choice
@@ -56,7 +56,7 @@ def choose(
 
 def check_overrides(checkpoint: Checkpoint, compress: Compress | None) -> None:
     """Every glob must match a matrix."""
-    names = [name for name, spec in checkpoint.specs.items() if len(spec.shape) > 1]
+    names = [name for name, spec in checkpoint.specs.items() if spec.is_matrix]
     for pattern in compress.overrides if compress else {}:
         if not any(matches(pattern, name) for name in names):
             raise RecipeError(

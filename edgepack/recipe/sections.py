@@ -14,12 +14,12 @@ from edgepack.recipe.fields import (
     MAX_WIDTH,
     FormatName,
     Glob,
-    PathText,
     Rank,
     Section,
     Seed,
     SizeOrShare,
 )
+from edgepack.recipe.fine_tune import ModelSource
 from edgepack.recipe.merging import Merge
 from edgepack.recipe.training import Finetune, Recover, Rft
 
@@ -216,10 +216,10 @@ Merges = Annotated[
 class Recipe(Section):
     """One model's way from the hub to a device. A section left out is a stage skipped."""
 
-    model: PathText | None = Field(
+    model: ModelSource | None = Field(
         None,
         description="A hub id with optional @revision, a local folder, a .gguf file, or "
-        "package:PACKAGE/FILE.gguf.",
+        "package:PACKAGE/FILE.gguf; or `base` and `adapter`.",
     )
     merge: Merges | None = Field(
         None,

@@ -16,6 +16,7 @@ from edgepack.recipe.sections import Recipe
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from edgepack.architectures.base import Architecture
     from edgepack.checkpoint import Checkpoint
     from edgepack.formats.base import Format
     from edgepack.planning.target import Formats, Load, Types
@@ -47,14 +48,15 @@ class Gguf(Target):
                 hint="use method: global, or write --target checkpoint",
             )
 
+    @classmethod
+    def why_not(cls, family: Architecture) -> str | None:  # noqa: D102
+        return None if family.gguf else f"{family.name} models cannot be written as GGUF"
+
     def check_model(self, original: Checkpoint) -> list[str]:  # noqa: D102
         from edgepack.checkpoint import vocabulary_check
 
-        if not original.architecture.gguf:
-            raise RecipeError(
-                f"model: {original.architecture.name} models cannot be written as GGUF",
-                hint="--target checkpoint writes them, sliced",
-            )
+        if reason := self.why_not(original.architecture):
+            raise RecipeError(f"model: {reason}", hint="--target checkpoint writes them, sliced")
         return [*original.gguf_warnings(), *vocabulary_check.check(original)]
 
     def options(self, model: Checkpoint) -> dict[str, Any]:
