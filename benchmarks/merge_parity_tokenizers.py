@@ -88,6 +88,8 @@ CASES: list[dict[str, Any]] = [
     {"models": "CBA", "base_model": "C", "tokenizer_source": "union"},
     {"models": "ABC", "base_model": "A", "tokenizer_source": "base"},
     {"models": "ABC", "base_model": "A", "tokenizer_source": "B"},
+    {"models": "AC", "base_model": "A", "tokenizer_source": "B"},
+    {"models": "AC", "tokenizer_source": "B"},
     {"models": ["short", "B"], "base_model": "short", "tokenizer_source": "union"},
     {"models": "UV", "base_model": "U", "tokenizer_source": "union"},
     {"models": "UV", "base_model": "U", "tokenizer_source": "base"},

@@ -29,28 +29,25 @@ from typing import Any
 import yaml
 
 import edgepack
+from benchmarks._merge_memory import merged, planned, validated
 from benchmarks._merge_tables import differences, mean, table, validation
 from benchmarks._merge_tasks import (
     COLA,
-    LENGTH,
     PARTS,
     SQL,
     Task,
     cola_task,
-    losses,
     sql_task,
     tested,
 )
 from benchmarks.same_type import MODEL, RESULTS
-from edgepack.checkpoint import open_checkpoint
-from edgepack.runtimes.models import Streamed
 
 PAGE, KEPT = RESULTS / "merge_skills.md", RESULTS / "merge_skills.json"
 TRAINED = {"--rank": "8", "--batch-size": "8", "--learning-rate": "1e-3", "--replay": "0"}
 SETTINGS = ("arithmetic=bfloat16", "held_out=0", "lora_alpha=16")
 F16 = {"format": "f16", "rank": 0, "embeddings": "f16"}
 Q4 = {"format": "q4_0", "rank": 0, "damping": [0.03]}
-CALIBRATE = {"tokens": 2048, "objective": "guided", "sequence_length": 256}
+CALIBRATE = {"objective": "guided", "sequence_length": 256}
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,8 @@ class Options:
     valid: int
     test: int
     tokens: int
-    methods: tuple[str, ...]
+    methods: tuple[str, ...] = ()
+    rounding_tokens: int = 2048
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ def grid() -> dict[str, list[Setting]]:
         "dare_ties": [Setting("dare_ties", whole) for whole in ties],
         "fisher": [
             Setting("task_arithmetic", mean | {"lambda": step}, 1.0, metric)
-            for metric, step in (("guided", 1.0), ("guided", 1.5), ("model", 1.0))
+            for metric, step in itertools.product(("guided", "model"), (1.0, 1.5, 2.0))
         ],
     }
 
@@ -153,13 +151,9 @@ class Merges:
         folder = self._folder(f"valid-{name}")
         kept = folder.with_suffix(".json")
         if not kept.exists():
-            path = self._write(folder, dict(section))
-            edgepack.merge_models(path, folder, force=True)
-            with Streamed(name, open_checkpoint(str(folder)), 0).open(LENGTH) as runtime:
-                found = {
-                    task.name: mean(losses(runtime, task.examples["valid"])) for task in self.tasks
-                }
-            kept.write_text(json.dumps(found))
+            stage = planned(section, folder.with_suffix(".yaml"))
+            found = validated(merged(stage), self.tasks)
+            kept.write_text(json.dumps({task: mean(values) for task, values in found.items()}))
         read: dict[str, float] = json.loads(kept.read_text())
         return read
 
@@ -171,7 +165,8 @@ class Merges:
             recipe = {"merge": dict(section), "compress": Q4 if form == "q4_0" else F16}
             recipe["export"] = {"measure": {"tokens": 0}}
             if form == "q4_0":
-                recipe["calibrate"] = CALIBRATE | {"source": str(self.mixed)}
+                more = {"source": str(self.mixed), "tokens": self.options.rounding_tokens}
+                recipe["calibrate"] = CALIBRATE | more
             edgepack.build(self._write(folder, recipe), "gguf", out=folder, force=True)
             file = folder / "base.gguf"
             found = {"bytes": file.stat().st_size, "tasks": tested(file, None, self.tasks)}
@@ -203,8 +198,8 @@ def chosen(merges: Merges, settings: Sequence[Setting], own: Mapping[str, float]
     return {**min(found, key=lambda one: one["score"]), "tried": found}
 
 
-def run(data: Path, options: Options) -> dict[str, Any]:
-    """All of it."""
+def prepare(data: Path, options: Options) -> Merges:
+    """The base, both tasks and both fine-tunes."""
     options.work.mkdir(parents=True, exist_ok=True)
     base = options.work / "base"
     if not base.exists():
@@ -214,7 +209,12 @@ def run(data: Path, options: Options) -> dict[str, Any]:
         edgepack.build(path, "gguf", out=base)
     counts = {part: getattr(options, part) for part in PARTS}
     tasks = [make(data, counts, options.work) for make in (sql_task, cola_task)]
-    merges = Merges({task.name: fine_tune(base, task) for task in tasks}, tasks, options)
+    return Merges({task.name: fine_tune(base, task) for task in tasks}, tasks, options)
+
+
+def run(data: Path, options: Options) -> dict[str, Any]:
+    """All of it."""
+    merges = prepare(data, options)
     own = {name: merges.valid(merges.alone(name), name)[name] for name in (SQL, COLA)}
     models: dict[str, Any] = {}
     for name in ("base", SQL, COLA):
@@ -229,7 +229,8 @@ def run(data: Path, options: Options) -> dict[str, Any]:
             one.pop("section", None)
         about["forms"] = {form: merges.packed(section, form, name) for form in ("f16", "q4_0")}
         print(f"{name} is tested", flush=True)
-    return {"rows": counts, "models": models}
+    rows = {part: getattr(options, part) for part in PARTS}
+    return {"rows": rows, "tokens": options.tokens, "models": models}
 
 
 def main() -> None:
@@ -240,13 +241,20 @@ def main() -> None:
     parser.add_argument("--valid", type=int, default=32)
     parser.add_argument("--test", type=int, default=60)
     parser.add_argument("--tokens", type=int, default=4096, help="that each model is calibrated on")
+    parser.add_argument("--rounding-tokens", type=int, default=2048, help="for q4_0")
     parser.add_argument("--methods", default=",".join(grid()))
     parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args()
     methods = tuple(given.methods.split(","))
     began = time.perf_counter()
     options = Options(
-        given.work.resolve(), given.train, given.valid, given.test, given.tokens, methods
+        given.work.resolve(),
+        given.train,
+        given.valid,
+        given.test,
+        given.tokens,
+        methods,
+        given.rounding_tokens,
     )
     results = run(given.data.resolve(), options)
     seconds = time.perf_counter() - began

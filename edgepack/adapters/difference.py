@@ -19,14 +19,18 @@ NOISE = 1e-6
 @dataclass(frozen=True)
 class Choice:
     """The rank of a pair: `rank`, or where `energy` is given the least rank that keeps that share
-    of ‖ΔW‖², at most `rank`."""
+    of ‖ΔW‖², at most `rank`; never one with singular values of at most `epsilon`. `even`: √σ on
+    either side, else σ is in lora_A."""
 
     rank: int
     energy: float | None = None
+    epsilon: float = 0.0
+    even: bool = True
 
 
 def factor(delta: Tensor, choice: Choice) -> Lora:
-    """The pair for ΔW ``[out, in]``, with √σ on either side; float32. ΔW may not be zero.
+    """The pair for ΔW ``[out, in]``, float32. ΔW may not be zero. The rank is 0 if no singular
+    value is above `Choice.epsilon`.
 
     Singular vectors are eigenvectors of the smaller of ΔΔᵀ and ΔᵀΔ, in float64.
     """
@@ -38,12 +42,17 @@ def factor(delta: Tensor, choice: Choice) -> Lora:
     left = vectors.flip(1)[:, :rank]
     root = values[:rank].sqrt().sqrt()
     B, A = (left * root).float(), ((left.T @ D) / root[:, None]).float()
-    return Lora(A, B) if wide else Lora(B.T.contiguous(), A.T.contiguous())
+    pair = Lora(A, B) if wide else Lora(B.T.contiguous(), A.T.contiguous())
+    if choice.even:
+        return pair
+    scale = root.float()
+    return Lora(pair.lora_A * scale[:, None], pair.lora_B / scale)
 
 
 def _rank(values: Tensor, choice: Choice) -> int:
     """The rank for eigenvalues of ΔΔᵀ, the largest first."""
-    rank = min(choice.rank, int((values > NOISE**2 * values[0]).sum()))
+    least = max(NOISE**2 * float(values[0]), choice.epsilon**2)
+    rank = min(choice.rank, int((values > least).sum()))
     if choice.energy is None:
         return rank
     shares = values.cumsum(0) / values.sum()

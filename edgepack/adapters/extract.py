@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -66,7 +67,8 @@ class Left:
 
 @dataclass(frozen=True)
 class Extracted:
-    """Pairs by weight, what they are worth, and what is left out."""
+    """Pairs by weight, what they are worth, what is left out, and which linear weights were not
+    asked for."""
 
     base: str
     finetune: str
@@ -74,6 +76,7 @@ class Extracted:
     left: tuple[Left, ...]
     error: float
     loras: Mapping[str, Lora] = field(repr=False, compare=False)
+    skipped: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The report."""
@@ -83,6 +86,7 @@ class Extracted:
             "error": self.error,
             "weights": [asdict(weight) for weight in self.weights],
             "left": [asdict(left) for left in self.left],
+            "skipped": list(self.skipped),
         }
 
     def table(self) -> list[list[str]]:
@@ -94,17 +98,45 @@ class Extracted:
         return [["weight", "rank", "change", "left out"], *rows]
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """Which linear weights get a pair: those whose names, without ``.weight``, contain one of
+    `include` (empty: all) and none of `exclude`, as regular expressions."""
+
+    include: tuple[re.Pattern[str], ...] = ()
+    exclude: tuple[re.Pattern[str], ...] = ()
+
+    def __contains__(self, name: str) -> bool:
+        module = name.removesuffix(".weight")
+        if self.include and not any(pattern.search(module) for pattern in self.include):
+            return False
+        return not any(pattern.search(module) for pattern in self.exclude)
+
+
+ALL = Wanted()
+
+
 def extract(
-    finetune: Checkpoint, base: Checkpoint, choice: Choice, dtype: Dtype = "f16"
+    finetune: Checkpoint,
+    base: Checkpoint,
+    choice: Choice,
+    dtype: Dtype = "f16",
+    wanted: Wanted = ALL,
 ) -> Steps[Extracted]:
     """Pairs for the difference of two models of one family and size. Values are rounded to `dtype`.
-    Raises `EdgepackError` if linear weights differ in shape, or in nothing at all."""
+    Raises `EdgepackError` if linear weights differ in shape, or none that is wanted in anything."""
     names = _name(base), _name(finetune)
     _check_family(finetune, base)
+    skipped = tuple(name for name in base.specs if _is_linear(base, name) and name not in wanted)
+    if all(name in skipped for name in base.specs if _is_linear(base, name)):
+        raise EdgepackError(
+            "no linear weight has a name that is asked for",
+            hint=f"names are such as {next(iter(skipped)).removesuffix('.weight')}",
+        )
     left, weights = list(_unmatched(finetune, base)), []
     loras: dict[str, Lora] = {}
     lost = total = 0.0
-    shared = [name for name in base.specs if name in finetune.specs]
+    shared = [name for name in base.specs if name in finetune.specs and name not in skipped]
     for number, name in enumerate(shared):
         yield Progress(STAGE, number, len(shared), name)
         if not _same_shape(finetune, base, name):
@@ -121,16 +153,27 @@ def extract(
         if not _is_linear(base, name):
             left.append(Left(name, change, "is no linear weight"))
             continue
-        loras[name] = _rounded(factor(delta, choice), dtype)
+        lora = factor(delta, choice)
+        if not lora.rank:
+            lost, total = lost + norm**2, total + norm**2
+            left.append(Left(name, change, f"has no singular value above {choice.epsilon:g}"))
+            continue
+        loras[name] = _rounded(lora, dtype, even=choice.even)
         rest = float((delta - loras[name].delta()).norm())
         lost, total = lost + rest**2, total + norm**2
         weights.append(Weight(name, loras[name].rank, change, rest / norm))
+    if not loras and total:
+        raise EdgepackError(
+            f"no linear weight differs by a singular value above {choice.epsilon:g}",
+            hint="give a smaller --sv-epsilon",
+        )
     if not loras:
         raise EdgepackError(
             f"the linear weights of {names[1]} are those of {names[0]}",
             hint="name a fine-tune and its base; what else differs is no part of a LoRA",
         )
-    return Extracted(*names, tuple(weights), tuple(left), math.sqrt(lost / total), loras)
+    error = math.sqrt(lost / total)
+    return Extracted(*names, tuple(weights), tuple(left), error, loras, skipped)
 
 
 def _is_linear(base: Checkpoint, name: str) -> bool:
@@ -205,10 +248,10 @@ def describe(left: tuple[Left, ...]) -> list[str]:
     ]
 
 
-def _rounded(lora: Lora, dtype: Dtype) -> Lora:
+def _rounded(lora: Lora, dtype: Dtype, *, even: bool) -> Lora:
     """The pair as it is stored."""
-    even = lora.balanced()
-    return Lora(*(part.to(TYPES[dtype]).float() for part in (even.lora_A, even.lora_B)))
+    pair = lora.balanced() if even else lora
+    return Lora(*(part.to(TYPES[dtype]).float() for part in (pair.lora_A, pair.lora_B)))
 
 
 def _name(model: Checkpoint) -> str:

@@ -145,7 +145,8 @@ class Architecture:
     **GGUF.** `gguf` is the architecture's name there, "" if it has none. `permute_qk` says whether
     its q and k rows are stored in llama.cpp's interleaved rotary order, `square_q` whether
     llama.cpp takes q to be as wide as the hidden state, `head` whether it knows only heads that
-    are "tied" to the embeddings or only "untied" ones. `period` are the kinds of blocks, over and
+    are "tied" to the embeddings or only "untied" ones,
+    `yarn_betas` whether it reads YaRN's betas. `period` are the kinds of blocks, over and
     over, that llama.cpp assumes.
     """
 
@@ -186,6 +187,7 @@ class Architecture:
     usual_window: int | None = 4096
     sliding_theta: float | None = None
     head: Literal["", "tied", "untied"] = ""
+    yarn_betas: bool = False
     mixed: bool = False
     period: tuple[str, ...] = ()
     ignored: frozenset[str] = frozenset()

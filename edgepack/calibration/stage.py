@@ -39,12 +39,25 @@ class FileText:
     original: Checkpoint
     calibrate: sections.Calibrate
     path: Path
-    key: str
+    sha256: str
+    only_answers: bool = False
+    """Whether only the labels of answers have gradients, where rows are conversations."""
+
+    @property
+    def key(self) -> str:
+        """Of what the tokens and their labels depend on."""
+        return self.sha256 + (":answers" if self.only_answers else "")
 
     @cached_property
     def tokens(self) -> Tokens:
         """Tokenized when they are first asked for."""
-        return read_tokens(self.original, self.calibrate, self.path, self.key)
+        return read_tokens(
+            self.original,
+            self.calibrate,
+            self.path,
+            self.sha256,
+            only_answers=self.only_answers,
+        )
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def guided_hessians(
         yield Progress("calibrate", blocks, total, "sampling labels")
         generator = torch.Generator().manual_seed(seed)
         moments = Moments(output_side=output_side)
-        parts = _label_gradients(decoder, inputs[blocks], batches, moments, generator)
+        parts = _label_gradients(decoder, inputs[blocks], batches, moments, generator, tokens)
         _write_after(gradients[blocks], parts, partial(_save, folder / HEAD, moments))
         reached = blocks
 
@@ -79,7 +79,10 @@ def guided_hessians(
     for i in reversed(range(reached)):
         yield Progress("calibrate", 1 + blocks + 2 * (blocks - 1 - i), total, f"back to block {i}")
         moments = Moments(output_side=output_side)
-        parts = _backward(decoder.block(i), inputs[i], gradients[i + 1], batches, moments)
+        some = tokens.counted is not None
+        parts = _backward(
+            decoder.block(i), inputs[i], gradients[i + 1], batches, moments, some=some
+        )
         _write_after(gradients[i], parts, partial(_save, folder / str(i), moments))
         gradients[i + 1].path.unlink()
         inputs[i].path.unlink()
@@ -138,8 +141,10 @@ def _label_gradients(
     batches: list[Batch],
     moments: Moments,
     generator: torch.Generator,
+    tokens: Tokens,
 ) -> Iterator[Tensor]:
-    """Gradients of −log p(label) at the last block's output, labels sampled from the model."""
+    """Gradients of −log p(label) at the last block's output, labels sampled from the model; 0 at
+    positions that do not count."""
     head = decoder.head()
     matrix = EMBEDDING if decoder.dimensions.tie_word_embeddings else OUTPUT
     weights = {**head.vectors, matrix: head.output}
@@ -148,9 +153,15 @@ def _label_gradients(
     for batch in batches:
         hidden = x.read(batch.rows)
         flat = hidden.flatten(0, 1)
+        counted = torch.ones(len(flat)) if tokens.counted is None else tokens.counted[batch.rows]
+        pairs = zip(
+            torch.split(flat, LABELS_AT_ONCE),
+            torch.split(counted.flatten().float(), LABELS_AT_ONCE),
+            strict=True,
+        )
         parts = [
-            _label_gradient(head, check, part, moments, batch.held_out, generator)
-            for part in torch.split(flat, LABELS_AT_ONCE)
+            _label_gradient(head, check, part, counts, moments, batch.held_out, generator)
+            for part, counts in pairs
         ]
         moments.count(len(flat), batch.held_out)
         yield torch.cat(parts).view_as(hidden)
@@ -160,6 +171,7 @@ def _label_gradient(
     head: Head,
     check: Callable[[Tensor], None],
     x: Tensor,
+    counts: Tensor,
     moments: Moments,
     held_out: bool,
     generator: torch.Generator,
@@ -173,6 +185,7 @@ def _label_gradient(
         g = logits.softmax(-1)
         labels = sample(g, generator)[:, None]
         g.scatter_add_(1, labels, torch.full(labels.shape, -1.0))
+        g *= counts[:, None]
         g *= slope(logits, head.dimensions)  # at the matrix's output
         squares = g.square()
         moments.add(HEAD, normed, squares.sum(-1), held_out)
@@ -182,18 +195,26 @@ def _label_gradient(
     return torch.autograd.grad(normed, x, at_norm)[0]
 
 
-def token_weights(g: Tensor) -> Tensor:
+def token_weights(g: Tensor, *, some: bool = False) -> Tensor:
     """w_t = ‖g_t‖² of gradients (or inputs) ``[…, n]``, none above `MAX_TOKEN_WEIGHT` times the
     batch's mean. A few tokens have gradients so large that they would dominate H and make it fit
-    only them."""
+    only them. `some`: many have none, since their labels do not count; the mean is of the rest."""
     weights = g.square().sum(-1)
-    return weights.clamp_max(MAX_TOKEN_WEIGHT * weights.mean())
+    typical = weights[weights > 0].mean() if some and bool(weights.any()) else weights.mean()
+    return weights.clamp_max(MAX_TOKEN_WEIGHT * typical)
 
 
 def _backward(
-    block: Block, x: Activations, g: Activations, batches: list[Batch], moments: Moments
+    block: Block,
+    x: Activations,
+    g: Activations,
+    batches: list[Batch],
+    moments: Moments,
+    *,
+    some: bool,
 ) -> Iterator[Tensor]:
-    """The gradient at the block's input; adds to the moments of its weights."""
+    """The gradient at the block's input; adds to the moments of its weights. `some`: not all tokens
+    have a gradient."""
     for batch in batches:
         taps: dict[str, tuple[Tensor, Tensor]] = {}
 
@@ -209,7 +230,7 @@ def _backward(
         grads = torch.autograd.grad(out, [hidden, *outputs], g.read(batch.rows))
         for role, grad in zip(block.linears, grads[1:], strict=True):
             x_in = taps[role][0]
-            moments.add(role, x_in, token_weights(grad), batch.held_out)
+            moments.add(role, x_in, token_weights(grad, some=some), batch.held_out)
             if moments.output_side:
                 moments.add(role + OUT, grad, token_weights(x_in), batch.held_out)
         moments.count(hidden.shape[0] * hidden.shape[1], batch.held_out)

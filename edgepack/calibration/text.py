@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from edgepack.calibration import self_text
+from edgepack.calibration import answers, self_text
 from edgepack.calibration.rows import Place, Row, read_rows
 from edgepack.checkpoint import templates
 from edgepack.checkpoint.base import Checkpoint, Dimensions
@@ -52,25 +52,37 @@ def write_tokens(decoder: Decoder, options: Calibrate, folder: Path) -> Steps[To
 
 
 def read_tokens(
-    checkpoint: Checkpoint, options: Calibrate, path: Path, sha256: str | None = None
+    checkpoint: Checkpoint,
+    options: Calibrate,
+    path: Path,
+    sha256: str | None = None,
+    *,
+    only_answers: bool = False,
 ) -> Tokens:
-    """Calibration tokens of a file; it is refused if it has changed from the plan's `sha256`."""
+    """Calibration tokens of a file; it is refused if it has changed from the plan's `sha256`. With
+    `only_answers`, only those of answers count, where the rows are conversations."""
     train, held_out = counts(options, checkpoint.dimensions)
-    ids = _from_file(checkpoint, options, path, train + held_out, sha256)
-    return _split_by_counts(ids, train, held_out)
+    encoded = encode_answers if only_answers else encode_all
+    found = encoded(checkpoint.tokenizer, path, sha256=sha256)
+    ids, *counted = (_sequences(part, options, path, train + held_out) for part in found)
+    return _split_by_counts(ids, train, held_out, *counted)
 
 
-def _split_by_counts(ids: Tensor, train: int, held_out: int) -> Tokens:
-    return split(ids, max(1, round(held_out / (train + held_out) * len(ids))))
+def _split_by_counts(
+    ids: Tensor, train: int, held_out: int, counted: Tensor | None = None
+) -> Tokens:
+    return split(ids, max(1, round(held_out / (train + held_out) * len(ids))), counted)
 
 
-def split(ids: Tensor, held_out: int) -> Tokens:
+def split(ids: Tensor, held_out: int, counted: Tensor | None = None) -> Tokens:
     """Hold out random sequences of ``[n, length]``, because a text changes along the way."""
     n = len(ids)
     chosen = torch.randperm(n, generator=torch.Generator().manual_seed(n))[:held_out].sort().values
     keep = torch.ones(n, dtype=torch.bool)
     keep[chosen] = False
-    return Tokens(ids[keep], ids[chosen])
+    if counted is not None:
+        counted = torch.cat([counted[keep], counted[chosen]])
+    return Tokens(ids[keep], ids[chosen], counted)
 
 
 def _self_written(decoder: Decoder, options: Calibrate, count: int, folder: Path) -> Steps[Tensor]:
@@ -85,11 +97,8 @@ def _self_written(decoder: Decoder, options: Calibrate, count: int, folder: Path
     return torch.cat(parts)
 
 
-def _from_file(
-    checkpoint: Checkpoint, options: Calibrate, path: Path, count: int, sha256: str | None
-) -> Tensor:
-    """Sequences from a file, evenly spread over it if it holds more than `count`."""
-    ids = encode(checkpoint.tokenizer, path, sha256=sha256)
+def _sequences(ids: Tensor, options: Calibrate, path: Path, count: int) -> Tensor:
+    """Sequences from a text's tokens, evenly spread over it if it holds more than `count`."""
     found = len(ids) // options.sequence_length
     if found < MIN_SEQUENCES:
         raise _too_short(SOURCE, path, len(ids), MIN_SEQUENCES * options.sequence_length)
@@ -131,11 +140,51 @@ def read(path: Path, key: str = SOURCE, *, sha256: str | None = None) -> str:
     return _decode(data, path, key)
 
 
+def encode_all(
+    tokenizer: PreTrainedTokenizerFast, path: Path, *, sha256: str | None = None
+) -> tuple[Tensor]:
+    """`encode`, for `read_tokens`."""
+    return (encode(tokenizer, path, sha256=sha256),)
+
+
 def encode(tokenizer: PreTrainedTokenizerFast, path: Path, *, sha256: str | None = None) -> Tensor:
     """Token ids ``[n]`` of a text file, or of a JSONL through the chat template."""
     pieces = _pieces(tokenizer, read(path, sha256=sha256), path, SOURCE)
     ids = [tokenizer.encode(piece, add_special_tokens=False) for piece in pieces]
     return torch.tensor([i for piece in ids for i in piece], dtype=torch.long)
+
+
+def encode_answers(
+    tokenizer: PreTrainedTokenizerFast, path: Path, *, sha256: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """The ids of `encode`, and bool ``[n]``: positions whose next token is one of an answer. In a
+    plain text, all."""
+    text = read(path, sha256=sha256)
+    if path.suffix != ".jsonl":
+        ids = encode(tokenizer, path, sha256=sha256)
+        return ids, torch.ones_like(ids, dtype=torch.bool)
+    parts = []
+    for place, row in read_rows(text, SOURCE, path.name):
+        whole = _render(tokenizer, row, place)
+        parts.append(answers.encode(tokenizer, whole, _spans(tokenizer, row, place, whole)))
+    ids = torch.tensor([i for found, _ in parts for i in found], dtype=torch.long)
+    return ids, answers.labels(torch.cat([inside for _, inside in parts]))
+
+
+def _spans(
+    tokenizer: PreTrainedTokenizerFast, row: Row, place: Place, whole: str
+) -> list[answers.Span]:
+    if row.text is not None or not tokenizer.chat_template:
+        return [(0, len(whole))]
+
+    def render(messages: Sequence[Any], start: bool) -> str:
+        return (
+            _render(tokenizer, Row(messages=tuple(messages)), place, start=start)
+            if messages or start
+            else ""
+        )
+
+    return answers.spans(row.messages, whole, render)
 
 
 def _read_bytes(path: Path, key: str) -> bytes:
@@ -176,14 +225,22 @@ def _pieces(tokenizer: PreTrainedTokenizerFast, text: str, path: Path, key: str)
         yield _render(tokenizer, row, place)
 
 
-def _render(tokenizer: PreTrainedTokenizerFast, row: Row, place: Place) -> str:
-    """A row as text. The chat template is a program of the model, and may fail in any way."""
+def _render(
+    tokenizer: PreTrainedTokenizerFast, row: Row, place: Place, *, start: bool = False
+) -> str:
+    """A row as text; with `start`, the start of an answer follows. The chat template is a program
+    of the model, and may fail in any way."""
     if row.text is not None:
         return row.text
     if not tokenizer.chat_template:
         return "\n\n".join(message["content"] for message in row.messages)
     try:
-        return templates.render(tokenizer.chat_template, row.messages, names_of(tokenizer))
+        return templates.render(
+            tokenizer.chat_template,
+            row.messages,
+            names_of(tokenizer),
+            add_generation_prompt=start,
+        )
     except templates.TemplateError as error:
         raise place.error(shorten(str(error), 150)) from None
 

@@ -41,6 +41,7 @@ SHAPES = {
     "attn_norm.bias": ("hidden",),
     "attn_output.bias": ("hidden",),
     "ffn_norm.bias": ("hidden",),
+    "ffn_gate.bias": ("ffn",),
     "ffn_up.bias": ("ffn",),
     "ffn_down.bias": ("hidden",),
     "conv_in": ("bcx", "hidden"),

@@ -55,6 +55,7 @@ class Config(rope.Rotary):
     layer_types: Annotated[list[str], Field(max_length=100_000)] | None = None
     no_rope_layers: Annotated[list[int], Field(max_length=100_000)] | None = None
     attention_bias: bool = False
+    mlp_bias: bool = False
     conv_kernel: Size = 0
     linear_num_key_heads: Size = 0
     linear_num_value_heads: Size = 0
@@ -227,6 +228,11 @@ def _check_types(config: Config, family: Architecture, place: str) -> None:
             f"{place}: config.json: layer_types {quote(min(unknown))} is not supported",
             hint=f"supported: {', '.join(known)}",
         )
+
+
+def bias_switch(role: str) -> str:
+    """The entry of config.json that says whether a role's optional bias is there."""
+    return "mlp_bias" if role.startswith("ffn_") else "attention_bias"
 
 
 def check_heads(dims: Dimensions, architecture: Architecture, place: str) -> None:

@@ -30,7 +30,7 @@ from edgepack.checkpoint import (
     vocabulary,
 )
 from edgepack.checkpoint.base import Checkpoint, Dimensions, reopened
-from edgepack.checkpoint.config import Generation, read
+from edgepack.checkpoint.config import Generation, bias_switch, read
 from edgepack.checkpoint.source_files import SourceFiles
 from edgepack.core.untrusted import shorten, validate
 from edgepack.core.weights import QuantizedTensor
@@ -259,12 +259,13 @@ class FolderCheckpoint(Checkpoint):
     def _refuse_unread_biases(self) -> None:
         """Refuse biases that transformers would not load, because the configuration lacks them."""
         optional = {role for role in self.architecture.optional if role.endswith(".bias")}
-        unread = [spec.name for spec in self.specs.values() if spec.role in optional]
-        if unread and not self._config.attention_bias:
-            raise CheckpointError(
-                f"{self.place}: {unread[0]} is there, but config.json has no attention_bias: true",
-                hint="set attention_bias to true if the biases are meant, or remove them",
-            )
+        for spec in self.specs.values():
+            switch = bias_switch(spec.role)
+            if spec.role in optional and not getattr(self._config, switch):
+                raise CheckpointError(
+                    f"{self.place}: {spec.name} is there, but config.json has no {switch}: true",
+                    hint=f"set {switch} to true if the biases are meant, or remove them",
+                )
 
 
 def _window_warning(dims: Dimensions) -> tuple[str, ...]:

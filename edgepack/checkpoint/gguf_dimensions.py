@@ -54,8 +54,9 @@ def _write_scaling(writer: GGUFWriter, family: Architecture, d: Dimensions) -> N
         writer.add_rope_scaling_type(RopeScalingType.YARN)
         writer.add_rope_scaling_factor(scaling["factor"])
         writer.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
-        writer.add_rope_scaling_yarn_beta_fast(scaling["beta_fast"])
-        writer.add_rope_scaling_yarn_beta_slow(scaling["beta_slow"])
+        if family.yarn_betas:
+            writer.add_rope_scaling_yarn_beta_fast(scaling["beta_fast"])
+            writer.add_rope_scaling_yarn_beta_slow(scaling["beta_slow"])
         if scaling.get("llama_4_scaling_beta"):
             writer.add_rope_scaling_yarn_log_mul(scaling.get("mscale_all_dim") or 0.0)
             writer.add_attn_temperature_scale(scaling["llama_4_scaling_beta"])
@@ -158,6 +159,8 @@ def _assumed_otherwise(family: Architecture, d: Dimensions) -> Iterator[str]:
     if family.head == ("untied" if d.tie_word_embeddings else "tied"):
         yield f"whose head is {family.head}"
     own: dict[str, Any] = {**d.kinds.get(SLIDING, {})}
+    if family.sliding_theta == 0.0 and own.get("rope_theta", d.rope_theta) != d.rope_theta:
+        yield "with one rope_theta for all blocks"
     if own.get("rope_scaling") is not None:
         yield "without scaled rotary positions in sliding_attention"
     for ours, number in family.numbers.items():
@@ -165,6 +168,8 @@ def _assumed_otherwise(family: Architecture, d: Dimensions) -> Iterator[str]:
             yield f"with {number.key}, which is null here"
     scaling = d.rope_scaling or {}
     if scaling.get("rope_type") == "yarn":
+        if not family.yarn_betas and (scaling["beta_fast"], scaling["beta_slow"]) != (32.0, 1.0):
+            yield "with beta_fast 32 and beta_slow 1"
         yield from _yarn_otherwise(scaling)
     if (scale := family.numbers.get("attention_scale")) and not scale.gguf:
         usual = d.head_dim if d.num_hidden_layers != _LARGEST.get(family.gguf) else None

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from edgepack.architectures.base import FULL, NO_ROPE, SLIDING, Architecture, Number
 from edgepack.checkpoint.base import Checkpoint, Dimensions
+from edgepack.checkpoint.config import bias_switch
 from edgepack.core import plugins
 from edgepack.core.disk import atomic
 from edgepack.core.progress import Progress, Steps
@@ -105,8 +106,8 @@ def config(checkpoint: Checkpoint) -> dict[str, Any]:
         auto_map = {"AutoModelForCausalLM": f"{own.file.stem}.{classes}"}
         more = {"auto_map": auto_map, **own.config}
     largest = max(checkpoint.specs.values(), key=lambda spec: spec.numel)
-    if any(spec.role in family.optional for spec in checkpoint.specs.values()):
-        more["attention_bias"] = True
+    optional = {spec.role for spec in checkpoint.specs.values()} & set(family.optional)
+    more |= {bias_switch(role): True for role in optional}
     return {
         "architectures": [classes],
         "model_type": family.name,

@@ -21,7 +21,12 @@ from edgepack.errors import CheckpointError
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-READABLE = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+READABLE = {
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+}
 FLOAT8 = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 CODES = {**FLOAT8, "F8_E8M0": torch.float8_e8m0fnu, "U8": torch.uint8}
 """Types of codes and scales, which are numbers only together (`scaled`)."""

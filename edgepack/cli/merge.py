@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,45 +9,13 @@ import typer
 
 import edgepack
 from edgepack.cli._app import Json, app, print_json, say
-from edgepack.core.untrusted import quote
+from edgepack.cli._mergekit import check_count, foreign
 from edgepack.errors import RecipeError
 
 if TYPE_CHECKING:
     from edgepack.core.artifact import Artifact
 
-DEFAULT, NEVER, OURS = "is on by default", "does not exist here", "is not needed"
-FLAGS = {
-    "--copy-tokenizer": f"{DEFAULT}: the tokenizer is always written",
-    "--lazy-unpickle": f"{DEFAULT}: one tensor is in memory at a time",
-    "--low-cpu-memory": f"{DEFAULT}: one tensor is in memory at a time",
-    "--write-model-card": f"{DEFAULT}: README.md has the recipe and the sources",
-    "--safe-serialization": f"{DEFAULT}: only safetensors are written",
-    "--async-write": f"{DEFAULT}: reading, merging and writing overlap",
-    "--lazy": f"{DEFAULT}: results of the same merge of the same models are kept",
-    "--clone-tensors": f"{OURS}: a layer may occur several times",
-    "--allow-crimes": f"{NEVER}: models of different families are refused",
-    "--unsafe-truncate-embeddings": f"{NEVER}: tokenizer_source says which tokens are kept",
-    "--trust-remote-code": f"{NEVER}: no code that comes with a model is run",
-    "--cuda": f"{NEVER}: merging is bound by the disk, and done on the CPU",
-    "--read-to-gpu": f"{NEVER}: merging is bound by the disk, and done on the CPU",
-    "--multi-gpu": f"{NEVER}: merging is bound by the disk, and done on the CPU",
-    "--gpu-rich": f"{NEVER}: merging is bound by the disk, and done on the CPU",
-    "--quiet": f"{NEVER}: 2>/dev/null leaves out the progress",
-    "-v": f"{NEVER}: --debug before the command shows the traceback of an error",
-}
-"""mergekit's options without a value, and what becomes of them; each also with ``--no-``."""
-VALUES = {
-    "--lora-merge-cache": f"{OURS}: adapters are added as tensors are read",
-    "--lora-merge-dtype": f"{OURS}: adapters are added in float32",
-    "--transformers-cache": f"{NEVER}: HF_HOME says where models from the hub are kept",
-    "--intermediate-dir": f"{OURS}: intermediate results are in edgepack's cache",
-    "-I": f"{OURS}: intermediate results are in edgepack's cache",
-    "--device": f"{NEVER}: merging is bound by the disk, and done on the CPU",
-    "--num-threads": f"{OURS}: there is a thread for each core, up to 4",
-    "-j": f"{OURS}: there is a thread for each core, up to 4",
-    "--write-threads": f"{OURS}: there is a thread for each core, up to 4",
-}
-"""mergekit's options with a value."""
+OPTIONS = ("--out-shard-size", "--random-seed", "--check", "--force", "--json")
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -81,7 +48,8 @@ def merge(
     on where it was. Options of mergekit that are not listed here are accepted, and a line says what
     becomes of each.
     """
-    remarks = _foreign(context.args)
+    remarks, more = foreign(context.args, OPTIONS)
+    check_count(more, 0, "CONFIG and OUT are two")
     if check:
         raise typer.Exit(_check(config, as_json=as_json))
     folder = out or out_path
@@ -138,34 +106,6 @@ def parse_size(text: str) -> int:
     if not 1 <= size <= 2**60:
         raise RecipeError(f"--out-shard-size: {text!r} is out of range", hint="write 5B")
     return int(size)
-
-
-def _foreign(arguments: Sequence[str]) -> list[str]:
-    """What is to be said of mergekit's options; an error for those that nobody knows."""
-    lines = []
-    waiting = list(arguments)
-    while waiting:
-        name, _, value = waiting.pop(0).partition("=")
-        if not name.startswith("-"):
-            raise RecipeError(f"{quote(name)}: is one name too many", hint="CONFIG and OUT are two")
-        if set(name) == {"-", "v"}:  # the more, the more mergekit says
-            name = "-v"
-        plain = name.replace("--no-", "--", 1)
-        if name in VALUES:
-            if not value and waiting:
-                waiting.pop(0)
-            lines.append(f"{name}: {VALUES[name]}")
-        elif plain in FLAGS:
-            what = FLAGS[plain]
-            if plain != name:  # what is on cannot be turned off, what does not exist is off
-                what = "cannot be turned off" if what.startswith(DEFAULT) else "is so here"
-            lines.append(f"{name}: {what}")
-        else:
-            from edgepack.core.plugins import suggest
-
-            known = ("--out-shard-size", "--random-seed", "--force", "--json", *FLAGS, *VALUES)
-            raise RecipeError(f"there is no option {name}", hint=suggest(name, known))
-    return lines
 
 
 def _summary(artifact: Artifact) -> list[str]:

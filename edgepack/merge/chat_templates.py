@@ -118,9 +118,9 @@ def choose(
     of `PRESETS`, or a template. `RecipeError` for a word that is neither.
     """
     templates = {v.model: template_of(v) for v in inputs}
-    own = templates[origin.model]
+    own = template_of(origin)
     if option is None:
-        return None, _difference(templates, origin.model)
+        return None, _difference(templates, own, origin.model)
     if option == AUTO:
         counts = Counter(text for text in templates.values() if text is not None)
         if not counts:
@@ -147,8 +147,8 @@ def template_of(vocabulary: Vocabulary) -> str | None:
         return None
 
 
-def _difference(templates: Mapping[str, str | None], origin: str) -> list[str]:
-    others = [name for name, text in templates.items() if text != templates[origin]]
+def _difference(templates: Mapping[str, str | None], own: str | None, origin: str) -> list[str]:
+    others = [name for name, text in templates.items() if text != own]
     if not others:
         return []
     names = shorten(", ".join(others), 100)

@@ -20,7 +20,7 @@ from edgepack.merge.comparisons import NONE, Row, Slices, compared, short
 from edgepack.merge.embeddings import TokenRule
 from edgepack.merge.facts import Facts
 from edgepack.merge.tokenizers import MergedTokenizer, merge_tokenizers
-from edgepack.merge.vocabulary import SPECIAL, compare
+from edgepack.merge.vocabulary import SPECIAL, Vocabulary, compare
 
 WIDTH = 28
 """Characters of a cell."""
@@ -34,6 +34,7 @@ class TokenizerOptions:
     rules: Mapping[str, TokenRule] = field(default_factory=dict)
     pad_to_multiple_of: int | None = None
     chat_template: str | None = None
+    outside: Vocabulary | None = None
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,7 @@ def _tokens(
             rules=options.rules,
             pad_to_multiple_of=options.pad_to_multiple_of,
             chat_template=options.chat_template,
+            outside=options.outside,
         )
     except RecipeError as error:
         tokens = Row("differing tokens", differing, "error", error.message, error.hint)
@@ -164,9 +166,11 @@ def _tokens(
         return None, [*rows, tokens, Row("chat template", shown)]
     about_chat = [w for w in merged.warnings if w.startswith("chat_template: ")]
     others = [w for w in merged.warnings if w not in about_chat]
+    if options.outside is not None:
+        rows.append(comparisons.of_result("tokenizer of", options.outside.model, inputs))
     rows += [
         _row("differing tokens", differing, [w.removeprefix("tokenizer: ") for w in others]),
-        *_special(inputs, _named(inputs, merged.origin.model)),
+        *_special(inputs, first, merged.origin.model),
         _row("chat template", shown, [w.removeprefix("chat_template: ") for w in about_chat]),
     ]
     return merged, rows
@@ -184,20 +188,18 @@ def _moved_rows(inputs: Sequence[Facts], merged: MergedTokenizer) -> Facts | Non
     return next((f for f in unknown if not merged.rows.is_identity(f.name, f.rows)), None)
 
 
-def _named(inputs: Sequence[Facts], name: str) -> Facts:
-    return next(facts for facts in inputs if facts.name == name)
-
-
-def _special(inputs: Sequence[Facts], origin: Facts) -> Iterator[Row]:
-    """A row for every special token that a model has."""
+def _special(inputs: Sequence[Facts], first: Facts, origin: str) -> Iterator[Row]:
+    """A row for every special token that a model has; the result has those of `origin`, which may
+    be the name of a model outside the merge."""
+    own = next((facts for facts in inputs if facts.name == origin), first)
     for role in SPECIAL:
 
         def read(facts: Facts, role: str = role) -> str | None:
             return None if facts.vocabulary is None else facts.vocabulary.special[role]
 
         if any(read(facts) for facts in inputs):
-            note = f"the result has that of {short(origin.name)}"
-            yield compared(role.replace("_", " "), inputs, origin, read, "warning", note)
+            note = f"the result has that of {short(origin)}"
+            yield compared(role.replace("_", " "), inputs, own, read, "warning", note)
 
 
 def _row(fact: str, values: tuple[str, ...], warnings: Sequence[str]) -> Row:

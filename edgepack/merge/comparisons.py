@@ -15,7 +15,7 @@ from edgepack.merge.facts import SETTINGS, Facts, Verdict
 
 Slices = Sequence[Sequence[tuple[str, range]]]
 """The slices of the result; of each the sources: a model's name and its layers."""
-BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 NONE = "–"
 
 

@@ -17,6 +17,7 @@ from edgepack.merge.fisher.plan import make_fisher
 from edgepack.merge.inputs import Input, open_input
 from edgepack.merge.layout import make_layout
 from edgepack.merge.of_recipe import check_merge, scopes_of
+from edgepack.merge.outside import KEY, Outside, open_outside
 from edgepack.merge.parameters import unused_filters
 from edgepack.merge.stage import Merge, Options, stages_of
 from edgepack.recipe import merging
@@ -37,8 +38,9 @@ def plan_merges(
     """
     known: dict[str, Merge] = {}
     last = None
-    for merge, inputs in _with_inputs(merges, base, known):
-        last = make_stage(merge, inputs, options, merge.name or title, base)
+    for merge, inputs, outside in _with_inputs(merges, base, known):
+        found = check_merge(merge, inputs, outside)
+        last = make_stage(merge, inputs, options, merge.name or title, base, found, outside)
         if merge.name is not None:
             known[merge.name] = last
     assert last is not None
@@ -55,10 +57,11 @@ def check_merges(
     that use its result cannot be checked. No weights are read."""
     known: dict[str, Merge] = {}
     checks = []
-    for merge, inputs in _with_inputs(merges, base, known):
-        found = check_merge(merge, inputs)
+    for merge, inputs, outside in _with_inputs(merges, base, known):
+        found = check_merge(merge, inputs, outside)
         if not found.errors:
-            stage = make_stage(merge, inputs, Options(), merge.name or title, base, found)
+            name = merge.name or title
+            stage = make_stage(merge, inputs, Options(), name, base, found, outside)
             found = found.with_memory(stage.memory())
             if merge.name is not None:
                 known[merge.name] = stage
@@ -70,9 +73,9 @@ def check_merges(
 
 def _with_inputs(
     merges: Sequence[merging.Merge], base: Path, known: Mapping[str, Merge]
-) -> Iterator[tuple[merging.Merge, dict[Reference, Input]]]:
-    """Every merge in order with its models, each of which is opened once. `known` has the stages of
-    earlier merges when a later one is asked for."""
+) -> Iterator[tuple[merging.Merge, dict[Reference, Input], Outside | None]]:
+    """Every merge in order with its models, each of which is opened once, and the model that gives
+    the tokenizer only. `known` has the stages of earlier merges when a later one is asked for."""
     opened: dict[Reference, Input] = {}
     for merge in in_order(merges):
         inputs = {}
@@ -85,7 +88,26 @@ def _with_inputs(
             else:
                 inputs[reference] = opened.get(reference) or open_input(reference, base)
                 opened[reference] = inputs[reference]
-        yield merge, _with_own_names(inputs)
+        own = _with_own_names(inputs)
+        yield merge, own, _outside(merge, own, base, known)
+
+
+def _outside(
+    merge: merging.Merge,
+    inputs: Mapping[Reference, Input],
+    base: Path,
+    known: Mapping[str, Merge],
+) -> Outside | None:
+    """The model that `tokenizer_source` names, unless it is merged."""
+    reference = merge.tokenizer_model
+    if reference is None or reference in inputs:
+        return None
+    if reference.model in known:
+        raise RecipeError(
+            f"{KEY}: {quote(reference.model)} is another merge, and no model of this one",
+            hint="name the model that has its tokenizer",
+        )
+    return open_outside(reference, base, {model.name for model in inputs.values()})
 
 
 def open_merge(recipe: Recipe, base: Path) -> MergedCheckpoint:
@@ -102,12 +124,12 @@ def make_stage(
     options: Options,
     title: str,
     base: Path,
-    checked: Check | None = None,
+    found: Check,
+    outside: Outside | None = None,
 ) -> Merge:
-    """One merge of models that are open. `base` is the recipe's folder; `checked` is its check, if
-    that was done before."""
+    """One merge of models that are open. `base` is the recipe's folder, `found` the merge's check,
+    `outside` the model that gives the tokenizer only."""
     method = methods.get(merge.merge_method)
-    found = checked or check_merge(merge, inputs)
     found.require()
     donor = inputs[merge.base_model] if merge.base_model else next(iter(inputs.values()))
     rows = None if found.tokenizer is None else found.tokenizer.rows.count
@@ -122,7 +144,7 @@ def make_stage(
         fisher, more = make_fisher(merge, inputs, layout, base)
         notes += more
     return Merge(
-        title, merge, layout, method, donor, found.tokenizer, options, tuple(notes), fisher
+        title, merge, layout, method, donor, found.tokenizer, options, tuple(notes), fisher, outside
     )
 
 

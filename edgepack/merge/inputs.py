@@ -27,6 +27,7 @@ from edgepack.checkpoint.digests import combine
 from edgepack.checkpoint.folder import CONFIG
 from edgepack.checkpoint.gguf_file import GgufCheckpoint
 from edgepack.checkpoint.lora import LoraAdapter
+from edgepack.checkpoint.naming import naming
 from edgepack.checkpoint.source_files import SourceFiles
 from edgepack.core import plugins
 from edgepack.core.untrusted import shorten
@@ -37,7 +38,7 @@ from edgepack.recipe.references import Reference
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 """Keys of config.json that say how many layers there are, in the families of transformers."""
 _NUMBERED = re.compile(r"(.+?)\.(\d{1,6})\.(.+)")
-FLOATS = ("F32", "F16", "BF16")
+FLOATS = ("F64", "F32", "F16", "BF16")
 BLOCK = 1 << 17
 """Numbers looked at together: as float32 they stay in a core's cache."""
 SUMS = {torch.float64: torch.float64}
@@ -191,10 +192,8 @@ def open_input(reference: Reference, base: Path) -> Input:
     whole = base / Path(str(reference)).expanduser()
     if reference.lora is not None and _exists(whole):
         reference = Reference(str(reference))
-    try:
+    with naming(reference.model):
         model = _open_model(reference.model, base)
-    except CheckpointError as error:
-        raise _named(error, reference.model) from error
     name = _name(model)
     if reference.lora is None:
         return Input(reference, name, model)
@@ -227,13 +226,6 @@ def _open_model(name: str, base: Path) -> Checkpoint | ByName:
         if found is None:
             raise
         return found
-
-
-def _named(error: CheckpointError, name: str) -> CheckpointError:
-    """The error, with the model's name: every model has a config.json and a model.safetensors."""
-    if error.message.startswith((name, f"{Path(name).name}:")):
-        return error
-    return CheckpointError(f"{shorten(name, 100)}: {error.message}", hint=error.hint)
 
 
 def _unknown_family(name: str, base: Path) -> ByName | None:

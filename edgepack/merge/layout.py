@@ -24,7 +24,7 @@ FIRST_WORDS = ("embed", "wte", "wpe")
 """Parts of the names of what a model begins with, in families that are not known."""
 ROWS = ("token_embd", "output", "output.bias")
 """Roles of tensors with one row a token."""
-BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ def make_layout(
     """The layout of a merge of `inputs`, by their references.
 
     `rows` is the number of rows of the embeddings, None where they stay as they are. Raises
-    `RecipeError` for what the method cannot do, and `CheckpointError` for tensors that are missing
-    or of another shape.
+    `RecipeError` for what the method cannot do (values of parameters that do not go together too),
+    and `CheckpointError` for tensors that are missing or of another shape.
     """
     slices = _slices(merge, inputs, method)
     names = _outside_names([part for one in (slices[0], slices[-1]) for part in one.parts])
@@ -192,6 +192,7 @@ class _Slice:
             values = resolve(self.method, scopes, its_name, t, of_model=True)
             operands.append(Operand(part.place, its_name, values))
         parameters = resolve(self.method, self.scopes, name, t, of_model=False)
+        self.method.check_values([operand.values for operand in operands], parameters, name)
         dtype = self._dtype(own)
         return MergedTensor(name, shape, dtype, tuple(operands), base, parameters, has_rows)
 

@@ -11,6 +11,7 @@ from edgepack.merge.comparisons import Row, Slices
 from edgepack.merge.embeddings import TokenRule
 from edgepack.merge.facts import facts_from
 from edgepack.merge.inputs import Input
+from edgepack.merge.outside import Outside
 from edgepack.merge.parameters import Scope, idle
 from edgepack.recipe.merging import DTYPES, Merge, Token, TokenOf
 from edgepack.recipe.references import Reference
@@ -18,15 +19,16 @@ from edgepack.recipe.references import Reference
 Inputs = Mapping[Reference, Input]
 
 
-def check_merge(merge: Merge, inputs: Inputs) -> Check:
+def check_merge(merge: Merge, inputs: Inputs, outside: Outside | None = None) -> Check:
     """Compare the inputs of a merge. Its tokenizer is None where that of the base, or of the first
-    model, stays as it is."""
+    model, stays as it is. `outside` is the model that `tokenizer_source` names, if it is no
+    input."""
     dtype = merge.out_dtype or merge.dtype
     found = check(
         [facts_from(model) for model in inputs.values()],
         inputs[merge.base_model].name if merge.base_model else None,
         slices=_slices(merge, inputs),
-        options=tokenizer_options(merge, inputs),
+        options=tokenizer_options(merge, inputs, outside),
         out_dtype=None if dtype is None else DTYPES[dtype],
     )
     remark = idle(methods.get(merge.merge_method), scopes_of(merge))
@@ -46,18 +48,23 @@ def scopes_of(merge: Merge) -> Iterator[Scope]:
             yield "sources", source.parameters
 
 
-def tokenizer_options(merge: Merge, inputs: Inputs) -> TokenizerOptions:
+def tokenizer_options(
+    merge: Merge, inputs: Inputs, outside: Outside | None = None
+) -> TokenizerOptions:
     """What the recipe says about the tokenizer, with the inputs' names."""
     given, source = merge.tokenizer, merge.tokenizer_source
     tokens: Mapping[str, Token] = {}
     multiple = None
     if given is not None:
         source, tokens, multiple = given.source, given.tokens, given.pad_to_multiple_of
+    if outside is not None:
+        source = outside.name
     return TokenizerOptions(
         _name(source, inputs) if isinstance(source, Reference) else source,
         {token: _rule(rule, inputs) for token, rule in tokens.items()},
         multiple,
         merge.chat_template,
+        None if outside is None else outside.vocabulary,
     )
 
 

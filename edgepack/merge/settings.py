@@ -15,7 +15,7 @@ from edgepack.merge.layout import Layout
 
 DROPPED = ("_name_or_path", "torch_dtype", "transformers_version")
 """Entries that would no longer be true, or that `dtype` replaces."""
-NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 IDS = "_token_id"
 """End of keys of ids of tokens."""
 FIRST_FULL = "max_window_layers"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import yaml
 
@@ -27,6 +27,7 @@ from edgepack.merge.inputs import Input, is_local, place_of, published
 from edgepack.merge.layout import Layout
 from edgepack.merge.methods import KIND
 from edgepack.merge.methods.base import Method
+from edgepack.merge.outside import Outside
 from edgepack.merge.settings import settings, with_token_ids
 from edgepack.merge.stream import LIMIT, Work, stream
 from edgepack.merge.tokenizers import MergedTokenizer
@@ -49,8 +50,9 @@ class Options:
 @dataclass(frozen=True)
 class Merge(Stage):
     """A Hugging Face folder with the merged model. `donor` is the model whose configuration and
-    side files are kept, `tokenizer` says how the tokenizer is made (None: the donor's, as it is).
-    `title` is what the result is called."""
+    side files are kept, `tokenizer` says how the tokenizer is made (None: the donor's, as it is),
+    `outside` is a model that is not merged and gives the tokenizer. `title` is what the result is
+    called."""
 
     title: str
     merge: merging.Merge
@@ -61,6 +63,7 @@ class Merge(Stage):
     more: Options
     notes: tuple[str, ...] = ()
     fisher: Fisher | None = None
+    outside: Outside | None = None
 
     name = "merge"
 
@@ -72,7 +75,8 @@ class Merge(Stage):
     @cached_property
     def inputs(self) -> tuple[str, ...]:  # noqa: D102
         models = tuple(model.key for model in self.layout.inputs)
-        return models if self.fisher is None else (*models, *self.fisher.keys)
+        more = () if self.outside is None else (self.outside.key,)
+        return (*models, *more, *(() if self.fisher is None else self.fisher.keys))
 
     def options(self) -> dict[str, Any]:  # noqa: D102
         return {
@@ -86,7 +90,13 @@ class Merge(Stage):
     def published(self) -> dict[str, Any]:
         """The recipe, with names for models that hold anywhere."""
         names = {model.reference: model for model in self.layout.inputs}
-        new = self.merge.renamed(lambda name: published(name, names), text_name)
+
+        def renamed(name: str) -> str:
+            if is_of_folder(self.outside) and name == self.outside.reference.model:
+                return self.outside.name
+            return published(name, names)
+
+        new = self.merge.renamed(renamed, text_name)
         return new.model_dump(mode="json", exclude_defaults=True)
 
     @cached_property
@@ -103,10 +113,12 @@ class Merge(Stage):
         return config if owner is self.donor else with_token_ids(config, owner.config)
 
     @cached_property
-    def token_owner(self) -> Input:
+    def token_owner(self) -> Input | Outside:
         """The model whose tokenizer is kept, or extended."""
         if self.tokenizer is None:
             return self.donor
+        if self.outside is not None:
+            return self.outside
         name = self.tokenizer.origin.model
         return next(model for model in self.layout.inputs if model.name == name)
 
@@ -116,12 +128,15 @@ class Merge(Stage):
         content, owner = _generation(self.donor), self.token_owner
         if owner is self.donor:
             return content
-        return with_token_ids(content, _generation(owner) or owner.config)
+        own = owner.generation if isinstance(owner, Outside) else _generation(owner)
+        return with_token_ids(content, own or owner.config)
 
     @cached_property
     def source(self) -> dict[str, Any]:
         """Where the result comes from, for manifests."""
-        sources = {model.name: model.source for model in self.layout.inputs}
+        sources: dict[str, Any] = {model.name: model.source for model in self.layout.inputs}
+        if self.outside is not None:
+            sources[self.outside.name] = self.outside.source
         files = {
             f"{name}/{file}": digest
             for name, source in sources.items()
@@ -149,10 +164,7 @@ class Merge(Stage):
     @property
     def tokenizer_folder(self) -> Path | None:
         """The folder of the model whose tokenizer is kept; None if it is in no folder."""
-        if self.tokenizer is None:
-            return self.donor.folder
-        of = {model.name: model.folder for model in self.layout.inputs}
-        return of[self.tokenizer.origin.model]
+        return self.token_owner.folder
 
     @property
     def work(self) -> Work:
@@ -249,9 +261,16 @@ def merge_sources(last: Merge) -> dict[str, tuple[Path, str]]:
             adapter = model.adapter
             if adapter is not None and adapter.revision is None:
                 found[MERGE + adapter.name] = (adapter.folder, adapter.key)
+        if is_of_folder(stage.outside):
+            found[MERGE + stage.outside.name] = (stage.outside.folder, stage.outside.key)
         if stage.fisher is not None:
             found |= {MERGE + TEXT + name: place for name, place in stage.fisher.texts.items()}
     return found
+
+
+def is_of_folder(outside: Outside | None) -> TypeGuard[Outside]:
+    """Whether a tokenizer comes from a folder of this machine."""
+    return outside is not None and outside.revision is None
 
 
 def text_name(text: str) -> str:

@@ -72,9 +72,16 @@ class Work:
             default=0,
         )
         moved = count * tensor.nbytes if tensor.has_rows and self.rows is not None else 0
-        cast = 0 if tensor.dtype == "F32" else tensor.nbytes
+        working = "F64" if self._in_double(tensor) else "F32"
+        cast = 0 if tensor.dtype == working else tensor.nbytes
         weighted = 0 if self.weighting is None else self.weighting.needs(tensor)
-        return read + moved + weighted + max(adapted, int(FLOAT * tensor.numel * floats) + cast)
+        made = int(BYTES[working] * tensor.numel * floats)
+        return read + moved + weighted + max(adapted, made + cast)
+
+    def _in_double(self, tensor: MergedTensor) -> bool:
+        """Whether a tensor is merged in float64, as methods do if an input is of that type."""
+        stored = {self.layout.inputs[o.input].tensors[o.name].dtype for o in tensor.reads}
+        return "F64" in stored if self.dtype is None else DTYPES[self.dtype] == "F64"
 
     def _bytes_read(self, operand: Operand) -> int:
         info = self.layout.inputs[operand.input].tensors[operand.name]
@@ -96,10 +103,12 @@ class Work:
                 result = self.weighting.improve(job, result, tensor)
         del job, read, base
         made = result.reshape(tensor.shape).to(torch_dtype(tensor.dtype))
-        if made.dtype == torch.float16 and not bool(torch.isfinite(made).all()):
+        narrower = made.dtype == torch.float16 or made.dtype != result.dtype == torch.float64
+        if narrower and not bool(torch.isfinite(made).all()):
+            kind = str(made.dtype).removeprefix("torch.")
             raise CheckpointError(
-                f"merge: {tensor.name} has values that float16 cannot hold",
-                hint="set out_dtype: bfloat16",
+                f"merge: {tensor.name} has values that {kind} cannot hold",
+                hint="set out_dtype: " + ("bfloat16" if made.dtype == torch.float16 else "float64"),
             )
         return made
 

@@ -69,14 +69,16 @@ def merge_tokenizers(
     rules: Mapping[str, TokenRule] | None = None,
     pad_to_multiple_of: int | None = None,
     chat_template: str | None = None,
+    outside: Vocabulary | None = None,
 ) -> MergedTokenizer:
     """The tokenizer of a merge of `inputs`, of which `base` is the base model's name.
 
-    `source` is ``base``, ``union``, the name of an input, or None: then the inputs must agree, and
+    `source` is ``base``, ``union``, the name of an input or of `outside` (the vocabulary of a model
+    that is not merged), or None: then the inputs must agree, and
     `RecipeError` lists the tokens in which they do not. `rules` are per token. The embedding has as
     many rows as the origin's, or more if there are more tokens, or as `pad_to_multiple_of` says.
     """
-    origin = _origin(inputs, base, source)
+    origin = _origin(inputs if outside is None else [*inputs, outside], base, source)
     if source is None and not rules:
         _refuse_difference(origin, inputs)
     rules = rules or {}

@@ -86,10 +86,12 @@ def states(
 @dataclass(frozen=True)
 class Tokens:
     """Sequences of token ids: `train` ``[n, length]`` to compute H, `held_out` ``[m, length]`` to
-    evaluate the result."""
+    evaluate the result. `counted` bool ``[n + m, length]`` has the positions whose labels have
+    gradients; None: all."""
 
     train: Tensor
     held_out: Tensor
+    counted: Tensor | None = None
 
     @property
     def all(self) -> Tensor:

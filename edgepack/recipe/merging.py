@@ -36,8 +36,18 @@ DTYPES = {
     "float32": "F32",
     "fp32": "F32",
     "float": "F32",
+    "float64": "F64",
 }
 """Names of types in a recipe → as safetensors has them."""
+NO_EXPERTS = "mixtures of experts (mergekit-moe) are not made here"
+ELSEWHERE = {
+    "modules": "models of several parts are not supported; write `models`",
+    "gate_mode": NO_EXPERTS,
+    "experts": NO_EXPERTS,
+    "genome": "searches (mergekit-evolve) are not made here; write the merge that was found",
+    "out_path": "a result is called by `name`, and the last one is written to OUT",
+}
+"""Keys of mergekit's other tools, and what is said of them."""
 UNION, BASE = "union", "base"
 Layer = Annotated[int, Field(ge=0, le=MAX_STEPS)]
 Scalar = bool | int | float | str
@@ -102,6 +112,13 @@ class Member(Part):
         "another merge of the same file."
     )
     parameters: Parameters = Field({}, description="Of this model; they come first.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _adapter_in_place(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "lora" in value:
+            raise ValueError("lora: write model: MODEL+ADAPTER")
+        return value
 
 
 class Model(Member):
@@ -291,9 +308,10 @@ class Merge(Part):
 
     @model_validator(mode="before")
     @classmethod
-    def _no_modules(cls, value: Any) -> Any:
-        if isinstance(value, dict) and "modules" in value:
-            raise ValueError("modules: models of several parts are not supported; write `models`")
+    def _none_of_other_tools(cls, value: Any) -> Any:
+        for key, why in ELSEWHERE.items():
+            if isinstance(value, dict) and key in value:
+                raise ValueError(f"{key}: {why}")
         return value
 
     @model_validator(mode="after")
@@ -319,6 +337,12 @@ class Merge(Part):
         if self.calibrate is not None and self.calibrate.objective == "layer":
             raise ValueError("calibrate.objective: `layer` keeps no H; take model or guided")
         return self
+
+    @property
+    def tokenizer_model(self) -> Reference | None:
+        """The model that `tokenizer_source` or `tokenizer.source` names; None if neither does."""
+        given = self.tokenizer_source if self.tokenizer is None else self.tokenizer.source
+        return given if isinstance(given, Reference) else None
 
     def references(self) -> Iterator[Reference]:
         """Every model that is merged, each once, in the order of the text; the base's own place is

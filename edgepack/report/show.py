@@ -17,7 +17,16 @@ from edgepack.core.tables import align, format_size
 from edgepack.core.untrusted import shorten
 from edgepack.errors import EdgepackError
 from edgepack.recipe.read import load
-from edgepack.report.page import bought, commands, grids, measurements, merged, predicted, sliced
+from edgepack.report.page import (
+    bought,
+    commands,
+    grids,
+    measurements,
+    merge,
+    merged,
+    predicted,
+    sliced,
+)
 
 if TYPE_CHECKING:
     from edgepack.checkpoint.gguf_header import GgufHeader
@@ -25,6 +34,8 @@ if TYPE_CHECKING:
 
 Facts = dict[str, Any]
 
+REPORT, CARD = "report.md", "README.md"
+"""What a build says of itself; a merge alone has a model card in its place."""
 _WORST = 8  # weights in the summary of an output folder
 _LONG = 48  # characters of a metadata value that are shown
 
@@ -197,6 +208,7 @@ def summary(manifest: Mapping[str, Any], folder: Path) -> list[str]:
         f"  {parts}",
         f"  bits per weight: {bits['blocks']:.3f} (blocks), {bits['all']:.3f} (all)",
         *([f"  needs {needs}"] if (needs := manifest.get("requires")) else []),
+        *(f"  merge: {line}" for line in merge(manifest.get("merge"))),
         *(f"  merged: {line}" for line in merged(manifest["merged"])),
         *(f"  {line}" for line in textwrap.wrap(grids(manifest.get("grids")) or "", 77)),
         "",
@@ -207,7 +219,8 @@ def summary(manifest: Mapping[str, Any], folder: Path) -> list[str]:
     ]
     running = [f"  {line}" for line in commands(manifest, folder)]
     what = "Files" if running else "The model for transformers"
-    return [*lines, "", f"{what} and report.md are in {folder}/", *running]
+    page = REPORT if (folder / REPORT).is_file() else CARD
+    return [*lines, "", f"{what} and {page} are in {folder}/", *running]
 
 
 def _predicted_text(prediction: Mapping[str, Any] | None) -> list[str]:

@@ -1,6 +1,7 @@
 """Adapters out of a fine-tune and its base."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -122,6 +123,112 @@ def test_llama_cpp_runs_the_base_with_its_adapter_as_the_fine_tune(pair, tmp_pat
     adapter = tmp_path / "out" / extract.FILE
     assert distance(in_llama_cpp(tmp_path / "base.gguf", adapter), wanted) < 1e-3
     assert distance(in_llama_cpp(tmp_path / "base.gguf"), wanted) > 0.05
+
+
+def test_singular_values_are_dropped_below_an_epsilon():
+    U = torch.linalg.qr(torch.randn(16, 16)).Q
+    delta = (U * torch.tensor([4.0, 2.0, 1.0, *[0.0] * 13])) @ U.T
+    for epsilon, rank in ((0.5, 3), (1.5, 2), (3.0, 1), (5.0, 0)):
+        assert factor(delta, Choice(16, epsilon=epsilon)).rank == rank
+    assert factor(delta, Choice(1, epsilon=0.5)).rank == 1
+
+
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24)])
+def test_singular_values_may_all_be_in_lora_a(shape):
+    torch.manual_seed(0)
+    delta = torch.randn(shape)
+    even, one = factor(delta, Choice(8)), factor(delta, Choice(8, even=False))
+    torch.testing.assert_close(one.delta(), even.delta(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(one.lora_B.T @ one.lora_B, torch.eye(8), rtol=0, atol=1e-5)
+    S = torch.linalg.svdvals(delta)[:8]
+    torch.testing.assert_close(one.lora_A.norm(dim=1), S, rtol=1e-5, atol=0)
+    torch.testing.assert_close(even.lora_A.norm(dim=1), S.sqrt(), rtol=1e-5, atol=0)
+
+
+def test_patterns_choose_the_weights(pair):
+    wanted = extract.Wanted((re.compile("self_attn"), re.compile("up_proj$")), (re.compile("k_"),))
+    found = finish(extract.extract(*opened(pair), Choice(RANK), "f32", wanted))
+    names = {w.name.split(".", 3)[-1] for w in found.weights}
+    assert names == {f"self_attn.{n}_proj.weight" for n in "qvo"} | {"mlp.up_proj.weight"}
+    assert len(found.weights) == 8
+    assert len(found.skipped) == 15 - 8
+    assert found.left == ()
+    assert found.as_json()["skipped"] == list(found.skipped)
+    nothing = extract.Wanted((re.compile("visual"),))
+    with pytest.raises(EdgepackError, match="no linear weight has a name that is asked for"):
+        finish(extract.extract(*opened(pair), Choice(RANK), "f32", nothing))
+
+
+def test_a_weight_that_an_epsilon_empties_is_left_out_and_counted(pair):
+    def edit(tensors):
+        tensors["lm_head.weight"] = load_file(pair[1] / "model.safetensors")["lm_head.weight"]
+        tensors["lm_head.weight"][0, 0] += 0.01
+
+    change(pair[0], edit)
+    found = finish(extract.extract(*opened(pair), Choice(RANK, epsilon=0.1), "f32"))
+    (left,) = found.left
+    assert left.name == "lm_head.weight"
+    assert left.why == "has no singular value above 0.1"
+    assert 0 < found.error < 1e-2
+    with pytest.raises(EdgepackError, match="differs by a singular value above 1000"):
+        finish(extract.extract(*opened(pair), Choice(RANK, epsilon=1000.0)))
+
+
+def test_mergekits_command_line_is_taken_as_it_is(pair, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    theirs = ("--model", "tuned", "--base-model", "base", "--out-path", "out", "--max-rank", 32)
+    more = ("--no-distribute-scale", "--sv-epsilon", 0.001, "-e", "lm_head", "-e", "k_proj")
+    habits = ("--skip-undecomposable", "--save-module", "lm_head", "--no-embed-lora", "--cuda")
+    result = run("extract-lora", *theirs, *more, *habits, "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert {w["rank"] for w in report["weights"]} == {RANK}
+    assert len(report["weights"]) == 12
+    assert report["skipped"] == [
+        "model.layers.0.self_attn.k_proj.weight",
+        "model.layers.1.self_attn.k_proj.weight",
+        "lm_head.weight",
+    ]
+    for flag, words in (
+        ("--skip-undecomposable", "is on by default"),
+        ("--save-module", "does not exist here"),
+        ("--no-embed-lora", "is so here"),
+        ("--cuda", "does not exist here"),
+    ):
+        assert f"{flag}: {words}" in result.stderr
+    assert "3 linear weights are left out, as the patterns say" in result.stderr
+    B = load_file(tmp_path / "out/adapter_model.safetensors")[
+        "base_model.model.model.layers.0.mlp.up_proj.lora_B.weight"
+    ].float()
+    torch.testing.assert_close(B.T @ B, torch.eye(RANK), rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("tuned", "base", "--out", "x", "-i", "a("), "--include-regex: 'a(' is no regular"),
+        (("tuned", "base", "--out", "x", "--model", "tuned"), "FINETUNE: is given twice"),
+        (("tuned", "--out", "x"), "BASE: is missing"),
+        (("tuned", "base"), "--out: is missing"),
+        (("tuned", "base", "more", "--out", "x"), "'more': is one name too many"),
+        (("tuned", "base", "--out", "x", "--sv-epsilom", "1"), "no option --sv-epsilom"),
+    ],
+)
+def test_arguments_that_cannot_be_meant_are_refused(pair, tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    error, _, code = fails("extract-lora", *options)
+    assert message in error
+    assert code == 2
+
+
+@pytest.mark.parametrize("which", ["tuned", "base"])
+def test_a_damaged_file_is_named_with_its_model(pair, tmp_path, monkeypatch, which):
+    """Both models have a model.safetensors."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / which / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    error, *_ = fails("extract-lora", "tuned", "base", "--out", "x")
+    assert error.startswith(f"error: {which}: model.safetensors")
 
 
 def test_a_lower_rank_leaves_what_the_report_says(pair, tmp_path):

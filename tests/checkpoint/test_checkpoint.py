@@ -266,7 +266,7 @@ def test_source_says_where_the_model_came_from(folder, gguf_path):
     ("change", "named"),
     [
         ({"model_type": "gpt_neox"}, "supported: ernie4_5, gemma2"),
-        ({"model_type": "gemma2"}, "whose norms behind attention and MLP no rotation passes"),
+        ({"model_type": "gemma2"}, "edgepack packs language models: Gemma2ForCausalLM"),
         ({"model_type": ...}, "model_type None"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "gptq"),
         ({"hidden_act": "gelu"}, "'gelu'"),
@@ -287,8 +287,8 @@ def test_refused_tensors(folder):
     edit_weights(folder, lambda t: t.update({"model.layers.0.mlp.up_proj.bias": torch.ones(96)}))
     assert "model.layers.0.mlp.up_proj.bias" in refusal(folder)
     edit_weights(folder, lambda t: t.pop("model.layers.0.mlp.up_proj.bias"))
-    edit_weights(folder, lambda t: t.update({"model.norm.weight": torch.ones(64).double()}))
-    assert "model.norm.weight is stored as F64" in refusal(folder)
+    edit_weights(folder, lambda t: t.update({"model.norm.weight": torch.ones(64).long()}))
+    assert "model.norm.weight is stored as I64" in refusal(folder)
 
 
 def test_half_of_the_biases_are_refused(folder):

@@ -69,7 +69,7 @@ def test_dimensions_are_those_of_the_configuration(made):
     assert dims.rope_theta == rope.get("full_attention", rope)["rope_theta"]
     assert (dims.rope_scaling is None) == (rope.get("rope_type", "default") == "default")
     window = family.mixed or family.window == "all"
-    assert dims.sliding_window == (config.sliding_window if window else None)
+    assert dims.sliding_window == (getattr(config, "sliding_window", None) if window else None)
     assert dims.tie_word_embeddings is tied
     assert dims.partial_rotary_factor == 1.0
 

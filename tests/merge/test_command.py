@@ -58,7 +58,11 @@ def test_the_folder_is_an_output_like_any_other(place):
     assert manifest["merge"]["models"] == ["a", "b"]
     assert str(place) not in json.dumps(manifest)
     assert "linear of" not in run("show", "out").stderr
-    assert run("show", "out").exit_code == 0
+    shown = run("show", "out")
+    assert shown.exit_code == 0
+    assert "merge: linear of a, b" in shown.stdout
+    assert "The model for transformers and README.md are in out/" in shown.stdout
+    assert "report.md" not in shown.stdout
     error, *_ = fails("merge", "c.yaml", "out")
     assert "already exists" in error
     assert run("merge", "c.yaml", "out", "--force").exit_code == 0

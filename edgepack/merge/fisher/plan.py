@@ -103,9 +103,9 @@ class Fisher:
     def texts(self) -> Mapping[str, tuple[Path, str]]:
         """Name of a text → where it is, and its sha256."""
         return {
-            model.path.name: (model.path, model.stage.text.key)
+            model.path.name: (model.path, model.stage.text.sha256)
             for model in self.models
-            if model.path is not None
+            if model.path is not None and isinstance(model.stage.text, FileText)
         }
 
     def weighting(self) -> Weighting:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,7 @@ from edgepack.calibration.moments import load_hessian, trace
 from edgepack.calibration.stage import Calibrate
 from edgepack.core.disk import atomic
 from edgepack.core.weights import Hessian, WeightSpec
-from edgepack.merge.fisher.choose import choose
+from edgepack.merge.fisher.choose import Found, choose
 from edgepack.merge.fisher.solve import Term
 from edgepack.merge.layout import MergedTensor
 from edgepack.merge.methods.base import Job
@@ -79,12 +79,17 @@ class Weighting:
             weight = weights[i] / total / self._mass(tensor.operands[i].input)
             train.append(Term(E, H.train, H.out_train, weight))
             held_out.append(Term(E, H.held_out, H.out_held_out, weight))
-        found = choose(train, held_out)
+        found = self.solve(train, held_out)
         self._note(tensor.name, {"plain": found.plain, "cost": found.cost})
         factor = float(job.parameters.get("lambda", 1.0))
         if not job.parameters["normalize"]:
             factor *= total
         return plain + factor * found.D.reshape(plain.shape)
+
+    def solve(self, train: Sequence[Term], held_out: Sequence[Term]) -> Found:
+        """What is added to the plain mean; in the metric of the text, judged by its held-out
+        tokens."""
+        return choose(train, held_out)
 
     def finish(self) -> None:
         """Write what was found for all weights."""

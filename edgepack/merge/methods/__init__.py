@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from edgepack.core import plugins
+from edgepack.core.untrusted import quote
+from edgepack.errors import RecipeError
 from edgepack.merge.methods.base import Method
 
 KIND = "merge.methods"
@@ -15,5 +17,9 @@ def names() -> tuple[str, ...]:
 
 def get(name: str) -> Method:
     """The method of that name; a `RecipeError` with "did you mean" where there is none."""
+    if name not in names():
+        raise RecipeError(
+            f"merge_method: there is no {quote(name)}", hint=plugins.suggest(name, names())
+        )
     method: Method = plugins.find(KIND, name)
     return method

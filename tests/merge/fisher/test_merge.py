@@ -290,7 +290,7 @@ def another_text_of_that_name(content):
             lambda c: c.update(merge_method="ties", base_model=c["models"][0]["model"]),
             "not with ties",
         ),
-        (lambda c: c["models"][0]["parameters"].update(weight=-1), "weights \\[-1"),
+        (lambda c: c["models"][0]["parameters"].update(weight=-2), "weights \\[-2"),
         (lambda c: c["models"][0].update(text="nowhere.txt"), "models.0.text: nowhere.txt"),
         (lambda c: c["calibrate"].update(objective="layer"), "keeps no H"),
         (lambda c: c["calibrate"].update(source="a.txt"), "calibrate.source: there is no such key"),
