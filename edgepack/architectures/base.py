@@ -9,7 +9,7 @@ from typing import Any, Literal
 LINEAR_ROLES = (
     *("attn_qkv", "attn_q", "attn_k", "attn_v", "attn_output"),
     *("conv_in", "conv_out"),
-    *("ssm_qkv", "ssm_gate", "ssm_alpha", "ssm_beta", "ssm_out"),
+    *("ssm_qkv", "ssm_gate", "ssm_out"),
     *("ffn_gate", "ffn_up", "ffn_down"),
 )
 """The weights of a block that are compressed, in the order in which they are used."""
@@ -118,7 +118,7 @@ class Architecture:
     that files have instead: their rows are those of one role or, in equal parts, of several.
 
     `kind_roles` are roles that only blocks of a kind have; a role that no kind names is in all
-    blocks. A tensor whose name begins with one of `passed_over` is no part of the forward pass.
+    blocks.
 
     **config.json.** `required` are settings that have no other value here, `renamed` those of our
     dimensions that are called otherwise there, `ignored` are keys that mean something in other
@@ -163,7 +163,6 @@ class Architecture:
     gguf_names: Mapping[str, str] = field(default_factory=dict)
     stored: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     kind_roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    passed_over: tuple[str, ...] = ()
     activation: str = "silu"
     required: Mapping[str, Any] = field(default_factory=lambda: {"hidden_act": "silu"})
     renamed: Mapping[str, str] = field(default_factory=dict)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -59,9 +60,8 @@ def _apply(card: dict[str, Any], name: Path, numel: int) -> gguf.Metadata | None
         named = Path(_text(str(name)) or "model")
         metadata = gguf.Metadata.apply_metadata_heuristic(gguf.Metadata(), card, None, named, numel)
         metadata.name = metadata.name or named.name
-        metadata.size_label = metadata.size_label or "?"
         trial = gguf.GGUFWriter(None, "llama")
-        metadata.set_gguf_meta_model(trial)
+        replace(metadata, size_label="?").set_gguf_meta_model(trial)
         entries = trial.kv_data[0].values()
         if not all(_fits(entry.value) for entry in entries):
             return None

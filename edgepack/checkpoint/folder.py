@@ -27,6 +27,7 @@ from edgepack.checkpoint import (
     shards,
     special,
     tokenizer,
+    values,
     vocabulary,
 )
 from edgepack.checkpoint.base import Checkpoint, Dimensions, reopened
@@ -81,7 +82,7 @@ class FolderCheckpoint(Checkpoint):
         self.place = shorten(model if revision else folder.resolve().name, 80)
         self._files = SourceFiles()
         whole = self._read_config()
-        self._wrapped = whole.get("model_type") in completed.wrappers()
+        self._wrapped = completed.is_wrapped(whole)
         self.architecture, self._config, self.dimensions = read(whole, self.place)
         self._weights = shards.weight_files(folder, self._files, self.place)
         places = self._read_headers(whole)
@@ -165,9 +166,8 @@ class FolderCheckpoint(Checkpoint):
         return place.read(self._files), place.kind
 
     def tensor(self, name: str) -> Tensor:  # noqa: D102
-        stored = self._places[name].read(self._files).to(torch.float32)
-        shift = self.architecture.norm_shift
-        return stored + shift if shift and self.specs[name].role.endswith("_norm") else stored
+        stored, role = self._places[name].read(self._files), self.specs[name].role
+        return values.from_hf(self.architecture, self.dimensions, role, stored)
 
     def quantized(self, name: str) -> QuantizedTensor | None:  # noqa: D102
         return None

@@ -112,6 +112,11 @@ class Numbers(Untrusted):
         0.0, alias="attention.temperature_scale"
     )
 
+    @classmethod
+    def key(cls, name: str) -> str:
+        """GGUF's key of a field, without the architecture's name."""
+        return cls.model_fields[name].alias or name
+
     @property
     def scales(self) -> dict[str, float | None]:
         """Factors and soft caps by our names."""
@@ -129,7 +134,7 @@ class Numbers(Untrusted):
         """Numbers about the scaling of rotary positions, as config.json calls them."""
         found = {
             "factor": self.rope_factor,
-            "original_max_position_embeddings": self.original_context,
+            "original_max_position_embeddings": self.original_context or self.context_length,
             "beta_fast": self.beta_fast,
             "beta_slow": self.beta_slow,
             "mscale_all_dim": self.log_multiplier,

@@ -357,7 +357,7 @@ def test_init_writes_a_recipe_that_is_one_and_overwrites_none(place):
     assert load(place / "mine.yaml").export.onnx.profile == "web"
     assert "already exists" in fails("init", "smollm2-web", "--out", "mine.yaml")[0]
     error, hint, code = fails("init", "quickstrt")
-    assert "no recipe 'quickstrt'" in error
+    assert "no model or example 'quickstrt'" in error
     assert "quickstart" in hint
     assert code == 2
 

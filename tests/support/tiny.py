@@ -85,6 +85,12 @@ OWN_CONFIG: dict[str, dict[str, object]] = {
         "mamba_n_heads": 4,
     },
     "ernie4_5": {"head_dim": 16},
+    "gemma": {"head_dim": 16},
+    "exaone4": {"sliding_window": None, "layer_types": ["full_attention"]},
+    "hunyuan_v1_dense": {
+        "head_dim": 16,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+    },
     "olmo3": {"sliding_window": 24},
     "gemma2": {"head_dim": 16, "sliding_window": 24},
     "gemma3_text": {"head_dim": 16, "sliding_window": 24},
@@ -93,6 +99,20 @@ OWN_CONFIG: dict[str, dict[str, object]] = {
         "layer_types": ["conv", "full_attention"],
         "block_auto_adjust_ff_dim": False,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+    },
+    "qwen3_5_text": {
+        "layer_types": ["linear_attention", "full_attention"],
+        "head_dim": 16,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 16,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e4,
+            "partial_rotary_factor": 0.5,
+            "mrope_section": [2, 1, 1],
+        },
     },
 }
 LONGROPE = {
@@ -185,7 +205,7 @@ def make_model(
     tokenizer = make_tokenizer(vocab=vocab)
     if family == "qwen3" or "head_dim" in config or (head_dim is not None and family in FAMILIES):
         config["head_dim"] = head_dim or hidden // heads
-    if family.startswith("gemma"):  # as llama.cpp takes it
+    if family in ("gemma2", "gemma3_text"):  # as llama.cpp takes it
         config.setdefault("query_pre_attn_scalar", config["head_dim"])
     if family == "opt":
         config["word_embed_proj_dim"] = hidden
@@ -218,10 +238,12 @@ def make_model(
 @torch.no_grad()
 def _randomise(model: torch.nn.Module) -> None:
     """Weights wide enough that logits are not flat; norms and biases away from 1 and 0."""
-    shifted = model.config.model_type.startswith("gemma")  # their gains are stored as γ − 1
+    shift = plugins.find("architectures", model.config.model_type).norm_shift  # stored as γ − 1
     for name, value in model.named_parameters():
-        if "norm" in name:
-            value.normal_(0.0 if shifted else 1.0, 0.1)
+        if name.endswith("A_log"):
+            value.normal_(-1.0, 0.5)
+        elif "norm" in name:
+            value.normal_(1.0 if "linear_attn" in name else 1.0 - shift, 0.1)
         elif value.ndim == 1:
             value.normal_(0.0, 0.1)
         else:
