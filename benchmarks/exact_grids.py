@@ -6,8 +6,8 @@ SmolLM2-135M-Instruct's Q4_1 file is written as a folder of bfloat16, float16 or
 dequantized checkpoints and QAT releases are. Then it is built with ``compress.exact: demand``, and
 beside it the file that llama-quantize makes of the folder in q4_1 and in q4_0, without an imatrix;
 the embedding has the exact file's type (q8_0) in all of them. All are measured through llama.cpp on
-the first 12 × 512 tokens of WikiText-2's test split against the folder as f16. The reference is f16,
-so the source's own rounding to bfloat16 counts: an exact file computes what the floats were before
+the first 12 × 512 tokens of WikiText-2's test split against the folder as f16. The reference is
+f16, so the source's own rounding to bfloat16 counts: an exact file computes what the floats were before
 that. The rest of an exact file's KL is not the weights': llama.cpp multiplies by activations that
 it rounds to 8 bits.
 
