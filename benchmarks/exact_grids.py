@@ -7,9 +7,9 @@ dequantized checkpoints and QAT releases are. Then it is built with ``compress.e
 beside it the file that llama-quantize makes of the folder in q4_1 and in q4_0, without an imatrix;
 the embedding has the exact file's type (q8_0) in all of them. All are measured through llama.cpp on
 the first 12 × 512 tokens of WikiText-2's test split against the folder as f16. The reference is
-f16, so the source's own rounding to bfloat16 counts: an exact file computes what the floats were before
-that. The rest of an exact file's KL is not the weights': llama.cpp multiplies by activations that
-it rounds to 8 bits.
+f16, so the source's own rounding to bfloat16 counts: an exact file computes what the floats were
+before that. The rest of an exact file's KL is not the weights': llama.cpp multiplies by activations
+that it rounds to 8 bits.
 
 Writes results/exact_grids.json: KL, share of top-1 tokens, bytes, and seconds of the search per
 million weights, once for a model on grids and once for one on none.
