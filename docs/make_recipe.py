@@ -27,7 +27,7 @@ def _section(place: str, node: dict[str, Any], schema: dict[str, Any]) -> Iterat
         section = _reference(entry, schema)
         if section:
             inner.append((f"{place}{key}", section))
-        else:
+        if not section or _may_be_text(entry):
             rows.append(f"| `{key}` | {_default(entry)} | {_text(entry)} |")
     yield from ("", f"## {place.rstrip('.') or 'recipe'}", "", _text(node), "")
     if rows:
@@ -46,6 +46,12 @@ def _reference(entry: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any] 
         inner.append(entry["items"])
     sections = (_reference(option, schema) for option in inner)
     return next((section for section in sections if section is not None), None)
+
+
+def _may_be_text(entry: dict[str, Any]) -> bool:
+    """Whether a key takes a text as well as a section."""
+    options = [option for key in ("anyOf", "oneOf") for option in entry.get(key, [])]
+    return any(option.get("type") == "string" or _may_be_text(option) for option in options)
 
 
 def _default(entry: dict[str, Any]) -> str:

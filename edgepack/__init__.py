@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from edgepack.device_profile.profile import DeviceProfile
     from edgepack.finetune.graph.options import Options
     from edgepack.planning.plan import Plan
+    from edgepack.recipe.sections import Recipe
 
 __all__ = [
     "build",
@@ -35,18 +36,33 @@ __all__ = [
 
 
 def plan(
-    recipe: str | Path, target: str = "gguf", *, device_profile: str | Path | None = None
+    recipe: str | Path,
+    target: str = "gguf",
+    *,
+    device_profile: str | Path | None = None,
+    experimental_types: bool = False,
 ) -> Plan:
     """What `build` would do: stages, bytes, bits per weight; reads headers only.
 
-    `device_profile` is a ``bench.json`` of the device that the files are for. Raises
+    `device_profile` is a ``bench.json`` of the device that the files are for. With
+    `experimental_types`, types that stock runtimes do not have yet are allowed. Raises
     `edgepack.errors.EdgepackError` for everything in the recipe that cannot be done.
     """
     from edgepack.pipeline import make_plan
-    from edgepack.recipe.read import load
 
     path = Path(recipe)
-    return make_plan(load(path), target, path.parent, _profile(device_profile))
+    loaded = _loaded(path, experimental_types)
+    return make_plan(loaded, target, path.parent, _profile(device_profile))
+
+
+def _loaded(path: Path, experimental_types: bool) -> Recipe:
+    from edgepack.recipe.read import load
+
+    recipe = load(path)
+    if not experimental_types or recipe.compress is None:
+        return recipe
+    compress = recipe.compress.model_copy(update={"experimental_types": True})
+    return recipe.model_copy(update={"compress": compress})
 
 
 def _profile(path: str | Path | None) -> DeviceProfile | None:
@@ -62,19 +78,20 @@ def build(
     out: str | Path | None = None,
     force: bool = False,
     device_profile: str | Path | None = None,
+    experimental_types: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Artifact:
     """Carry a recipe out and return the output folder.
 
     `out` defaults to ``NAME-TARGET`` in the working directory; an existing folder is replaced
     only with `force`. `device_profile` is a ``bench.json`` of the device that the files are for.
-    `progress` hears what is being done. A killed build goes on where it stopped.
+    With `experimental_types`, types that stock runtimes do not have yet are allowed. `progress`
+    hears what is being done. A killed build goes on where it stopped.
     """
     from edgepack import pipeline
-    from edgepack.recipe.read import load
 
     path = Path(recipe)
-    loaded = load(path)
+    loaded = _loaded(path, experimental_types)
     folder = pipeline.output_folder(loaded, path.stem, target, Path(out) if out else None)
     profile = _profile(device_profile)
     steps = pipeline.build(

@@ -21,11 +21,13 @@ import edgepack.decompose.stage
 import edgepack.export.merge_factors
 import edgepack.export.stage
 import edgepack.finetune.stage
+import edgepack.grids.stage
 import edgepack.measure.stage
 import edgepack.merge.stage
 import edgepack.recover.sliced
 import edgepack.recover.stage
 import edgepack.slicing.stage
+from edgepack.checkpoint import Checkpoint
 from edgepack.core.artifact import MANIFEST, OPTIONAL, Artifact, digest
 from edgepack.core.disk import clean
 from edgepack.core.executor import Executor, Threads
@@ -53,6 +55,7 @@ STEPS: tuple[Callable[[Plan], Plan], ...] = (
     edgepack.recover.sliced.join,
     steps.rewrite,
     steps.name_formats,
+    edgepack.grids.stage.join,
     device.heed,
     edgepack.calibration.stage.join,
     edgepack.allocate.stage.join,
@@ -69,13 +72,19 @@ VERSIONS = ("edgepack", "torch", "gguf", "transformers")
 
 
 def make_plan(
-    recipe: Recipe, target: str, base: Path, profile: DeviceProfile | None = None
+    recipe: Recipe,
+    target: str,
+    base: Path,
+    profile: DeviceProfile | None = None,
+    *,
+    original: Checkpoint | None = None,
 ) -> Plan:
     """Check a recipe against its model and this machine: headers are read, never weights, and every
     error that a user can make is found. `base` is the recipe's folder, `profile` the device that
-    the files are for."""
+    the files are for, `original` the recipe's model where it is open already."""
     merged = None if recipe.merge is None else partial(open_merge, recipe, base)
-    plan = open_plan(recipe, target, base, profile, merged)
+    opened = merged if original is None else lambda: original
+    plan = open_plan(recipe, target, base, profile, opened)
     for step in STEPS:
         plan = step(plan)
     return plan

@@ -31,7 +31,7 @@ from edgepack.errors import EdgepackError
 from edgepack.export.stage import Export
 from edgepack.measure import stage as measure
 from edgepack.model.packed import Packed
-from edgepack.output.provenance import located
+from edgepack.output.provenance import is_same, located
 from edgepack.pipeline import make_plan, write_output
 from edgepack.planning.formats import Given
 from edgepack.planning.plan import Plan
@@ -151,8 +151,7 @@ def _original(artifact: Artifact, packed: PackedBase, adapter: Adapter) -> Onto 
         plan = make_plan(recipe, packed.target, artifact.folder)
     except EdgepackError:
         return None
-    now, then = plan.original.source, artifact.manifest["model"]
-    same = all(now.get(key) == then.get(key) for key in ("files", "revision"))
+    same = is_same(plan.original.source, artifact.manifest["model"])
     shapes = {name: spec.shape for name, spec in plan.model.specs.items()}
     if not same or any(shapes.get(name) != _shape(lora) for name, lora in adapter.weights.items()):
         return None

@@ -39,7 +39,7 @@ class Merged(Rewritten):
         self._deltas, self._vectors = deltas, vectors or base
 
     def tensor(self, name: str) -> Tensor:
-        if len(self.specs[name].shape) < 2:
+        if not self.specs[name].is_matrix:
             return self._vectors.tensor(name)
         W = self.base.tensor(name)
         return W + self._deltas[name].delta() if name in self._deltas else W

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from edgepack.adapters.adapter import Lora
-from edgepack.checkpoint.peft import CONFIG, PREFIX, WEIGHTS, PeftConfig
+from edgepack.checkpoint.peft import CONFIG, OTHER_BASE, PREFIX, WEIGHTS, PeftConfig
 from edgepack.core.untrusted import quote, read_json, shorten, validate
 from edgepack.errors import EdgepackError
 
@@ -24,8 +24,6 @@ UNREADABLE = {
     ".lora_B.bias": "has biases of lora_B",
 }
 """Part of a tensor's name → what that says of the adapter."""
-OTHER_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
-"""Starts of PEFT's initialisers that change the base's weights."""
 PLAIN = (
     "train a plain LoRA of the linear layers, or merge this one into the model before packing it"
 )

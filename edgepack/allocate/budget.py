@@ -51,16 +51,17 @@ def search(checkpoint: Checkpoint, compress: Compress, target: Target) -> Search
     """The formats and ranks that the allocate stage measures."""
     check_overrides(checkpoint, compress)
     names = compress.candidates or target.ladder
-    fmts = [find_format(name, "compress.candidates", target) for name in names]
+    fmts = [find_format(name, "compress.candidates", target, compress) for name in names]
     tried = {}
     for name, spec in checkpoint.specs.items():
-        if len(spec.shape) < 2:
+        if not spec.is_matrix:
             continue
         wanted, place = options_of(spec, compress)
         if spec.role in UNQUANTIZED:
             tried[name] = ["f16"]
             continue
-        here = fmts if wanted.format is None else [find_format(wanted.format, place, target)]
+        own = wanted.format
+        here = fmts if own is None else [find_format(own, place, target, compress)]
         tried[name] = [fmt.name for fmt in here if fmt.fits(spec.shape[1])]
         if not tried[name]:
             raise RecipeError(
@@ -78,12 +79,17 @@ def spend(
     choices: Search,
     measured: Path | None,
     files: Callable[[Mapping[str, WeightFormat]], int],
+    required: Callable[[str], str | None] = lambda _: None,
 ) -> Allocation:
     """Choose formats by the costs in the folder `measured`, or by guessed costs if that is None.
-    `files` gives the bytes of the files with these formats."""
+    `files` gives the bytes of the files with these formats, `required` the exact type that a weight
+    has to have, if it has to."""
     specs = {name: checkpoint.specs[name] for name in choices.formats}
 
     def costs(spec: WeightSpec) -> Costs:
+        only = required(spec.name)
+        if only is not None:
+            return {only: {0: 0.0}}
         if measured is not None:
             return load_costs(measured, spec.name)
         names = choices.formats[spec.name]

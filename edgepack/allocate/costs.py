@@ -75,6 +75,8 @@ class Item:
     damping: float
     hessians: Path
     folder: Path
+    exact: str | None = None
+    """A format that holds the weight as it is."""
 
     @property
     def spec(self) -> WeightSpec:
@@ -112,9 +114,9 @@ def measure_weight(item: Item) -> None:
         trial = _Trial(model.tensor(spec.name), H, item)
         costs = {
             name: {0: 0.0}
-            if stored is not None and stored.format == name
+            if name == item.exact or (stored is not None and stored.format == name)
             else trial.costs(formats.get(name), with_ranks=spec.block is not None)
-            for name in item.formats
+            for name in dict.fromkeys((*item.formats, *([item.exact] if item.exact else [])))
         }
         with atomic(item.path) as path:
             path.write_text(json.dumps(costs, indent=1))

@@ -17,6 +17,7 @@ from edgepack.core.progress import Steps
 from edgepack.core.stage import Stage
 from edgepack.core.weights import WeightFormat
 from edgepack.errors import RecipeError
+from edgepack.grids.stage import Grids
 from edgepack.planning.plan import Plan
 from edgepack.planning.target import Target
 from edgepack.recipe.sections import Compress
@@ -32,13 +33,14 @@ class Allocate(Stage):
     tried: Search
     compress: Compress
     target: Target
+    grids: Grids | None = None
 
     name = "allocate"
     code = ("edgepack.allocate.costs", "edgepack.formats")
 
     @property
     def inputs(self) -> tuple[str, ...]:  # noqa: D102
-        return (self.calibration.key,)
+        return (self.calibration.key, *([self.grids.key] if self.grids else []))
 
     def options(self) -> dict[str, Any]:  # noqa: D102
         return asdict(self.tried)
@@ -46,7 +48,11 @@ class Allocate(Stage):
     def run(self, folder: Path, executor: Executor) -> Steps[None]:  # noqa: D102
         tried, hessians = self.tried, self.calibration.folder
         rest = (tuple(tried.ranks), tried.factors, tried.damping, hessians, folder)
-        items = [Item(self.model, n, tuple(names), *rest) for n, names in tried.formats.items()]
+        grids = self.grids
+        items = [
+            Item(self.model, name, tuple(names), *rest, grids.offered(name) if grids else None)
+            for name, names in tried.formats.items()
+        ]
         yield from measure_costs(items, executor)
 
     @property
@@ -64,7 +70,8 @@ class Allocate(Stage):
 
     def _spend(self, measured: Path | None) -> Allocation:
         files = partial(self.target.files_size, self.model)
-        return spend(self.model, self.compress, self.tried, measured, files)
+        required = {"required": self.grids.required} if self.grids else {}
+        return spend(self.model, self.compress, self.tried, measured, files, **required)
 
     @property
     def formats(self) -> Mapping[str, WeightFormat]:
@@ -90,7 +97,7 @@ def join(plan: Plan) -> Plan:
     calibration = plan.find(Calibrate)
     assert calibration is not None
     tried = search(plan.model, compress, plan.target)
-    stage = Allocate(plan.model, calibration, tried, compress, plan.target)
+    stage = Allocate(plan.model, calibration, tried, compress, plan.target, plan.find(Grids))
     try:
         _ = stage.allocation  # a size that is too small is found here
     except RecipeError as error:

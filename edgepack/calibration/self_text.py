@@ -23,7 +23,7 @@ from edgepack.checkpoint.pieces import Pieces
 from edgepack.checkpoint.templates import TemplateError
 from edgepack.core.progress import Progress, Steps
 from edgepack.errors import CalibrationError
-from edgepack.model.block import Block, KeyValueCache
+from edgepack.model.block import Block
 from edgepack.model.decoder import Decoder, fits_in_memory
 
 if TYPE_CHECKING:
@@ -101,10 +101,7 @@ def write(
     keep = decoder.stays and fits_in_memory(decoder)
     blocks = [decoder.block(i) for i in range(d.num_hidden_layers)] if keep else []
     head, embed = decoder.ends()
-    shape = (len(texts), d.num_key_value_heads, length, d.head_dim)
-    caches = [
-        KeyValueCache(torch.empty(shape), torch.empty(shape)) for _ in range(d.num_hidden_layers)
-    ]
+    caches = decoder.caches(len(texts), length)
 
     ids = torch.empty(len(texts), 0, dtype=torch.long)
     proposed = torch.full((len(texts),), next(iter(ends), -1))

@@ -16,10 +16,11 @@ from edgepack.checkpoint import Checkpoint
 from edgepack.core.executor import Executor
 from edgepack.core.progress import Steps, finish
 from edgepack.core.stage import Stage
-from edgepack.core.weights import WeightSpec
+from edgepack.core.weights import WeightFormat, WeightSpec
 from edgepack.errors import RecipeError
 from edgepack.model.decoder import Decoder, fits_in_memory
 from edgepack.model.stream import TOKENS_AT_ONCE, Tokens
+from edgepack.planning.formats import options_of
 from edgepack.planning.plan import READS, Plan, Text
 from edgepack.recipe import sections
 from edgepack.recipe.texts import SOURCE, source_path
@@ -200,15 +201,24 @@ def join(plan: Plan) -> Plan:
     """The plan with H, where a weight is rounded in blocks or gets factors."""
     compress, model = plan.recipe.compress, plan.model
     budget = compress is not None and compress.is_budget
-    if not budget and all(
-        formats.get(fmt.Q).block_size == 1 and not fmt.rank for fmt in plan.formats.values()
-    ):
+    rounded = _rounded(plan)
+    if not budget and all(formats.get(f.Q).block_size == 1 and not f.rank for f in rounded):
         return plan
     plan = with_text(plan)
     assert plan.text is not None
     return plan.adding(
         Calibrate(model, plan.text, plan.recipe.calibrate), notes=_too_few_tokens(plan)
     )
+
+
+def _rounded(plan: Plan) -> list[WeightFormat]:
+    """The formats of weights that may be rounded: where the recipe demands exact ones, of those
+    alone that it makes an exception of."""
+    compress, chosen = plan.recipe.compress, plan.formats
+    if compress is None or compress.exact != "demand":
+        return list(chosen.values())
+    specs = plan.model.specs
+    return [f for name, f in chosen.items() if options_of(specs[name], compress)[0].format]
 
 
 def _too_few_tokens(plan: Plan) -> list[str]:

@@ -27,7 +27,7 @@ from edgepack.calibration.sampling import sample
 from edgepack.core.progress import Progress, Steps
 from edgepack.core.weights import Hessian
 from edgepack.model.block import Block
-from edgepack.model.decoder import Decoder, Head
+from edgepack.model.decoder import Decoder, Head, slope
 from edgepack.model.stream import Activations, Batch, Tokens, micro_batches, states
 
 LABELS_AT_ONCE = 512  # tokens whose logits are in memory at once
@@ -98,7 +98,7 @@ def _embedding(
     token's count, so that tokens absent from the calibration text still get some weight."""
     moments = Moments()
     for batch in batches:
-        gradient = g.read(batch.rows)
+        gradient = decoder.dimensions.embedding_scale * g.read(batch.rows)
         size = gradient.square().sum(-1)
         clip = token_weights(gradient) / size.clamp_min(1e-30)
         moments.add(EMBEDDING, gradient, clip, batch.held_out)
@@ -186,6 +186,7 @@ def _label_gradient(
         labels = sample(g, generator)[:, None]
         g.scatter_add_(1, labels, torch.full(labels.shape, -1.0))
         g *= counts[:, None]
+        g *= slope(logits, head.dimensions)  # at the matrix's output
         squares = g.square()
         moments.add(HEAD, normed, squares.sum(-1), held_out)
         if moments.output_side and not held_out:

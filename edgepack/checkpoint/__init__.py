@@ -10,14 +10,22 @@ import importlib.util
 from pathlib import Path
 
 from edgepack.checkpoint import hub
-from edgepack.checkpoint._layout import gguf_rows, interleaved_rows
+from edgepack.checkpoint._layout import gguf_rows, gguf_shape, interleaved_rows
 from edgepack.checkpoint.base import Checkpoint, Dimensions
 from edgepack.checkpoint.folder import FolderCheckpoint
 from edgepack.checkpoint.gguf_file import GgufCheckpoint
 from edgepack.core.untrusted import quote, shorten
 from edgepack.errors import CheckpointError
 
-__all__ = ["Checkpoint", "Dimensions", "gguf_rows", "interleaved_rows", "open_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "Dimensions",
+    "gguf_rows",
+    "gguf_shape",
+    "interleaved_rows",
+    "open_checkpoint",
+    "open_local",
+]
 
 PACKAGE = "package:"
 KINDS = "a model is a folder, a .gguf file, package:PACKAGE/FILE.gguf or a Hub id"
@@ -30,6 +38,15 @@ def open_checkpoint(model: str, base: Path | None = None) -> Checkpoint:
     installed Python package) or a Hub id with an optional ``@revision``. Relative paths are
     relative to `base` (the recipe's folder), else to the working directory.
     """
+    found = open_local(model, base)
+    if found is not None:
+        return found
+    folder = hub.snapshot(model)
+    return FolderCheckpoint(folder, model, revision=folder.name)
+
+
+def open_local(model: str, base: Path | None = None) -> Checkpoint | None:
+    """The same without the Hub; None for a name that may be one of a model there."""
     if model.startswith(PACKAGE):
         return GgufCheckpoint(_in_package(model), model)
     try:
@@ -50,8 +67,7 @@ def open_checkpoint(model: str, base: Path | None = None) -> Checkpoint:
         raise CheckpointError(
             f"{shorten(model, 200)}: {what}", hint=f"{KINDS}; looked in {shorten(str(place))}"
         )
-    folder = hub.snapshot(model)
-    return FolderCheckpoint(folder, model, revision=folder.name)
+    return None
 
 
 def _in_package(model: str) -> Path:

@@ -22,6 +22,7 @@ SHAPES = {
     "output": ("vocab", "hidden"),
     "output.bias": ("vocab",),
     "attn_norm": ("hidden",),
+    "attn_qkv": ("qkv", "hidden"),
     "attn_q": ("q", "hidden"),
     "attn_k": ("kv", "hidden"),
     "attn_v": ("kv", "hidden"),
@@ -31,6 +32,8 @@ SHAPES = {
     "attn_q_norm": ("head",),
     "attn_k_norm": ("head",),
     "attn_output": ("hidden", "q"),
+    "post_attention_norm": ("hidden",),
+    "post_ffw_norm": ("hidden",),
     "ffn_norm": ("hidden",),
     "ffn_gate": ("ffn", "hidden"),
     "ffn_up": ("ffn", "hidden"),
@@ -40,8 +43,26 @@ SHAPES = {
     "ffn_norm.bias": ("hidden",),
     "ffn_up.bias": ("ffn",),
     "ffn_down.bias": ("hidden",),
+    "conv_in": ("bcx", "hidden"),
+    "conv": ("hidden", "one", "kernel"),
+    "conv_out": ("hidden", "hidden"),
+    "ssm_qkv": ("delta_qkv", "hidden"),
+    "ssm_gate": ("delta_v", "hidden"),
+    "ssm_alpha": ("delta_heads", "hidden"),
+    "ssm_beta": ("delta_heads", "hidden"),
+    "ssm_conv1d": ("delta_qkv", "one", "kernel"),
+    "ssm_a": ("delta_heads",),
+    "ssm_dt.bias": ("delta_heads",),
+    "ssm_norm": ("delta_head",),
+    "ssm_out": ("hidden", "delta_v"),
 }
-"""Role → shape, as keys of `sizes`."""
+"""Role → shape, as keys of `sizes`; a family may have others (`Architecture.shapes`). GGUF leaves
+out dimensions of one."""
+
+
+def shape_words(architecture: Architecture, role: str) -> tuple[str, ...]:
+    """The shape of a role, as keys of `sizes`; that of a shortcut if the role is unknown."""
+    return architecture.shapes.get(role) or SHAPES.get(role, ("hidden", "hidden"))
 
 
 @dataclass(frozen=True)
@@ -85,12 +106,13 @@ def match(
     )
     widths, specs, names = sizes(architecture, dimensions), {}, {}
     for name, (role, block) in stored.items():
-        words = SHAPES.get(role, ("hidden", "hidden")) if sliced else SHAPES[role]
+        words = shape_words(architecture, role)
         wanted = tuple(widths[word] for word in words)
+        flat = tuple(widths[word] for word in words if word != "one")
         if sliced and len(wanted) == len(tensors[name].shape):
             sides = zip(words, wanted, tensors[name].shape, strict=True)
             wanted = tuple(min(w, n) if word == "hidden" else w for word, w, n in sides)
-        if tensors[name].shape != wanted:
+        if tensors[name].shape not in (wanted, flat):
             raise CheckpointError(
                 f"{place}: {name} has shape {list(tensors[name].shape)}, "
                 f"its configuration says {list(wanted)}",
@@ -122,6 +144,11 @@ def gguf_rows(architecture: Architecture, dimensions: Dimensions, role: str) -> 
     return interleaved_rows(heads, dimensions.head_dim)
 
 
+def gguf_shape(spec: WeightSpec) -> tuple[int, ...]:
+    """The shape in a GGUF: kernels ``[channels, 1, width]`` lose the dimension of one."""
+    return (spec.shape[0], *spec.shape[2:]) if len(spec.shape) > 2 else spec.shape
+
+
 def _places(
     architecture: Architecture,
     dimensions: Dimensions,
@@ -130,11 +157,12 @@ def _places(
 ) -> Iterator[tuple[str, int | None]]:
     """(role, block) of every weight. Optional weights exist in all blocks or in none."""
     blocks = range(dimensions.num_hidden_layers)
-    optional = [r for r in architecture.optional if any(name_of(r, i) in tensors for i in blocks)]
+    absent = {r for r in architecture.optional if all(name_of(r, i) not in tensors for i in blocks)}
     yield "token_embd", None
     for block in blocks:
-        for role in [*architecture.block, *optional]:
-            yield role, block
+        for role in architecture.roles(dimensions.kind(block)):
+            if role not in absent:
+                yield role, block
     for role in architecture.outside:
         if role != "token_embd" and not (role == "output" and dimensions.tie_word_embeddings):
             yield role, None
@@ -149,7 +177,27 @@ def sizes(architecture: Architecture, dimensions: Dimensions) -> dict[str, int]:
         "head": dimensions.head_dim,
         "q": dimensions.num_attention_heads * dimensions.head_dim,
         "kv": dimensions.num_key_value_heads * dimensions.head_dim,
+        "qkv": (dimensions.num_attention_heads + 2 * dimensions.num_key_value_heads)
+        * dimensions.head_dim,
         "ffn": dimensions.intermediate_size,
+        "gate_up": 2 * dimensions.intermediate_size,
+        "one": 1,
+        "kernel": dimensions.conv_kernel,
+        "bcx": 3 * dimensions.hidden_size,
+        **_delta_sizes(dimensions),
+    }
+
+
+def _delta_sizes(d: Dimensions) -> dict[str, int]:
+    """The widths of a gated delta net."""
+    keys = d.linear_num_key_heads * d.linear_key_head_dim
+    values = d.linear_num_value_heads * d.linear_value_head_dim
+    return {
+        "delta_v": values,
+        "delta_qkv": 2 * keys + values,
+        "delta_heads": d.linear_num_value_heads,
+        "delta_head": d.linear_value_head_dim,
+        "q_gated": 2 * d.num_attention_heads * d.head_dim,
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -21,7 +21,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Dimensions:
-    """The dimensions of a decoder, with the names of Hugging Face's config."""
+    """The dimensions and factors of a decoder, with the names of Hugging Face's config.
+
+    `sliding_window` is a number of positions, the token's own included; `partial_rotary_factor`
+    the share of a head that turns (0: none). Embeddings are multiplied by `embedding_scale`, what
+    attention and MLP write by `residual_scale`, q·k by `attention_scale` (None: 1/√head_dim) and
+    logits by `logit_scale`. A soft cap c turns x into c·tanh(x/c). `layer_types` has the kind of
+    every block, empty if all are alike; `kinds` says what blocks of a kind have instead. A causal
+    convolution sees `conv_kernel` positions. The heads of a gated delta net have sizes of their
+    own. `rope_sections` are the shares of an image's axes in the rotary positions; in text all
+    axes have the same position.
+    """
 
     num_hidden_layers: int
     hidden_size: int
@@ -37,6 +47,41 @@ class Dimensions:
     sliding_window: int | None
     tie_word_embeddings: bool
     partial_rotary_factor: float = 1.0
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    attention_scale: float | None = None
+    logit_scale: float = 1.0
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    layer_types: tuple[str, ...] = ()
+    kinds: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    conv_kernel: int = 0
+    linear_num_key_heads: int = 0
+    linear_num_value_heads: int = 0
+    linear_key_head_dim: int = 0
+    linear_value_head_dim: int = 0
+    rope_sections: tuple[int, ...] = ()
+
+    def kind(self, index: int) -> str | None:
+        """The kind of block `index`; None if all are alike."""
+        return self.layer_types[index] if self.layer_types else None
+
+    def block(self, index: int) -> Dimensions:
+        """Those of block `index`, as if all blocks were like it."""
+        if not self.layer_types:
+            return self
+        own = self.kinds.get(self.layer_types[index], {})
+        return replace(self, layer_types=(), kinds={}, **own)
+
+    @property
+    def rotary_dim(self) -> int:
+        """Columns of a head that turn with the position."""
+        return int(self.head_dim * self.partial_rotary_factor)
+
+    @property
+    def score_scale(self) -> float:
+        """The factor of q·k."""
+        return self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import cache
 from pathlib import PurePosixPath
@@ -9,8 +10,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, create_model
 
-from edgepack.architectures.base import Architecture
-from edgepack.checkpoint import rope
+from edgepack.architectures.base import CONV, FULL, LINEAR, NO_ROPE, SLIDING, Architecture
+from edgepack.checkpoint import completed, detect, rope
 from edgepack.checkpoint.base import Dimensions
 from edgepack.core.untrusted import Untrusted, quote, shorten, validate
 from edgepack.errors import CheckpointError
@@ -24,6 +25,16 @@ Epsilon = Annotated[float, Field(ge=1e-20, le=1.0)]
 TokenId = Annotated[int, Field(ge=-1, le=1 << 31)]
 """Some exporters write -1 for none."""
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Size = Annotated[int, Field(ge=0, le=1 << 24)]
+"""Size of a part that many families do not have: 0."""
+MIXERS = (
+    "conv_kernel",
+    "linear_num_key_heads",
+    "linear_num_value_heads",
+    "linear_key_head_dim",
+    "linear_value_head_dim",
+)
+"""Dimensions of convolutions and gated delta nets."""
 
 
 class Config(rope.Rotary):
@@ -42,7 +53,13 @@ class Config(rope.Rotary):
     use_sliding_window: bool = False
     max_window_layers: Annotated[int, Field(ge=0, le=1 << 31)] = 28  # transformers' default
     layer_types: Annotated[list[str], Field(max_length=100_000)] | None = None
+    no_rope_layers: Annotated[list[int], Field(max_length=100_000)] | None = None
     attention_bias: bool = False
+    conv_kernel: Size = 0
+    linear_num_key_heads: Size = 0
+    linear_num_value_heads: Size = 0
+    linear_key_head_dim: Size = 0
+    linear_value_head_dim: Size = 0
     bos_token_id: TokenId | list[TokenId] | None = None
     eos_token_id: TokenId | list[TokenId] | None = None
     unk_token_id: TokenId | list[TokenId] | None = None
@@ -94,6 +111,16 @@ def _model(family: str, defaults: tuple[tuple[str, str, Any], ...]) -> type[Conf
     return create_model(f"{family}Config", __base__=Config, **fields)
 
 
+def read(content: Mapping[str, Any], place: str) -> tuple[Architecture, Config, Dimensions]:
+    """The family, the entries and the dimensions of a config.json, completed as transformers does
+    it; of a multimodal repository, those of its language model."""
+    content = completed.text_config(content, place)
+    family = detect.architecture(content, place)
+    content = completed.complete(content, family, place)
+    detect.refuse_other_settings(content, family, place)
+    return family, *read_dimensions(content, family, place)
+
+
 def read_dimensions(
     content: Mapping[str, Any], architecture: Architecture, place: str
 ) -> tuple[Config, Dimensions]:
@@ -104,7 +131,8 @@ def read_dimensions(
     config = validate(_model_of(architecture), heard, where, CheckpointError, hint=HINT)
     heads = config.num_attention_heads
     head_dim = config.head_dim or config.hidden_size // heads
-    theta, scaling, share = rope.from_config(config, architecture, place)
+    positions = rope.from_config(config, architecture, place)
+    types, kinds = _blocks(config, architecture, positions, place)
     dimensions = Dimensions(
         num_hidden_layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
@@ -115,11 +143,14 @@ def read_dimensions(
         vocab_size=config.vocab_size,
         max_position_embeddings=config.max_position_embeddings,
         rms_norm_eps=config.rms_norm_eps,
-        rope_theta=theta,
-        rope_scaling=scaling,
         sliding_window=_sliding_window(config, architecture, place),
         tie_word_embeddings=config.tie_word_embeddings,
-        partial_rotary_factor=share,
+        layer_types=types,
+        kinds=kinds,
+        rope_sections=rope.sections(config, architecture),
+        **{name: getattr(config, name) for name in MIXERS},
+        **positions[FULL],
+        **_numbers(heard, architecture, head_dim, where),
     )
     if config.head_dim is None and config.hidden_size % heads:
         raise CheckpointError(
@@ -129,6 +160,73 @@ def read_dimensions(
         )
     check_heads(dimensions, architecture, f"{place}: config.json")
     return config, dimensions
+
+
+def _numbers(
+    content: Mapping[str, Any], family: Architecture, head_dim: int, where: str
+) -> dict[str, Any]:
+    """The family's factors and soft caps; null is none."""
+    found = {ours: content.get(number.key) for ours, number in family.numbers.items()}
+    read: dict[str, float] = {}
+    for ours, value in found.items():
+        number = family.numbers[ours]
+        if value is None:
+            continue
+        if type(value) not in (int, float) or not 0 < value <= 1e9:
+            raise CheckpointError(
+                f"{where}: {number.key} should be a positive number, not {quote(value)}", hint=HINT
+            )
+        read[ours] = number.read(value)
+    if "attention_scale" in read and math.isclose(read["attention_scale"], head_dim**-0.5):
+        del read["attention_scale"]
+    return {ours: value for ours, value in read.items() if value != getattr(Dimensions, ours)}
+
+
+def _blocks(
+    config: Config,
+    family: Architecture,
+    positions: Mapping[str, Mapping[str, Any]],
+    place: str,
+) -> tuple[tuple[str, ...], dict[str, dict[str, Any]]]:
+    """The kind of every block, and what each kind has of its own; empty if all are alike."""
+    if not family.mixed:
+        return (), {}
+    layers, types = config.num_hidden_layers, config.layer_types or ()
+    _check_types(config, family, place)
+    turning = config.no_rope_layers or [1] * layers
+    if len(turning) < layers:
+        raise CheckpointError(
+            f"{place}: config.json: no_rope_layers has {len(turning)} entries for {layers} layers",
+            hint=HINT,
+        )
+    found = tuple(
+        kind if turns else NO_ROPE for kind, turns in zip(types, turning[:layers], strict=True)
+    )
+    own: dict[str, dict[str, Any]] = {
+        FULL: {"sliding_window": None},
+        SLIDING: dict(positions.get(SLIDING, {})),
+        NO_ROPE: {"sliding_window": None, "partial_rotary_factor": 0.0},
+        CONV: {"partial_rotary_factor": 0.0},
+        LINEAR: {"partial_rotary_factor": 0.0},
+    }
+    return found, {kind: own[kind] for kind in sorted(set(found))}
+
+
+def _check_types(config: Config, family: Architecture, place: str) -> None:
+    """Refuse kinds of blocks that the family does not have, or too few of them."""
+    types = config.layer_types or ()
+    known = tuple(family.kind_roles) or (FULL, SLIDING)
+    if len(types) != config.num_hidden_layers:
+        raise CheckpointError(
+            f"{place}: config.json: layer_types has {len(types)} entries for "
+            f"{config.num_hidden_layers} layers",
+            hint=HINT,
+        )
+    if unknown := set(types) - set(known):
+        raise CheckpointError(
+            f"{place}: config.json: layer_types {quote(min(unknown))} is not supported",
+            hint=f"supported: {', '.join(known)}",
+        )
 
 
 def check_heads(dims: Dimensions, architecture: Architecture, place: str) -> None:
@@ -160,6 +258,7 @@ def _model_of(architecture: Architecture) -> type[Config]:
         "head_dim": architecture.usual_head_dim,
         "rms_norm_eps": architecture.usual_eps,
         "tie_word_embeddings": architecture.tied,
+        "conv_kernel": 0,
     }
     named = tuple(
         (ours, architecture.renamed.get(ours, ours), default) for ours, default in defaults.items()
@@ -171,28 +270,21 @@ def _sliding_window(config: Config, architecture: Architecture, place: str) -> i
     """The window if all layers have one, None if none has."""
     given = "sliding_window" in config.model_fields_set
     window = config.sliding_window if given else architecture.usual_window
+    if architecture.mixed and window is not None and SLIDING in (config.layer_types or ()):
+        return window
     if architecture.window == "" or window is None:
         return None
     if architecture.window == "by layer" and not config.use_sliding_window:
         return None
-    kinds, layers = _kinds(config, architecture), config.num_hidden_layers
-    if config.layer_types is not None and len(config.layer_types) != layers:
-        raise CheckpointError(
-            f"{place}: config.json: layer_types has {len(config.layer_types)} entries for {layers} "
-            "layers",
-            hint=HINT,
-        )
-    if unknown := kinds - {"full_attention", "sliding_attention"}:
-        raise CheckpointError(
-            f"{place}: config.json: layer_types {quote(min(unknown))} is not supported",
-            hint="supported: full_attention, sliding_attention",
-        )
+    kinds = _kinds(config, architecture)
+    if config.layer_types is not None:
+        _check_types(config, architecture, place)
     if len(kinds) > 1:
         raise CheckpointError(
             f"{place}: only some layers have a sliding window",
             hint="set use_sliding_window to false in config.json, as llama.cpp runs it",
         )
-    return window if kinds == {"sliding_attention"} else None
+    return window if kinds == {SLIDING} else None
 
 
 def _kinds(config: Config, architecture: Architecture) -> set[str]:
@@ -200,7 +292,7 @@ def _kinds(config: Config, architecture: Architecture) -> set[str]:
     if config.layer_types is not None:
         return set(config.layer_types)
     if architecture.window == "all":
-        return {"sliding_attention"}
+        return {SLIDING}
     layers, full = config.num_hidden_layers, config.max_window_layers
-    kinds = {"full_attention"} if full else set()
-    return kinds | ({"sliding_attention"} if full < layers else set())
+    kinds = {FULL} if full else set()
+    return kinds | ({SLIDING} if full < layers else set())

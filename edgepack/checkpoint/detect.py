@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgepack.architectures.base import NORMED_WRITERS, Architecture
+from edgepack.architectures.base import Architecture
+from edgepack.checkpoint import quantization
 from edgepack.core import plugins
 from edgepack.core.untrusted import quote, shorten
 from edgepack.errors import CheckpointError
@@ -18,22 +20,10 @@ BARE = ("Model", "ForCausalLM")
 def architecture(config: Mapping[str, Any], place: str) -> Architecture:
     """The family that config.json names, by ``model_type`` as in transformers."""
     name, known = config.get("model_type"), plugins.names("architectures")
-    refuse_quantized(config, place)
+    quantization.block_of(config, place)
     if not isinstance(name, str) or name not in known:
-        why = ", whose norms behind attention and MLP no rotation passes"
-        raise CheckpointError(
-            f"{place}: model_type {quote(name)} is not supported"
-            + (why if isinstance(name, str) and name in NORMED_WRITERS else ""),
-            hint="supported: " + ", ".join(known),
-        )
+        raise _unknown(name, known, place)
     found: Architecture = plugins.find("architectures", name)
-    for key, wanted in found.required.items():
-        given = config.get(key, wanted)
-        if type(given) is not type(wanted) or given != wanted:
-            raise CheckpointError(
-                f"{place}: {key} {quote(given)} is not supported",
-                hint=f"{name} models are computed with {key} {wanted!r}",
-            )
     _refuse_other_class(config, found, place)
     for key in ("transformers_weights", "per_layer_config"):
         if config.get(key) is not None:
@@ -44,18 +34,24 @@ def architecture(config: Mapping[str, Any], place: str) -> Architecture:
     return found
 
 
-def refuse_quantized(config: Mapping[str, Any], place: str) -> None:
-    """Refuse a model whose weights are codes of a quantization."""
-    about = config.get("quantization_config")
-    if about is None:
-        return
-    method = about.get("quant_method") if isinstance(about, dict) else None
-    what = shorten(method, 40) if isinstance(method, str) else "an unknown method"
-    raise CheckpointError(
-        f"{place}: the weights are already quantized ({what})",
-        hint="name the unquantized checkpoint that it was made from; if it is one, remove "
-        "quantization_config from config.json",
+def _unknown(name: object, known: Collection[str], place: str) -> CheckpointError:
+    """The refusal of a family, with those whose names are like its own first."""
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) if isinstance(name, str) else []
+    return CheckpointError(
+        f"{place}: model_type {quote(name)} is not supported",
+        hint=(f"nearest: {', '.join(near)}; " if near else "") + f"supported: {', '.join(known)}",
     )
+
+
+def refuse_other_settings(config: Mapping[str, Any], family: Architecture, place: str) -> None:
+    """Refuse settings that have another value than the family is computed with."""
+    for key, wanted in family.required.items():
+        given = config.get(key, wanted)
+        if type(given) is not type(wanted) or given != wanted:
+            raise CheckpointError(
+                f"{place}: {key} {quote(given)} is not supported",
+                hint=f"{family.name} models are computed with {key} {wanted!r}",
+            )
 
 
 def _refuse_other_class(config: Mapping[str, Any], family: Architecture, place: str) -> None:
@@ -90,5 +86,5 @@ def no_config(folder: Path) -> str:
     if files:
         return f"to start from a GGUF file, name it: {shorten(files[0], 100)}"
     if (folder / "adapter_config.json").is_file():
-        return "this is an adapter: merge it into its base model first"
+        return "this is an adapter: write model: {base: …, adapter: …} in the recipe"
     return "a model folder has config.json, *.safetensors and tokenizer.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,16 +15,22 @@ from torch import Tensor
 from edgepack.checkpoint import (
     _layout,
     card,
+    completed,
     detect,
     digests,
+    gguf_dimensions,
+    passed_over,
+    quantization,
     rope,
+    rounded,
+    scaled,
     shards,
     special,
     tokenizer,
     vocabulary,
 )
 from edgepack.checkpoint.base import Checkpoint, Dimensions, reopened
-from edgepack.checkpoint.config import Generation, read_dimensions
+from edgepack.checkpoint.config import Generation, read
 from edgepack.checkpoint.source_files import SourceFiles
 from edgepack.core.untrusted import shorten, validate
 from edgepack.core.weights import QuantizedTensor
@@ -46,6 +53,7 @@ TOKENIZER = (
 """Files from which transformers may read a tokenizer and its templates."""
 FILES = (
     "config.json",
+    "adapter_config.json",
     "model*.safetensors",
     shards.INDEX,
     *TOKENIZER,
@@ -54,22 +62,32 @@ FILES = (
 )
 """Files of a repository that are downloaded; ``consolidated.safetensors`` has the same weights."""
 CONFIG, GENERATION = "config.json", "generation_config.json"
+ADAPTER = "adapter_config.json"
+ADAPTER_HINT = "to merge an adapter, write model: {base: …, adapter: …} in the recipe"
+UNTIED = (
+    "{}: the head differs from the embedding that config.json ties it to, so it is read as a "
+    "matrix of its own, as transformers does"
+)
 GENERATION_HINT = "take the one published with the model, or remove it"
 
 
 class FolderCheckpoint(Checkpoint):
     """A folder as written by ``save_pretrained``; `revision` is the commit of a Hub snapshot."""
 
+    _wrapped = False
+
     def __init__(self, folder: Path, model: str, revision: str | None = None) -> None:
         self.folder, self.model, self.revision = folder, model, revision
         self.place = shorten(model if revision else folder.resolve().name, 80)
         self._files = SourceFiles()
-        content = self._read_config()
-        self.architecture = detect.architecture(content, self.place)
-        self._config, self.dimensions = read_dimensions(content, self.architecture, self.place)
+        whole = self._read_config()
+        self._wrapped = whole.get("model_type") in completed.wrappers()
+        self.architecture, self._config, self.dimensions = read(whole, self.place)
         self._weights = shards.weight_files(folder, self._files, self.place)
-        self._places = shards.tensors(self._weights, self.architecture, self._files, self.place)
-        self._drop_tied_copy()
+        places = self._read_headers(whole)
+        blocks = self.dimensions.num_hidden_layers
+        self._places, self._left_out = passed_over.split(places, self.architecture, blocks)
+        self._tie()
         found = {name: _layout.TensorInfo(p.shape, p.dtype) for name, p in self._places.items()}
         self.specs, _ = _layout.match(
             self.place, self.architecture, self.dimensions, found, self.architecture.hf_name
@@ -77,6 +95,22 @@ class FolderCheckpoint(Checkpoint):
         self._refuse_unread_biases()
         self._read_files = self._list_files()
         self._files.check(self._read_files)
+
+    def _read_headers(self, config: Mapping[str, Any]) -> dict[str, scaled.Source]:
+        """Every tensor by its name, codes together with their scales."""
+        block = quantization.block_of(config, self.place)
+        coded = quantization.is_coded(config)
+        found = shards.tensors(
+            self._weights,
+            self.architecture,
+            self._files,
+            self.place,
+            wrapped=self._wrapped,
+            coded=coded,
+        )
+        if not coded:
+            return dict(found)
+        return scaled.apart(scaled.joined(found, self.place, block), self.architecture)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as the place that it is opened from."""
@@ -111,17 +145,29 @@ class FolderCheckpoint(Checkpoint):
 
     def warnings(self) -> tuple[str, ...]:  # noqa: D102
         unused = shards.unused_weights(self.folder, self._weights)
-        return (unused,) if unused else ()
+        adapter = (self.folder / ADAPTER).is_file()
+        others = ""
+        if self._wrapped:
+            others = shards.left_out(self._weights, self.architecture, self._files)
+        return (
+            *filter(None, (unused, others)),
+            *([f"{ADAPTER} is not read: {ADAPTER_HINT}"] if adapter else []),
+            *([UNTIED.format(self.place)] if self._untied else []),
+            *passed_over.told(self._left_out),
+            *rounded.warning(self.specs.values(), self.place),
+        )
 
     def gguf_warnings(self) -> tuple[str, ...]:  # noqa: D102
         return (*_window_warning(self.dimensions), *self._description[1])
 
     def stored(self, name: str) -> tuple[Tensor, str]:  # noqa: D102
         place = self._places[name]
-        return place.read(self._files), place.dtype
+        return place.read(self._files), place.kind
 
     def tensor(self, name: str) -> Tensor:  # noqa: D102
-        return self._places[name].read(self._files).to(torch.float32)
+        stored = self._places[name].read(self._files).to(torch.float32)
+        shift = self.architecture.norm_shift
+        return stored + shift if shift and self.specs[name].role.endswith("_norm") else stored
 
     def quantized(self, name: str) -> QuantizedTensor | None:  # noqa: D102
         return None
@@ -153,10 +199,7 @@ class FolderCheckpoint(Checkpoint):
         return special.with_ends(found, self._config.model_dump())
 
     def extra_tensors(self) -> Mapping[str, Tensor]:  # noqa: D102
-        scaling, dims = self.dimensions.rope_scaling, self.dimensions
-        if scaling is None or scaling["rope_type"] != "llama3":
-            return {}
-        return {rope.TENSOR: rope.llama3_divisors(dims.rope_theta, dims.head_dim, scaling)}
+        return rope.extra_tensors(self.dimensions)
 
     def gguf_metadata(self) -> Mapping[str, tuple[Any, Any, Any]]:  # noqa: D102
         return self._gguf_metadata
@@ -167,7 +210,7 @@ class FolderCheckpoint(Checkpoint):
         writer = gguf.GGUFWriter(None, self.architecture.gguf)
         writer.add_type("model")
         self._description[0].set_gguf_meta_model(writer)
-        self._write_dimensions(writer)
+        gguf_dimensions.write(writer, self.architecture, self.dimensions, self.place)
         vocabulary.write(
             writer,
             self.tokenizer,
@@ -184,24 +227,6 @@ class FolderCheckpoint(Checkpoint):
         name = Path(self.model.partition("@")[0] if self.revision else self.folder.resolve())
         return card.describe(self.folder, name, sum(spec.numel for spec in self.specs.values()))
 
-    def _write_dimensions(self, writer: gguf.GGUFWriter) -> None:
-        dims = self.dimensions
-        writer.add_block_count(dims.num_hidden_layers)
-        writer.add_context_length(min(dims.max_position_embeddings, dims.sliding_window or 1 << 31))
-        writer.add_embedding_length(dims.hidden_size)
-        writer.add_feed_forward_length(dims.intermediate_size)
-        writer.add_head_count(dims.num_attention_heads)
-        writer.add_head_count_kv(dims.num_key_value_heads)
-        writer.add_key_length(dims.head_dim)
-        writer.add_value_length(dims.head_dim)
-        writer.add_layer_norm_rms_eps(dims.rms_norm_eps)
-        writer.add_vocab_size(dims.vocab_size)
-        writer.add_rope_dimension_count(dims.head_dim)
-        writer.add_rope_freq_base(dims.rope_theta)
-        if dims.rope_scaling and dims.rope_scaling["rope_type"] == "linear":
-            writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
-            writer.add_rope_scaling_factor(dims.rope_scaling["factor"])
-
     def _read_config(self) -> dict[str, Any]:
         path = self.folder / CONFIG
         if not path.is_file():
@@ -216,17 +241,20 @@ class FolderCheckpoint(Checkpoint):
             )
         return content
 
-    def _drop_tied_copy(self) -> None:
-        """Ignore the head of a tied model if it is a copy of the embedding; refuse another head."""
+    def _tie(self) -> None:
+        """Read the two matrices of a tied model as transformers does: a copy of the embedding is
+        no weight, another head unties them, and a head alone is the embedding."""
+        self._untied = False
         head, embedding = map(self.architecture.hf_name, ("output", "token_embd"))
-        if not (self.dimensions.tie_word_embeddings and {head, embedding} <= set(self._places)):
+        if not self.dimensions.tie_word_embeddings or head not in self._places:
             return
-        if not torch.equal(self.tensor(head), self.tensor(embedding)):
-            raise CheckpointError(
-                f"{self.place}: {head} differs from the embedding it is tied to",
-                hint="if the head is meant, set tie_word_embeddings to false in config.json",
-            )
-        del self._places[head]
+        if embedding not in self._places:
+            self._places[embedding] = self._places.pop(head)
+        elif torch.equal(*(self._places[name].read(self._files) for name in (head, embedding))):
+            del self._places[head]
+        else:
+            self._untied = True
+            self.dimensions = replace(self.dimensions, tie_word_embeddings=False)
 
     def _refuse_unread_biases(self) -> None:
         """Refuse biases that transformers would not load, because the configuration lacks them."""
@@ -241,7 +269,7 @@ class FolderCheckpoint(Checkpoint):
 
 def _window_warning(dims: Dimensions) -> tuple[str, ...]:
     window, context = dims.sliding_window, dims.max_position_embeddings
-    if window is None or window >= context:
+    if dims.layer_types or window is None or window >= context:
         return ()
     return (
         f"GGUF has no sliding window for this architecture: right up to {window} positions, and "

@@ -7,18 +7,32 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from gguf import GGUFValueType
 from gguf.quants import dequantize
 from torch import Tensor
 
 from edgepack.architectures.base import Architecture
-from edgepack.checkpoint import _layout, digests, rope, special, tokenizer
+from edgepack.checkpoint import (
+    _layout,
+    digests,
+    gguf_dimensions,
+    gguf_mixers,
+    rope,
+    rounded,
+    special,
+    tokenizer,
+)
 from edgepack.checkpoint.base import Checkpoint, Dimensions, reopened
 from edgepack.checkpoint.config import check_heads
-from edgepack.checkpoint.gguf_header import GgufHeader
-from edgepack.checkpoint.gguf_keys import Numbers, read_general, read_numbers, read_tokenizer
+from edgepack.checkpoint.gguf_keys import (
+    Numbers,
+    decimal,
+    read_general,
+    read_numbers,
+    read_tokenizer,
+)
+from edgepack.checkpoint.gguf_parts import GgufParts
 from edgepack.checkpoint.source_files import SourceFiles
 from edgepack.core import plugins
 from edgepack.core.untrusted import quote, shorten
@@ -34,6 +48,11 @@ PASSED_OVER = ("split.", "quantize.")
 DROPPED = {"general.file_type", "general.quantization_version", "general.alignment"}
 """… and other such keys."""
 
+DIVISORS = (rope.TENSOR, *rope.LONGROPE)
+"""Tensors of divisors of rotary frequencies."""
+
+NOT_IN_GGUF = ("Q1_0", "Q2_0")
+"""Stock types that the gguf package cannot decode; edgepack can."""
 FLOATS = {
     GGMLQuantizationType.F32: torch.float32,
     GGMLQuantizationType.F16: torch.float16,
@@ -42,13 +61,13 @@ FLOATS = {
 
 
 class GgufCheckpoint(Checkpoint):
-    """One ``.gguf`` file, mapped into memory."""
+    """A ``.gguf`` file, or the parts of a split one."""
 
     def __init__(self, path: Path, model: str) -> None:
         self.path, self.model = path, model
         self.place = shorten(path.name, 80)
         self._files = SourceFiles()
-        self._header = GgufHeader(path, self._files)
+        self._header = GgufParts(path, self._files)
         self._fields = {key: value for key, (value, *_) in self._header.metadata.items()}
         self.architecture = self._architecture()
         self._numbers = read_numbers(self._fields, self.architecture.gguf, self.place)
@@ -57,7 +76,7 @@ class GgufCheckpoint(Checkpoint):
         found = {
             name: _layout.TensorInfo(stored.shape, stored.kind.name)
             for name, stored in self._header.tensors.items()
-            if name != rope.TENSOR
+            if name not in DIVISORS
         }
         self.specs, self._stored = _layout.match(
             self.place, self.architecture, self.dimensions, found, self.architecture.gguf_name
@@ -70,20 +89,24 @@ class GgufCheckpoint(Checkpoint):
         return reopened, (GgufCheckpoint, (self.path.resolve(), self.model), self.key)
 
     @cached_property
-    def _sha256(self) -> str:
-        return self._files.sha256(self.path)
+    def _digests(self) -> dict[str, str]:
+        """sha256 of each file, by name."""
+        return {path.name: self._files.sha256(path) for path in self._header.paths}
 
     @property
     def key(self) -> str:  # noqa: D102
-        return digests.combine({"gguf": self._sha256})
+        return digests.combine({"gguf": " ".join(self._digests.values())})
 
     @property
     def source(self) -> Mapping[str, Any]:  # noqa: D102
         published = self.model if self.model.startswith("package:") else self.path.name
-        return {"model": published, "kind": "gguf", "files": {self.path.name: self._sha256}}
+        return {"model": published, "kind": "gguf", "files": self._digests}
+
+    def warnings(self) -> tuple[str, ...]:  # noqa: D102
+        return rounded.warning(self.specs.values(), self.place)
 
     def tensor(self, name: str) -> Tensor:  # noqa: D102
-        values = self._values(self._stored[name])
+        values = self._values(self._stored[name]).reshape(self.specs[name].shape)
         order = self._hf_rows(name)
         return values if order is None else values[order]
 
@@ -128,16 +151,14 @@ class GgufCheckpoint(Checkpoint):
         return {special.EOS: ends} if len(ends) > 1 else {}
 
     def extra_tensors(self) -> Mapping[str, Tensor]:  # noqa: D102
-        present = rope.TENSOR in self._header.tensors
-        return {rope.TENSOR: self._values(rope.TENSOR)} if present else {}
+        return {name: self._values(name) for name in DIVISORS if name in self._header.tensors}
 
     def _values(self, stored_name: str) -> Tensor:
         """A stored tensor as float32, with rows in the file's order."""
         stored, data = self._header.tensors[stored_name], self._header.bytes_of(stored_name)
         if stored.kind in FLOATS:
             return data.view(FLOATS[stored.kind]).reshape(stored.shape).to(torch.float32)
-        values = dequantize(data.reshape(*stored.shape[:-1], -1).numpy(), stored.kind)
-        return torch.from_numpy(values.reshape(stored.shape)).clone()  # in torch's alignment
+        return _decode(data.reshape(*stored.shape[:-1], -1), stored.kind).reshape(stored.shape)
 
     def _hf_rows(self, name: str) -> Tensor | None:
         """The stored row of each of Hugging Face's rows; None if the orders agree."""
@@ -149,7 +170,7 @@ class GgufCheckpoint(Checkpoint):
         if kind in FLOATS:
             return
         try:
-            dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
+            _decode(torch.zeros(1, GGML_QUANT_SIZES[kind][1], dtype=torch.uint8), kind)
         except NotImplementedError as error:
             raise CheckpointError(
                 f"{self.place}: {shorten(name, 60)} is stored as {kind.name}, which cannot be read",
@@ -158,36 +179,51 @@ class GgufCheckpoint(Checkpoint):
 
     def _architecture(self) -> Architecture:
         general = read_general(self._fields, self.place)
-        families: dict[str, Architecture] = {}
+        families: dict[str, list[Architecture]] = {}
         for family in plugins.names("architectures"):  # sorted: llama is tried before mistral
             architecture: Architecture = plugins.find("architectures", family)
             if architecture.gguf:
-                families.setdefault(architecture.gguf, architecture)
+                families.setdefault(architecture.gguf, []).append(architecture)
         if general.architecture not in families:
             raise CheckpointError(
                 f"{self.place}: architecture {quote(general.architecture)} is not supported",
                 hint="supported: " + ", ".join(families),
             )
-        if general.split_count > 1:
-            raise CheckpointError(
-                f"{self.place}: one part of a split model",
-                hint="join the parts with llama.cpp's llama-gguf-split --merge",
-            )
-        return families[general.architecture]
+        windowed = f"{general.architecture}.attention.sliding_window" in self._fields
+        found = families[general.architecture]
+        return next((family for family in found if family.mixed == windowed), found[0])
 
     def _dimensions(self) -> Dimensions:
         numbers, family = self._numbers, self.architecture
         heads, hidden = numbers.head_count, numbers.embedding_length
         head_dim = numbers.key_length or hidden // heads
         self._check_head(numbers, head_dim)
-        theta, vocab = _decimal(numbers.freq_base), len(self._tokens) or numbers.vocab_size
+        theta, vocab = decimal(numbers.freq_base), len(self._tokens) or numbers.vocab_size
         if vocab is None:
             raise CheckpointError(
                 f"{self.place}: no tokenizer.ggml.tokens and no {family.gguf}.vocab_size",
                 hint="convert the model again with llama.cpp's convert_hf_to_gguf.py",
             )
+        blocks = numbers.block_count
+        if family.kind_roles:
+            kinds = gguf_mixers.read(self._fields, family, blocks, self.place)
+        else:
+            types, own = gguf_dimensions.read_kinds(family, numbers, theta, self.place)
+            kinds = {"layer_types": types, "kinds": own}
+        turning = numbers.dimension_count or head_dim
+        scaling = rope.from_gguf(
+            numbers.scaling_type,
+            {
+                key: v if not isinstance(v, float) else decimal(v)
+                for key, v in numbers.scaling.items()
+            },
+            self._divisors(turning),
+            theta,
+            turning,
+            self.place,
+        )
         dimensions = Dimensions(
-            num_hidden_layers=numbers.block_count,
+            num_hidden_layers=blocks,
             hidden_size=hidden,
             intermediate_size=numbers.feed_forward_length,
             num_attention_heads=heads,
@@ -195,26 +231,23 @@ class GgufCheckpoint(Checkpoint):
             head_dim=head_dim,
             vocab_size=vocab,
             max_position_embeddings=numbers.context_length,
-            rms_norm_eps=_decimal(numbers.epsilon),
+            rms_norm_eps=decimal(numbers.epsilon),
             rope_theta=theta,
-            rope_scaling=rope.from_gguf(
-                numbers.scaling_type,
-                numbers.rope_factor,
-                self._divisors(head_dim),
-                theta,
-                head_dim,
-                self.place,
-            ),
-            sliding_window=None,
+            rope_scaling=scaling,
+            sliding_window=(numbers.sliding_window or None) if family.mixed else None,
             tie_word_embeddings="output.weight" not in self._header.tensors,
+            partial_rotary_factor=turning / head_dim,
+            **gguf_dimensions.read_numbers(family, numbers, head_dim, self.place),
+            **kinds,
         )
         check_heads(dimensions, family, self.place)
         return dimensions
 
     def _check_head(self, numbers: Numbers, head_dim: int) -> None:
+        turning = None if self.architecture.partial_rotary else numbers.dimension_count
         for key, value in (
             ("attention.value_length", numbers.value_length),
-            ("rope.dimension_count", numbers.dimension_count),
+            ("rope.dimension_count", turning),
         ):
             if value not in (None, head_dim):
                 raise CheckpointError(
@@ -223,20 +256,24 @@ class GgufCheckpoint(Checkpoint):
                     hint="heads whose values or rotary part differ in size are not supported",
                 )
 
-    def _divisors(self, head_dim: int) -> Tensor | None:
-        """The divisors of rotary frequencies, if the file has any."""
-        stored = self._header.tensors.get(rope.TENSOR)
-        if stored is None:
-            return None
-        if stored.kind != GGMLQuantizationType.F32 or stored.shape != (head_dim // 2,):
-            raise CheckpointError(
-                f"{self.place}: {rope.TENSOR} is {stored.kind.name} {list(stored.shape)}, not F32 "
-                f"[{head_dim // 2}]",
-                hint="convert the model again with llama.cpp's convert_hf_to_gguf.py",
-            )
-        return self._values(rope.TENSOR)
+    def _divisors(self, turning: int) -> dict[str, Tensor]:
+        """The divisors of rotary frequencies that the file has, by name."""
+        found = {n: self._header.tensors[n] for n in DIVISORS if n in self._header.tensors}
+        for name, stored in found.items():
+            if stored.kind != GGMLQuantizationType.F32 or stored.shape != (turning // 2,):
+                raise CheckpointError(
+                    f"{self.place}: {name} is {stored.kind.name} {list(stored.shape)}, not F32 "
+                    f"[{turning // 2}]",
+                    hint="convert the model again with llama.cpp's convert_hf_to_gguf.py",
+                )
+        return {name: self._values(name) for name in found}
 
 
-def _decimal(value: float) -> float:
-    """The shortest decimal number that rounds to the same float32: 1e-5, not 9.99999974e-6."""
-    return float(str(np.float32(value)))
+def _decode(data: Tensor, kind: GGMLQuantizationType) -> Tensor:
+    """Bytes ``[…, bytes of a row]`` as float32; NotImplementedError for types that hold none."""
+    if kind.name not in NOT_IN_GGUF:
+        values = dequantize(data.numpy(), kind)
+        return torch.from_numpy(values).clone()  # in torch's alignment
+    rows = data.reshape(-1, data.shape[-1])
+    parsed: QuantizedTensor = plugins.find("formats", kind.name.lower()).parse(rows)
+    return parsed.dequantize()

@@ -17,6 +17,7 @@ import numpy as np
 from gguf.constants import GGUF_DEFAULT_ALIGNMENT, GGUFValueType
 from torch import Tensor
 
+from edgepack.checkpoint import foreign_types
 from edgepack.checkpoint.source_files import SourceFiles, refuse_pointer
 from edgepack.core.untrusted import quote, shorten
 from edgepack.errors import CheckpointError
@@ -170,7 +171,9 @@ class _Parser:
         end = 0
         for name, stored in sorted(tensors.items(), key=lambda item: item[1].start):
             if stored.start < end:
-                raise _DamagedError(f"{shorten(name, 60)} overlaps the tensor before it")
+                raise _DamagedError(
+                    f"{shorten(name, 60)} overlaps the tensor before it", _overlap_hint(tensors)
+                )
             end = stored.start + stored.nbytes
             if end > self._size:
                 raise _DamagedError(f"the file ends before the data of {shorten(name, 60)}")
@@ -186,7 +189,8 @@ class _Parser:
         try:
             kind = GGMLQuantizationType(number)
         except ValueError:
-            raise _DamagedError(f"{called} has the unknown type {number}") from None
+            reason = f"{called} has type {foreign_types.describe(number)}"
+            raise _DamagedError(reason, foreign_types.HINT) from None
         if min(shape) < 1:
             raise _DamagedError(f"{called} is empty: its shape is {list(shape)}")
         block = GGML_QUANT_SIZES[kind][0]
@@ -251,6 +255,13 @@ class _Parser:
             raise _DamagedError("the file ends inside its header")
         self._at = end
         return start
+
+
+def _overlap_hint(tensors: dict[str, Stored]) -> str:
+    """PrismML's older files call blocks of 128 columns Q2_0, which are smaller than stock's."""
+    if not any(stored.kind.name == "Q2_0" for stored in tensors.values()):
+        return ""
+    return "its Q2_0 may be PrismML's old one, of 128 columns: take the file whose name has _g64"
 
 
 def _alignment(metadata: Metadata) -> int:

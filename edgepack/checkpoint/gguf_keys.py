@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from gguf import TokenType
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -39,9 +40,18 @@ def _neutral(value: Any) -> Any:
     return value
 
 
+def _same_where_any(value: Any) -> Any:
+    """As `_same_everywhere`, over the blocks that have any: those without attention have 0."""
+    if not isinstance(value, list):
+        return value
+    return _same_everywhere([count for count in value if count != 0] or [0])
+
+
 Same = BeforeValidator(_same_everywhere)
 Neutral = Annotated[float | bool | None, AfterValidator(_neutral)]
 """A number that must be 0 or 1; others change the computation, and no family here has them."""
+Scale = Annotated[float, Field(ge=0, le=1e9)] | None
+"""A factor or soft cap, which only some families have (`Architecture.numbers`)."""
 
 
 class General(Untrusted):
@@ -59,7 +69,9 @@ class Numbers(Untrusted):
     embedding_length: Annotated[Width, Same]
     feed_forward_length: Annotated[Width, Same]
     head_count: Annotated[Width, Same] = Field(alias="attention.head_count")
-    head_count_kv: Annotated[Width, Same] | None = Field(None, alias="attention.head_count_kv")
+    head_count_kv: Annotated[Width, BeforeValidator(_same_where_any)] | None = Field(
+        None, alias="attention.head_count_kv"
+    )
     key_length: Annotated[Width, Same] | None = Field(None, alias="attention.key_length")
     value_length: Annotated[Width, Same] | None = Field(None, alias="attention.value_length")
     epsilon: Epsilon = Field(alias="attention.layer_norm_rms_epsilon")
@@ -75,19 +87,67 @@ class Numbers(Untrusted):
     )
     expert_count: Annotated[int, Field(ge=0, le=0)] = 0
     causal: Literal[True] = Field(True, alias="attention.causal")
-    attention_scale: Neutral = Field(None, alias="attention.scale")
-    logit_scale: Neutral = None
-    residual_scale: Neutral = None
-    embedding_scale: Neutral = None
+    attention_scale: Scale = Field(None, alias="attention.scale")
+    logit_scale: Scale = None
+    residual_scale: Scale = None
+    embedding_scale: Scale = None
     clamp: Neutral = Field(None, alias="attention.clamp_kqv")
-    logit_softcap: Neutral = Field(None, alias="final_logit_softcapping")
-    attention_softcap: Neutral = Field(None, alias="attn_logit_softcapping")
+    logit_softcap: Scale = Field(None, alias="final_logit_softcapping")
+    attention_softcap: Scale = Field(None, alias="attn_logit_softcapping")
+    sliding_window: Annotated[int, Field(ge=0, le=(1 << 31) - 1)] | None = Field(
+        None, alias="attention.sliding_window"
+    )
+    pattern: (
+        Annotated[int, Field(ge=0)] | Annotated[list[bool | int], Field(max_length=100_000)] | None
+    ) = Field(None, alias="attention.sliding_window_pattern")
+    freq_base_swa: rope.Theta | None = Field(None, alias="rope.freq_base_swa")
+    original_context: Positions | None = Field(None, alias="rope.scaling.original_context_length")
+    beta_fast: rope.Factor = Field(32.0, alias="rope.scaling.yarn_beta_fast")
+    beta_slow: rope.Factor = Field(1.0, alias="rope.scaling.yarn_beta_slow")
+    log_multiplier: Annotated[float, Field(ge=0, le=1e9)] = Field(
+        0.0, alias="rope.scaling.yarn_log_multiplier"
+    )
+    attention_factor: rope.Factor | None = Field(None, alias="rope.scaling.attn_factor")
+    temperature: Annotated[float, Field(ge=0, le=1e9)] = Field(
+        0.0, alias="attention.temperature_scale"
+    )
+
+    @property
+    def scales(self) -> dict[str, float | None]:
+        """Factors and soft caps by our names."""
+        return {
+            "attention_scale": self.attention_scale,
+            "logit_scale": self.logit_scale,
+            "residual_scale": self.residual_scale,
+            "embedding_scale": self.embedding_scale,
+            "logit_softcap": self.logit_softcap,
+            "attention_softcap": self.attention_softcap,
+        }
+
+    @property
+    def scaling(self) -> dict[str, Any]:
+        """Numbers about the scaling of rotary positions, as config.json calls them."""
+        found = {
+            "factor": self.rope_factor,
+            "original_max_position_embeddings": self.original_context,
+            "beta_fast": self.beta_fast,
+            "beta_slow": self.beta_slow,
+            "mscale_all_dim": self.log_multiplier,
+            "attention_factor": self.attention_factor,
+            "llama_4_scaling_beta": self.temperature,
+        }
+        return {k: decimal(v) if isinstance(v, float) else v for k, v in found.items()}
 
     @property
     def rope_factor(self) -> float:
         """The factor of linear scaling; llama.cpp takes 0 as none."""
         given = self.scale_linear if self.scaling_factor is None else self.scaling_factor
         return given or 1.0
+
+
+def decimal(value: float) -> float:
+    """The shortest decimal number that rounds to the same float32: 1e-5, not 9.99999974e-6."""
+    return float(str(np.float32(value)))
 
 
 def _token(text: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from edgepack.checkpoint import shards
@@ -14,16 +15,41 @@ ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?(@[\w./-]+)?")
 """``name`` or ``owner/name``, with an optional branch, tag or commit after ``@``."""
 
 
-def snapshot(model: str, files: Sequence[str] = FILES) -> Path:
-    """The folder of a repository's `files` in the cache, named by the commit."""
-    from huggingface_hub import constants, errors, snapshot_download
+def snapshot(model: str, files: Sequence[str] = FILES, *, complete: bool = True) -> Path:
+    """The folder of a repository's `files` in the cache, named by the commit; `complete`, with all
+    weights that its index names."""
+    from huggingface_hub import snapshot_download
+
+    name, _, revision = model.partition("@")
+    with explained(model):
+        folder = snapshot_download(name, revision=revision or None, allow_patterns=list(files))
+        if complete and (missing := shards.missing(Path(folder))):
+            snapshot_download(name, revision=Path(folder).name, allow_patterns=missing)
+    return Path(folder)
+
+
+def cached(model: str) -> Path | None:
+    """The folder in the cache, if all weights are there; nothing is asked of the network."""
+    from huggingface_hub import errors, snapshot_download
+
+    name, _, revision = model.partition("@")
+    try:
+        folder = Path(snapshot_download(name, revision=revision or None, local_files_only=True))
+    except (errors.LocalEntryNotFoundError, errors.HFValidationError, OSError):
+        return None
+    whole = (folder / shards.SINGLE).exists() or (folder / shards.INDEX).is_file()
+    return folder if whole and not shards.missing(folder) else None
+
+
+@contextmanager
+def explained(model: str) -> Iterator[None]:
+    """What goes wrong between here and the Hub becomes a line and a hint."""
+    from huggingface_hub import constants, errors
 
     name, _, revision = model.partition("@")
     page = f"https://huggingface.co/{name}"
     try:
-        folder = snapshot_download(name, revision=revision or None, allow_patterns=list(files))
-        if missing := shards.missing(Path(folder)):
-            snapshot_download(name, revision=Path(folder).name, allow_patterns=missing)
+        yield
     except errors.GatedRepoError as error:
         raise CheckpointError(
             f"{name}: the model is gated", hint=f"accept its terms at {page}, then: hf auth login"
@@ -52,7 +78,6 @@ def snapshot(model: str, files: Sequence[str] = FILES) -> Path:
             f"{model}: cannot be downloaded ({_reason(error)})",
             hint="check the name, the network and the space on the disk; a local folder works too",
         ) from error
-    return Path(folder)
 
 
 def _reason(error: Exception) -> str:

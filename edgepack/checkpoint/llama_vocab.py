@@ -7,23 +7,34 @@ merges any pair that is a token, by score and then from the left.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from heapq import heappop, heappush
 from typing import Any
 
 import numpy as np
-from gguf import TokenType
 from tokenizers import Tokenizer
 
-from edgepack.checkpoint.tokenizer import SPACE, byte_level_bpe, kinds, names, token_scores
+from edgepack.checkpoint.tokenizer import (
+    FOUND_WHOLE,
+    SPACE,
+    adds_bos,
+    byte_pairs,
+    kinds,
+    names,
+    splitting_of,
+    stripping_tokens,
+    token_scores,
+)
 from edgepack.errors import CheckpointError
 
-FOUND_WHOLE = (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED)
 DEFAULTS = {
-    "llama": {"bos": 1, "eos": 2, "add_bos": True, "space": True},
-    "gpt2": {"bos": 11, "eos": 11, "add_bos": False, "space": False},
+    "llama": {"bos": 1, "eos": 2, "space": True},
+    "gpt2": {"bos": 11, "eos": 11, "space": False},
+    "gemma4": {"bos": -1, "eos": -1, "space": False},
 }
-"""``tokenizer.ggml.model`` → defaults for keys that the file lacks."""
+"""``tokenizer.ggml.model`` → defaults for keys that the file lacks; −1 is no token."""
+C_SPACES = " \t\n\v\f\r"
 
 
 class LlamaVocab:
@@ -41,17 +52,26 @@ class LlamaVocab:
         key = "tokenizer.ggml.{}".format
         self.bos = self._id(fields.get(key("bos_token_id")), defaults["bos"])
         self.eos = self._id(fields.get(key("eos_token_id")), defaults["eos"])
-        self.add_bos = bool(fields.get(key("add_bos_token"), defaults["add_bos"]))
+        self.add_bos = adds_bos(fields, place)
         self.add_eos = bool(fields.get(key("add_eos_token"), False))
         self._space = bool(fields.get(key("add_space_prefix"), defaults["space"]))
-        if model == "gpt2":
-            self._bpe: Tokenizer | None = byte_level_bpe(self.tokens, fields, place)
-        else:
-            self._bpe = None
+        self.stripping = stripping_tokens(self.tokens, fields, place)
+        self._ids = {token: index for index, token in enumerate(self.tokens)}
+        self.bpe: Tokenizer | None = None
+        self._whole_breaks = False
+        if model == "llama":
             scores = token_scores(self.tokens, fields, place)
             self._scores: list[float] = np.array(scores, np.float32).tolist()
-            self._ids = {token: index for index, token in enumerate(self.tokens)}
             self._bytes = [self._byte(byte, place) for byte in range(256)]
+        else:
+            self.bpe = byte_pairs(self.tokens, fields, place)
+            self._whole_breaks = splitting_of(fields, place).whole_breaks
+        if self.add_bos and self.bos < 0:
+            raise CheckpointError(
+                f"{place}: no token begins a text; llama.cpp puts one before every text "
+                f"of a {model} vocabulary, and ends the process without one",
+                hint="the source should name its bos_token",
+            )
 
     def _id(self, given: int | None, default: int) -> int:
         """A special token's id; the default if the file has none, or one without a token."""
@@ -76,8 +96,8 @@ class LlamaVocab:
         for part in self._parts(text):
             if isinstance(part, int):
                 ids.append(part)
-            elif self._bpe is not None:
-                ids += self._bpe.encode(part, add_special_tokens=False).ids
+            elif self.bpe is not None:
+                ids += self._pairs(part)
             else:
                 prefix = " " if self._space and after_special else ""
                 ids += self._merged((prefix + part).replace(" ", SPACE))
@@ -90,8 +110,23 @@ class LlamaVocab:
         for index in self._whole:
             token = self.tokens[index]
             if token in text:
-                parts = [piece for part in parts for piece in _cut(part, token, index)]
+                strip = C_SPACES if token in self.stripping else ""
+                parts = [piece for part in parts for piece in _cut(part, token, index, strip)]
         return parts
+
+    def _pairs(self, text: str) -> list[int]:
+        """Byte pairs of a text; line ends that are a token are taken whole if the splitting says
+        so."""
+        if self.bpe is None:
+            return []
+        if not self._whole_breaks:
+            return self.bpe.encode(text, add_special_tokens=False).ids
+        ids = []
+        for piece in re.findall(r"[^\n]+|\n+", text):
+            whole = self._ids.get(piece) if piece[0] == "\n" else None
+            found = self.bpe.encode(piece, add_special_tokens=False).ids
+            ids += found if whole is None else [whole]
+        return ids
 
     def _merged(self, text: str) -> Iterator[int]:
         """Sentencepiece's BPE: the best pair of neighbours is merged until no pair is a token."""
@@ -126,13 +161,15 @@ class LlamaVocab:
                 yield from (self._bytes[byte] for byte in symbol.encode())
 
 
-def _cut(part: str | int, token: str, index: int) -> Iterator[str | int]:
-    """The pieces of a text between the occurrences of a token, with the token's id in between."""
+def _cut(part: str | int, token: str, index: int, strip: str) -> Iterator[str | int]:
+    """The pieces of a text between the occurrences of a token, with the token's id in between, and
+    without the characters `strip` after it."""
     if isinstance(part, int):
         yield part
         return
     for number, piece in enumerate(part.split(token)):
         if number:
             yield index
+            piece = piece.lstrip(strip) if strip else piece
         if piece:
             yield piece

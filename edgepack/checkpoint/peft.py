@@ -14,6 +14,8 @@ from edgepack.errors import EdgepackError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
+OTHER_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
+"""Starts of PEFT's initialisers that change the base's weights."""
 
 _Number = Annotated[float, Field(gt=0, le=1e9)]
 _Rank = Annotated[int, Field(ge=1, le=1 << 20)]
@@ -24,6 +26,8 @@ class PeftConfig(Untrusted):
     """The fields that all readers look at."""
 
     peft_type: str
+    base_model_name_or_path: str | None = None
+    revision: str | None = None
     r: _Rank = 8
     lora_alpha: _Number = 8
     alpha_pattern: _Patterns | None = None

@@ -1,4 +1,9 @@
-"""Tables of llama.cpp's tokenizer: how text is split before BPE, and which tokens are special."""
+r"""Tables of llama.cpp's pre-tokenizers: how text is split before BPE (llm_tokenizer_bpe).
+
+The expressions are Oniguruma's, as in tokenizer.json, and split text as llama.cpp does. llama.cpp
+approximates some of them: it knows no upper and lower case outside of ASCII, and it replaces white
+space outside of ASCII before it matches expressions without ``\p``.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +16,67 @@ REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 MARKS = r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+"
 MARKS_REST = r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 SLASH_REST = REST.replace(r"[\r\n]*", r"[\r\n/]*", 1)
+ONE_BREAK_REST = REST.replace(r"\s*[\r\n]+", r"\s*[\r\n]")
 
 GPT2 = CONTRACTION + r"| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LLAMA3 = rf"{ANY_CASE}|{WORD}|\p{{N}}{{1,3}}|{REST}"
 QWEN2 = rf"{ANY_CASE}|{WORD}|\p{{N}}|{REST}"
 QWEN35 = rf"{ANY_CASE}|{MARKS}|\p{{N}}|{MARKS_REST}"
+LINES = r"[^\n]+|[\n]+"
+DIGIT, DIGITS, THREE_DIGITS = r"\p{N}", r"\p{N}+", r"\p{N}{1,3}"
+PUNCTUATION = r"[\p{P}\$\+<=>\^~\|`]+"
+THREE_ASCII_DIGITS = "[0-9][0-9][0-9]"
 
 # Upper and lower case: llama.cpp's approximation, and that of tokenizer.json.
 UPPER, LOWER = r"(?:(?=[\p{L}])[^a-z])", r"(?:(?=[\p{L}])[^A-Z])"
+UPPER_MARKS, LOWER_MARKS = (part.replace(r"\p{L}", r"\p{L}\p{M}") for part in (UPPER, LOWER))
 UPPER_HF, LOWER_HF = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+NO_CASE = r"[\p{L}\p{M}]"
+"""What llama.cpp makes of both, where it reads the expression of tokenizer.json."""
+
+# Chinese, Japanese and Korean.
+HAN_KANA = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
+HAN_HANGUL = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff&&[^\\s]]+"
+HAN_HANGUL_HF = HAN_HANGUL.replace(r"&&[^\s]", "")
+HAN = (
+    "\u4e00-\u9fff\u3400-\u4dbf\U00020000-\U0002a6df\U0002a700-\U0002ebef\uf900-\ufaff"
+    "\U0002f800-\U0002fa1f"
+)
+SCRIPTS_WITHOUT_SPACES = (
+    "[\u4e00-\u9fff\u3400-\u4dbf\u8c48-\ufaff\u3040-\u309f\u30a0-\u30ff\uff65-\uff9f\u2f00-\u2fdf"
+    "\u0e40-\u0e7f\u0e80-\u0eff\u1780-\u17ff\u1000-\u109f\uaa60-\uaa7f\ua9e0-\ua9ff\uac00-\ud7af"
+    "\u1100-\u11ff]+"
+)
+YOUTU_SCRIPTS = (
+    "[\uac00-\ud7a3\u3131-\u318e]+|[\uff01\u2026\u201c\u201d\u2018\u2019\u2014\uff1a\uff1b\uff0c"
+    "\u3001-\u303f\ufe30-\ufe4f]+|[\u3105-\u312f]+|" + HAN_KANA
+)
+DEEPSEEK_LETTERS = (
+    "\\s?[A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-\u02af"
+    "\u0370-\u0373\u0376\u0377\u037b-\u037d\u037f\u0386\u0388-\u038a\u038c\u038e-\u03a1\u03a3-\u03f5"
+    "\u03f7-\u0481\u048a-\u052f\u0531-\u0556\u10a0-\u10c5\u13a0-\u13f5\u13f8-\u13fd\u1c90-\u1cba"
+    "\u1cbd-\u1cbf\u1d00-\u1d2b\u1d6b-\u1d77\u1d79-\u1d9a\u1e00-\u1f15\u1f18-\u1f1d\u1f20-\u1f45"
+    "\u1f48-\u1f4d\u1f50-\u1f57\u1f59\u1f5b\u1f5d\u1f5f-\u1f7d\u1f80-\u1fb4\u1fb6-\u1fbc\u1fbe"
+    "\u1fc2-\u1fc4\u1fc6-\u1fcc\u1fd0-\u1fd3\u1fd6-\u1fdb\u1fe0-\u1fec\u1ff2-\u1ff4\u1ff6-\u1ffc"
+    "\u2102\u2107\u210a-\u2113\u2115\u2119-\u211d\u2124\u2126\u2128\u212a-\u212d\u212f-\u2134\u2139"
+    "\u213c-\u213f\u2145-\u2149\u214e\u2183\u2184\u2c00-\u2c7b\u2c7e-\u2ce4\u2ceb-\u2cee\u2cf2\u2cf3"
+    "\ua640-\ua66d\ua680-\ua69b\ua722-\ua76f\ua771-\ua787\ua78b-\ua78e\uab70-\uabbf\ufb00-\ufb06"
+    "\ufb13-\ufb17\uff21-\uff3a\uff41-\uff5a\U00010400-\U0001044f\U000104b0-\U000104d3\U000104d8-\U000104fb"
+    "\U00010c80-\U00010cb2\U00010cc0-\U00010cf2\U000118a0-\U000118df\U0001e900-\U0001e943]+"
+)
+DEEPSEEK_SIGNS_HF = "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+"
+DEEPSEEK_SIGNS = DEEPSEEK_SIGNS_HF.replace("\u3000", "\u3001")
+
+CODE_WORDS = (
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+|"""
+)
+DEEPSEEK3 = CODE_WORDS + r" ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+NOT_BLOOMS_SIGNS = " ?[^(\\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+"
+
+# Digits in groups of three from the right: "1234567" is 1, 234, 567. llama.cpp leaves the text
+# before the digits in one piece with their first group; later expressions cut there.
+GROUPS_HF = r"\d{1,3}(?=(?:\d{3})*\b)"
+GROUPS = r"\P{N}*\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))|\P{N}+"
 
 
 def _by_case(upper: str, lower: str, suffix: str, digits: str) -> str:
@@ -34,112 +91,162 @@ class Splitting:
 
     `patterns` are llama.cpp's; `original` are those of the models' tokenizer.json where they
     differ. `ignore_merges`: a piece that is a token becomes that token, without any merges.
-    `add_bos`: llama.cpp's default for files without that key.
+    `add_bos`: llama.cpp's default for files without that key; `always_bos`: whatever the key says.
+    `raw`: tokens are texts with ▁ for blanks, and bytes like ``<0x0A>`` for unknown characters, not
+    GPT-2's printable bytes. `whole_breaks`: line ends that are a token become that token.
     """
 
     patterns: tuple[str, ...]
     original: tuple[str, ...] | None = None
     ignore_merges: bool = False
     add_bos: bool = False
+    always_bos: bool = False
+    raw: bool = False
+    whole_breaks: bool = False
 
     def recognises(self, patterns: tuple[str, ...], ignore_merges: bool) -> bool:
         """Whether a tokenizer.json with these patterns splits text in the same way."""
-        return ignore_merges == self.ignore_merges and patterns in (self.patterns, self.original)
+        own = [tuple(map(canonical, p)) for p in (self.patterns, self.original) if p]
+        return ignore_merges == self.ignore_merges and tuple(map(canonical, patterns)) in own
 
 
 SPLITTINGS = {
     "gpt-2": Splitting((GPT2,)),
-    "smollm": Splitting((r"\p{N}", GPT2)),
+    "smollm": Splitting((DIGIT, GPT2)),
     "llama-bpe": Splitting((LLAMA3,), ignore_merges=True, add_bos=True),
     "dbrx": Splitting((LLAMA3,)),
     "qwen2": Splitting((QWEN2,)),
     "qwen35": Splitting((QWEN35,)),
     "tekken": Splitting(
-        (_by_case(UPPER, LOWER, "", r"\p{N}"),),
-        (_by_case(UPPER_HF, LOWER_HF, "", r"\p{N}"),),
+        (_by_case(UPPER, LOWER, "", DIGIT),),
+        (_by_case(UPPER_HF, LOWER_HF, "", DIGIT),),
         ignore_merges=True,
         add_bos=True,
     ),
     "gpt-4o": Splitting(
-        (_by_case(UPPER, LOWER, ANY_CASE + "?", r"\p{N}{1,3}"),),
-        (_by_case(UPPER_HF, LOWER_HF, ANY_CASE + "?", r"\p{N}{1,3}"),),
+        (_by_case(UPPER, LOWER, ANY_CASE + "?", THREE_DIGITS),),
+        (_by_case(UPPER_HF, LOWER_HF, ANY_CASE + "?", THREE_DIGITS),),
     ),
-    "default": Splitting(
-        (r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"),
+    "deepseek-v3": Splitting((THREE_DIGITS, HAN_KANA, DEEPSEEK3)),
+    "minicpm5": Splitting((THREE_DIGITS, LLAMA3.replace(THREE_DIGITS, DIGITS)), ignore_merges=True),
+    "glm4": Splitting((LLAMA3,), ignore_merges=True),
+    "seed-coder": Splitting(
+        (
+            rf"{ANY_CASE}|{WORD}|\p{{N}}{{1}}"
+            r"| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+",
+        ),
     ),
+    "bailingmoe": Splitting(
+        (
+            r"'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])"
+            rf"|{WORD}|\p{{N}}|{ONE_BREAK_REST}",
+        )
+    ),
+    "exaone-moe": Splitting(
+        (
+            rf"{ANY_CASE}|[^\r\n\p{{L}}\p{{N}}]?(?:\p{{L}}\p{{M}}*(?: \p{{L}}\p{{M}}*)*)+|\p{{N}}|"
+            + ONE_BREAK_REST.replace(r"[\r\n]*", r"[\r\n/]?", 1),
+        )
+    ),
+    "deepseek-llm": Splitting(
+        (r"[\r\n]", DEEPSEEK_LETTERS, DEEPSEEK_SIGNS, r"\s+$", HAN_HANGUL, DIGITS),
+        (r"[\r\n]", DEEPSEEK_LETTERS, DEEPSEEK_SIGNS_HF, r"\s+$", HAN_HANGUL_HF, DIGIT),
+    ),
+    "deepseek-coder": Splitting(
+        (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", HAN_HANGUL, DIGIT),
+        (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", HAN_HANGUL_HF, DIGIT),
+    ),
+    "spark2_5": Splitting(
+        (
+            THREE_DIGITS,
+            HAN_KANA,
+            CODE_WORDS + r" ?[\p{P}\p{S}]+|[\r\n]|\s+(?!\S)|\s+",
+            DIGIT,
+        )
+    ),
+    "youtu": Splitting(
+        (YOUTU_SCRIPTS, _by_case(NO_CASE, NO_CASE, ANY_CASE + "?", DIGIT)),
+        (YOUTU_SCRIPTS, _by_case(UPPER_HF, LOWER_HF, ANY_CASE + "?", DIGIT)),
+        ignore_merges=True,
+    ),
+    "tiny_aya": Splitting(
+        (GROUPS, _by_case(NO_CASE, NO_CASE, ANY_CASE + "?", THREE_DIGITS)),
+        (GROUPS_HF, _by_case(UPPER_HF, LOWER_HF, ANY_CASE + "?", THREE_DIGITS)),
+    ),
+    "afmoe": Splitting((GROUPS, SCRIPTS_WITHOUT_SPACES, DEEPSEEK3)),
+    "kimi-k2": Splitting(
+        (rf"[{HAN}]+|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}&&[^{HAN}]]+{ANY_CASE}?|\p{{N}}{{1,3}}|{REST}",)
+    ),
+    "granite-embed-multi-97m": Splitting(
+        (_by_case(UPPER_MARKS, LOWER_MARKS, ANY_CASE + "?", THREE_DIGITS),),
+        (_by_case(UPPER_HF, LOWER_HF, ANY_CASE + "?", THREE_DIGITS),),
+        ignore_merges=True,
+    ),
+    "jais-2": Splitting(
+        (
+            LLAMA3.removesuffix(r"\s+(?!\S)|\s+")
+            + "".join(rf"\s{{{2**n}}}(?!\S)|" for n in range(9, 1, -1))
+            + r"\s{1,2}(?!\S)|\s{1}",
+        )
+    ),
+    "ufakzeka": Splitting((rf"{WORD}|\p{{N}}|{REST}",)),
+    "laguna": Splitting((LINES, QWEN2)),
+    "falcon": Splitting((PUNCTUATION, GPT2, THREE_ASCII_DIGITS)),
+    "bloom": Splitting((NOT_BLOOMS_SIGNS,)),
+    "viking": Splitting((NOT_BLOOMS_SIGNS, DIGIT)),
+    "chameleon": Splitting(
+        (
+            "<sentinel:[0-9]+>",
+            "(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z",
+            r"([\t\n]|    |  )",
+            DIGIT,
+            r"[\p{P}!-/:-@\[-`{-~]",
+            GPT2,
+        ),
+        add_bos=True,
+    ),
+    "superbpe": Splitting((DIGITS, r"(?=([0-9]{3})+(?![0-9]))"), (DIGITS, r"(?=(\d{3})+(?!\d))")),
+    "gemma4": Splitting((LINES,), always_bos=True, raw=True, whole_breaks=True),
+    "sarvam-moe": Splitting((LINES,), raw=True),
+    "default": Splitting((r"[\p{P}\$\+<=>\^~\|]+", GPT2, DIGITS, THREE_ASCII_DIGITS)),
 }
 
 ALIASES = {
-    "gpt-2": "phi-2 mpt olmo jais gigachat a.x-4.0 mellum modern-bert trillion granite-docling",
+    "gpt-2": "phi-2 mpt olmo jais gigachat a.x-4.0 mellum modern-bert trillion granite-docling "
+    "exaone4 jina-es jina-de jina-v2-es jina-v2-de jina-v1-en jina-v2-code roberta-bpe",
     "smollm": "starcoder refact command-r codeshell exaone minerva-7b mellum2",
-    "llama-bpe": "llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2",
-    "dbrx": "smaug-bpe",
+    "llama-bpe": "llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano",
+    "dbrx": "smaug-bpe chatglm-bpe",
+    "glm4": "glm5",
     "qwen2": "stablelm2 deepseek-r1-qwen megrez hunyuan solar-open kormo f2llmv2 grok-2",
-    "gpt-4o": "llama4 kanana2 talkie",
+    "gpt-4o": "llama4 kanana2 talkie minimax-m2",
+    "deepseek-v3": "hunyuan-dense joyai-llm hy_v4",
+    "bailingmoe": "bailingmoe2 llada-moe",
+    "bloom": "poro-chat gpt3-finnish",
+    "tiny_aya": "cohere2moe",
+    "gemma4": "granite-embed-multi-311m",
 }
 """Other names in ``tokenizer.ggml.pre`` that split text in the same way."""
 
 BY_NAME = SPLITTINGS | {
     alias: SPLITTINGS[name] for name, aliases in ALIASES.items() for alias in aliases.split()
 }
+"""All names of byte-pair tokenizers in llama.cpp but ``whitespace``, which cuts words."""
 
-
-CHECK_TEXT = (
-    "\n \n\n \n\n\n \t \t\t \t\n  \n   \n    \n     \n🚀 (normal) 😶\u200d🌫\ufe0f (m"
-    "ultiple emojis concatenated) ✅ 🦙🦙 3 33 333 3333 3333"
-    "3 333333 3333333 33333333 3.3 3..3 3...3 កាន់តែពិសេស"
-    "អាច😁 ?我想在apple工作1314151天～ ------======= нещо на Бълг"
-    "арски ''''''```````\"\"\"\"......!!!!!!?????? I've been "
-    "'told he's there, 'RE you sure? 'M not sure I'll mak"
-    "e it, 'D you like some tea? We'Ve a'lL"
-)
-"""The text that llama.cpp's conversion encodes to recognise a pre-tokenizer …"""
-
-CHECK_HASHES = {
-    "0fe1cf6eda062318a1af7270f3331a85c539a01778ff948e24388e949c5282f4": "gpt-2",
-    "3ce83efda5659b07b1ad37ca97ca5797ea4285d9b9ab0dc679e4a720c9da7454": "gpt-2",
-    "fcace8b9cac38ce847670c970cd5892031a753a1ef381abd1d9af00f713da085": "phi-2",
-    "b6dc8df998e1cfbdc4eac8243701a65afe638679230920b50d6f17d81c098166": "olmo",
-    "855059429035d75a914d1eda9f10a876752e281a054a7a3d421ef0533e5b6249": "smollm",
-    "35d91631860c815f952d711435f48d356ebac988362536bed955d43bfa436e34": "starcoder",
-    "6221ad2852e85ce96f791f476e0b390cf9b474c9e3d1362f53a24a06dc8220ff": "refact",
-    "9c2227e4dd922002fb81bde4fc02b0483ca4f12911410dee2255e4987644e3f8": "command-r",
-    "1431a23e583c97432bc230bff598d103ddb5a1f89960c8f1d1051aaa944d0b35": "minerva-7b",
-    "0ef9807a4087ebef797fc749390439009c3b9eda9ad1a097abbe738f486c01e5": "llama-bpe",
-    "9d032fcbd5501f4a38150912590928bfb36091efb5df11b8e2124b0390e3fb1e": "falcon3",
-    "0e9433cbbb161f89e264eb32e8e64bfe69e834973ffca5d41d3948a604a3e2a3": "pixtral",
-    "f6791d196f87ce6b56a7d234be618e0d58f8cda3549416635b2bebcd22cd95c4": "midm-2.0",
-    "a8594e3edff7c29c003940395316294b2c623e09894deebbc65f33f1515df79e": "dbrx",
-    "c136ed14d01c2745d4f60a9596ae66800e2b61fa45643e72436041855ad4089d": "smaug-bpe",
-    "d4540891389ea895b53b399da6ac824becc30f2fba0e9ddbb98f92e55ca0e97c": "qwen2",
-    "e636dc30a262dcc0d8c323492e32ae2b70728f4df7dfe9737d9f920a282b8aea": "qwen2",
-    "32d85c31273f8019248f2559fed492d929ea28b17e51d81d3bb36fff23ca72b3": "stablelm2",
-    "b3f499bb4255f8ca19fccd664443283318f2fd2414d5e0b040fbdd0cc195d6c5": "deepseek-r1-qwen",
-    "d4c8f286ea6b520b3d495c4455483cfa2302c0cfcd4be05d781b6a8a0a7cdaf1": "megrez",
-    "1444df51289cfa8063b96f0e62b1125440111bc79a52003ea14b6eac7016fd5f": "qwen35",
-    "d30d75d9059f1aa2c19359de71047b3ae408c70875e8a3ccf8c5fba56c9d8af4": "qwen35",
-    "63b97e4253352e6f357cc59ea5b583e3a680eaeaf2632188c2b952de2588485e": "tekken",
-    "ccc2ef013c104be7bae2965776d611e1d7a8a2a9c547dd93a682c9a9fc80352e": "gpt-4o",
-    "53e325976a6e142379c19b09afcae354f2f496f147afa8f9e189a33fe4e3024e": "granite-docling",
-    "1994ffd01900cfb37395608534236ecd63f2bd5995d6cb1004dda1af50240f15": "trillion",
+SPELLINGS = {
+    f"(?i:{CONTRACTION})": ANY_CASE,
+    "'(?i:[sdmt]|ll|ve|re)": "'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])",
+    "\r": r"\r",
+    "\n": r"\n",
+    "\t": r"\t",
+    "]?+": "]?",  # possessive: what follows cannot match the same characters
+    "]++": "]+",
 }
-"""… and the sha256 of the token ids, printed as a Python list."""
+"""Parts of the models' expressions → the spelling in the tables above."""
 
-ENDS = """
-<|eot_id|> <|im_end|> <|end|> <end_of_turn> <|endoftext|> <|end_of_text|> <EOT> _<EOT> [EOT]
-<｜end▁of▁sentence｜> <end_of_utterance> <|eom_id|> <|return|> <|call|> <|flush|> <|calls|> </s>
-[EOS] <eos> <turn|> <|tool_response> [e~[
-"""
-FILL_IN_THE_MIDDLE = """
-<|fim_prefix|> <fim-prefix> <fim_prefix> <｜fim▁begin｜> <PRE> ▁<PRE> <|code_prefix|> <|prefix|>
-<|fim_suffix|> <fim-suffix> <fim_suffix> <｜fim▁hole｜> <SUF> ▁<SUF> <|code_suffix|> <|suffix|>
-<|fim_middle|> <fim-middle> <fim_middle> <｜fim▁end｜> <MID> ▁<MID> <|code_middle|> <|middle|>
-<|fim_pad|> <fim-pad> <fim_pad> <PAD> [PAD] <|fim_repo|> <|repo_name|> <fim-repo> <REPO>
-<reponame> <|file_sep|>
-"""
-ENDS_BY_NAME = frozenset(ENDS.split())
-"""Tokens at which llama.cpp always ends an answer, even if the file does not list them."""
-CONTROL_LOOKING = ENDS_BY_NAME | frozenset(FILL_IN_THE_MIDDLE.split())
-"""Tokens that llama.cpp always treats as control tokens, of any type in the file."""
-USER_DEFINED_BY_NAME = frozenset(["<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"])
-"""Tokens that llama.cpp always matches whole as text, of any type in the file."""
+
+def canonical(pattern: str) -> str:
+    """An expression in the spelling of the tables above."""
+    for found, ours in SPELLINGS.items():
+        pattern = pattern.replace(found, ours)
+    return pattern

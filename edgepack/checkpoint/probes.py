@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from edgepack.checkpoint.pretokenizers import CONTROL_LOOKING, USER_DEFINED_BY_NAME
+from edgepack.checkpoint import special
+from edgepack.checkpoint.templates import TemplateError
+from edgepack.checkpoint.token_names import CONTROL_LOOKING, USER_DEFINED_BY_NAME
 from edgepack.core.untrusted import quote, shorten
 
 if TYPE_CHECKING:
@@ -68,10 +70,12 @@ class Difference:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`wrong`: differences in everyday texts; `rare`: differences in rare texts."""
+    """`wrong`: differences in everyday texts; `rare`: differences in rare texts; `tried`: the
+    number of texts."""
 
     wrong: tuple[Difference, ...] = ()
     rare: tuple[Difference, ...] = ()
+    tried: int = 0
 
 
 def compare(
@@ -81,23 +85,36 @@ def compare(
     texts that are `excused` count as rare."""
     wrong: list[Difference] = []
     rare: list[Difference] = []
+    tried = 0
     for text, everyday in texts(tokenizer):
+        tried += 1
         ours = tokenizer.encode(text, add_special_tokens=False)
         theirs = other(text)
         if ours != theirs:
             (wrong if everyday and not excused(text) else rare).append(
                 Difference(text, ours, theirs)
             )
-    return Verdict(tuple(wrong), tuple(rare))
+    return Verdict(tuple(wrong), tuple(rare), tried)
 
 
 def texts(tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[str, bool]]:
     """The texts to try, and whether they are everyday ones."""
     yield from ((text, True) for text in EVERYDAY)
+    if (chat := _chat(tokenizer)) is not None:
+        yield chat, True
     for token in tokens_to_try(tokenizer):
         yield from ((form.format(*[token.content] * 2), True) for form in AROUND)
     yield from ((text, False) for text in RARE)
     yield from ((f"a {name} b", False) for name in known_by_name(tokenizer))
+
+
+def _chat(tokenizer: PreTrainedTokenizerFast) -> str | None:
+    """A question and its answer in the chat template, if there is one that can be used."""
+    try:
+        turns = special.turns(tokenizer)
+    except TemplateError:
+        return None
+    return turns and f"{turns.before}How are you?{turns.between}I'm well.{turns.after}"
 
 
 def tokens_to_try(tokenizer: PreTrainedTokenizerFast) -> list[AddedToken]:

@@ -10,16 +10,23 @@ import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
-from edgepack.architectures.base import Architecture
-from edgepack.core.untrusted import Untrusted, quote
+from edgepack.architectures.base import FULL, Architecture
+from edgepack.checkpoint.base import Dimensions
+from edgepack.core.untrusted import Untrusted, quote, validate
 from edgepack.errors import CheckpointError
 
 TENSOR = "rope_freqs.weight"
 """GGUF's tensor of frequency divisors."""
+LONGROPE = {
+    "rope_factors_long.weight": "long_factor",
+    "rope_factors_short.weight": "short_factor",
+}
+"""GGUF's tensors of LongRoPE's divisors, beyond and up to the original context."""
 
 Theta = Annotated[float, Field(gt=0, le=1e30)]
 Factor = Annotated[float, Field(gt=0, le=1e9)]
 Share = Annotated[float, Field(gt=0, le=1)]
+Divisors = Annotated[list[Factor], Field(min_length=1, max_length=1 << 16)]
 Positions = Annotated[int, Field(ge=1, le=(1 << 31) - 1)]
 
 
@@ -36,6 +43,16 @@ class Parameters(Untrusted):
     low_freq_factor: Factor | None = None
     high_freq_factor: Factor | None = None
     original_max_position_embeddings: Annotated[int, Field(ge=1, le=1 << 31)] | None = None
+    beta_fast: Factor | None = None
+    beta_slow: Factor | None = None
+    mscale: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    mscale_all_dim: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    attention_factor: Factor | None = None
+    truncate: bool = True
+    short_factor: Divisors | None = None
+    long_factor: Divisors | None = None
+    llama_4_scaling_beta: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    mrope_section: Annotated[list[int], Field(min_length=1, max_length=4)] | None = None
 
 
 class Rotary(Untrusted):
@@ -49,7 +66,7 @@ class Rotary(Untrusted):
     original_max_position_embeddings: Positions | None = None
 
 
-SUPPORTED = {
+SUPPORTED: Mapping[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
     "llama3": (
@@ -58,8 +75,10 @@ SUPPORTED = {
         "high_freq_factor",
         "original_max_position_embeddings",
     ),
+    "yarn": ("factor", "original_max_position_embeddings"),
+    "longrope": ("short_factor", "long_factor", "original_max_position_embeddings"),
 }
-"""``rope_type`` → its parameters."""
+"""``rope_type`` → the parameters that it cannot do without."""
 
 LLAMA3 = {
     "low_freq_factor": 1.0,
@@ -73,31 +92,55 @@ HINT = "supported: " + ", ".join(SUPPORTED)
 
 def from_config(
     config: Rotary, architecture: Architecture, place: str
-) -> tuple[float, dict[str, Any] | None, float]:
-    """(theta, scaling, rotated share of a head) of a config.json, resolved as in transformers:
-    ``rope_scaling`` before ``rope_parameters``, and keys in either before keys outside them."""
+) -> dict[str, dict[str, Any]]:
+    """Our dimensions ``rope_theta``, ``rope_scaling`` and ``partial_rotary_factor`` by kind of
+    block, ``full_attention`` always among them. Resolved as in transformers: ``rope_scaling``
+    before ``rope_parameters``, and keys in either before keys outside them."""
     place = f"{place}: config.json"
     given = _chosen(config)
-    inside = given.model_fields_set
-    others = given.model_extra or {}
-    if nested := [key for key, value in others.items() if isinstance(value, dict)]:
+    nested = {k: v for k, v in (given.model_extra or {}).items() if isinstance(v, dict)}
+    if nested and not architecture.mixed:
         raise CheckpointError(
-            f"{place}: rotary positions that differ by kind of layer ({quote(nested[0])}) are not "
-            "supported",
-            hint="edgepack reads models whose layers all turn alike",
+            f"{place}: rotary positions that differ by kind of layer ({quote(min(nested))}) are "
+            "not supported",
+            hint=f"the layers of {architecture.name} models all turn alike",
         )
+    if not nested:
+        return {FULL: _resolved(config, given, architecture, place)}
+    where = f"{place}: rope_parameters"
+    parts = {k: validate(Parameters, v, where, CheckpointError) for k, v in nested.items()}
+    if FULL not in parts:
+        raise CheckpointError(f"{where}: {FULL} is missing", hint="take the published config.json")
+    return {kind: _resolved(config, part, architecture, place) for kind, part in parts.items()}
+
+
+def sections(config: Rotary, architecture: Architecture) -> tuple[int, ...]:
+    """Our dimension ``rope_sections``: the family's usual ones unless the file has others."""
+    given = _chosen(config).mrope_section if architecture.rope_sections else None
+    return architecture.rope_sections if given is None else tuple(given)
+
+
+def _resolved(
+    config: Rotary, given: Parameters, architecture: Architecture, place: str
+) -> dict[str, Any]:
+    """Our dimensions of one kind of block."""
+    inside = given.model_fields_set
     theta = given.rope_theta if "rope_theta" in inside else config.rope_theta
     kind = given.rope_type if "rope_type" in inside else given.type or "default"
     if theta is None:
         raise CheckpointError(f"{place}: rope_theta is null", hint="10000 is the usual value")
-    if kind not in SUPPORTED:
+    if kind is None or kind not in SUPPORTED:
         raise CheckpointError(f"{place}: rope type {quote(kind)} is not supported", hint=HINT)
     share = _share(config, given, architecture)
     if share != 1.0 and not architecture.partial_rotary:
         raise CheckpointError(
             f"{place}: a partial rotary factor is not supported", hint="whole heads have to turn"
         )
-    return theta, _scaling(kind, config, given, place), share
+    return {
+        "rope_theta": theta,
+        "rope_scaling": _scaling(kind, config, given, place),
+        "partial_rotary_factor": share,
+    }
 
 
 def _chosen(config: Rotary) -> Parameters:
@@ -118,12 +161,14 @@ def _share(config: Rotary, given: Parameters, architecture: Architecture) -> flo
 
 def _scaling(kind: str, config: Rotary, given: Parameters, place: str) -> dict[str, Any] | None:
     """The parameters of a kind of scaling, None for none."""
-    values = {key: getattr(given, key) for key in SUPPORTED[kind]}
-    if kind == "llama3":
-        length = "original_max_position_embeddings"
+    values: dict[str, Any] = {key: getattr(given, key) for key in SUPPORTED[kind]}
+    length = "original_max_position_embeddings"
+    if length in values:
         outside = config.original_max_position_embeddings
         values[length] = outside or values[length] or config.max_position_embeddings
     missing = [key for key, value in values.items() if value is None]
+    if missing == ["factor"] and kind == "yarn":
+        values["factor"], missing = config.max_position_embeddings / values[length], []
     if missing:
         raise CheckpointError(
             f"{place}: rope type {kind!r} without {missing[0]}",
@@ -134,32 +179,104 @@ def _scaling(kind: str, config: Rotary, given: Parameters, place: str) -> dict[s
             f"{place}: high_freq_factor is not above low_freq_factor",
             hint="take the config.json published with the model",
         )
+    more = {"yarn": _yarn, "longrope": _longrope}.get(kind)
+    if more is not None:
+        values |= more(config, given, values)
     return {"rope_type": kind} | values if values else None
+
+
+def _yarn(config: Rotary, given: Parameters, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What YaRN leaves to defaults, and the factor of cos and sin (Peng et al., arXiv 2309.00071,
+    equation 22; with DeepSeek's ``mscale``)."""
+
+    def growth(mscale: float) -> float:
+        return 0.1 * mscale * math.log(max(values["factor"], 1.0)) + 1.0
+
+    factor = given.attention_factor
+    if factor is None and given.mscale and given.mscale_all_dim:
+        factor = growth(given.mscale) / growth(given.mscale_all_dim)
+    about = {
+        "beta_fast": given.beta_fast or 32.0,
+        "beta_slow": given.beta_slow or 1.0,
+        "truncate": given.truncate,
+        "attention_factor": growth(1.0) if factor is None else factor,
+    }
+    kept = ("mscale", "mscale_all_dim", "llama_4_scaling_beta")
+    own = {key: getattr(given, key) for key in kept}
+    return about | {key: value for key, value in own.items() if value is not None}
+
+
+def _longrope(config: Rotary, given: Parameters, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The factor of cos and sin (Ding et al., arXiv 2402.13753, as Phi-3 has it)."""
+    original = values["original_max_position_embeddings"]
+    stretched = given.factor or config.max_position_embeddings / original
+    usual = math.sqrt(1 + math.log(stretched) / math.log(original)) if stretched > 1 else 1.0
+    return {"attention_factor": given.attention_factor or usual}
 
 
 def from_gguf(
     kind: str,
-    factor: float,
-    divisors: Tensor | None,
+    given: Mapping[str, Any],
+    divisors: Mapping[str, Tensor],
     theta: float,
-    head_dim: int,
+    width: int,
     place: str,
 ) -> dict[str, Any] | None:
-    """The scaling of a GGUF, None for none.
+    """The scaling of a GGUF, None for none. `given` are the numbers in its keys, `divisors` its
+    tensors of divisors (see `TENSOR` and `LONGROPE`), `width` the columns of a head that turn.
 
     The file does not hold Llama 3's parameters, only the divisors computed from them. They are
     recognised by computing them again.
     """
-    if kind not in ("linear", "none"):
+    if kind not in ("linear", "none", "yarn", "longrope"):
         raise CheckpointError(f"{place}: rope scaling {quote(kind)} is not supported", hint=HINT)
-    if divisors is not None:
-        largest = float(divisors.max())
-        scaling = {"rope_type": "llama3", "factor": largest} | LLAMA3
-        again = llama3_divisors(theta, head_dim, scaling) if largest > 0 else divisors[:0]
-        if again.shape != divisors.shape or not torch.allclose(again, divisors, rtol=1e-5):
-            raise CheckpointError(f"{place}: {TENSOR} is not Llama 3's rotary scaling", hint=HINT)
-        return scaling
+    length = "original_max_position_embeddings"
+    if set(LONGROPE) <= set(divisors):
+        factors = {key: divisors[name].tolist() for name, key in LONGROPE.items()}
+        about = {length: given[length], "attention_factor": given["attention_factor"] or 1.0}
+        return {"rope_type": "longrope"} | factors | about
+    if TENSOR in divisors:
+        return _llama3_from(divisors[TENSOR], theta, width, place)
+    if kind == "yarn":
+        return _yarn_from(given, place)
+    factor = given["factor"]
     return {"rope_type": "linear", "factor": factor} if kind == "linear" and factor != 1 else None
+
+
+def _llama3_from(divisors: Tensor, theta: float, width: int, place: str) -> dict[str, Any]:
+    largest = float(divisors.max())
+    scaling = {"rope_type": "llama3", "factor": largest} | LLAMA3
+    again = llama3_divisors(theta, width, scaling) if largest > 0 else divisors[:0]
+    if again.shape != divisors.shape or not torch.allclose(again, divisors, rtol=1e-5):
+        raise CheckpointError(f"{place}: {TENSOR} is not Llama 3's rotary scaling", hint=HINT)
+    return scaling
+
+
+def _yarn_from(given: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """YaRN as llama.cpp computes it: the factor of cos and sin follows from the others."""
+    length = "original_max_position_embeddings"
+    if given[length] is None:
+        raise CheckpointError(
+            f"{place}: rope scaling yarn without an original context",
+            hint="convert the model again with llama.cpp's convert_hf_to_gguf.py",
+        )
+    fields = {key: value for key, value in given.items() if value and key != "attention_factor"}
+    if given["mscale_all_dim"]:
+        fields["mscale"] = 1.0
+    values = {key: given[key] for key in SUPPORTED["yarn"]}
+    read = Parameters(**fields)
+    config = Rotary(max_position_embeddings=given[length])
+    return {"rope_type": "yarn"} | values | _yarn(config, read, values)
+
+
+def extra_tensors(d: Dimensions) -> dict[str, Tensor]:
+    """The divisors of rotary frequencies that a GGUF holds as tensors."""
+    scaling = d.rope_scaling or {}
+    if scaling.get("rope_type") == "llama3":
+        return {TENSOR: llama3_divisors(d.rope_theta, d.head_dim, scaling)}
+    if scaling.get("rope_type") == "longrope":
+        return {name: torch.tensor(scaling[key]) for name, key in LONGROPE.items()}
+    return {}
 
 
 def llama3_divisors(theta: float, head_dim: int, scaling: Mapping[str, Any]) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from edgepack.architectures.base import Architecture
-from edgepack.checkpoint.base import Checkpoint
+from edgepack.architectures.base import FULL, NO_ROPE, SLIDING, Architecture, Number
+from edgepack.checkpoint.base import Checkpoint, Dimensions
 from edgepack.core import plugins
 from edgepack.core.disk import atomic
 from edgepack.core.progress import Progress, Steps
@@ -40,7 +41,7 @@ def save(
         path = folder / f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         yield Progress(stage, number - 1, len(shards), f"writing {path.name}")
         if not path.exists():
-            tensors = {s.name: load(s.name).to(dtype_of(s)).contiguous() for s in specs}
+            tensors = {s.name: _as_stored(checkpoint, s, load(s.name)) for s in specs}
             with atomic(path) as temporary:
                 save_file(tensors, temporary, metadata={"format": "pt"})
         weight_map |= {spec.name: path.name for spec in specs}
@@ -52,6 +53,13 @@ def save(
         _write_json(folder / "generation_config.json", dict(generation))
     checkpoint.tokenizer.save_pretrained(folder)
     _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _as_stored(checkpoint: Checkpoint, spec: WeightSpec, value: Tensor) -> Tensor:
+    """A weight as the family's files have it."""
+    if spec.role.endswith("_norm"):
+        value = value - checkpoint.architecture.norm_shift
+    return value.to(dtype_of(spec)).contiguous()
 
 
 def is_saved(folder: Path) -> bool:
@@ -97,12 +105,8 @@ def config(checkpoint: Checkpoint) -> dict[str, Any]:
         auto_map = {"AutoModelForCausalLM": f"{own.file.stem}.{classes}"}
         more = {"auto_map": auto_map, **own.config}
     largest = max(checkpoint.specs.values(), key=lambda spec: spec.numel)
-    dropped = {"sliding_window"} | (set() if family.partial_rotary else {"partial_rotary_factor"})
-    if "position_embd" in family.outside:
-        dropped |= {"rope_theta", "rope_scaling"}
     if any(spec.role in family.optional for spec in checkpoint.specs.values()):
         more["attention_bias"] = True
-    sizes = {key: value for key, value in vars(d).items() if key not in dropped}
     return {
         "architectures": [classes],
         "model_type": family.name,
@@ -112,10 +116,69 @@ def config(checkpoint: Checkpoint) -> dict[str, Any]:
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
-        **sizes,
+        **{key: getattr(d, key) for key in SIZES},
+        **_positions(d, family),
         **more,
-        **_window(checkpoint, family),
+        **(_kinds(d) if family.mixed else _window(checkpoint, family)),
+        **{n.key: _number(d, ours, n) for ours, n in family.numbers.items() if n.rule != "root"},
     }
+
+
+SIZES = (
+    "num_hidden_layers",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "tie_word_embeddings",
+)
+"""Dimensions that config.json has under our names."""
+
+
+def _number(d: Dimensions, ours: str, number: Number) -> float | None:
+    """A factor or soft cap as config.json has it."""
+    value = d.score_scale if ours == "attention_scale" else getattr(d, ours)
+    if value is None:
+        return None
+    written = number.written(value)
+    return round(written) if number.rule == "inverse square" else written
+
+
+def _positions(d: Dimensions, family: Architecture) -> dict[str, Any]:
+    """The entries about rotary positions; in the form of transformers 5 too where 4 may read its
+    own keys in another way."""
+    if "position_embd" in family.outside:
+        return {}
+    found: dict[str, Any] = {"rope_theta": d.rope_theta, "rope_scaling": d.rope_scaling}
+    if family.partial_rotary:
+        found["partial_rotary_factor"] = d.partial_rotary_factor
+    if not family.completed:
+        return found
+    whole = _parameters(d, family)
+    if family.sliding_theta is None:
+        return found | {"rope_parameters": whole}
+    local = replace(d, layer_types=(), kinds={}, **d.kinds.get(SLIDING, {}))
+    kinds = {FULL: whole, SLIDING: _parameters(local, family)}
+    return found | {"rope_local_base_freq": local.rope_theta, "rope_parameters": kinds}
+
+
+def _parameters(d: Dimensions, family: Architecture) -> dict[str, Any]:
+    partial = {"partial_rotary_factor": d.partial_rotary_factor} if family.partial_rotary else {}
+    scaling = d.rope_scaling or {"rope_type": "default"}
+    return {"rope_theta": d.rope_theta, **partial, **scaling}
+
+
+def _kinds(d: Dimensions) -> dict[str, Any]:
+    """The entries for blocks of several kinds."""
+    types = [FULL if kind == NO_ROPE else kind for kind in d.layer_types]
+    found: dict[str, Any] = {"sliding_window": d.sliding_window, "layer_types": types}
+    if NO_ROPE in d.layer_types:
+        found["no_rope_layers"] = [int(kind != NO_ROPE) for kind in d.layer_types]
+    return found
 
 
 def _family(checkpoint: Checkpoint) -> Architecture:
@@ -123,6 +186,8 @@ def _family(checkpoint: Checkpoint) -> Architecture:
     that its heads do not divide, and has all biases of attention or none. Mistral and Qwen2 compute
     the same without these limits."""
     family, d = checkpoint.architecture, checkpoint.dimensions
+    if family.saved_as:
+        return plugins.find("architectures", family.saved_as)  # type: ignore[no-any-return]
     if family.name != "llama":
         return family
     if any(spec.role == "attn_q.bias" for spec in checkpoint.specs.values()):
@@ -134,7 +199,7 @@ def _family(checkpoint: Checkpoint) -> Architecture:
 def _window(checkpoint: Checkpoint, family: Architecture) -> dict[str, Any]:
     """The entries for a sliding window of all layers, if there is one."""
     window = checkpoint.dimensions.sliding_window
-    if window is None or family.name == "mistral":
+    if window is None or family.window == "all":
         return {"sliding_window": window}
     return {"sliding_window": window, "use_sliding_window": True, "max_window_layers": 0}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from edgepack.architectures.base import Architecture
 from edgepack.checkpoint.config import Index
+from edgepack.checkpoint.passed_over import BUFFERS
 from edgepack.checkpoint.source_files import SourceFiles, refuse_pointer
 from edgepack.core.untrusted import shorten, validate
 from edgepack.errors import CheckpointError
@@ -26,8 +27,15 @@ READABLE = {
     "F32": torch.float32,
     "F64": torch.float64,
 }
-IGNORED = ".rotary_emb.inv_freq"
-"""Buffers that old transformers saved; they follow from the configuration."""
+FLOAT8 = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
+CODES = {**FLOAT8, "F8_E8M0": torch.float8_e8m0fnu, "U8": torch.uint8}
+"""Types of codes and scales, which are numbers only together (`scaled`)."""
+LANGUAGE_MODEL = {
+    "language_model.model.": "model.",
+    "language_model.lm_head.": "lm_head.",
+    "model.language_model.": "model.",
+}
+"""Prefixes of the language model's tensors in a multimodal repository → those of it alone."""
 OTHERS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.npz")
 """Weights that are not read: most are pickles, which can run code."""
 
@@ -42,10 +50,22 @@ class Place:
     start: int
     nbytes: int
 
+    def rows(self, index: int, count: int) -> Place:
+        """Part `index` of `count` with equally many rows."""
+        if count == 1:
+            return self
+        shape, size = (self.shape[0] // count, *self.shape[1:]), self.nbytes // count
+        return replace(self, shape=shape, start=self.start + index * size, nbytes=size)
+
     def read(self, files: SourceFiles) -> Tensor:
         """The tensor as stored."""
         data = files.read(self.path, self.start, self.nbytes)
-        return data.view(READABLE[self.dtype]).reshape(self.shape)
+        return data.view((READABLE | CODES)[self.dtype]).reshape(self.shape)
+
+    @property
+    def kind(self) -> str:
+        """The type of what `read` gives."""
+        return self.dtype
 
 
 def weight_files(folder: Path, files: SourceFiles, place: str) -> list[Path]:
@@ -83,24 +103,80 @@ def unused_weights(folder: Path, used: list[Path]) -> str | None:
 
 
 def tensors(
-    paths: list[Path], architecture: Architecture, files: SourceFiles, place: str
+    paths: list[Path],
+    architecture: Architecture,
+    files: SourceFiles,
+    place: str,
+    *,
+    wrapped: bool = False,
+    coded: bool = False,
 ) -> dict[str, Place]:
-    """Every tensor by its Hugging Face name, without rotary buffers."""
+    """Every tensor by its Hugging Face name; of a multimodal repository (`wrapped`) those of the
+    language model, types of codes only in a `coded` checkpoint."""
     found: dict[str, Place] = {}
     for path in paths:
         for stored, entry in header(path, files).items():
-            name = full_name(stored, architecture)
-            if name.endswith(IGNORED):
+            inner = inside(stored, architecture, wrapped=wrapped)
+            if not inner:
                 continue
+            name = full_name(inner, architecture)
             if name in found:
                 raise CheckpointError(
                     f"{place}: {shorten(name, 80)} is there twice, in "
                     f"{shorten(found[name].path.name, 60)} and {shorten(path.name, 60)}",
                     hint="files of two models may be in one folder: keep one set",
                 )
-            refuse_unreadable(path, name, entry)
-            found[name] = entry
+            if coded and entry.dtype in CODES:
+                found[name] = entry  # with its scales, it is taken apart in `scaled`
+                continue
+            if not name.endswith(BUFFERS):
+                refuse_unreadable(path, name, entry)
+            found |= _parts(name, entry, architecture)
     return found
+
+
+def left_out(paths: list[Path], architecture: Architecture, files: SourceFiles) -> str:
+    """A warning about the tensors of a multimodal repository that are not of its language model."""
+    names = [name for path in paths for name in header(path, files)]
+    others = [name for name in names if not inside(name, architecture, wrapped=True)]
+    parts = {".".join(name.split(".")[:2]) for name in others}
+    if not others:
+        return ""
+    return f"{len(others)} tensors are no part of the language model and are left out: " + shorten(
+        ", ".join(sorted(parts)), 160
+    )
+
+
+def inside(stored: str, architecture: Architecture, *, wrapped: bool) -> str:
+    """The name in the language model of a tensor of a multimodal repository; "" if it is of no
+    part of the language model."""
+    inner = of_language_model(stored)
+    known = inner != stored or stored in architecture.outside.values()
+    return stored if not wrapped else inner if known else ""
+
+
+def of_language_model(name: str) -> str:
+    """A name in a multimodal model as the language model alone has it."""
+    for prefix, inner in LANGUAGE_MODEL.items():
+        if name.startswith(prefix):
+            return inner + name.removeprefix(prefix)
+    return name
+
+
+def names_in(name: str, shape: tuple[int, ...], architecture: Architecture) -> list[str]:
+    """The weights whose rows a stored tensor has, equally many of each: mostly itself."""
+    inside_block = name.removeprefix(architecture.layers + ".").partition(".")[2]
+    roles = architecture.stored.get(inside_block)
+    if roles is None or shape[0] % len(roles):
+        return [name]
+    prefix = name.removesuffix(inside_block)
+    return [prefix + architecture.block[role] for role in roles]
+
+
+def _parts(name: str, entry: Place, architecture: Architecture) -> dict[str, Place]:
+    """The weights of a stored tensor: itself, or those whose rows it has."""
+    names = names_in(name, entry.shape or (1,), architecture)
+    return {one: entry.rows(i, len(names)) for i, one in enumerate(names)}
 
 
 def full_name(stored: str, architecture: Architecture) -> str:

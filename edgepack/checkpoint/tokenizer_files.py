@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgepack.checkpoint import sentencepiece_model
 from edgepack.core.untrusted import quote, read_json, shorten
 from edgepack.errors import CheckpointError, EdgepackError
 
@@ -19,15 +20,22 @@ JSON_FILES = (
     "added_tokens.json",
     "vocab.json",
     "chat_template.json",
+    "tekken.json",
 )
+TEKKEN = "tekken.json"
+TEKKEN_NAMES = {
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "pad_token": "<pad>",
+}
 TEMPLATE_NAME = re.compile(r"[\w.-]{1,100}")
 """Valid names of chat templates, which become names of files."""
 MAX_ID = (1 << 31) - 1
 MAX_DEPTH = 20
 CODE_HINT = "edgepack runs no code that comes with a model; the folder needs a tokenizer.json"
 HINT = (
-    "the folder needs a valid tokenizer.json; to convert a tokenizer.model, "
-    "pip install sentencepiece protobuf"
+    "the folder needs a valid tokenizer.json, tekken.json or tokenizer.model (pip install protobuf)"
 )
 
 
@@ -35,15 +43,14 @@ def from_folder(folder: Path) -> PreTrainedTokenizerFast:
     """The tokenizer of a Hugging Face folder.
 
     ``tokenizer.json`` is loaded as it is. AutoTokenizer would rebuild the pre-tokenizer from the
-    class in the configuration, and so lose SmolLM2's splitting of digits.
+    class in the configuration, and so lose SmolLM2's splitting of digits. Without it Mistral's
+    ``tekken.json`` or sentencepiece's ``tokenizer.model`` is read, or what AutoTokenizer can read.
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     _check_json(folder)
-    exact = (folder / "tokenizer.json").is_file()
-    loader: Any = PreTrainedTokenizerFast if exact else AutoTokenizer
     try:
-        tokenizer = loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = _load(folder)
         if isinstance(tokenizer, PreTrainedTokenizerFast):
             _try_out(tokenizer)
     except EdgepackError as error:
@@ -65,6 +72,39 @@ def from_folder(folder: Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def _load(folder: Path) -> Any:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    exact = (folder / "tokenizer.json").is_file()
+    if not exact and (folder / TEKKEN).is_file():
+        return _from_tekken(folder)
+    if not exact and (folder / sentencepiece_model.MODEL).is_file():
+        found = sentencepiece_model.from_model(folder)
+        if found is not None:
+            return found
+    loader: Any = PreTrainedTokenizerFast if exact else AutoTokenizer
+    return loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def _from_tekken(folder: Path) -> PreTrainedTokenizerFast:
+    """Mistral's tokenizer, with BOS before every text as in mistral-common."""
+    from transformers import PreTrainedTokenizerFast
+    from transformers.integrations.mistral.tokenizer import MistralConverter
+
+    backend = MistralConverter(str(folder / TEKKEN)).converted()
+    template = folder / "chat_template.jinja"
+    known = backend.get_vocab()
+    wrap: Any = PreTrainedTokenizerFast  # an untyped class
+    tokenizer: PreTrainedTokenizerFast = wrap(
+        tokenizer_object=backend,
+        add_bos_token=TEKKEN_NAMES["bos_token"] in known,
+        clean_up_tokenization_spaces=False,
+        chat_template=template.read_text(encoding="utf-8") if template.is_file() else None,
+        **{name: token for name, token in TEKKEN_NAMES.items() if token in known},
+    )
+    return tokenizer
+
+
 def _check_json(folder: Path) -> None:
     """Check that every JSON file is an object of sensible size."""
     for name in JSON_FILES:
@@ -83,8 +123,22 @@ def _check_json(folder: Path) -> None:
                 f"{place}: should be a JSON object, not {quote(content)}",
                 hint="take the file published with the model",
             )
+        if name == TEKKEN:
+            _check_pieces(content.get("vocab"), place)
         if name == "tokenizer.json":
             _check_post_processor(content.get("post_processor"), place)
+
+
+def _check_pieces(vocab: Any, place: str) -> None:
+    """Check that pieces are short: merges are found by cutting them everywhere."""
+    longest = 2 * sentencepiece_model.MAX_PIECE  # in base64
+    for piece in vocab if isinstance(vocab, list) else ():
+        spelled = piece.get("token_bytes") if isinstance(piece, dict) else None
+        if not isinstance(spelled, str) or len(spelled) > longest:
+            raise CheckpointError(
+                f"{place}: a piece of the vocabulary is {quote(shorten(str(piece), 60))}",
+                hint="take the file published with the model",
+            )
 
 
 def _check_post_processor(step: Any, place: str, depth: int = 0) -> None:

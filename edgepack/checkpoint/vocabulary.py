@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from gguf import GGUFWriter, TokenType
 
-from edgepack.checkpoint import pretokenizers, probes, special
+from edgepack.checkpoint import (
+    pretokenizer_names,
+    pretokenizers,
+    probes,
+    special,
+    token_names,
+)
 from edgepack.checkpoint.templates import DEFAULT
 from edgepack.checkpoint.tokenizer import SPACE, TEMPLATE, TEMPLATE_NAMES
 from edgepack.core.untrusted import quote
@@ -26,10 +31,13 @@ LOOKS_SPECIAL = re.compile(r"<\|.*\|>|<｜.*｜>|<unused.*>|<pad>|<mask>")
 SURROGATE = re.compile("[\ud800-\udfff]")
 NO_NAME = re.compile(r"[^A-Za-z0-9]")
 """Characters that the name of a chat template cannot have in GGUF."""
+NAME, PHI3 = "general.name", re.compile("phi[- ]?3", re.IGNORECASE)
 LLAMA_CPPS_DEFAULT = 11
 """Id of BOS and EOS in llama.cpp for a byte-level vocabulary without them."""
 UNMERGED = -1e6
 """Score of sentencepiece tokens that no merge makes: lower than all others."""
+NO_SCORE = -1000.0
+"""llama.cpp's conversion stores this for Gemma 4, whose merges are stored instead."""
 
 
 def write(
@@ -45,44 +53,45 @@ def write(
     model, steps = backend["model"], probes.steps(backend.get("pre_tokenizer"))
     kinds = {step["type"] for step in steps}
     if model["type"] == "BPE" and model.get("byte_fallback"):
-        _write_tokens(writer, "llama", "default", tokenizer, rows)
-        writer.add_token_scores(_scores(tokenizer, model["merges"], rows))
-        writer.add_add_space_prefix(_begins_with_space(backend))
+        _write_raw_pairs(writer, tokenizer, rows, backend)
     elif model["type"] == "BPE" and "ByteLevel" in kinds:
-        name = pretokenizer_name(tokenizer, backend)
+        name = pretokenizer_names.find(tokenizer, backend)
         _write_tokens(writer, "gpt2", name, tokenizer, rows)
         writer.add_token_merges([_merge(merge) for merge in model["merges"]])
         writer.add_add_space_prefix(False)
     else:
         raise CheckpointError(
             f"a {model['type']} tokenizer cannot be stored in GGUF by edgepack",
-            hint="supported: byte-level BPE, and sentencepiece BPE with byte fallback; "
+            hint="supported: byte-level BPE, and BPE with byte fallback (sentencepiece, Gemma); "
             "--target onnx takes any tokenizer.json",
         )
+    _settle_name(writer, tokenizer)
     ids = _write_special(writer, tokenizer, rows, config, generation or {})
     _write_template(writer, tokenizer, ids)
 
 
-def pretokenizer_name(
-    tokenizer: PreTrainedTokenizerFast, backend: Mapping[str, Any] | None = None
-) -> str:
-    """``tokenizer.ggml.pre``: by llama.cpp's test, else by the regular expressions. `backend` is
-    the tokenizer's tokenizer.json, if the caller has it."""
-    ids = tokenizer.encode(pretokenizers.CHECK_TEXT)
-    digest = hashlib.sha256(str(ids).encode()).hexdigest()
-    if digest in pretokenizers.CHECK_HASHES:
-        return pretokenizers.CHECK_HASHES[digest]
-    backend = probes.backend_of(tokenizer) if backend is None else backend
-    found = [_pattern(step) for step in probes.steps(backend.get("pre_tokenizer"))]
-    patterns = tuple(pattern for pattern in found if pattern is not None)
-    for name, splitting in pretokenizers.SPLITTINGS.items():
-        if splitting.recognises(patterns, bool(backend["model"].get("ignore_merges"))):
-            return name
-    raise CheckpointError(
-        "llama.cpp has no name for this tokenizer's pre-tokenizer "
-        f"(checksum {digest[:12]}, {len(patterns)} patterns)",
-        hint="supported: the splitting of " + ", ".join(pretokenizers.SPLITTINGS),
-    )
+def _write_raw_pairs(
+    writer: GGUFWriter,
+    tokenizer: PreTrainedTokenizerFast,
+    rows: int,
+    backend: Mapping[str, Any],
+) -> None:
+    """Write pairs of text with ▁ for blanks: as Gemma 4's or another known splitting with its
+    merges, else as a sentencepiece vocabulary with scores."""
+    merges = backend["model"]["merges"]
+    name = pretokenizer_names.by_checksum(tokenizer)
+    if writer.arch == "gemma4":
+        _write_tokens(writer, "gemma4", None, tokenizer, rows)
+        writer.add_token_scores([NO_SCORE] * rows)
+    elif name is not None and pretokenizers.BY_NAME[name].raw:
+        _write_tokens(writer, "gpt2", name, tokenizer, rows)
+    else:
+        _write_tokens(writer, "llama", "default", tokenizer, rows)
+        writer.add_token_scores(_scores(tokenizer, merges, rows))
+        writer.add_add_space_prefix(_begins_with_space(backend))
+        return
+    writer.add_token_merges([_merge(merge) for merge in merges])
+    writer.add_add_space_prefix(False)
 
 
 def _begins_with_space(backend: Mapping[str, Any]) -> bool:
@@ -95,26 +104,8 @@ def _begins_with_space(backend: Mapping[str, Any]) -> bool:
     )
 
 
-def _pattern(step: Mapping[str, Any]) -> str | None:
-    """The regular expression that a step splits by, in llama.cpp's spelling; None for no splitting.
-
-    For a step without such an expression, its JSON, which no table contains.
-    """
-    match step:
-        case {"type": "ByteLevel", "use_regex": True, "add_prefix_space": False}:
-            return pretokenizers.GPT2
-        case {"type": "ByteLevel", "use_regex": False, "add_prefix_space": False}:
-            return None
-        case {"type": "Digits", "individual_digits": True}:
-            return r"\p{N}"
-        case {"type": "Split", "behavior": "Isolated", "pattern": {"Regex": str(regex)}}:
-            any_case = f"(?i:{pretokenizers.CONTRACTION})"
-            return regex.replace(any_case, pretokenizers.ANY_CASE)
-    return json.dumps(step)
-
-
 def _write_tokens(
-    writer: GGUFWriter, model: str, pre: str, tokenizer: PreTrainedTokenizerFast, rows: int
+    writer: GGUFWriter, model: str, pre: str | None, tokenizer: PreTrainedTokenizerFast, rows: int
 ) -> None:
     known = tokenizer.get_vocab()
     by_id = {index: token for token, index in known.items()}
@@ -125,32 +116,59 @@ def _write_tokens(
             hint="remove tokens that were added without resizing the embeddings, or take the "
             "tokenizer of the model",
         )
-    added, unknown, spm = tokenizer.added_tokens_decoder, tokenizer.unk_token, model == "llama"
+    added, unknown = tokenizer.added_tokens_decoder, tokenizer.unk_token
     tokens, types = [], []
     for index in range(rows):
         if index in by_id:
-            token, kind = _token(by_id[index], added.get(index), unknown, spm=spm)
+            token, kind = _token(by_id[index], added.get(index), unknown, model)
         else:
             token, kind = _filler(index, known), TokenType.UNUSED
         tokens.append(token)
         types.append(int(kind))
     _check_names(tokens, by_id)
     writer.add_tokenizer_model(model)
-    writer.add_tokenizer_pre(pre)
+    if pre is not None:
+        writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
     writer.add_token_types(types)
 
 
 def _token(
-    token: str, added: AddedToken | None, unknown: str | None, *, spm: bool
+    token: str, added: AddedToken | None, unknown: str | None, model: str
 ) -> tuple[str, TokenType]:
+    """A token's text and type in GGUF."""
+    spm = model == "llama"
     if spm and token == unknown:
         return token, TokenType.UNKNOWN
     if added is None:
-        return token, TokenType.BYTE if spm and BYTE.fullmatch(token) else TokenType.NORMAL
+        is_byte = model != "gpt2" and BYTE.fullmatch(token)
+        return token, TokenType.BYTE if is_byte else TokenType.NORMAL
+    if model == "gemma4" and token in token_names.GEMMA4_VISIBLE:
+        return token, TokenType.USER_DEFINED
     if added.special or LOOKS_SPECIAL.fullmatch(token):
         return token, TokenType.CONTROL
     return token.replace(SPACE, " ") if spm else token, TokenType.USER_DEFINED
+
+
+def _settle_name(writer: GGUFWriter, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Let ``general.name`` say Phi-3 if and only if whitespace after special tokens is dropped as
+    in Phi-3: llama.cpp knows it by that name, and cannot load other vocabularies under it."""
+    added = tokenizer.added_tokens_decoder.values()
+    dropping = {token.content for token in added if token.rstrip}
+    others = {token.content for token in added} - dropping
+    phi3 = "</s>" in dropping and others == set(token_names.NOT_STRIPPING)
+    given = writer.kv_data[0].get(NAME)
+    name = str(given.value) if given else ""
+    says = any(part in name.lower() for part in token_names.STRIPPING_NAMES)
+    if phi3 == says:
+        return
+    settled = PHI3.sub("Phi-3" if phi3 else "Phi 3", name)
+    if phi3 and settled == name:
+        settled = f"{name} (Phi-3)" if name else "Phi-3"
+    if given:
+        given.value = settled
+    else:
+        writer.add_name(settled)
 
 
 def _filler(index: int, known: Mapping[str, int]) -> str:
@@ -212,7 +230,8 @@ def _write_special(
     """Write the ids of the special tokens, and which are put around every text; returns the ids.
 
     llama.cpp puts its BOS and EOS around a text. So the tokens that the tokenizer puts there are
-    stored under these names, as in llama.cpp's conversion.
+    stored under these names, as in llama.cpp's conversion: the first and the last, if there are
+    several.
     """
     ids = {}
     for name in ("bos", "eos", "unk", "sep", "pad", "mask"):
@@ -221,15 +240,9 @@ def _write_special(
         if isinstance(index, int) and 0 <= index < rows:
             ids[name] = index
     before, after = special.wrapping(tokenizer)
-    if len(before) > 1 or len(after) > 1:
-        raise CheckpointError(
-            f"the tokenizer puts {before} before and {after} after every text, "
-            "GGUF has a place for one token each",
-            hint="change the post_processor in tokenizer.json",
-        )
     ends = [end for end in special.ends(tokenizer, generation, config) if end < rows]
     ids |= {"bos": before[0]} if before else {}
-    ids |= {"eos": after[0]} if after else {}
+    ids |= {"eos": after[-1]} if after else {}
     ids |= {"eos": ends[0]} if "eos" not in ids and ends else {}
     others = _unnamed_first([end for end in ends if end != ids.get("eos")], tokenizer)
     ids |= dict(zip(("eot", "eom"), others, strict=False))
@@ -244,7 +257,7 @@ def _write_special(
 
 
 def _ends_by_name(tokenizer: PreTrainedTokenizerFast, index: int) -> bool:
-    return tokenizer.convert_ids_to_tokens(index) in pretokenizers.ENDS_BY_NAME
+    return tokenizer.convert_ids_to_tokens(index) in token_names.ENDS_BY_NAME
 
 
 def _unnamed_first(ends: Sequence[int], tokenizer: PreTrainedTokenizerFast) -> list[int]:

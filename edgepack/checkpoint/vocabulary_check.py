@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from edgepack.checkpoint import probes, special
+from tokenizers.models import BPE
+
+from edgepack.checkpoint import pretokenizer_names, probes, special
 from edgepack.checkpoint.base import Checkpoint
 from edgepack.checkpoint.llama_vocab import LlamaVocab
-from edgepack.checkpoint.probes import Difference
-from edgepack.checkpoint.tokenizer import TEMPLATE
+from edgepack.checkpoint.pretokenizers import BY_NAME
+from edgepack.checkpoint.probes import Difference, Verdict
+from edgepack.checkpoint.tokenizer import SPACE, TEMPLATE, byte_splits
 from edgepack.core.untrusted import quote, shorten
 from edgepack.errors import CheckpointError
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken
+    from tokenizers.pre_tokenizers import PreTokenizer
     from transformers import PreTrainedTokenizerFast
 
+MARK_BEFORE = {"type": "Prepend", "prepend": SPACE}
+MARK_BLANKS = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+"""Normalizers that write blanks as sentencepiece does."""
+FORMS = frozenset(["NFC", "NFD", "NFKC", "NFKD", "Nmt", "Precompiled"])
+"""Normalizers that write the same text with other characters."""
+MAX_TEXTS = 3
+"""Most texts that a warning names beside the first."""
 HINT = "--target onnx takes any tokenizer.json as it is"
 
 
@@ -38,16 +49,42 @@ def compare(fields: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast) -> tu
         raise CheckpointError(
             f"GGUF cannot hold this tokenizer: {reasons.explain(first)}; {first}", hint=HINT
         )
-    for token in probes.tokens_to_try(tokenizer)[:1]:
-        if flags := probes.flags(token):
-            raise CheckpointError(
-                f"GGUF cannot hold this tokenizer: the token {_name(token.content)} has {flags[0]}",
-                hint=HINT,
-            )
-    _check_wrapping(vocab, tokenizer)
-    why = {reasons.explain(difference): difference for difference in reversed(verdict.rare)}
-    warnings = [f"tokenizer: {reason}; {difference}" for reason, difference in why.items()]
-    return (*reversed(warnings), *_ends(fields, vocab), *_templates(fields, tokenizer))
+    return (
+        *_differences(verdict.rare, reasons),
+        *_flags(verdict, vocab, tokenizer),
+        *_wrapping(vocab, tokenizer),
+        *_whole_pieces(fields, reasons),
+        *_ends(fields, vocab),
+        *_templates(fields, tokenizer),
+    )
+
+
+def _differences(found: Sequence[Difference], reasons: Reasons) -> list[str]:
+    """A warning for every reason, with the first text in full and some more by name."""
+    texts: dict[str, list[Difference]] = {}
+    for difference in found:
+        texts.setdefault(reasons.explain(difference), []).append(difference)
+    warnings = []
+    for reason, (first, *others) in texts.items():
+        names = ", ".join(quote(shorten(other.text, 24)) for other in others[:MAX_TEXTS])
+        more = f" and {len(others) - MAX_TEXTS} more" if len(others) > MAX_TEXTS else ""
+        also = f"; so too {names}{more}" if others else ""
+        warnings.append(f"tokenizer: {reason}; {first}{also}")
+    return warnings
+
+
+def _flags(verdict: Verdict, vocab: LlamaVocab, tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """A warning about a token with flags for which no text differed; others may."""
+    shown = "".join(difference.text for difference in verdict.rare)
+    for token in probes.tokens_to_try(tokenizer):
+        flags = probes.flags(token)
+        kept = flags == ["rstrip"] and token.content in vocab.stripping
+        if flags and not kept and token.content not in shown:
+            return [
+                f"tokenizer: the token {_name(token.content)} has {flags[0]}, which GGUF has not; "
+                f"no text of {verdict.tried} differs"
+            ]
+    return []
 
 
 class Reasons:
@@ -72,8 +109,38 @@ class Reasons:
     @cached_property
     def _normalizers(self) -> list[str]:
         """Normalizers that do more than write spaces as sentencepiece does."""
-        kinds = [step["type"] for step in probes.steps(self._backend.get("normalizer"))]
-        return [k for k in kinds if not (self._spm and k in ("Prepend", "Replace"))]
+        marks = (MARK_BEFORE, MARK_BLANKS) if self._spm else ()
+        steps = probes.steps(self._backend.get("normalizer"))
+        return [step["type"] for step in steps if step not in marks]
+
+    @cached_property
+    def ignores_merges(self) -> bool:
+        """Whether a piece that is a token becomes that token without merges."""
+        return bool(self._backend["model"].get("ignore_merges"))
+
+    @cached_property
+    def _pre_tokenizers(self) -> tuple[PreTokenizer, PreTokenizer] | None:
+        """The source's pre-tokenizer and llama.cpp's of that name, if it has one."""
+        own = self._tokenizer.backend_tokenizer.pre_tokenizer
+        if "ByteLevel" not in self._splitting or own is None:
+            return None
+        splitting = BY_NAME[pretokenizer_names.find(self._tokenizer, self._backend)]
+        return own, byte_splits(splitting)
+
+    def _approximates(self, text: str) -> bool:
+        """Whether llama.cpp's pre-tokenizer of the same name splits a text otherwise."""
+        if self._pre_tokenizers is None:
+            return False
+        own, theirs = self._pre_tokenizers
+        return own.pre_tokenize_str(text) != theirs.pre_tokenize_str(text)
+
+    def _rewrites(self, text: str) -> bool:
+        """Whether the source writes a text with other characters of the same meaning; llama.cpp's
+        own conversions leave that out."""
+        if not self._normalizers or not FORMS.issuperset(self._normalizers):
+            return False
+        found = self._tokenizer.backend_tokenizer.normalizer.normalize_str(text)
+        return bool(found.replace(SPACE, " ").strip(" ") != text.strip(" "))
 
     @cached_property
     def _added(self) -> dict[str, AddedToken]:
@@ -83,6 +150,16 @@ class Reasons:
     def _by_name(self) -> list[str]:
         return probes.known_by_name(self._tokenizer)
 
+    def unmerged(self) -> list[str]:
+        """The tokens that merges do not make of their characters."""
+        model = BPE(**_pairs(self._backend["model"]))
+        tokens = self._backend["model"]["vocab"]
+        return [
+            token
+            for token in tokens
+            if token not in self._added and len(model.tokenize(token)) != 1
+        ]
+
     def _puts_space(self, text: str, inside: list[AddedToken]) -> bool:
         """Whether sentencepiece adds a space where transformers' Metaspace does not: before a text
         that begins with one, and after special tokens."""
@@ -90,15 +167,18 @@ class Reasons:
 
     def excuses(self, text: str) -> bool:
         """Whether llama.cpp is known to split such a text differently, even in its own conversions:
-        plain text that is the name of a control token; special tokens that are only found in
-        normalized text, as in old conversions of Llama; spaces that Metaspace omits."""
+        around tokens with flags; plain text that is the name of a control token; special tokens
+        that are only found in normalized text, as in old conversions of Llama; spaces that
+        Metaspace omits; pre-tokenizers that llama.cpp approximates; normal forms of Unicode."""
         inside = [token for content, token in self._added.items() if content in text]
         if any(map(probes.flags, inside)):
-            return False
+            return text not in probes.EVERYDAY
         return (
             any(name in text for name in self._by_name)
             or (self._spm and any(token.special and token.normalized for token in inside))
             or self._puts_space(text, inside)
+            or self._approximates(text)
+            or self._rewrites(text)
         )
 
     def explain(self, difference: Difference) -> str:
@@ -120,6 +200,8 @@ class Reasons:
         if self._spm and splits:
             kinds = shorten(", ".join(splits), 60)
             return f"it splits text before merging ({kinds}), llama.cpp does not"
+        if self._approximates(text):
+            return "llama.cpp only approximates the expressions by which it splits text"
         if inside and inside[0].normalized and self._spm:
             return f"the token {_name(inside[0].content)} is looked for in normalized text"
         if inside:
@@ -133,14 +215,41 @@ def _name(token: str) -> str:
     return quote(shorten(token, 40))
 
 
-def _check_wrapping(vocab: LlamaVocab, tokenizer: PreTrainedTokenizerFast) -> None:
+def _wrapping(vocab: LlamaVocab, tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """A warning if the tokenizer puts more tokens around a text than llama.cpp can."""
     ours, theirs = tokenizer.encode("a"), vocab.encode("a", special=True)
-    if ours != theirs:
+    if ours == theirs:
+        return []
+    before, after = special.wrapping(tokenizer)
+    bare = tokenizer.encode("a", add_special_tokens=False)
+    difference = Difference("a", ours, theirs)
+    if theirs != [*before[:1], *bare, *after[-1:]]:
         raise CheckpointError(
             "GGUF cannot hold this tokenizer: its post-processor puts other tokens around a text; "
-            f"{Difference('a', ours, theirs)}",
+            f"{difference}",
             hint=HINT,
         )
+    lost = shorten(
+        ", ".join(map(_name, tokenizer.convert_ids_to_tokens([*before[1:], *after[:-1]]))), 60
+    )
+    return [
+        "tokenizer: llama.cpp puts at most one token before and one after a text, and leaves out "
+        f"{lost} (chat templates may write them); {difference}"
+    ]
+
+
+def _whole_pieces(fields: Mapping[str, Any], reasons: Reasons) -> list[str]:
+    """A warning about tokens that only one side finds without merges."""
+    if fields["tokenizer.ggml.model"] != "gpt2":
+        return []
+    ignored = BY_NAME[fields["tokenizer.ggml.pre"]].ignore_merges
+    if ignored == reasons.ignores_merges or not (tokens := reasons.unmerged()):
+        return []
+    here, there = ("cut", "keeps whole") if ignored else ("kept whole", "cuts")
+    return [
+        f"tokenizer: {len(tokens)} tokens that no merges make, {_name(tokens[0])} first, are "
+        f"{here} in the source, and llama.cpp {there} them"
+    ]
 
 
 def _ends(fields: Mapping[str, Any], vocab: LlamaVocab) -> list[str]:
@@ -177,3 +286,9 @@ def _templates(fields: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast) ->
             "the file gives them other ids"
         )
     return warnings
+
+
+def _pairs(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Vocabulary and merges of a tokenizer.json, as the library takes them."""
+    merges = [tuple(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
+    return {"vocab": model["vocab"], "merges": merges}

@@ -25,6 +25,7 @@ from edgepack.cli import (  # noqa: F401  (each adds its commands)
     init,
     merge,
     merge_adapter,
+    models,
     plan,
     push,
     serve,

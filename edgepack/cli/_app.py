@@ -40,7 +40,7 @@ def heed_signals() -> None:
 
 
 ORDER = (
-    *("init", "plan", "build", "show", "chat", "demo", "serve", "finetune", "merge"),
+    *("models", "init", "plan", "build", "show", "chat", "demo", "serve", "finetune", "merge"),
     *("merge-adapter", "extract-lora", "push", "evaluate", "compare", "bench", "export-training"),
     *("import-training", "schema"),
 )
@@ -119,6 +119,10 @@ DeviceProfile = Annotated[
         metavar="FILE",
         help="bench.json of the device that files are for, from `edgepack bench --all-types`.",
     ),
+]
+ExperimentalTypes = Annotated[
+    bool,
+    typer.Option("--experimental-types", help="Allow types that stock runtimes do not have yet."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]
 Against = Annotated[

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import edgepack
-from edgepack.cli._app import DeviceProfile, Json, RecipePath, app, print_json
+from edgepack.cli._app import DeviceProfile, ExperimentalTypes, Json, RecipePath, app, print_json
 from edgepack.errors import EdgepackError
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def build(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace DIR if it exists.")] = False,
     device_profile: DeviceProfile = None,
+    experimental_types: ExperimentalTypes = False,
     as_json: Json = False,
 ) -> None:
     """Carry a recipe out. A build that was stopped goes on where it was.
@@ -43,7 +44,13 @@ def build(
 
     with drawing() as draw:
         artifact = edgepack.build(
-            recipe, target, out=out, force=force, device_profile=device_profile, progress=draw
+            recipe,
+            target,
+            out=out,
+            force=force,
+            device_profile=device_profile,
+            experimental_types=experimental_types,
+            progress=draw,
         )
     if as_json:
         print_json(artifact.manifest)

@@ -1,39 +1,118 @@
-"""`edgepack init`: a recipe to start from."""
+"""`edgepack init`: a recipe to start from, for a model and a device or by name."""
 
 from __future__ import annotations
 
+import shlex
+import textwrap
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import edgepack
-from edgepack.cli._app import app
+from edgepack.cli._app import app, say
+from edgepack.errors import RecipeError
 
-RECIPES = Path(edgepack.__file__).parent / "recipe/examples"
+if TYPE_CHECKING:
+    from edgepack.init.write import Written
+
+EXAMPLES = Path(edgepack.__file__).parent / "recipe/examples"
+KINDS = "a model is OWNER/NAME on the hub, a folder, a .gguf file or package:PACKAGE/FILE.gguf"
 
 
 @app.command()
 def init(
-    name: Annotated[
-        str, typer.Argument(metavar="NAME", help="One of the recipes that edgepack brings.")
-    ] = "quickstart",
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="File to write; default: NAME.yaml.")
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL", help="A hub id, a folder, a .gguf file; or the name of an example."
+        ),
     ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="phone-4gb, phone-8gb, laptop, browser, or a bench.json of your device; default: "
+            "the smallest of the first three that the model fits on.",
+        ),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="gguf or onnx; default: as the device has it."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", metavar="FILE", help="File to write; default: MODEL-DEVICE.yaml."
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
 ) -> None:
-    """Write a recipe to start from: quickstart, qwen2.5-0.5b, smollm2-web, tinyllama-sliced, or
-    one of merge-slerp, merge-ties, merge-dare-ties and merge-frankenmerge."""
-    from edgepack.core.plugins import suggest
-    from edgepack.errors import RecipeError
+    """Write a commented recipe for a model and a device: size, formats, context.
 
-    known = tuple(sorted(path.stem for path in RECIPES.glob("*.yaml")))
-    if name not in known:
-        raise RecipeError(f"there is no recipe {name!r}", hint=suggest(name, known))
-    path = out or Path(f"{name}.yaml")
+    Only headers are read. The recipe is planned before it is written. Without a device, MODEL may
+    be an example: quickstart, qwen2.5-0.5b, smollm2-web, tinyllama-sliced, or one of merge-slerp,
+    merge-ties, merge-dare-ties and merge-frankenmerge.
+    """
+    examples = tuple(sorted(path.stem for path in EXAMPLES.glob("*.yaml")))
+    if model is None:
+        raise RecipeError(
+            "init: for which model?",
+            hint=f"{KINDS}; without one of your own: edgepack init quickstart",
+        )
+    if model in examples and device is None and target is None and not Path(model).exists():
+        path = out or Path(f"{model}.yaml")
+        _write_example(model, path, force=force)
+        typer.echo(f"{path} is written; next: edgepack plan {path}")
+        return
+    _refuse_unknown(model, examples)
+    from edgepack.init.write import write_recipe
+
+    written = write_recipe(model, device, target, out, force=force)
+    typer.echo("\n".join(_said(written)))
+    for line in written.warnings:
+        say("\n".join(textwrap.wrap(f"warning: {line}", 79)))
+
+
+def _write_example(name: str, path: Path, *, force: bool) -> None:
     try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
+        with path.open("w" if force else "x", encoding="utf-8") as file:
+            file.write((EXAMPLES / f"{name}.yaml").read_text(encoding="utf-8"))
     except FileExistsError:
-        raise RecipeError(f"{path}: already exists", hint="--out FILE writes elsewhere") from None
-    typer.echo(f"{path} is written; next: edgepack plan {path}")
+        raise RecipeError(
+            f"{path}: already exists", hint="--out FILE writes elsewhere, --force replaces it"
+        ) from None
+
+
+def _refuse_unknown(model: str, examples: tuple[str, ...]) -> None:
+    """Refuse a word that is neither a path nor an id with an owner before the hub is asked."""
+    is_word = not {"/", "\\", ":"} & set(model) and not model.endswith(".gguf")
+    if is_word and not Path(model).expanduser().exists():
+        import difflib
+
+        near = difflib.get_close_matches(model, examples, n=1, cutoff=0.5)
+        hint = f"did you mean the example {near[0]}? " if near else ""
+        raise RecipeError(f"init: there is no model or example {model!r}", hint=f"{hint}{KINDS}")
+
+
+def _said(written: Written) -> list[str]:
+    """What was chosen, and what to do next."""
+    from edgepack.core.tables import format_size
+
+    choice, path = written.choice, shlex.quote(str(written.path))
+    names = choice.candidates or (choice.format,)
+    what = (
+        f"{written.path} is written: {written.plan.model.source['model']} for {choice.device.name} "
+        f"({choice.device.title})"
+    )
+    return [
+        *textwrap.wrap(what, 79),
+        f"  size     {format_size(choice.size)} of {choice.target.name}, "
+        f"{choice.bits:.2f} bits per weight",
+        f"  formats  {', '.join(map(str, names))}",
+        f"  context  {choice.needs.context:,} tokens, {format_size(choice.needs.cache)}",
+        "",
+        "next:",
+        f"  edgepack plan {path} --target {choice.target.name}",
+        f"  edgepack build {path} --target {choice.target.name}",
+    ]

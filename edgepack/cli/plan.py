@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import edgepack
-from edgepack.cli._app import DeviceProfile, Json, RecipePath, app, print_json
+from edgepack.cli._app import DeviceProfile, ExperimentalTypes, Json, RecipePath, app, print_json
 
 
 @app.command()
@@ -17,12 +17,16 @@ def plan(
         str, typer.Option(metavar="NAME", help="What would be written: gguf, onnx or checkpoint.")
     ] = "gguf",
     device_profile: DeviceProfile = None,
+    experimental_types: ExperimentalTypes = False,
     as_json: Json = False,
 ) -> None:
     """Say what `build` would do: stages, sizes, memory. Reads headers only."""
     from edgepack.report.show import plan_facts, plan_text
 
-    facts = plan_facts(edgepack.plan(recipe, target, device_profile=device_profile))
+    made = edgepack.plan(
+        recipe, target, device_profile=device_profile, experimental_types=experimental_types
+    )
+    facts = plan_facts(made)
     if as_json:
         print_json(facts)
     else:

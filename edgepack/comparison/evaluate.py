@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from edgepack.calibration import text as calibration_text
-from edgepack.checkpoint import open_checkpoint
 from edgepack.comparison.scoreboard import Scoreboard
 from edgepack.core.artifact import Artifact
 from edgepack.core.disk import scratch
@@ -21,7 +20,8 @@ from edgepack.metrics.divergence import Divergence, Perplexity, divergence, perp
 from edgepack.metrics.multiple_choice import CONTEXT, SEQUENCES, answer
 from edgepack.metrics.tasks import load_all
 from edgepack.metrics.text import HELD_OUT, Text
-from edgepack.output.provenance import changed, gone, located
+from edgepack.model.open import open_model
+from edgepack.output.provenance import changed, gone, is_same, located
 from edgepack.pipeline import make_plan
 from edgepack.planning.target import get
 from edgepack.recipe.texts import SOURCE
@@ -95,12 +95,13 @@ def _reference(request: Request, stack: ExitStack) -> Steps[Runnable | None]:
         return None
     artifact = Artifact.open(request.folder)
     recipe = located(artifact)
+    if recipe.model is None:  # of a merge
+        raise gone(recipe, artifact)
     try:
-        original = open_checkpoint(str(recipe.model), request.folder)
+        original = open_model(recipe.model, request.folder)
     except CheckpointError as error:
         raise gone(recipe, artifact) from error
-    now, then = dict(original.source), artifact.manifest["model"]
-    if any(now.get(key) != then.get(key) for key in ("files", "revision")):
+    if not is_same(original.source, artifact.manifest["model"]):
         raise changed(recipe, artifact)
     folder = stack.enter_context(scratch())
     target = get(artifact.manifest["target"])

@@ -34,8 +34,10 @@ SourceKey = (
         "model", "calibrate.source", "export.measure.text", "finetune.data", "finetune.validation"
     ]
     | Annotated[str, Field(pattern=r"^merge\..+$", max_length=1000)]
+    | Annotated[str, Field(pattern=r"^model\.(base|adapter(\.\d{1,3})?)$")]
 )
-"""Key of the recipe; of a merge, ``merge.`` and a name in it."""
+"""Key of the recipe; of a merge, ``merge.`` and a name in it; of a fine-tune, its base and its
+adapters."""
 Count = Annotated[int, Field(ge=0)]
 
 
@@ -130,6 +132,22 @@ class Allocation(Untrusted):
     expected_kl_rank_0: float | None
 
 
+class OnType(Untrusted):
+    """What lies on the grids of one type."""
+
+    weights: Count
+    numbers: Count
+
+
+class Grids(Untrusted):
+    """How much of the matrices lies on a grid, by the smallest type that has it; and of how many
+    matrices and numbers."""
+
+    types: dict[str, OnType]
+    weights: Count
+    numbers: Count
+
+
 class Distilled(Untrusted):
     """What training gained: held-out KL."""
 
@@ -193,6 +211,7 @@ class Manifest(Untrusted):
     measured: Measured
     slice: dict[str, Annotated[list[Count], Field(min_length=2, max_length=2)]] | None = None
     allocation: Allocation | None = None
+    grids: Grids | None = None
     prediction: Prediction | None = None
     requires: str | None = None
     sources: dict[SourceKey, str] = Field(default_factory=dict)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -35,6 +35,11 @@ class WeightSpec:
         """Number of elements."""
         return math.prod(self.shape)
 
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it has a format; norms, biases and kernels of convolutions stay float32."""
+        return len(self.shape) == 2
+
 
 Grid = Mapping[str, Tensor]
 """The stored fields that give codes their values (``d``, ``m``, ``scales`` …), each
@@ -62,12 +67,14 @@ class Codec(Protocol):
 
 @dataclass(frozen=True)
 class WeightFormat:
-    """How one matrix is stored: the formats of Q, L and R, and the rank (0: no L and R)."""
+    """How one matrix is stored: the formats of Q, L and R, and the rank (0: no L and R). If it is
+    `exact`, the weight lies on a grid of Q's format, and its codes are taken as they are."""
 
     Q: str
     rank: int = 0
     L: str | None = None
     R: str | None = None
+    exact: bool = field(default=False, kw_only=True)
 
     @property
     def factors(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -16,6 +16,7 @@ from edgepack.core.stage import Stage
 from edgepack.core.weight_files import load_about
 from edgepack.core.weights import WeightSpec
 from edgepack.decompose.weights import Item, decompose
+from edgepack.grids.stage import Grids, OnGrids
 from edgepack.planning.plan import READS, Chosen, Plan, Text
 
 LOSSES = {"clipped": "too large for float16 scales", "lost": "too small, and became 0"}
@@ -76,8 +77,9 @@ class Decompose(Stage):
         yield from decompose(items, tokens, executor)
 
     def warnings(self) -> list[str]:
-        """What float16 scales could not hold, by weight."""
-        return [
+        """What float16 scales could not hold, by weight, and grids that were not taken."""
+        remarks = self.chosen.remarks() if isinstance(self.chosen, OnGrids) else []
+        return remarks + [
             f"{name}: {about[kind]} values {what}"
             for name, about in self.about(self.folder).items()
             for kind, what in LOSSES.items()
@@ -108,6 +110,9 @@ def join(plan: Plan) -> Plan:
     """The plan with every matrix decomposed; a checkpoint is written as it is."""
     if not plan.target.packs:
         return plan
+    grids = plan.find(Grids)
+    if grids is not None:
+        plan = replace(plan, chosen=OnGrids(plan.chosen, grids))
     compress, calibration = plan.recipe.compress, plan.find(Calibrate)
     damping = tuple(compress.damping) if compress else ()
     iterations = compress.iterations if compress else 0

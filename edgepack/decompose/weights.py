@@ -21,6 +21,7 @@ from edgepack.core.weight_files import IMATRIX, load_weight, save_tensors, weigh
 from edgepack.core.weights import Hessian, WeightFormat, WeightSpec
 from edgepack.decompose.caldera import Decomposition, caldera
 from edgepack.errors import while_doing
+from edgepack.formats._exact import DTYPES, recover
 from edgepack.model.decoder import Decoder
 from edgepack.model.stream import Tokens, micro_batches, states
 
@@ -60,17 +61,22 @@ class Item:
 def decompose_weight(item: Item) -> None:
     """Write the file of one weight."""
     with while_doing(f"decomposing {item.label}"):
-        H = _hessian(item)
+        H, W, fmt = _hessian(item), item.model.tensor(item.name), formats.get(item.fmt.Q)
+        source = item.model.quantized(item.name)
+        if item.fmt.exact and source is None:
+            source = recover(W, DTYPES[item.spec.dtype], fmt)
         found = caldera(
-            item.model.tensor(item.name),
+            W,
             H,
-            formats.get(item.fmt.Q),
+            fmt,
             rank=item.fmt.rank,
             factors=item.fmt.factors,
             damping=item.damping,
             iterations=item.iterations,
-            source=item.model.quantized(item.name),
+            source=source,
         )
+        if item.fmt.exact and item.spec.dtype in DTYPES:
+            found = replace(found, method="exact")
         imatrix = {IMATRIX: H.imatrix.float()}
         save_tensors(item.path, found.weight.tensors() | imatrix, _about(found))
 

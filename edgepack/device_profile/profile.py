@@ -149,10 +149,10 @@ def _product_times(products: Sequence[Product]) -> dict[int, float]:
     return {threads: fmean(found) for threads, found in times.items()}
 
 
-def read_profile(path: Path) -> DeviceProfile:
-    """The profile in a file, or in a folder's ``bench.json``."""
+def read_profile(path: Path, option: str = "--device-profile") -> DeviceProfile:
+    """The profile in a file, or in a folder's ``bench.json``; `option` names it in errors."""
     place = path / FILE if path.is_dir() else path
-    name = f"--device-profile: {place}"
+    name = f"{option}: {place}"
     if not place.is_file():
         raise EdgepackError(f"{name}: no such file", hint=HINT)
     try:

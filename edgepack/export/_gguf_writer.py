@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+import struct
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGUFWriter
+from gguf import GGUFValueType, GGUFWriter
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -22,6 +23,8 @@ from edgepack.export.values import check_finite
 from edgepack.formats.base import GgmlFormat
 
 _F32 = 0  # GGML_TYPE_F32
+LONG = 1000
+"""Entries of a list whose bytes are counted without packing them."""
 
 
 @dataclass(frozen=True)
@@ -123,14 +126,32 @@ def size_of(
     entries: list[Entry],
 ) -> int:
     """Bytes of the file that `write` would write: its header, built here, and padded tensors."""
+    long = {key: entry for key, entry in metadata.items() if _is_long(entry[0])}
+    short = {key: entry for key, entry in metadata.items() if key not in long}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "header"
-        writer = _announced(path, architecture, metadata, entries)
+        writer = _announced(path, architecture, short, entries)
         _write_header(writer)
         pad = writer.data_alignment
         writer.close()
         header = path.stat().st_size
+    header += sum(_list_bytes(key, value, kind) for key, (value, _, kind) in long.items())
     return sum(-(-size // pad) * pad for size in (header, *(e.nbytes for e in entries)))
+
+
+def _is_long(value: Any) -> bool:
+    """Whether a value is a list, such as a vocabulary, that the writer would pack for seconds."""
+    return isinstance(value, list) and len(value) > LONG
+
+
+def _list_bytes(key: str, values: list[Any], kind: GGUFValueType | None) -> int:
+    """Bytes of an entry of the header: key, type, element type, count, elements."""
+    beginning = 8 + len(key.encode()) + 4 + 4 + 8
+    kind = kind or GGUFValueType.get_type(values[0])
+    if kind == GGUFValueType.STRING:
+        texts = (one.encode() if isinstance(one, str) else one for one in values)
+        return beginning + sum(8 + len(text) for text in texts)
+    return beginning + struct.calcsize(GGUFWriter._simple_value_packing[kind]) * len(values)
 
 
 def _abandon(writer: GGUFWriter) -> None:

@@ -8,8 +8,13 @@ from typing import Any
 
 from edgepack.checkpoint import Checkpoint, special
 
-TYPES = ("llama", "mistral", "phi", "qwen2", "qwen3")
-"""Families that it knows; for a decoder, all of them work in the same way."""
+TYPES = (
+    *("ernie4_5", "gemma2", "gemma3_text", "granite", "llama", "mistral", "phi", "qwen2", "qwen3"),
+    "smollm3",
+)
+"""Families that it knows; for a decoder, all of them work in the same way, so that others are
+called llama. (So is phi3: there genai computes everything again at the 4097th token, for graphs
+that change their rotary divisors.)"""
 
 
 def genai_config(

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from gguf import GGUFValueType
 from torch import Tensor
 
-from edgepack.checkpoint import Checkpoint, gguf_rows
+from edgepack.checkpoint import Checkpoint, gguf_rows, gguf_shape
 from edgepack.core import plugins
 from edgepack.core.weights import QuantizedTensor, WeightFormat, WeightSpec
 from edgepack.errors import ExportError
@@ -42,7 +42,10 @@ FILE_TYPES = {
     22: 28,  # IQ2_S
     23: 30,  # IQ4_XS
     30: 32,  # BF16
+    40: 39,  # NVFP4
     42: 41,  # Q2_0
+    43: 42,  # IQ2_NL, as proposed
+    44: 43,  # IQ3_NL, as proposed
 }
 """``enum ggml_type`` → ``enum llama_ftype``, which llama.cpp prints as the kind of the file."""
 
@@ -94,21 +97,21 @@ def _model_entries(
     load: Callable[[str], QuantizedTensor | Tensor],
     norms: Mapping[str, Tensor] | None = None,
 ) -> list[Entry]:
-    matrices = [spec for spec in checkpoint.specs.values() if len(spec.shape) > 1]
+    matrices = [spec for spec in checkpoint.specs.values() if spec.is_matrix]
     if missing := [spec.name for spec in matrices if spec.name not in formats]:
         raise ValueError(f"no format for {missing}")
     entries: list[Entry] = []
     for spec in sorted(checkpoint.specs.values(), key=_position):
         name = checkpoint.architecture.gguf_name(spec.role, spec.block)
         rows = gguf_rows(checkpoint.architecture, checkpoint.dimensions, spec.role)
-        if len(spec.shape) > 1:
+        if spec.is_matrix:
             wanted = formats[spec.name]
             fmt = None if wanted == F32 else _format(wanted, spec.shape, spec.name)
             entries.append(Entry(name, spec.shape, partial(load, spec.name), fmt, rows))
         else:
             source = norms.__getitem__ if norms and spec.name in norms else checkpoint.tensor
             read = partial(source, spec.name)
-            entries.append(Entry(name, spec.shape, read, None, rows))
+            entries.append(Entry(name, gguf_shape(spec), read, None, rows))
     for name, value in checkpoint.extra_tensors().items():
         entries.append(Entry(name, tuple(value.shape), partial(Tensor.float, value)))
     return entries
@@ -118,7 +121,7 @@ def write_plain(path: Path, checkpoint: Checkpoint, fmt: str = "f16") -> int:
     """Write the model with every matrix rounded to `fmt` (default: the f16 reference, in which
     matrices that float16 does not hold are float32)."""
     plugin: GgmlFormat = plugins.find("formats", fmt)
-    formats = {s.name: fmt for s in checkpoint.specs.values() if len(s.shape) > 1}
+    formats = {s.name: fmt for s in checkpoint.specs.values() if s.is_matrix}
     if fmt == f16.PLUGIN.name:
         formats = plain_formats(checkpoint)
 

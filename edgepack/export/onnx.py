@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from edgepack.export._onnx_store import Load
 from edgepack.export.card import card
 from edgepack.export.genai import genai_config
 from edgepack.export.onnx_decoder import decoder_graph
+from edgepack.export.onnx_limits import positions
 from edgepack.export.profiles import PROFILES, GraphOptions
 from edgepack.export.values import F32, check_finite, plain_formats
 from edgepack.formats.base import Format
@@ -43,14 +44,6 @@ SUFFIX = {2: "_q2", 4: "_q4", 8: "_int8"}
 """Bits that the blocks are computed with → suffix of the file's name, as in Transformers.js."""
 WHOLE = {"f16": "", F32: "", "int8": "_quantized"}
 """The same for formats without blocks; Transformers.js calls `_quantized` q8."""
-CONTEXT = 8192
-"""Default number of positions; limited, because a session holds their cosines."""
-
-
-def positions(checkpoint: Checkpoint, context: int | None) -> int:
-    """Number of positions that the graph supports."""
-    most = checkpoint.dimensions.max_position_embeddings
-    return min(most, context or CONTEXT)
 
 
 def graph_options(checkpoint: Checkpoint, options: Onnx) -> GraphOptions:
@@ -63,25 +56,6 @@ def graph_options(checkpoint: Checkpoint, options: Onnx) -> GraphOptions:
 def stores(fmt: Format) -> bool:
     """Whether a graph can hold a format."""
     return fmt.name in pack.WHOLE_ROWS or pack.find_layout(fmt) is not None
-
-
-def short_context(checkpoint: Checkpoint, options: Onnx) -> list[str]:
-    """A warning if a graph will support fewer positions than its model by default."""
-    known, most = positions(checkpoint, None), checkpoint.dimensions.max_position_embeddings
-    if options.context is not None or known == most:
-        return []
-    return [f"export.onnx.context: the graph will know {known} of the model's {most} positions"]
-
-
-def slow_formats(profile: str, used: Collection[str]) -> list[str]:
-    """Formats that the runtimes of a profile have no fast kernels for."""
-    unfit, found = PROFILES[profile].unfit, []
-    for name in sorted(used):
-        layout = pack.layout_of(name)
-        reason = unfit.get(f"{layout.bits} bits" if layout else name)
-        if reason:
-            found.append(f"export.onnx.profile: {profile}, but `{name}`: {reason}")
-    return found
 
 
 def write_folder(

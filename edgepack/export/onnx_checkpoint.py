@@ -11,10 +11,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from edgepack.architectures.base import ATTENTION_READS, LINEAR_ROLES, NORMS, Architecture
-from edgepack.checkpoint import _layout, detect
+from edgepack.architectures.base import LINEAR_ROLES, NORMS, Architecture
+from edgepack.checkpoint import _layout
 from edgepack.checkpoint.base import Checkpoint, reopened
-from edgepack.checkpoint.config import read_dimensions
+from edgepack.checkpoint.config import read
 from edgepack.checkpoint.folder import FolderCheckpoint
 from edgepack.checkpoint.source_files import SourceFiles
 from edgepack.core import plugins
@@ -24,6 +24,7 @@ from edgepack.errors import CheckpointError
 from edgepack.export import _onnx_pack as pack
 from edgepack.export import _onnx_unpack as unpack
 from edgepack.export import onnx_metadata
+from edgepack.export._onnx_attention import ROLES
 from edgepack.export._onnx_initializers import Initializers
 from edgepack.export._onnx_store import LORA
 from edgepack.export.values import F32
@@ -50,8 +51,7 @@ class OnnxCheckpoint(FolderCheckpoint):
         config = {**self._read_config(), "hidden_size": about.hidden_size}
         for key in ("architectures", "auto_map"):  # config.json names classes of other families
             config.pop(key, None)
-        family = detect.architecture(config, self.place)
-        self._config, self.dimensions = read_dimensions(config, family, self.place)
+        family, self._config, self.dimensions = read(config, self.place)
         self._check_roles(family, about)
         self.architecture = replace(family, block=about.block, optional={}, outside=about.outside)
         self._formats = {name: matrix.formats for name, matrix in about.matrices.items()}
@@ -214,9 +214,9 @@ class OnnxCheckpoint(FolderCheckpoint):
         The exporter joins queries, keys and values of the same format."""
         spec, own = self.specs[name], f"{name.removesuffix('.weight')}.{part}"
         alone = own, 0, self._formats[name].rank if part == "R" else spec.shape[0]
-        if spec.role not in ATTENTION_READS:
+        if spec.role not in ROLES:
             return alone
-        joined = [self.architecture.hf_name(role, spec.block) for role in ATTENTION_READS]
+        joined = [self.architecture.hf_name(role, spec.block) for role in ROLES]
         label = f"{joined[0].removesuffix('.weight')}.{part}+"
         if not self._stored.has_label(label):
             return alone

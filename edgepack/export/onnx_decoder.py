@@ -4,8 +4,8 @@ Inputs and outputs have the names that optimum, onnxruntime-genai and Transforme
 and values are interleaved, and dimensions are numbers where those programs need numbers. Rows may
 be padded on the left: a bias hides the tokens that `attention_mask` hides. Rotary positions count
 the padding too, because only their differences matter. (GroupQueryAttention has an input for
-positions, but uses it only for one token after others.) Learned positions, and rotary positions of
-a part of a head, are an input.
+positions, but uses it only for one token after others.) Where the positions themselves matter
+(learned ones, temperatures of queries), and where heads are rotated in part, they are an input.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from edgepack.architectures.base import BEHIND
 from edgepack.checkpoint import Checkpoint
-from edgepack.core.weights import WeightFormat, WeightSpec
+from edgepack.core.weights import WeightFormat
 from edgepack.export import onnx_metadata
+from edgepack.export._onnx_attention import Attention
 from edgepack.export._onnx_graph import Graph, kind
 from edgepack.export._onnx_store import Load, Store
 from edgepack.export._onnx_weights import Weights
 from edgepack.export.profiles import GraphOptions
-from edgepack.model.block import Rotary
 
 HIDDEN = {np.float32: -1e9, np.float16: -6e4}
 """Bias added to the attention logits of masked tokens, by the type that a graph computes in."""
@@ -61,9 +62,7 @@ class _Builder:
         self.graph, self.weights, self.options = weights.graph, weights, weights.options
         self.family, self.d = weights.family, weights.checkpoint.dimensions
         self.stream, self.pending = "", ""
-        self.tables: set[str] = set()
-        self.learned = "position_embd" in self.family.outside
-        self.turns = not self.learned and self.d.partial_rotary_factor == 1
+        self.attention = Attention(weights)
 
     # ------------------------------------------------------------------ the model
 
@@ -72,7 +71,7 @@ class _Builder:
         rows: tuple[int | str, ...] = ("batch_size", "sequence_length")
         g.input("input_ids", np.int64, rows)
         g.input("attention_mask", np.int64, ("batch_size", "total_sequence_length"))
-        if not self.turns:
+        if self.attention.needs_positions:
             g.input("position_ids", np.int64, rows)
         self._masks()
         self.stream = self._embed()
@@ -90,10 +89,10 @@ class _Builder:
         g.scope = "mask"
         shape = g.add("Shape", "attention_mask")
         total = g.add("Gather", shape, g.constant(1, np.int64), axis=0)
-        self.total = g.add("Cast", total, to=kind(np.int32))
-        last = g.add("Sub", self.total, g.constant(1, np.int32))
+        self.attention.total = g.add("Cast", total, to=kind(np.int32))
+        last = g.add("Sub", self.attention.total, g.constant(1, np.int32))
         batch = g.add("Shape", "input_ids", start=0, end=1)
-        self.lengths = g.add("Expand", last, batch)
+        self.attention.lengths = g.add("Expand", last, batch)
         if not self.options.profile.left_padding:
             return
         dtype = self.options.dtype
@@ -104,13 +103,14 @@ class _Builder:
         one = g.constant([1], np.int64)
         length = g.add("Shape", "input_ids", start=1, end=2)
         everyone = g.add("Concat", one, one, length, one, axis=0)
-        self.bias = g.add("Expand", bias, everyone)
+        self.attention.bias = g.add("Expand", bias, everyone)
 
     def _embed(self) -> str:
         g, spec = self.graph, self.weights.spec("token_embd")
         g.scope = "embed"
         x = self.weights.gather(spec, "input_ids")
-        if not self.learned:
+        x = self._scaled(x, self.d.embedding_scale)
+        if not self.attention.learned:
             return x
         first = g.constant(self.family.unused_positions, np.int64)
         places = g.add("Add", "position_ids", first)
@@ -121,14 +121,28 @@ class _Builder:
         if self.options.profile.few_logits:
             x = self._last(x)
         name = self.weights.spec("token_embd" if self.d.tie_word_embeddings else "output").name
-        bias = self.family.outside.get("output.bias", "")
-        biased = bias in self.weights.checkpoint.specs
-        last = "" if self.options.half else "logits"
-        logits = self.weights.apply(x, [name], out="" if biased else last)
-        if biased:
-            logits = g.add("Add", logits, self.weights.store.vector(bias), out=last)
+        steps = self._finish()
+        logits = self.weights.apply(x, [name], out="" if steps else "logits")
+        for index, (op, inputs, attributes) in enumerate(steps, 1):
+            out = "logits" if index == len(steps) else ""
+            logits = g.add(op, logits, *inputs, out=out, **attributes)
+
+    def _finish(self) -> list[tuple[str, tuple[str, ...], dict[str, Any]]]:
+        """What makes logits of the output matrix's products: nodes, their further inputs and their
+        attributes. Factors and caps are applied in float32."""
+        g, d = self.graph, self.d
+        bias, cap = self.family.outside.get("output.bias", ""), d.logit_softcap
+        steps: list[tuple[str, tuple[str, ...], dict[str, Any]]] = []
+        if bias in self.weights.checkpoint.specs:
+            steps.append(("Add", (self.weights.store.vector(bias),), {}))
         if self.options.half:
-            g.add("Cast", logits, out="logits", to=kind(np.float32))
+            steps.append(("Cast", (), {"to": kind(np.float32)}))
+        if d.logit_scale != 1.0:
+            steps.append(("Mul", (g.constant(d.logit_scale, np.float32),), {}))
+        if cap is not None:
+            limit = (g.constant(cap, np.float32),)
+            steps += [("Div", limit, {}), ("Tanh", (), {}), ("Mul", limit, {})]
+        return steps
 
     def _last(self, x: str) -> str:
         """The states of the last num_logits_to_keep tokens; 0 means all."""
@@ -142,13 +156,27 @@ class _Builder:
     def _block(self, block: int) -> None:
         self.graph.scope = f"layers.{block}"
         h = self._norm("attn_norm", block)
-        out = self._attention(h, block)
-        if self.weights.find("ffn_norm", block) is None:
-            out = self.graph.add("Add", out, self._mlp(h, block))
+        out = self._written(self.attention.add(h, block), "attn_output", block)
+        if self.family.parallel:
+            out = self.graph.add("Add", out, self._written(self._mlp(h, block), "ffn_down", block))
             self._write(out, "attn_shortcut", block)
             return
         self._write(out, "attn_shortcut", block)
-        self._write(self._mlp(self._norm("ffn_norm", block), block), "ffn_shortcut", block)
+        out = self._mlp(self._norm("ffn_norm", block), block)
+        self._write(self._written(out, "ffn_down", block), "ffn_shortcut", block)
+
+    def _written(self, out: str, role: str, block: int) -> str:
+        """What a weight's output adds to the residual stream."""
+        spec = self.weights.find(BEHIND[role], block)
+        if spec is not None:
+            gain, eps = self.weights.store.vector(spec.name), self.d.rms_norm_eps
+            out = self.graph.add("SimplifiedLayerNormalization", out, gain, axis=-1, epsilon=eps)
+        return self._scaled(out, self.d.residual_scale)
+
+    def _scaled(self, x: str, factor: float) -> str:
+        if factor == 1.0:
+            return x
+        return self.graph.add("Mul", x, self.graph.constant(factor, self.options.dtype))
 
     def _write(self, out: str, shortcut: str, block: int) -> None:
         """Add `out` to the residual stream (later), which first passes the shortcut if any."""
@@ -166,7 +194,11 @@ class _Builder:
             self.stream, self.pending = self.graph.add("Add", self.stream, self.pending), ""
 
     def _norm(self, role: str, block: int | None) -> str:
-        g, spec = self.graph, self.weights.spec(role, block)
+        """The residual stream behind a norm; as it is if the model has no such norm."""
+        g, spec = self.graph, self.weights.find(role, block)
+        if spec is None:
+            self._resolve()
+            return self.stream
         bias = self.weights.find(f"{role}.bias", block)
         eps, width, of = self.d.rms_norm_eps, spec.shape[0], self.d.hidden_size
         if bias is not None:
@@ -186,104 +218,14 @@ class _Builder:
         return out
 
     def _mlp(self, h: str, block: int) -> str:
+        g, linear = self.graph, self.weights.linear
         op, attributes = ACTIVATIONS[self.family.activation]
-        if self.weights.find("ffn_gate", block) is None:
-            inner = self.graph.add(op, self.weights.linear(h, ["ffn_up"], block), **attributes)
-            return self.weights.linear(inner, ["ffn_down"], block)
-        gate = self.graph.add(op, self.weights.linear(h, ["ffn_gate"], block), **attributes)
-        inner = self.graph.add("Mul", gate, self.weights.linear(h, ["ffn_up"], block))
-        return self.weights.linear(inner, ["ffn_down"], block)
-
-    # ------------------------------------------------------------------ attention
-
-    def _attention(self, h: str, block: int) -> str:
-        g, d = self.graph, self.d
-        shape = ("batch_size", d.num_key_value_heads, "past_sequence_length", d.head_dim)
-        grown = (*shape[:2], "total_sequence_length", d.head_dim)
-        past, present = [], []
-        for what in ("key", "value"):
-            past.append(g.input(f"past_key_values.{block}.{what}", self.options.dtype, shape))
-            present.append(f"present.{block}.{what}")
-            g.output(present[-1], self.options.dtype, grown)
-        q, k, v = self._projections(h, block)
-        if not self.turns and not self.learned:
-            q, k = self._turned(q, d.num_attention_heads), self._turned(k, d.num_key_value_heads)
-        caches = [self._rotary("cos"), self._rotary("sin")] if self.turns else ["", ""]
-        inputs = (q, k, v, *past, self.lengths, self.total, *caches)
-        padded = ("", self.bias) if self.options.profile.left_padding else ()
-        out, _, _ = g.add_many(
-            "GroupQueryAttention",
-            *(*inputs, *padded),
-            outs=("*", *present),
-            num_heads=d.num_attention_heads,
-            kv_num_heads=d.num_key_value_heads,
-            scale=d.head_dim**-0.5,
-            do_rotary=int(self.turns),
-            local_window_size=d.sliding_window or -1,
-        )
-        return self.weights.linear(out, ["attn_output"], block)
-
-    def _projections(self, h: str, block: int) -> tuple[str, str, str]:
-        """Queries, keys and values; if one product gives them all, it is the first."""
-        roles = ["attn_q", "attn_k", "attn_v"]
-        known = [self.weights.parts[self.weights.spec(role, block).name] for role in roles]
-        normed = [self.weights.find(f"{role}_norm", block) for role in roles]
-        biased = {self.weights.find(f"{role}.bias", block) is None for role in roles}
-        separate = known[0].rank or self.weights.options.adapters
-        alike = len(set(known)) == 1 and not separate and len(biased) == 1
-        if alike and not any(normed) and (self.turns or self.learned):
-            return self.weights.linear(h, roles, block), "", ""
-        heads = (self.weights.linear(h, [role], block) for role in roles)
-        q, k, v = (
-            y if spec is None else self._head_norm(y, spec)
-            for y, spec in zip(heads, normed, strict=True)
-        )
-        return q, k, v
-
-    def _head_norm(self, y: str, spec: WeightSpec) -> str:
-        """RMSNorm of every head separately (Qwen3)."""
-        g, d = self.graph, self.d
-        heads = g.add("Reshape", y, g.constant([0, 0, -1, d.head_dim], np.int64))
-        gain, eps = self.weights.store.vector(spec.name), d.rms_norm_eps
-        heads = g.add("SimplifiedLayerNormalization", heads, gain, axis=-1, epsilon=eps)
-        return g.add("Reshape", heads, g.constant([0, 0, -1], np.int64))
-
-    def _turned(self, x: str, heads: int) -> str:
-        """Rotary positions applied to a part of every head (Phi)."""
-        width = int(self.d.head_dim * self.d.partial_rotary_factor)
-        caches = (self._rotary("cos"), self._rotary("sin"))
-        return self.graph.add(
-            "RotaryEmbedding",
-            *(x, "position_ids", *caches),
-            num_heads=heads,
-            rotary_embedding_dim=width,
-        )
-
-    def _rotary(self, which: str) -> str:
-        """cos or sin of every position ``[context, width / 2]``, stored as coarse and fine steps
-        that a session combines when it loads. A whole table would be 2 % of a small model, and not
-        every runtime has cosines in float64."""
-        g, name = self.graph, f"rotary.{which}"
-        if name in self.tables:
-            return name
-        self.tables.add(name)
-        fine = 1 << (self.options.context - 1).bit_length() // 2
-        frequency = Rotary(self.d).frequency.numpy()
-
-        def steps(part: str, turn: Any, positions: Any) -> str:
-            """cos or sin of some positions, float32 but computed in float64."""
-            values = turn(positions * frequency).astype(np.float32)
-            return g.store(
-                f"rotary.{part}.{turn.__name__}", np.float32, values.shape, lambda: values
-            )
-
-        coarse = np.arange(0, self.options.context, fine)[:, None, None]
-        near = np.arange(fine)[None, :, None]
-        first, second = (np.cos, np.sin) if which == "cos" else (np.sin, np.cos)
-        left = g.add("Mul", steps("coarse", first, coarse), steps("fine", np.cos, near))
-        right = g.add("Mul", steps("coarse", second, coarse), steps("fine", np.sin, near))
-        turned = g.add("Sub" if which == "cos" else "Add", left, right)
-        rows = g.add("Reshape", turned, g.constant([-1, len(frequency)], np.int64))
-        ends = (g.constant([end], np.int64) for end in (0, self.options.context))
-        g.add("Cast", g.add("Slice", rows, *ends), out=name, to=kind(self.options.dtype))
-        return name
+        up = linear(h, ["ffn_up"], block)
+        if self.weights.find("ffn_gate", block) is not None:
+            gate = linear(h, ["ffn_gate"], block)
+        elif self.weights.spec("ffn_up", block).shape[0] == self.d.intermediate_size:
+            return linear(g.add(op, up, **attributes), ["ffn_down"], block)
+        else:  # the gate is the first half
+            gate, up = g.add_many("Split", up, outs=("*", "*"), axis=-1, num_outputs=2)
+        inner = g.add("Mul", g.add(op, gate, **attributes), up)
+        return linear(inner, ["ffn_down"], block)

@@ -67,7 +67,7 @@ def describe(checkpoint: Checkpoint, parts: Mapping[str, WeightFormat]) -> str:
     roles = {spec.role for spec in specs.values() if spec.block is not None}
     matrices = {}
     for name, fmt in parts.items():
-        stored = {key: value for key, value in vars(fmt).items() if value}
+        stored = {key: value for key, value in vars(fmt).items() if value and key != "exact"}
         matrices[name] = {"shape": list(specs[name].shape), **stored}
     about = {
         "hidden_size": checkpoint.dimensions.hidden_size,

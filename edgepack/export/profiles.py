@@ -22,6 +22,8 @@ class Profile:
     """Whether L and R are inputs of every call, as onnxruntime-web cannot replace values."""
     plain_lookup: bool = False
     """Whether rows of a table are unpacked by operators that old runtimes and browsers have."""
+    soft_caps: bool = True
+    """Whether attention has a soft cap where a model has one."""
     device: str | None = None
     """Device in Transformers.js's configuration."""
     unfit: Mapping[str, str] = field(default_factory=dict)
@@ -46,6 +48,7 @@ PROFILES: Mapping[str, Profile] = {
         few_logits=True,
         given_factors=True,
         plain_lookup=True,
+        soft_caps=False,
         device="webgpu",
         unfit={
             "int8": "WebGPU has no product of 8-bit integers; `q4_0` is the usual choice there",

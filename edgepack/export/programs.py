@@ -26,8 +26,10 @@ REFUSED = {
 }
 """Type → the versions of Ollama that refuse files with it, because they know no size of its blocks
 (fs/ggml/type.go, TypeSize in fs/ggml/ggml.go, Decode in fs/ggml/gguf.go; read up to 0.33.0-rc2)."""
-UNREAD = frozenset({"q2_0"})
-"""Types that none of those versions reads."""
+PROPOSED = frozenset({"iq2_nl", "iq3_nl"})
+"""Types that no release of llama.cpp reads."""
+UNREAD = frozenset({"q2_0", "nvfp4", *PROPOSED})
+"""Types that none of those versions of Ollama is known to read."""
 
 FOLD = "export.merge_factors: true folds them into base.gguf"
 

@@ -30,8 +30,16 @@ def _has_bits(bits: int) -> Callable[[NodeProto], bool]:
     return is_used
 
 
+def _has(name: str) -> Callable[[NodeProto], bool]:
+    def is_used(node: NodeProto) -> bool:
+        return any(a.name == name for a in node.attribute)
+
+    return is_used
+
+
 NEEDS = (
     Need((1, 19), "attention with grouped queries", "GroupQueryAttention"),
+    Need((1, 20), "soft caps of attention", "GroupQueryAttention", _has("softcap")),
     Need((1, 20), "activations in float16", "GroupQueryAttention", half=True),
     Need((1, 22), "rows padded on the left", "GroupQueryAttention", lambda n: len(n.input) > 9),
     Need((1, 22), "products with 8 bits", "MatMulNBits", _has_bits(8)),

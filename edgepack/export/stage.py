@@ -83,6 +83,7 @@ class Export(Stage):
         yield Progress("export", 0, 1, "the files in their runtime")
         with self.target.written(folder, self.model).open(CONTEXT) as runtime:
             agreement(runtime, self.original.tokenizer)
+            self.target.check_written(runtime)
 
     def facts(self) -> dict[str, Any]:
         """What became of every weight."""

@@ -18,7 +18,7 @@ F32 = "f32"
 
 def plain_formats(checkpoint: Checkpoint) -> dict[str, str]:
     """f16 for every matrix, f32 for those that float16 does not hold; reads all of them."""
-    names = [spec.name for spec in checkpoint.specs.values() if len(spec.shape) > 1]
+    names = [spec.name for spec in checkpoint.specs.values() if spec.is_matrix]
     return {name: "f16" if f16.holds(checkpoint.tensor(name)) else F32 for name in names}
 
 

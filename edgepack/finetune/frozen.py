@@ -13,14 +13,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from edgepack.adapters.base import PackedBase
-from edgepack.checkpoint import Checkpoint
+from edgepack.checkpoint import Checkpoint, Dimensions
 from edgepack.errors import EdgepackError
 from edgepack.finetune.arithmetic import Arithmetic
 from edgepack.finetune.reader import Reader
 from edgepack.model.block import Block, Linear, norm
-from edgepack.model.decoder import Decoder
+from edgepack.model.decoder import Decoder, finish
 
 
 @dataclass(frozen=True)
@@ -178,8 +179,8 @@ class FrozenModel:
             bias = f"{role}.bias"
             return y + weights[bias] if bias in weights else y
 
-        d, activation = self.checkpoint.dimensions, self.checkpoint.architecture.activation
-        return PackedBlock(d, weights, self.decoder.rotary, activation, product)
+        d, family = self.checkpoint.dimensions.block(index), self.checkpoint.architecture
+        return PackedBlock(d, weights, self.decoder.rotary(index), family, product)
 
     def _product(self, name: str, x: Tensor, pairs: Sequence[Pair]) -> Tensor:
         leaves = [leaf for pair in pairs if pair.A.requires_grad for leaf in (pair.A, pair.B)]
@@ -189,8 +190,8 @@ class FrozenModel:
         return y
 
     def _tensor(self, name: str) -> Tensor:
-        """A matrix, or a norm's gain or a bias, which stay in memory."""
-        if len(self.checkpoint.specs[name].shape) > 1:
+        """A matrix, or a norm's gain, a bias or a kernel, which stay in memory."""
+        if self.checkpoint.specs[name].is_matrix:
             return self.reader.matrix(name)
         if name not in self.vectors:
             self.vectors[name] = self.checkpoint.tensor(name)
@@ -204,7 +205,7 @@ class FrozenModel:
         if "output_norm" not in vectors:
             raise EdgepackError("the model has no final norm")
         pair = next(iter(pairs(name)), None)
-        return PackedHead(self.reader, name, vectors, d.rms_norm_eps, d.hidden_size, pair)
+        return PackedHead(self.reader, name, vectors, d, pair)
 
 
 @dataclass(frozen=True)
@@ -214,8 +215,7 @@ class PackedHead:
     reader: Reader
     name: str
     vectors: Mapping[str, Tensor]
-    eps: float
-    width: int
+    dimensions: Dimensions
     pair: Pair | None = None
     """L and R of an untied head, which are not trained."""
 
@@ -226,8 +226,12 @@ class PackedHead:
 
     def normalize(self, x: Tensor) -> Tensor:
         """Hidden states ``[n, hidden]`` → the inputs of the output matrix."""
-        bias = self.vectors.get("output_norm.bias")
-        return norm(x, self.vectors["output_norm"], bias, self.eps, self.width)
+        bias, d = self.vectors.get("output_norm.bias"), self.dimensions
+        return norm(x, self.vectors["output_norm"], bias, d.rms_norm_eps, d.hidden_size)
+
+    def logits(self, h: Tensor, W: Tensor, bias: Tensor | None) -> Tensor:
+        """Logits ``[n, rows]`` of normed states, for a run of the matrix's rows."""
+        return finish(functional.linear(h, W, bias), self.dimensions)
 
     def chunks(self, rows: int) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
         """The output matrix in runs of `rows`: which rows, their values, their bias if any."""

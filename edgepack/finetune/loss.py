@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from edgepack.finetune.frozen import PackedHead
+from edgepack.model.decoder import slope
 
 LOGITS_AT_ONCE = 1 << 21
 """Elements of the logits in memory at once (8 MB), and at most as many of the output matrix."""
@@ -37,7 +37,7 @@ class LossGradient:
 
 def rows_at_once(head: PackedHead, tokens: int) -> int:
     """Rows of the output matrix in one run."""
-    widest = max(tokens, head.width)
+    widest = max(tokens, head.dimensions.hidden_size)
     return min(head.vocab, max(64, LOGITS_AT_ONCE // widest))
 
 
@@ -53,7 +53,7 @@ def cross_entropy(
     logsum = torch.full((len(h),), -torch.inf)
     at_label, best = torch.empty(len(h)), torch.full((len(h),), -torch.inf)
     for part, W, bias in head.chunks(rows):
-        logits = functional.linear(h, W, bias)
+        logits = head.logits(h, W, bias)
         logsum = torch.logaddexp(logsum, logits.logsumexp(-1))
         best = best.maximum(logits.amax(-1))
         mine = (labels >= part.start) & (labels < part.stop)
@@ -64,9 +64,11 @@ def cross_entropy(
         return LossGradient(total, hits)
     at_h = torch.zeros_like(h)
     for part, W, bias in head.chunks(rows):
-        p = functional.linear(h, W, bias).sub_(logsum[:, None]).exp_()
+        logits = head.logits(h, W, bias)
+        p = (logits - logsum[:, None]).exp_()
         mine = (labels >= part.start) & (labels < part.stop)
         p[mine, labels[mine] - part.start] -= 1
+        p *= slope(logits, head.dimensions)
         at_h.addmm_(p, W)
     (at_x,) = torch.autograd.grad(normed, x, at_h)
     return LossGradient(total, hits, at_x)
@@ -89,19 +91,21 @@ def divergence(
         place = [torch.zeros(len(now), dtype=torch.long) for _ in range(2)]
         for part, W, bias in head.chunks(rows):
             for i, h in enumerate((now, then)):
-                logits = functional.linear(h, W, bias)
+                logits = head.logits(h, W, bias)
                 sums[i] = torch.logaddexp(sums[i], logits.logsumexp(-1))
                 most, where = logits.max(-1)
                 place[i] = torch.where(most > best[i], where + part.start, place[i])
                 best[i] = best[i].maximum(most)
         total, at_h = 0.0, torch.zeros_like(now)
         for _, W, bias in head.chunks(rows):
-            log_q = functional.linear(now, W, bias) - sums[0][:, None]
-            log_p = functional.linear(then, W, bias) - sums[1][:, None]
+            logits = head.logits(now, W, bias)
+            log_q = logits - sums[0][:, None]
+            log_p = head.logits(then, W, bias) - sums[1][:, None]
             p = log_p.exp()
             total += float((p * (log_p - log_q)).sum(dtype=torch.float64))
             if gradient:
-                at_h.addmm_(log_q.exp_().sub_(p), W)
+                g = log_q.exp_().sub_(p).mul_(slope(logits, head.dimensions))
+                at_h.addmm_(g, W)
     hits = int((place[0] == place[1]).sum())
     if not gradient:
         return LossGradient(total, hits)

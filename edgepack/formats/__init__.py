@@ -17,8 +17,9 @@ def get(name: str) -> Format:
 
 
 def stock() -> tuple[str, ...]:
-    """Names of llama.cpp's own types."""
-    return tuple(name for name in plugins.names("formats") if isinstance(get(name), GgmlFormat))
+    """Names of llama.cpp's own types that stock runtimes read."""
+    every = {name: get(name) for name in plugins.names("formats")}
+    return tuple(n for n, fmt in every.items() if isinstance(fmt, GgmlFormat) and not fmt.waits)
 
 
 def factor_format(factors: str, columns: int) -> str:

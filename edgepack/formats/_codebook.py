@@ -19,6 +19,7 @@ from torch import Tensor
 
 from edgepack.core.weights import Grid, QuantizedTensor
 from edgepack.formats import _codebook_kernels as kernels
+from edgepack.formats import _exact
 from edgepack.formats._affine import NO_OFFSET, Affine, Blocks, sub_scales
 from edgepack.formats._bits import Layout, Stored
 from edgepack.formats._levels import Table
@@ -26,6 +27,9 @@ from edgepack.formats._limits import check_finite
 
 SIGNS = 8
 """Columns whose signs share one byte, or seven bits of one."""
+
+SCALES = 16
+"""Values of a sub-block's scale."""
 
 SPANS = torch.unflatten(torch.linspace(0.9, 2.0, 36), 0, (-1, 3))
 """Values of d that are tried, as multiples of the d that puts the largest scale on its last one."""
@@ -125,6 +129,15 @@ class Codebook(Affine, Blocks):
         found = (t.numpy() for t in (d, scales))
         kernels.propose(*arrays, self.book, self.unit, np.float32(self.factor), *found)
         return {"d": d.to(torch.float16), "scales": scales}
+
+    def recover(self, near: _exact.Near) -> tuple[Grid, Tensor]:
+        """See `Format`; whether the magnitudes are points of the grid is seen when they are packed
+        (`_exact.recover`)."""
+        integers = _exact.Integers(1, 2, SCALES)
+        found, d, index = _exact.two_scales(
+            near, self.code_levels, self.unit, integers, self.factor
+        )
+        return {"d": d.to(torch.float16), "scales": index.to(torch.uint8)}, found
 
     def encode(
         self,

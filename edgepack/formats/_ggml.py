@@ -1,7 +1,8 @@
 """ggml's type numbers: those of the ``gguf`` package, and the ones that it lacks.
 
-gguf 0.19 lacks Q2_0 (number 42: 64 columns, 18 bytes), which llama.cpp reads. Importing this module
-adds it to that package's writer and reader; a newer gguf is not changed.
+gguf 0.19 lacks Q2_0 (number 42: 64 columns, 18 bytes), which llama.cpp reads, and the types that
+are only proposed for llama.cpp. Importing this module adds them to that package's writer and
+reader; a newer gguf is not changed.
 """
 
 from __future__ import annotations
@@ -10,8 +11,15 @@ from typing import Any
 
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-MISSING = {"Q2_0": (42, 64, 18)}
-"""Types gguf lacks: number, columns per block, bytes per block (llama.cpp, ``ggml-common.h``)."""
+MISSING = {"Q2_0": (42, 64, 18), "IQ2_NL": (43, 32, 10), "IQ3_NL": (44, 32, 14)}
+"""Types gguf lacks: number, columns per block, bytes per block (llama.cpp, ``ggml-common.h``; the
+last two as in `formats.iq2_nl`)."""
+
+
+def number(name: str) -> int:
+    """A type's number in ``enum ggml_type``, as gguf has it or as it is proposed."""
+    known = GGMLQuantizationType._member_map_.get(name)
+    return MISSING[name][0] if known is None else int(known.value)
 
 
 def register() -> None:
@@ -37,4 +45,4 @@ def _add_member(enum: Any, name: str, number: int) -> None:
 
 register()
 
-__all__ = ["GGML_QUANT_SIZES", "GGMLQuantizationType", "register"]
+__all__ = ["GGML_QUANT_SIZES", "GGMLQuantizationType", "number", "register"]

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from edgepack.core.weights import Grid
+from edgepack.formats import _exact
 from edgepack.formats._affine import by_column
 from edgepack.formats._levels import Uniform
 from edgepack.formats._scalar import Scalar, level_probes
-from edgepack.formats._search import best_first, one_scale
+from edgepack.formats._search import best_first, one_scale, reciprocal
 
 ZERO_BITS = {2: 0, 3: 4, 4: 4}
 """Bits of a code → bits of its zero point. With 2 bits the zero point is always the middle, and is
@@ -67,3 +68,17 @@ class Integer(Scalar):
         best = slice(0, 10)
         grid = {"d": d[:, best].to(torch.float16)}
         return grid | ({"z": z[:, best].to(torch.uint8)} if self.zero_bits else {})
+
+    def recover(self, near: _exact.Near) -> tuple[Grid, Tensor]:
+        """See `Format`; the zero point is the lowest that has room for all codes in use."""
+        top = len(self.code_levels.values) - 1
+        if not self.zero_bits:
+            levels = Uniform(-self.middle, top - self.middle)
+            found, d = _exact.one_scale(near, levels, _exact.positive_halves())
+            return {"d": d.to(torch.float16)}, found
+        found, d = _exact.one_scale(
+            near, Uniform(-top, top), _exact.positive_halves(), span=float(top)
+        )
+        lowest = (near.x * reciprocal(d)[:, None]).round().amin(1)
+        z = (-lowest).clamp(0, top).to(torch.uint8)
+        return {"d": d.to(torch.float16), "z": z}, found

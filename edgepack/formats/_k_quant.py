@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from edgepack.core.weights import Grid
+from edgepack.formats import _exact
 from edgepack.formats._affine import NO_OFFSET, Blocks, sub_scales
 from edgepack.formats._bits import Layout
 from edgepack.formats._k_search import Problem, State, stack
@@ -80,6 +81,13 @@ class KScale(KQuant):
         best = stack(problem.solve(s, torch.zeros_like(s), self.starts))
         return {"d": best.d.to(torch.float16), "scales": best.scales.to(torch.int8)}
 
+    def recover(self, near: _exact.Near) -> tuple[Grid, Tensor]:
+        """See `Format`."""
+        low, high = self.scale_range.low, self.scale_range.high
+        integers = _exact.Integers(low, 1, high - low + 1)
+        found, d, index = _exact.two_scales(near, self.code_levels, self.unit, integers)
+        return {"d": d.to(torch.float16), "scales": (index + low).to(torch.int8)}, found
+
 
 class KScaleMin(KQuant):
     """Q2_K, Q4_K and Q5_K: unsigned integer scales and mins.
@@ -108,6 +116,12 @@ class KScaleMin(KQuant):
         best = stack([*self._one_way(x, w), *mirrored])
         factors = {"d": best.d.to(torch.float16), "dmin": best.dmin.to(torch.float16)}
         return factors | {"scales": best.scales.to(torch.uint8), "mins": best.mins.to(torch.uint8)}
+
+    def recover(self, near: _exact.Near) -> tuple[Grid, Tensor]:
+        """See `Format`."""
+        found, grid = _exact.two_scales_and_mins(near, self.top, self.unit, self.scale_range.high)
+        factors = {name: grid[name].to(torch.float16) for name in ("d", "dmin")}
+        return factors | {name: grid[name].to(torch.uint8) for name in ("scales", "mins")}, found
 
     def _one_way(self, x: Tensor, w: Tensor) -> list[State]:
         sub_x, sub_w = self._sub_blocks(x, w)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from edgepack.core.weights import Grid
+from edgepack.formats import _exact
 from edgepack.formats._affine import NO_OFFSET, Affine, Blocks, by_column
 from edgepack.formats._bits import Layout
 from edgepack.formats._levels import Levels, Uniform
@@ -56,6 +57,11 @@ class BlockScalar(Scalar, Blocks):
             return scale, by_column(grid["m"].float(), self.block_size, columns)
         return scale, NO_OFFSET.to(scale.device).expand_as(scale)
 
+    def recover(self, near: _exact.Near) -> tuple[Grid, Tensor]:
+        """See `Format`."""
+        found, d = _exact.one_scale(near, self.code_levels, _exact.positive_halves())
+        return {"d": d.to(torch.float16)}, found
+
 
 class OneScale(BlockScalar):
     """x ≈ d·level; d may be negative, which mirrors an asymmetric set of levels."""
@@ -100,6 +106,11 @@ class ScaleMin(BlockScalar):
         both = zip(fitted, (error, d, torch.zeros_like(d)), strict=True)
         _, d, m = best_first(*(torch.cat(fields, 1) for fields in both))
         return {"d": d.to(torch.float16), "m": m.to(torch.float16)}
+
+    def recover(self, near: _exact.Near) -> tuple[Grid, Tensor]:
+        """See `Format`."""
+        found, d, m = _exact.scale_offset(near, self.top)
+        return {"d": d.to(torch.float16), "m": m.to(torch.float16)}, found
 
 
 def level_probes(levels: Tensor, clips: Tensor, group: int) -> Tensor:

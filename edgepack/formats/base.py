@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from edgepack.core.weights import Grid, QuantizedTensor
 from edgepack.formats._limits import LARGEST, check_finite
+
+if TYPE_CHECKING:
+    from edgepack.formats._exact import Near
 
 
 class Format(ABC):
@@ -59,6 +63,11 @@ class Format(ABC):
         """Values of codes ``[out, width of columns]``. The order of float32 operations is the
         runtime's, so that they equal its dequantization bit for bit."""
 
+    def recover(self, near: Near) -> tuple[Grid, Tensor]:
+        """Grids on which blocks of values already lie, and which blocks have one, bool ``[n]``;
+        fields of the grid are ``[n, …]`` (`_exact`). A format that does not look finds none."""
+        return {}, torch.zeros(len(near.x), dtype=torch.bool)
+
     def quantize(self, W: Tensor, importance: Tensor | None = None) -> QuantizedTensor:
         """Plain rounding: fit, then nearest codes; without `importance` every column counts 1."""
         check_finite("the weight", W)
@@ -76,6 +85,11 @@ class GgmlFormat(Format):
     """Bytes per block."""
     ggml_type: int
     """The type's number in ``enum ggml_type``."""
+    waits: str = ""
+    """Why stock runtimes cannot be counted on to read it, for people. A type that waits is written
+    only if the recipe allows experimental types."""
+    in_ggml: bool = True
+    """Whether the ggml that edgepack is installed with has it."""
 
     @property
     def bits_per_weight(self) -> float:

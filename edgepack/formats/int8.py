@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from edgepack.core.weights import Grid
+from edgepack.formats import _exact
+from edgepack.formats._levels import Uniform
 from edgepack.formats._search import half, reciprocal
 from edgepack.formats.base import Format
 
@@ -48,6 +50,12 @@ class RowInt8(Format):
     def decode(self, codes: Tensor, grid: Grid, columns: slice = slice(None)) -> Tensor:
         """See `Format`."""
         return grid["d"].float() * (codes.float() - ZERO)
+
+    def recover(self, near: _exact.Near) -> tuple[Grid, Tensor]:
+        """See `Format`; a block is a row."""
+        levels = Uniform(-TOP, TOP)
+        found, d = _exact.one_scale(near, levels, _exact.positive_halves(), signed=False)
+        return {"d": d.to(torch.float16)}, found
 
 
 PLUGIN = RowInt8()

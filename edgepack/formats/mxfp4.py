@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from edgepack.core.weights import Grid
+from edgepack.formats import _exact
 from edgepack.formats._bits import ByValue, Layout, Plane, Values
 from edgepack.formats._ggml import GGMLQuantizationType
 from edgepack.formats._levels import Table
@@ -62,6 +63,11 @@ class PowerScale(BlockScalar):
         level = self.code_levels.nearest(x[:, None] * reciprocal(d)[..., None])
         miss = d[..., None] * level - x[:, None]
         return {"d": best_first(dot(w[:, None] * miss, miss), d)[1]}
+
+    def recover(self, near: _exact.Near) -> tuple[Grid, Tensor]:
+        """See `Format`."""
+        found, d = _exact.one_scale(near, self.code_levels, POWERS.numpy(), signed=False)
+        return {"d": d}, found
 
 
 PLUGIN = PowerScale(

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from edgepack import formats
 from edgepack.calibration import text as calibration_text
 from edgepack.calibration.stage import FLOAT
 from edgepack.core.artifact import APART
@@ -30,6 +31,7 @@ from edgepack.core.weight_files import load_imatrix
 from edgepack.errors import ExportError, RecipeError
 from edgepack.export.merge_factors import MergeFactors
 from edgepack.export.stage import Export
+from edgepack.formats.base import GgmlFormat
 from edgepack.metrics.divergence import CHUNK, compare, divergence
 from edgepack.metrics.text import HELD_OUT, Text
 from edgepack.model.decoder import Decoder, fits_in_memory
@@ -242,9 +244,20 @@ def _skipped(plan: Plan) -> str | None:
     if not library.is_installed:
         how = f"pip install 'edgepack[{library.extra}]'"
         return f"{library.package} is not installed ({how})"
+    if missing := _not_in_ggml(plan):
+        return f"{library.package} does not have {', '.join(missing)}"
     if plan.text is None and options.text is None:
         return "nothing was calibrated and export.measure.text is not set"
     return None
+
+
+def _not_in_ggml(plan: Plan) -> list[str]:
+    """The types that files may have and that ggml, as it is installed, does not read."""
+    compress = plan.recipe.compress
+    candidates = compress.candidates if compress is not None else None
+    names = {fmt.Q for fmt in plan.formats.values()} | set(candidates or ())
+    found = {name: formats.get(name) for name in sorted(names)}
+    return [n for n, fmt in found.items() if isinstance(fmt, GgmlFormat) and not fmt.in_ggml]
 
 
 def _with_context(plan: Plan) -> Plan:

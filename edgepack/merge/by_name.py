@@ -12,8 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from edgepack.checkpoint import detect, digests, shards
+from edgepack.checkpoint import digests, quantization, scaled, shards
 from edgepack.checkpoint.folder import CONFIG, GENERATION, TOKENIZER
+from edgepack.checkpoint.passed_over import BUFFERS
 from edgepack.checkpoint.source_files import SourceFiles
 from edgepack.core.untrusted import shorten
 from edgepack.errors import CheckpointError
@@ -33,24 +34,31 @@ class ByName:
                 f"{self.place}: {CONFIG} holds a {type(content).__name__}, not settings by name",
                 hint="take the config.json published with the model",
             )
-        detect.refuse_quantized(content, self.place)
         self.config: Mapping[str, Any] = content
         self._weights = shards.weight_files(folder, self._files, self.place)
-        self.places: dict[str, shards.Place] = {}
+        self.places = self._read_headers()
+
+    def _read_headers(self) -> Mapping[str, scaled.Source]:
+        block = quantization.block_of(self.config, self.place)
+        coded = self.config.get(quantization.KEY) is not None
+        found: dict[str, shards.Place] = {}
         for weights in self._weights:
             for name, place in shards.header(weights, self._files).items():
-                self._add(name, place)
+                if not name.endswith(BUFFERS):
+                    self._add(found, name, place, coded)
+        return scaled.joined(found, self.place, block) if coded else found
 
-    def _add(self, name: str, place: shards.Place) -> None:
-        if name.endswith(shards.IGNORED):
-            return
-        if name in self.places:
+    def _add(
+        self, found: dict[str, shards.Place], name: str, place: shards.Place, coded: bool
+    ) -> None:
+        if name in found:
             raise CheckpointError(
                 f"{self.place}: {shorten(name, 80)} is there twice",
                 hint="files of two models may be in one folder: keep one set",
             )
-        shards.refuse_unreadable(place.path, name, place)
-        self.places[name] = place
+        if not (coded and place.dtype in shards.CODES):
+            shards.refuse_unreadable(place.path, name, place)
+        found[name] = place
 
     @cached_property
     def digests(self) -> dict[str, str]:

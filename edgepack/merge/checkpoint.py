@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import gguf
 
-from edgepack.checkpoint import _layout, card, detect, shards, special
-from edgepack.checkpoint.config import read_dimensions
+from edgepack.checkpoint import _layout, card, shards, special
+from edgepack.checkpoint.config import read
 from edgepack.checkpoint.folder import FolderCheckpoint
 from edgepack.checkpoint.source_files import SourceFiles
 from edgepack.checkpoint.tokenizer import from_folder
@@ -31,10 +31,7 @@ class MergedCheckpoint(FolderCheckpoint):
         self.folder, self.place = stage.folder, stage.title
         self._files = SourceFiles()
         self.merged_config = stage.config
-        self.architecture = detect.architecture(self.merged_config, self.place)
-        self._config, self.dimensions = read_dimensions(
-            self.merged_config, self.architecture, self.place
-        )
+        self.architecture, self._config, self.dimensions = read(self.merged_config, self.place)
         found = {t.name: _layout.TensorInfo(t.shape, t.dtype) for t in stage.layout.tensors}
         self.specs, _ = _layout.match(
             self.place, self.architecture, self.dimensions, found, self.architecture.hf_name

@@ -21,20 +21,20 @@ from torch import Tensor
 from edgepack.architectures.base import Architecture
 from edgepack.checkpoint import Checkpoint, hub, open_checkpoint
 from edgepack.checkpoint._layout import TensorInfo
+from edgepack.checkpoint.adapter_folder import open_adapter
+from edgepack.checkpoint.completed import text_config
 from edgepack.checkpoint.digests import combine
 from edgepack.checkpoint.folder import CONFIG
 from edgepack.checkpoint.gguf_file import GgufCheckpoint
+from edgepack.checkpoint.lora import LoraAdapter
 from edgepack.checkpoint.naming import naming
-from edgepack.checkpoint.peft import CONFIG as ADAPTER
 from edgepack.checkpoint.source_files import SourceFiles
 from edgepack.core import plugins
 from edgepack.core.untrusted import shorten
 from edgepack.errors import CheckpointError
 from edgepack.merge.by_name import ByName
-from edgepack.merge.lora import LoraAdapter, is_adapter
 from edgepack.recipe.references import Reference
 
-ADAPTER_FILES = (ADAPTER, "adapter_model.safetensors")
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 """Keys of config.json that say how many layers there are, in the families of transformers."""
 _NUMBERED = re.compile(r"(.+?)\.(\d{1,6})\.(.+)")
@@ -122,8 +122,8 @@ class Input:
         given = getattr(self.model, "merged_config", None)
         if given is not None:
             return dict(given)
-        if self.folder is not None:
-            return dict(SourceFiles().read_json(self.folder / CONFIG))
+        if self.folder is not None and not self.model.architecture.saved_as:
+            return text_config(SourceFiles().read_json(self.folder / CONFIG), self.name)
         from edgepack.checkpoint.save import config
 
         return config(self.model)
@@ -160,6 +160,8 @@ class Input:
             return self.model.read(name)
         if isinstance(self.model, GgufCheckpoint):
             W = self.model.tensor(name)
+            if self.model.specs[name].role.endswith("_norm"):
+                W = W - self.model.architecture.norm_shift
             kind = self.tensors[name].dtype
             return W.to({"F16": torch.float16, "BF16": torch.bfloat16}.get(kind, torch.float32))
         return self.model.stored(name)[0]
@@ -195,7 +197,8 @@ def open_input(reference: Reference, base: Path) -> Input:
     name = _name(model)
     if reference.lora is None:
         return Input(reference, name, model)
-    adapter = _open_adapter(reference.lora, base)
+    family = None if isinstance(model, ByName) else model.architecture
+    adapter = open_adapter(reference.lora, base, family)
     found = Input(reference, f"{name}+{adapter.name}", model, adapter)
     adapter.check({key: info.shape for key, info in found.tensors.items()}, name)
     return found
@@ -241,21 +244,6 @@ def _unknown_family(name: str, base: Path) -> ByName | None:
     if not isinstance(kind, str) or kind in plugins.names("architectures"):
         return None
     return ByName(path, name, revision)
-
-
-def _open_adapter(name: str, base: Path) -> LoraAdapter:
-    path = base / Path(name).expanduser()
-    if _exists(path):
-        if not is_adapter(path):
-            raise CheckpointError(
-                f"{shorten(name, 100)}: is no PEFT adapter (no {ADAPTER})",
-                hint="what follows a plus sign is an adapter: model+adapter",
-            )
-        return LoraAdapter(path, shorten(path.resolve().name, 80))
-    if not hub.ID.fullmatch(name):
-        raise CheckpointError(f"{shorten(name, 100)}: there is no such adapter")
-    folder = hub.snapshot(name, ADAPTER_FILES)
-    return LoraAdapter(folder, name, folder.name)
 
 
 def is_local(model: Input) -> bool:

@@ -17,6 +17,11 @@ def refuse_other_streams(checkpoint: Checkpoint, key: str) -> None:
             f"{key}: {family} models have LayerNorms, which this would change",
             hint=f"remove {key}",
         )
+    if not checkpoint.architecture.rotates_freely and key == "compress.rotate":
+        raise RecipeError(
+            f"{key}: {family} models have norms behind attention and MLP, which no rotation passes",
+            hint=f"remove {key}",
+        )
     if any(role.endswith("_shortcut") for role in roles):
         raise RecipeError(
             f"{key}: a per_block slice has a basis of its own at every place",

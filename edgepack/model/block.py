@@ -1,4 +1,5 @@
-"""One transformer block of any family: norms, rotary embedding, attention and MLP.
+"""One transformer block of any family: norms, a mixer (attention with its rotary embedding, or
+another), and MLP.
 
 Biases, norms of q and k, the head size and a sliding window follow from its weights and dimensions.
 """
@@ -6,17 +7,18 @@ Biases, norms of q and k, the head size and a sliding window follow from its wei
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from edgepack.architectures.base import LINEAR_ROLES
+from edgepack.architectures.base import BEHIND, LINEAR_ROLES, Architecture
 from edgepack.checkpoint.base import Dimensions
+from edgepack.model.rotary import Rotary
+from edgepack.model.short_conv import ConvolutionCache, short_conv
 
 Linear = Callable[[str, Tensor], Tensor]
 """(role, x ``[batch, time, in]``) → y ``[batch, time, out]``: the function by which a block applies
@@ -39,49 +41,16 @@ def norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, width: int 
     return functional.layer_norm(x, (x.shape[-1],), weight, bias, eps)
 
 
+def soft_cap(x: Tensor, cap: float) -> Tensor:
+    """cap·tanh(x / cap)."""
+    return cap * torch.tanh(x / cap)
+
+
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "silu": functional.silu,
     "relu": functional.relu,
     "gelu_new": partial(functional.gelu, approximate="tanh"),
 }
-
-
-class Rotary:
-    """Rotary position embedding (RoFormer) in Hugging Face's half-split order."""
-
-    def __init__(self, dimensions: Dimensions) -> None:
-        width = int(dimensions.head_dim * dimensions.partial_rotary_factor)
-        exponent = torch.arange(0, width, 2).double() / width
-        frequency = dimensions.rope_theta**-exponent
-        self.frequency = _scale_frequency(frequency, dimensions.rope_scaling)
-
-    def __call__(self, start: int, length: int) -> tuple[Tensor, Tensor]:
-        """cos and sin for the positions start … start+length−1, each ``[length, head_dim]`` (or the
-        part of head_dim that is rotated)."""
-        angle = torch.arange(start, start + length).double()[:, None] * self.frequency
-        angle = torch.cat([angle, angle], dim=-1)
-        return angle.cos().float(), angle.sin().float()
-
-
-def _scale_frequency(frequency: Tensor, scaling: Mapping[str, Any] | None) -> Tensor:
-    """Llama-3's and the linear stretching of rotary frequencies (as in transformers)."""
-    kind = (scaling or {}).get("rope_type", "default")
-    if scaling is None or kind == "default":
-        return frequency
-    if kind == "linear":
-        return frequency / float(scaling["factor"])
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    turns = scaling["original_max_position_embeddings"] * frequency / (2 * math.pi)
-    smooth = ((turns - low) / (high - low)).clamp(0, 1)
-    scaled: Tensor = (1 - smooth) * frequency / scaling["factor"] + smooth * frequency
-    return scaled
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    turned, kept = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
-    first, second = turned.chunk(2, dim=-1)
-    turned = turned * cos + torch.cat([-second, first], dim=-1) * sin
-    return torch.cat([turned, kept], dim=-1) if kept.shape[-1] else turned
 
 
 @dataclass
@@ -92,6 +61,12 @@ class KeyValueCache:
     values: Tensor
     length: int = 0
 
+    @classmethod
+    def empty(cls, batch: int, capacity: int, d: Dimensions) -> KeyValueCache:
+        """Room for `capacity` positions."""
+        shape = (batch, d.num_key_value_heads, capacity, d.head_dim)
+        return cls(torch.empty(shape), torch.empty(shape))
+
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Append k and v ``[batch, kv_heads, time, head_dim]``; returns all keys and values."""
         end = self.length + k.shape[2]
@@ -99,6 +74,17 @@ class KeyValueCache:
         self.values[:, :, self.length : end] = v
         self.length = end
         return self.keys[:, :, :end], self.values[:, :, :end]
+
+
+Cache = KeyValueCache | ConvolutionCache
+"""What a block keeps of earlier positions."""
+
+
+def empty_cache(roles: Collection[str], batch: int, capacity: int, d: Dimensions) -> Cache:
+    """The cache of a block with some roles and dimensions, for `capacity` positions."""
+    if "conv" in roles:
+        return ConvolutionCache.empty(batch, d.hidden_size, d)
+    return KeyValueCache.empty(batch, capacity, d)
 
 
 @dataclass(frozen=True)
@@ -110,7 +96,7 @@ class Block:
     dimensions: Dimensions
     weights: Mapping[str, Tensor]
     rotary: Rotary | None
-    activation: str = "silu"
+    family: Architecture
 
     @property
     def linears(self) -> tuple[str, ...]:
@@ -130,72 +116,153 @@ class Block:
         return y if bias is None else y + bias
 
     def __call__(
-        self, x: Tensor, linear: Linear | None = None, cache: KeyValueCache | None = None
+        self, x: Tensor, linear: Linear | None = None, cache: Cache | None = None
     ) -> Tensor:
         """x ``[batch, time, hidden]`` → the next block's input of the same shape."""
-        if "ffn_norm" not in self.weights:
-            return self.attend(x, linear, cache) + self._mlp(self._normed("attn_norm", x), linear)
+        if self.family.parallel:
+            h = self._normed("attn_norm", x)
+            return self.attend(x, linear, cache) + self._written(self._mlp(h, linear), "ffn_down")
         return self.feed(self.attend(x, linear, cache), linear)
 
-    def attend(
-        self, x: Tensor, linear: Linear | None = None, cache: KeyValueCache | None = None
-    ) -> Tensor:
-        """x + attention, the first half of the block."""
-        out = self._attention(self._normed("attn_norm", x), linear or self.linear, cache)
-        return self._shortcut("attn_shortcut", x) + out
+    def attend(self, x: Tensor, linear: Linear | None = None, cache: Cache | None = None) -> Tensor:
+        """x + what the mixer makes of it, the first half of the block."""
+        out = self._mix(self._normed("attn_norm", x), linear or self.linear, cache)
+        return self._shortcut("attn_shortcut", x) + self._written(out, "attn_output")
+
+    def _mix(self, x: Tensor, linear: Linear, cache: Cache | None) -> Tensor:
+        """The output of the mixer that the block has the roles of."""
+        if "conv" in self.weights:
+            assert not isinstance(cache, KeyValueCache)
+            return short_conv(self.weights, x, linear, cache)
+        assert cache is None or isinstance(cache, KeyValueCache)
+        return self._attention(x, linear, cache)
 
     def feed(self, x: Tensor, linear: Linear | None = None) -> Tensor:
         """x + feed-forward, the second half."""
-        return self._shortcut("ffn_shortcut", x) + self._mlp(self._normed("ffn_norm", x), linear)
+        out = self._mlp(self._normed("ffn_norm", x), linear)
+        return self._shortcut("ffn_shortcut", x) + self._written(out, "ffn_down")
 
     def _mlp(self, h: Tensor, linear: Linear | None) -> Tensor:
-        linear, act = linear or self.linear, ACTIVATIONS[self.activation]
+        linear, act = linear or self.linear, ACTIVATIONS[self.family.activation]
         if "ffn_gate" in self.weights:
             return linear("ffn_down", act(linear("ffn_gate", h)) * linear("ffn_up", h))
-        return linear("ffn_down", act(linear("ffn_up", h)))
+        up = linear("ffn_up", h)
+        if up.shape[-1] == self.dimensions.intermediate_size:
+            return linear("ffn_down", act(up))
+        gate, up = up.chunk(2, dim=-1)
+        return linear("ffn_down", act(gate) * up)
+
+    def _written(self, out: Tensor, role: str) -> Tensor:
+        """What a weight's output adds to the residual stream."""
+        if (behind := BEHIND[role]) in self.weights:
+            out = self._normed(behind, out)
+        scale = self.dimensions.residual_scale
+        return out if scale == 1.0 else scale * out
 
     def _normed(self, role: str, x: Tensor) -> Tensor:
+        """x behind a norm; x itself if the family has no such norm."""
+        if role not in self.weights:
+            return x
         d, bias = self.dimensions, self.weights.get(f"{role}.bias")
         return norm(x, self.weights[role], bias, d.rms_norm_eps, d.hidden_size)
 
     def _shortcut(self, role: str, x: Tensor) -> Tensor:
         return x @ self.weights[role] if role in self.weights else x
 
-    def _heads(self, role: str, x: Tensor, linear: Linear) -> Tensor:
-        """A projection as heads ``[batch, heads, time, head_dim]``, after their norm if any."""
-        y = torch.unflatten(linear(role, x), -1, (-1, self.dimensions.head_dim)).transpose(1, 2)
-        norm = self.weights.get(f"{role}_norm")
-        return y if norm is None else rms_norm(y, norm, self.dimensions.rms_norm_eps)
+    def _projections(self, x: Tensor, linear: Linear) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v as heads ``[batch, heads, time, head_dim]``, after their norms if any."""
+        d, roles = self.dimensions, ("attn_q", "attn_k", "attn_v")
+        if "attn_qkv" in self.weights:
+            heads = (d.num_attention_heads, d.num_key_value_heads, d.num_key_value_heads)
+            widths = [count * d.head_dim for count in heads]
+            parts = torch.split(linear("attn_qkv", x), widths, dim=-1)
+        else:
+            parts = tuple(linear(role, x) for role in roles)
+        q, k, v = (self._heads(role, y) for role, y in zip(roles, parts, strict=True))
+        return q, k, v
+
+    def _heads(self, role: str, y: Tensor) -> Tensor:
+        """A projection ``[batch, time, width]`` as heads, after their norm: of all heads together
+        if its gain is that wide, else of each."""
+        d, gain = self.dimensions, self.weights.get(f"{role}_norm")
+        together = gain is not None and len(gain) != d.head_dim
+        if gain is not None and together:
+            y = rms_norm(y, gain, d.rms_norm_eps)
+        y = torch.unflatten(y, -1, (-1, d.head_dim)).transpose(1, 2)
+        if gain is None or together or self.family.head_norms_last:
+            return y
+        return rms_norm(y, gain, d.rms_norm_eps)
+
+    def _turned(self, role: str, y: Tensor, start: int) -> Tensor:
+        """Heads of q or k turned by their positions, which begin at `start`."""
+        if self.rotary is not None:
+            cos, sin = (t.to(y.device) for t in self.rotary(start, y.shape[2]))
+            y = self.rotary.rotate(y, cos, sin)
+        if self.family.head_norms_last:
+            y = rms_norm(y, self.weights[f"{role}_norm"], self.dimensions.rms_norm_eps)
+        return y
 
     def _attention(self, x: Tensor, linear: Linear, cache: KeyValueCache | None) -> Tensor:
-        start = cache.length if cache else 0
-        q, k = (self._heads(role, x, linear) for role in ("attn_q", "attn_k"))
+        start, d = cache.length if cache else 0, self.dimensions
+        q, k, v = self._projections(x, linear)
+        q, k = self._turned("attn_q", q, start), self._turned("attn_k", k, start)
         if self.rotary is not None:
-            cos, sin = (t.to(x.device) for t in self.rotary(start, x.shape[1]))
-            q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
-        v = self._heads("attn_v", x, linear)
+            q = self.rotary.tempered(q, start)
         if cache is not None:
             k, v = cache.extend(k, v)
-        out = attention(q, k, v, self.dimensions.sliding_window)
+        out = attention(q, k, v, d.sliding_window, scale=d.score_scale, softcap=d.attention_softcap)
         return linear("attn_output", out.transpose(1, 2).flatten(2))
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int | None,
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
+) -> Tensor:
     """Causal grouped-query attention; the queries are the last positions of the keys.
 
     q ``[batch, heads, queries, head_dim]``, k and v ``[batch, kv_heads, keys, head_dim]``. With a
-    `window`, a query attends to that many positions, its own included.
+    `window`, a query attends to that many positions, its own included. `scale` is the factor of
+    q·k (None: 1/√head_dim), `softcap` a cap of what the softmax takes (Gemma 2).
     """
     queries, keys = q.shape[2], k.shape[2]
     groups = q.shape[1] // k.shape[1]
+    scaled = partial(functional.scaled_dot_product_attention, scale=scale)
+    if softcap is not None:
+        scaled = partial(_capped, scale=scale, softcap=softcap)
     if queries == 1:  # a group's queries share keys: no copies of k and v
         k, v = (t[:, :, -window:] if window else t for t in (k, v))
         q = q.view(q.shape[0], k.shape[1], groups, -1)
-        return functional.scaled_dot_product_attention(q, k, v).flatten(1, 2).unsqueeze(2)
+        return scaled(q, k, v).flatten(1, 2).unsqueeze(2)
     k, v = (t.repeat_interleave(groups, dim=1) for t in (k, v))
     if queries == keys and (window is None or keys <= window):
-        return functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return scaled(q, k, v, is_causal=True)
     positions = torch.arange(keys, device=q.device)
     age = positions[keys - queries :, None] - positions
     mask = (age >= 0) & (age < (window or keys))
-    return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return scaled(q, k, v, attn_mask=mask)
+
+
+def _capped(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Tensor | None = None,
+    *,
+    scale: float | None,
+    softcap: float,
+    is_causal: bool = False,
+) -> Tensor:
+    """``scaled_dot_product_attention`` with a soft cap."""
+    scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    scores = soft_cap(scores, softcap)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+    if attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, -torch.inf)
+    out: Tensor = scores.softmax(-1) @ v
+    return out

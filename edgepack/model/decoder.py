@@ -1,7 +1,7 @@
 """The forward pass of a decoder, one block in memory at a time: embedding, blocks, head.
 
-Every family of `architectures` has the same pre-norm block (`model.block`). Its variants follow
-from the weights and dimensions of the checkpoint.
+Every family of `architectures` has the same block (`model.block`). Its variants follow from the
+weights and dimensions of the checkpoint.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from edgepack.checkpoint.base import Checkpoint
+from edgepack.checkpoint.base import Checkpoint, Dimensions
 from edgepack.core.hardware import available_memory
 from edgepack.errors import CheckpointError
-from edgepack.model.block import Block, Rotary, norm
+from edgepack.model import rotary
+from edgepack.model.block import Block, Cache, empty_cache, norm, soft_cap
+from edgepack.model.rotary import Rotary
 
 
 @dataclass
@@ -34,8 +36,19 @@ class Decoder:
 
     def __post_init__(self) -> None:
         self.dimensions = self.checkpoint.dimensions
-        learned = "position_embd" in self.checkpoint.architecture.outside
-        self.rotary = None if learned else Rotary(self.dimensions)
+        self._learned = "position_embd" in self.checkpoint.architecture.outside
+        self._rotaries: dict[tuple[object, ...], Rotary] = {}
+
+    def rotary(self, index: int) -> Rotary | None:
+        """The rotary positions of block `index`, None if it has none."""
+        d = self.dimensions.block(index)
+        if self._learned or not d.partial_rotary_factor:
+            return None
+        key = rotary.key(d)
+        if key not in self._rotaries:
+            neighbours = self.checkpoint.architecture.neighbours
+            self._rotaries[key] = Rotary(d, neighbours=neighbours)
+        return self._rotaries[key]
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -43,8 +56,9 @@ class Decoder:
         only in a model that is sliced per block."""
         family, specs = self.checkpoint.architecture, self.checkpoint.specs
         blocks = range(self.dimensions.num_hidden_layers)
-        norms = [*(family.hf_name("attn_norm", i) for i in blocks), family.hf_name("output_norm")]
-        return tuple(specs[norm].shape[0] for norm in norms)
+        first = "attn_norm" if "attn_norm" in family.block else "ffn_up"
+        readers = [*(family.hf_name(first, i) for i in blocks), family.hf_name("output_norm")]
+        return tuple(specs[reader].shape[-1] for reader in readers)
 
     def _load(self, name: str) -> Tensor:
         return self.replaced[name]() if name in self.replaced else self.checkpoint.tensor(name)
@@ -52,7 +66,8 @@ class Decoder:
     def block(self, index: int) -> Block:
         """Block `index` with its weights in memory."""
         weights = {role: self._load(name) for role, name in self.block_names(index).items()}
-        return Block(self.dimensions, weights, self.rotary, self.checkpoint.architecture.activation)
+        d, family = self.dimensions.block(index), self.checkpoint.architecture
+        return Block(d, weights, self.rotary(index), family)
 
     def block_names(self, index: int) -> dict[str, str]:
         """Role → name of the tensors that block `index` has."""
@@ -60,6 +75,14 @@ class Decoder:
         roles = (*architecture.block, *architecture.optional)
         names = {role: architecture.hf_name(role, index) for role in roles}
         return {role: name for role, name in names.items() if name in self.checkpoint.specs}
+
+    def caches(self, batch: int, capacity: int) -> list[Cache]:
+        """An empty cache for every block."""
+        d = self.dimensions
+        return [
+            empty_cache(self.block_names(i), batch, capacity, d.block(i))
+            for i in range(d.num_hidden_layers)
+        ]
 
     def embedding(self) -> Tensor:
         """Token embeddings ``[vocab, hidden]``."""
@@ -70,7 +93,9 @@ class Decoder:
         positions from `start` on: the token embeddings (read from disk unless given), plus position
         embeddings if the model has them."""
         x = (self.embedding() if embedding is None else embedding)[tokens]
-        if self.rotary is not None:
+        if (scale := self.dimensions.embedding_scale) != 1.0:
+            x = scale * x
+        if not self._learned:
             return x
         architecture = self.checkpoint.architecture
         table = self._load(architecture.hf_name("position_embd"))
@@ -94,7 +119,7 @@ class Decoder:
         d = self.dimensions
         vectors, output = self.head_names()
         loaded = {role: self._load(name) for role, name in vectors.items()}
-        return Head.from_vectors(loaded, self._load(output), d.rms_norm_eps, d.hidden_size)
+        return Head.from_vectors(loaded, self._load(output), d)
 
     def head_names(self) -> tuple[dict[str, str], str]:
         """Role → name of the head's vectors, and the name of the output matrix."""
@@ -121,27 +146,43 @@ HEAD_VECTORS = ("output_norm", "output_norm.bias", "output.bias")
 """Roles of a head's vectors, in the order of `Head.vectors`."""
 
 
+def finish(product: Tensor, dimensions: Dimensions) -> Tensor:
+    """The output matrix's products → logits: scaled, and softly capped."""
+    d = dimensions
+    if d.logit_scale != 1.0:
+        product = d.logit_scale * product
+    return product if d.logit_softcap is None else soft_cap(product, d.logit_softcap)
+
+
+def slope(logits: Tensor, dimensions: Dimensions) -> Tensor | float:
+    """The derivative of `finish`, from the logits that it gave."""
+    d = dimensions
+    if d.logit_softcap is None:
+        return d.logit_scale
+    return d.logit_scale * (1 - (logits / d.logit_softcap).square())
+
+
 @dataclass(frozen=True)
 class Head:
     """The final norm (RMSNorm, or LayerNorm if it has a bias) and the output matrix ``[vocab,
-    hidden]``, with its bias if any."""
+    hidden]``, with its bias if any; the products are scaled and softly capped as `dimensions` say.
+    """
 
     norm: Tensor
     output: Tensor
-    eps: float
-    width: int | None = None
+    dimensions: Dimensions
     norm_bias: Tensor | None = None
     bias: Tensor | None = None
 
-    @staticmethod
+    @classmethod
     def from_vectors(
-        vectors: Mapping[str, Tensor], output: Tensor, eps: float, width: int | None
+        cls, vectors: Mapping[str, Tensor], output: Tensor, dimensions: Dimensions
     ) -> Head:
         """A head with some `vectors` by role, and the matrix `output`."""
         norm, *biases = (vectors.get(role) for role in HEAD_VECTORS)
         if norm is None:
             raise CheckpointError("the model has no final norm")
-        return Head(norm, output, eps, width, *biases)
+        return cls(norm, output, dimensions, *biases)
 
     @property
     def vectors(self) -> dict[str, Tensor]:
@@ -151,20 +192,29 @@ class Head:
 
     def with_vectors(self, vectors: Mapping[str, Tensor]) -> Head:
         """The same head with other `vectors`."""
-        return Head.from_vectors(vectors, self.output, self.eps, self.width)
+        return Head.from_vectors(vectors, self.output, self.dimensions)
 
     def to(self, device: torch.device) -> Head:
         """The same head on a device."""
         vectors = {role: value.to(device) for role, value in self.vectors.items()}
-        return Head.from_vectors(vectors, self.output.to(device), self.eps, self.width)
+        return Head.from_vectors(vectors, self.output.to(device), self.dimensions)
 
     def normalize(self, x: Tensor) -> Tensor:
         """Hidden states ``[…, hidden]`` → the inputs of the output matrix."""
-        return norm(x, self.norm, self.norm_bias, self.eps, self.width)
+        d = self.dimensions
+        return norm(x, self.norm, self.norm_bias, d.rms_norm_eps, d.hidden_size)
+
+    def product(self, normed: Tensor) -> Tensor:
+        """The output of `normalize` → the matrix's output ``[…, vocab]``."""
+        return functional.linear(normed, self.output, self.bias)
+
+    def finish(self, product: Tensor) -> Tensor:
+        """The matrix's output → logits."""
+        return finish(product, self.dimensions)
 
     def logits(self, normed: Tensor) -> Tensor:
         """The output of `normalize` → logits ``[…, vocab]``."""
-        return functional.linear(normed, self.output, self.bias)
+        return self.finish(self.product(normed))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Hidden states ``[…, hidden]`` → logits ``[…, vocab]``."""

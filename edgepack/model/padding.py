@@ -13,18 +13,35 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from edgepack.architectures.base import NORMS
+from edgepack.architectures.base import BEHIND, NORMS
 from edgepack.checkpoint import Checkpoint, Dimensions
-from edgepack.checkpoint._layout import SHAPES, sizes
+from edgepack.checkpoint._layout import shape_words, sizes
+from edgepack.errors import RecipeError
 from edgepack.model._plain import refuse_other_streams
 from edgepack.model.rewritten import Rewritten
+
+PARTS = {"qkv": ("q", "kv", "kv"), "gate_up": ("ffn", "ffn"), "bcx": ("hidden",) * 3}
+"""Widths that are several others, one behind another."""
 
 
 def pad(checkpoint: Checkpoint, multiple: int) -> Checkpoint:
     """The model with all widths a multiple of `multiple`; `checkpoint` itself if they are so."""
     refuse_other_streams(checkpoint, "compress.pad_width")
+    _refuse_sized(checkpoint)
     wider = _wider(checkpoint.dimensions, multiple, square_q=checkpoint.architecture.square_q)
     return checkpoint if wider == checkpoint.dimensions else Padded(checkpoint, wider, multiple)
+
+
+def _refuse_sized(checkpoint: Checkpoint) -> None:
+    """Refuse families whose computation depends on a width in another way than through norms."""
+    family = checkpoint.architecture
+    by_width = any(number.rule == "root" for number in family.numbers.values())
+    if by_width or "attn_q_norm" in family.shapes:
+        what = "scale embeddings by their width" if by_width else "norm all heads together"
+        raise RecipeError(
+            f"compress.pad_width: {family.name} models {what}, which zeros would change",
+            hint="remove compress.pad_width, and use formats whose blocks divide the widths",
+        )
 
 
 def _wider(d: Dimensions, multiple: int, *, square_q: bool) -> Dimensions:
@@ -55,16 +72,19 @@ class Padded(Rewritten):
     def __init__(self, original: Checkpoint, wider: Dimensions, multiple: int) -> None:
         self._words = sizes(original.architecture, wider)
         specs = {
-            name: replace(spec, shape=tuple(self._words[word] for word in SHAPES[spec.role]))
+            name: replace(spec, shape=self._shape(original, spec.role))
             for name, spec in original.specs.items()
         }
         super().__init__(original, wider, specs, {"pad_width": multiple})
 
+    def _shape(self, original: Checkpoint, role: str) -> tuple[int, ...]:
+        return tuple(self._words[word] for word in shape_words(original.architecture, role))
+
     def tensor(self, name: str) -> Tensor:  # noqa: D102
         spec, value = self.specs[name], self.base.tensor(name)
-        if spec.role in NORMS:
+        if spec.role in (*NORMS, *BEHIND.values()):
             value = value * math.sqrt(len(value) / spec.shape[0])
-        places = [self._places(word) for word in SHAPES[spec.role]]
+        places = [self._places(word) for word in shape_words(self.architecture, spec.role)]
         out = torch.zeros(spec.shape)
         out[torch.meshgrid(*places, indexing="ij")] = value
         return out
@@ -72,6 +92,11 @@ class Padded(Rewritten):
     def _places(self, word: str) -> Tensor:
         """Indices of the original's coordinates of a width among the padded ones."""
         old, new = self.base.dimensions, self.dimensions
+        if word in PARTS:
+            widths = [self._words[part] for part in PARTS[word]]
+            starts = (sum(widths[:i]) for i in range(len(widths)))
+            places = (self._places(p) + s for p, s in zip(PARTS[word], starts, strict=True))
+            return torch.cat(list(places))
         if word != "q":
             return torch.arange(sizes(self.architecture, old)[word])
         groups = [d.num_attention_heads // d.num_key_value_heads for d in (old, new)]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gguf import GGUFValueType
 from torch import Tensor
 
+from edgepack.checkpoint import gguf_mixers
 from edgepack.checkpoint.base import Checkpoint, Dimensions
 from edgepack.checkpoint.digests import combine
 from edgepack.core.weights import QuantizedTensor, WeightSpec
@@ -21,13 +22,13 @@ SIZES = {
     "embedding_length": "hidden_size",
     "feed_forward_length": "intermediate_size",
     "attention.head_count": "num_attention_heads",
-    "attention.head_count_kv": "num_key_value_heads",
     "attention.key_length": "head_dim",
     "attention.value_length": "head_dim",
-    "rope.dimension_count": "head_dim",
+    "rope.dimension_count": "rotary_dim",
 }
 """GGUF's key → our name of a dimension. A rewriting may change these, or llama.cpp would otherwise
 derive them from ones that it changes."""
+KV_HEADS = "attention.head_count_kv"
 EPSILON = "attention.layer_norm_rms_epsilon"
 ARCHITECTURE = "general.architecture"
 
@@ -88,12 +89,18 @@ class Rewritten(Checkpoint):
             for key, entry in self.base.gguf_metadata().items()
         }
         own = {f"{prefix}.{key}": getattr(self.dimensions, name) for key, name in SIZES.items()}
+        own[f"{prefix}.{KV_HEADS}"] = gguf_mixers.kv_heads(self.dimensions)
         return {
             **kept,
             ARCHITECTURE: (prefix, GGUFValueType.STRING, None),
-            **{key: (value, GGUFValueType.UINT32, None) for key, value in own.items()},
+            **{key: _entry(value) for key, value in own.items()},
             f"{prefix}.{EPSILON}": (self.dimensions.rms_norm_eps, GGUFValueType.FLOAT32, None),
         }
+
+
+def _entry(value: int | list[int]) -> tuple[Any, GGUFValueType, None]:
+    kind = GGUFValueType.ARRAY if isinstance(value, list) else GGUFValueType.UINT32
+    return value, kind, None
 
 
 def untied_specs(base: Checkpoint) -> list[WeightSpec]:

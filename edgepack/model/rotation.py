@@ -56,7 +56,11 @@ class Rotated(Rewritten):
     def tensor(self, name: str) -> Tensor:  # noqa: D102
         spec, value = self.specs[name], self.base.tensor(name)
         stem, _, kind = spec.role.partition(".")
-        if stem in VALUES:
+        if stem == "attn_qkv":  # the last rows are those of v
+            width = self.dimensions.num_key_value_heads * self.dimensions.head_dim
+            rows = _by_head(value[-width:], self._values, 0)
+            value = torch.cat([value[:-width].double(), rows])
+        elif stem in VALUES:
             value = _by_head(value, self._values, VALUES[stem])
         if self.stream and kind != "bias":
             value = self._in_stream(value, spec)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from edgepack.architectures.base import Architecture
 from edgepack.checkpoint import Checkpoint, Dimensions
-from edgepack.checkpoint._layout import SHAPES, sizes
+from edgepack.checkpoint._layout import shape_words, sizes
 from edgepack.checkpoint.base import OwnCode
 from edgepack.checkpoint.save import shard_of
 from edgepack.core.stage import Stage
@@ -132,7 +132,7 @@ def _narrow(
     spec: WeightSpec, architecture: Architecture, dimensions: Dimensions, width: int
 ) -> WeightSpec:
     words = sizes(architecture, dimensions) | {"hidden": width}
-    return replace(spec, shape=tuple(words[word] for word in SHAPES[spec.role]))
+    return replace(spec, shape=tuple(words[word] for word in shape_words(architecture, spec.role)))
 
 
 def _runnable(architecture: Architecture) -> Architecture:

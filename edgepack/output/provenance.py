@@ -9,13 +9,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from edgepack.checkpoint import Checkpoint
+from edgepack.checkpoint.lora import LoraAdapter
 from edgepack.core.artifact import Artifact
 from edgepack.core.disk import atomic, root
 from edgepack.errors import EdgepackError
 from edgepack.merge.checkpoint import MergedCheckpoint
 from edgepack.merge.fisher.plan import TEXT
 from edgepack.merge.stage import MERGE, merge_sources, stages_of
+from edgepack.model.adapted import Adapted
 from edgepack.planning.plan import Plan
+from edgepack.recipe.fine_tune import FineTune
 from edgepack.recipe.merging import Merge
 from edgepack.recipe.read import load, parse
 from edgepack.recipe.sections import Recipe
@@ -38,16 +42,41 @@ def sources(plan: Plan) -> dict[str, Path]:
     found = {key: base / Path(name).expanduser() for key, name in named.items() if name}
     if isinstance(plan.original, MergedCheckpoint):
         return found | {key: path for key, (path, _) in merge_sources(plan.original.stage).items()}
-    model = base / Path(str(recipe.model)).expanduser()
-    local = plan.original.source["kind"] != "hub" and model.exists()
-    return {MODEL: model, **found} if local else found
+    return {key: path for key, (path, _) in _models(plan).items()} | found
+
+
+def _models(plan: Plan) -> dict[str, tuple[Path, str]]:
+    """Key of the recipe → (where the model or adapter that it names is on this machine, its
+    digest)."""
+    model, original = plan.recipe.model, plan.original
+    named: list[tuple[str, str | None, Checkpoint | LoraAdapter]]
+    if isinstance(model, FineTune) and isinstance(original, Adapted):
+        opened: list[Checkpoint | LoraAdapter] = [original.base, *original.adapters]
+        places = zip(model.places(), opened, strict=True)
+        named = [(key, name, one) for (key, name), one in places]
+    else:
+        named = [(MODEL, str(model), original)]
+    found = {}
+    for key, name, opened_as in named:
+        path = None if name is None else plan.base / Path(name).expanduser()
+        if path is not None and not _is_on_hub(opened_as) and path.exists():
+            found[key] = (path, opened_as.key)
+    return found
+
+
+def _is_on_hub(opened: Checkpoint | LoraAdapter) -> bool:
+    if isinstance(opened, LoraAdapter):
+        return opened.revision is not None
+    return bool(opened.source["kind"] == "hub")
 
 
 def digests(plan: Plan) -> dict[str, str]:
     """Key of the recipe → digest of what it names on this machine."""
     original = plan.original
-    known = {MODEL: original.key, **plan.texts}
-    if isinstance(original, MergedCheckpoint):
+    known = dict(plan.texts)
+    if not isinstance(original, MergedCheckpoint):
+        known |= {key: digest for key, (_, digest) in _models(plan).items()}
+    else:
         known |= {key: digest for key, (_, digest) in merge_sources(original.stage).items()}
     return {key: known[key] for key in sources(plan) if key in known}
 
@@ -128,11 +157,13 @@ def without_none(recipe: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _place(recipe: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
+def _place(recipe: dict[str, Any], key: str) -> tuple[Any, Any]:
+    """The section, or list, that a key of the recipe is in, and its name or index there."""
     *sections, name = key.split(".")
+    inner: Any = recipe
     for section in sections:
-        recipe = recipe.setdefault(section, {})
-    return recipe, name
+        inner = inner.setdefault(section, {})
+    return (inner, int(name)) if isinstance(inner, list) else (inner, name)
 
 
 def _note(digest: str) -> Path:
@@ -147,6 +178,17 @@ def _find(digest: str) -> Path | None:
         return path if path.exists() else None
     except (OSError, ValueError, LookupError, TypeError):
         return None
+
+
+def is_same(found: Mapping[str, Any], noted: Mapping[str, Any]) -> bool:
+    """Whether a model (`Checkpoint.source`) has the content that a manifest noted."""
+    return bool(_content(found) == _content(noted))
+
+
+def _content(source: Mapping[str, Any]) -> Any:
+    base, adapters = source.get("base"), source.get("adapters") or ()
+    parts = [*([base] if base else []), *adapters]
+    return source.get("files"), source.get("revision"), [_content(part) for part in parts]
 
 
 def changed(recipe: Recipe, artifact: Artifact) -> EdgepackError:

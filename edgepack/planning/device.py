@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from edgepack import formats
+from edgepack.checkpoint import Checkpoint
 from edgepack.core import plugins
 from edgepack.device_profile.profile import DeviceProfile
 from edgepack.errors import RecipeError
@@ -18,6 +19,8 @@ from edgepack.recipe.fields import read_share
 from edgepack.recipe.sections import Compress
 
 SHARE = "compress.target_size"
+Slow = tuple[str, float]
+"""A larger type that is faster, and how many times as long the slow one takes."""
 EMULATED = "--device-profile: is of an emulated device, whose speeds are no device's"
 
 
@@ -63,12 +66,11 @@ def _bytes(share: str, profile: DeviceProfile | None) -> int:
 def _leave_out(plan: Plan, compress: Compress, profile: DeviceProfile) -> Plan:
     """The plan without the target's candidates that take longer than larger ones."""
     ladder = plan.target.ladder
-    usual = [name for name in ladder if _fits(plan, name)]
-    slow = {name: found for name in ladder if (found := profile.faster(name, usual)) is not None}
+    slow = slow_types(plan.model, ladder, profile)
     untimed = profile.untimed(ladder)
     notes = []
     if slow:
-        words = [f"{name} ({_times(found)})" for name, found in slow.items()]
+        words = [f"{name} ({times(found)})" for name, found in slow.items()]
         notes.append(f"compress: left out as slow on {profile.device}: {', '.join(words)}")
         kept = [name for name in ladder if name not in slow]
         compress = compress.model_copy(update={"candidates": kept})
@@ -77,16 +79,25 @@ def _leave_out(plan: Plan, compress: Compress, profile: DeviceProfile) -> Plan:
     return _with(plan, compress, notes)
 
 
-def _times(faster: tuple[str, float]) -> str:
+def slow_types(
+    model: Checkpoint, names: Sequence[str], profile: DeviceProfile, usual: Sequence[str] = ()
+) -> dict[str, Slow]:
+    """Those of some formats that take longer on a device than a larger one of `usual` (by default
+    of `names`) that fits the model."""
+    others = [name for name in usual or names if _fits(model, name)]
+    return {name: found for name in names if (found := profile.faster(name, others)) is not None}
+
+
+def times(faster: Slow) -> str:
     """How slow a type is."""
     name, ratio = faster
     return f"{ratio:.1f} × the time of {name}"
 
 
-def _fits(plan: Plan, name: str) -> bool:
+def _fits(model: Checkpoint, name: str) -> bool:
     """Whether a format can store all matrices of the blocks, so that it is a choice everywhere."""
-    specs = [spec for spec in plan.model.specs.values() if spec.block is not None]
-    matrices = [s for s in specs if len(s.shape) > 1 and s.role not in UNQUANTIZED]
+    specs = [spec for spec in model.specs.values() if spec.block is not None]
+    matrices = [s for s in specs if s.is_matrix and s.role not in UNQUANTIZED]
     return all(formats.get(name).fits(spec.shape[1]) for spec in matrices)
 
 
@@ -108,10 +119,9 @@ def _named(plan: Plan, compress: Compress) -> Iterator[tuple[str, str]]:
 def _warnings(plan: Plan, named: Mapping[str, str], profile: DeviceProfile) -> list[str]:
     """What is to be said of the formats that the recipe names: they stay, slow or not."""
     every = [name for name in plugins.names("formats") if plan.target.stores(formats.get(name))]
-    usual = [name for name in every if _fits(plan, name)]
-    slow = {name: found for name in named if (found := profile.faster(name, usual)) is not None}
+    slow = slow_types(plan.model, list(named), profile, every)
     notes = [
-        f"{named[name]}: {name} takes {_times(found)}, a larger type, on {profile.device}"
+        f"{named[name]}: {name} takes {times(found)}, a larger type, on {profile.device}"
         for name, found in slow.items()
     ]
     untimed = profile.untimed(named)

@@ -13,7 +13,7 @@ from edgepack.core import plugins
 from edgepack.core.weights import WeightFormat, WeightSpec
 from edgepack.errors import RecipeError
 from edgepack.formats import factor_format
-from edgepack.formats.base import Format
+from edgepack.formats.base import Format, GgmlFormat
 from edgepack.planning.target import Target
 from edgepack.recipe.sections import Compress, WeightOptions
 
@@ -44,7 +44,7 @@ def choose(
     """The format and rank of every matrix, and the substitutions that were asked for."""
     choices, fallbacks = {}, []
     for name, spec in checkpoint.specs.items():
-        if len(spec.shape) < 2:
+        if not spec.is_matrix:
             continue
         choice, fallback = _choice(spec, compress, target)
         choices[name] = choice
@@ -56,7 +56,7 @@ def choose(
 
 def check_overrides(checkpoint: Checkpoint, compress: Compress | None) -> None:
     """Every glob must match a matrix."""
-    names = [name for name, spec in checkpoint.specs.items() if len(spec.shape) > 1]
+    names = [name for name, spec in checkpoint.specs.items() if spec.is_matrix]
     for pattern in compress.overrides if compress else {}:
         if not any(matches(pattern, name) for name in names):
             raise RecipeError(
@@ -72,10 +72,10 @@ def _choice(
         return WeightFormat("f16"), None
     wanted, place = _options(spec, compress)
     assert wanted.format is not None
-    form: Format = find_format(wanted.format, place, target)
+    form: Format = find_format(wanted.format, place, target, compress)
     fallback = None
     if not form.fits(spec.shape[1]):
-        fitting = [f for f in _by_size(target) if f.fits(spec.shape[1])]
+        fitting = [f for f in _by_size(target, compress) if f.fits(spec.shape[1])]
         if compress.fallback == "refuse":
             names = ", ".join(f.name for f in fitting)
             raise RecipeError(
@@ -89,10 +89,16 @@ def _choice(
     return with_rank(spec, form, wanted, place), fallback
 
 
-def _by_size(target: Target) -> list[Format]:
-    """The formats of a target, smallest first."""
+def allowed(fmt: Format, compress: Compress) -> bool:
+    """Whether the recipe allows a format: one that stock runtimes have, or any."""
+    return compress.experimental_types or not (isinstance(fmt, GgmlFormat) and fmt.waits)
+
+
+def _by_size(target: Target, compress: Compress) -> list[Format]:
+    """The formats of a target that the recipe allows, smallest first."""
     every = map(formats.get, plugins.names("formats"))
-    return sorted((f for f in every if target.stores(f)), key=lambda f: f.bits_per_weight)
+    usable = (f for f in every if target.stores(f) and allowed(f, compress))
+    return sorted(usable, key=lambda f: f.bits_per_weight)
 
 
 def _options(spec: WeightSpec, compress: Compress) -> tuple[WeightOptions, str]:
@@ -142,7 +148,7 @@ def with_rank(spec: WeightSpec, fmt: Format, wanted: WeightOptions, place: str) 
     return WeightFormat(fmt.name, rank, L, R)
 
 
-def find_format(name: str, place: str, target: Target) -> Format:
+def find_format(name: str, place: str, target: Target, compress: Compress) -> Format:
     """A format of a target, by the name that the recipe gives at `place`."""
     try:
         fmt = formats.get(name)
@@ -151,7 +157,13 @@ def find_format(name: str, place: str, target: Target) -> Format:
     if not target.stores(fmt):
         raise RecipeError(
             f"{place}: {name} is no format of --target {target.name}",
-            hint="its formats: " + ", ".join(f.name for f in _by_size(target)),
+            hint="its formats: " + ", ".join(f.name for f in _by_size(target, compress)),
+        )
+    if not allowed(fmt, compress):
+        assert isinstance(fmt, GgmlFormat)
+        raise RecipeError(
+            f"{place}: {name} is an experimental type: {fmt.waits}",
+            hint="--experimental-types allows it, or compress.experimental_types: true",
         )
     return fmt
 

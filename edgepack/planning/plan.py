@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from edgepack.checkpoint import Checkpoint, open_checkpoint
+from edgepack.checkpoint import Checkpoint
 from edgepack.checkpoint.save import dtype_of
 from edgepack.core.speeds import Prediction
 from edgepack.core.stage import Stage
@@ -15,6 +15,7 @@ from edgepack.core.weights import WeightFormat, WeightSpec
 from edgepack.device_profile.prediction import predict
 from edgepack.device_profile.profile import DeviceProfile
 from edgepack.errors import RecipeError
+from edgepack.model.open import open_model
 from edgepack.model.rewritten import Rewritten
 from edgepack.model.rotation import Rotated
 from edgepack.model.stream import Tokens
@@ -162,15 +163,19 @@ def open_plan(
     target: str,
     base: Path,
     profile: DeviceProfile | None = None,
-    merged: Callable[[], Checkpoint] | None = None,
+    opened: Callable[[], Checkpoint] | None = None,
 ) -> Plan:
-    """A plan without stages: the model is open, and the target can hold it. `merged` gives the
-    model of a recipe that makes it of others."""
+    """A plan without stages: the model is open, and the target can hold it. `opened` gives the
+    model of a recipe that makes it of others, or one that is open already."""
     kind = get(target, recipe.export)
-    if recipe.model is None and merged is None:
+    if recipe.model is None and opened is None:
         raise RecipeError("model: is missing", hint="write `model: NAME` at the top of the recipe")
     kind.check_recipe(recipe)
-    original = merged() if merged is not None else open_checkpoint(str(recipe.model), base)
+    if opened is not None:
+        original = opened()
+    else:
+        assert recipe.model is not None
+        original = open_model(recipe.model, base)
     _ = original.tokenizer, original.generation_config()  # what is wrong with them is found here
     notes = (*original.warnings(), *kind.check_model(original))
     return Plan(recipe, kind, base, original, original, notes=notes, profile=profile)

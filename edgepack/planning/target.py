@@ -22,10 +22,12 @@ from edgepack.recipe.sections import Recipe
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from edgepack.architectures.base import Architecture
     from edgepack.checkpoint import Checkpoint
     from edgepack.core.progress import Steps
     from edgepack.core.weights import FactoredWeight, WeightFormat
     from edgepack.formats.base import Format
+    from edgepack.runtimes.base import Scorer
     from edgepack.runtimes.models import Runnable
 
     Formats = Mapping[str, WeightFormat]
@@ -66,6 +68,8 @@ class Target(ABC):
     """Formats worth trying for a size, the largest first."""
     maker: ClassVar[str | None] = None
     """Whose files stand beside ours in a comparison; None where nobody's do."""
+    copies: ClassVar[int] = 1
+    """How often its runtime holds the weights in memory."""
 
     def __init__(self, export: Export) -> None:
         self.export = export
@@ -78,6 +82,11 @@ class Target(ABC):
     def check_recipe(self, recipe: Recipe) -> None:
         """Raise `RecipeError` for what this target cannot do, before any model is opened."""
         return
+
+    @classmethod
+    def why_not(cls, family: Architecture) -> str | None:
+        """Why models of a family cannot be written as this target; None if they can."""
+        return None
 
     def check_model(self, original: Checkpoint) -> list[str]:
         """Raise `RecipeError` for a model that this target cannot hold; warnings."""
@@ -118,6 +127,10 @@ class Target(ABC):
     @abstractmethod
     def written(self, folder: Path, model: Checkpoint) -> Runnable:
         """The files in a folder, to be run."""
+
+    def check_written(self, runtime: Scorer) -> None:
+        """Raise `ExportError` for files that compute no numbers; `runtime` has them open."""
+        return
 
     @abstractmethod
     def write_original(self, original: Checkpoint, folder: Path, stage: str) -> Steps[Runnable]:
@@ -178,10 +191,15 @@ def names() -> tuple[str, ...]:
     return plugins.names("targets")
 
 
-def get(name: str, export: Export | None = None) -> Target:
-    """The target of that name, for what a recipe says under ``export``."""
+def kind(name: str) -> type[Target]:
+    """The class of the target of that name."""
     if name not in names():
         hint = "choose one of: " + ", ".join(names())
         raise RecipeError(f"--target: {quote(name)} is not built", hint=hint)
     plugin: type[Target] = plugins.find("targets", name)
-    return plugin(export or Export())
+    return plugin
+
+
+def get(name: str, export: Export | None = None) -> Target:
+    """The target of that name, for what a recipe says under ``export``."""
+    return kind(name)(export or Export())

@@ -34,7 +34,7 @@ def work_of(model: Checkpoint, chosen: Mapping[str, WeightFormat]) -> Work:
             _add(types, fmt, weight_bytes(spec, fmt) // spec.shape[0])
         if spec is not embedding or head is embedding:
             _add(types, fmt, weight_bytes(spec, fmt))
-        if len(spec.shape) > 1 and spec not in (embedding, head):
+        if spec.is_matrix and spec not in (embedding, head):
             products += spec.numel
         if fmt is not None and fmt.rank:
             products += fmt.rank * sum(spec.shape)

@@ -49,8 +49,9 @@ def _adapter(title: str, about: Mapping[str, Any]) -> str:
 
 
 def _on_hub(model: Mapping[str, Any]) -> list[str]:
-    """Ids of the models of the hub that it comes from, a merge's inputs among them."""
-    found = [model, *(model.get("sources") or {}).values()]
+    """Ids of the models of the hub that it comes from: a merge's inputs, base and adapters."""
+    inputs = [*(model.get("sources") or {}).values(), *(model.get("adapters") or ())]
+    found = [model, *([model["base"]] if model.get("base") else []), *inputs]
     names = (str(one["model"]).partition("@")[0] for one in found if one.get("kind") == "hub")
     return list(dict.fromkeys(names))
 

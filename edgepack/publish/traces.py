@@ -26,7 +26,10 @@ ORDINARY = frozenset({"root", "user", "admin", "ubuntu", "debian", "runner", "lo
 SHORTEST = 4
 """Fewest letters of a name that is looked for; shorter ones are in every text."""
 NUMBERS = ("*.onnx_data*", "*.onnx.data", "*.bin", "*.npz", "*.png")
-VOCABULARY = ("tokenizer.json", "tokenizer.model", "vocab.*", "merges.txt", "*.tiktoken")
+VOCABULARY = (
+    *("tokenizer.json", "tokenizer.model", "tekken.json"),
+    *("vocab.*", "merges.txt", "*.tiktoken"),
+)
 """Files that are full of words, in which a name says nothing."""
 TOKENS = "tokenizer.ggml."
 """Start of the keys of a GGUF's vocabulary."""

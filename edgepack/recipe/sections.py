@@ -14,12 +14,12 @@ from edgepack.recipe.fields import (
     MAX_WIDTH,
     FormatName,
     Glob,
-    PathText,
     Rank,
     Section,
     Seed,
     SizeOrShare,
 )
+from edgepack.recipe.fine_tune import ModelSource
 from edgepack.recipe.merging import Merge
 from edgepack.recipe.training import Finetune, Recover, Rft
 
@@ -105,6 +105,8 @@ class WeightOptions(Section):
     factors: FactorFormat | None = Field(None, description="Format of L and R.")
 
 
+Exact = Literal["offer", "prefer", "demand", "ignore"]
+
 BUDGETS = ("target_size", "bits_per_weight")
 FIXED = ("format", "rank", "embeddings", "head")
 CHOICES = ("candidates", "ranks")
@@ -153,6 +155,19 @@ class Compress(Section):
         description="What to do where a width does not divide the format's block: refuse, or take "
         "the nearest format in bits per weight that fits (and list it in the report).",
     )
+    exact: Exact = Field(
+        "offer",
+        description="Weights whose numbers already lie on a format's grid, as of QAT and of "
+        "dequantized files, can be stored without an error. `offer`: where the format that they "
+        "get is such a one; a size may choose any. `prefer`: always, in the smallest such format; "
+        "weights on no grid are named. `demand`: the same, and a weight on no grid ends the build "
+        "unless an override names its format. `ignore`: do not look for grids.",
+    )
+    experimental_types: bool = Field(
+        False,
+        description="Allow types that stock runtimes do not have yet; --experimental-types sets "
+        "it.",
+    )
     pad_width: Annotated[int, Field(multiple_of=32, ge=32, le=4096)] | None = Field(
         None,
         description="Zero-pad every width to a multiple of this (256), so that formats with blocks "
@@ -183,6 +198,8 @@ class Compress(Section):
             raise ValueError("give target_size or bits_per_weight, not both")
         if given and fixed:
             raise ValueError(f"{given[0]} chooses {fixed[0]}; leave one of them out")
+        if given and self.exact == "demand":
+            raise ValueError(f"exact: demand leaves no choice for {given[0]}; write exact: prefer")
         if chosen and not given:
             raise ValueError(f"{chosen[0]} is for a target_size or bits_per_weight")
         return self
@@ -199,10 +216,10 @@ Merges = Annotated[
 class Recipe(Section):
     """One model's way from the hub to a device. A section left out is a stage skipped."""
 
-    model: PathText | None = Field(
+    model: ModelSource | None = Field(
         None,
         description="A hub id with optional @revision, a local folder, a .gguf file, or "
-        "package:PACKAGE/FILE.gguf.",
+        "package:PACKAGE/FILE.gguf; or `base` and `adapter`.",
     )
     merge: Merges | None = Field(
         None,

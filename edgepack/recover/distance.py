@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from edgepack.model.decoder import Head
+from edgepack.model.decoder import Head, slope
 
 LOGITS_BIAS = "output.bias"
 """The role of the vector that is added to the logits."""
@@ -56,11 +56,13 @@ def kl_gradient(
         with torch.enable_grad():
             normed = student.normalize(mine)
         with torch.no_grad():
-            log_q = student.logits(normed).log_softmax(-1)
+            logits = student.logits(normed)
+            log_q = logits.log_softmax(-1)
             log_p = teacher(theirs).log_softmax(-1)
             total += float(_kl(log_p, log_q).sum())
             at_logits = log_q.exp_().sub_(log_p.exp_()).div_(len(x))
-            at_norm = (at_logits.to(dtype) @ back).float()
+            at_product = at_logits * slope(logits, student.dimensions)
+            at_norm = (at_product.to(dtype) @ back).float()
         at_x, *at_inner = torch.autograd.grad(
             normed, [mine, *(leaves[role] for role in inner)], at_norm
         )
@@ -68,7 +70,7 @@ def kl_gradient(
         for role, gradient in zip(inner, at_inner, strict=True):
             vectors[role] += gradient
         if LOGITS_BIAS in vectors:
-            vectors[LOGITS_BIAS] += at_logits.sum(0)
+            vectors[LOGITS_BIAS] += at_product.sum(0)
     return KlGradient(total / len(x), hidden, vectors)
 
 

@@ -115,7 +115,7 @@ def _student(
     load = trainable.WeightCache(read, IN_MEMORY)
     masters: Masters = {}
     for spec in decoder.checkpoint.specs.values():
-        if len(spec.shape) > 1 and spec.block is not None:
+        if spec.is_matrix and spec.block is not None:
             masters[spec.name] = trainable.masters(load(spec.name), settings.train)
         elif len(spec.shape) == 1 and "norms" in settings.train:
             masters[spec.name] = {VALUE: decoder.checkpoint.tensor(spec.name).clone()}
@@ -184,7 +184,7 @@ def _write(run: Run, weights: Path, folder: Path) -> None:
     student.masters = run.best if run.report.best_step else {}
     norms = {}
     for spec in specs.values():
-        if len(spec.shape) == 1:
+        if not spec.is_matrix:
             norms[spec.name] = student.vector(spec.name).cpu().contiguous()
         elif not _file(folder, spec.name).exists():
             tensors, about = load_tensors(_file(weights, spec.name))

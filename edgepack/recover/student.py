@@ -65,7 +65,7 @@ class Student:
 
     def _weight(self, name: str, leaves: Leaves | None) -> Tensor:
         parts: dict[str, Tensor]
-        if len(self.decoder.checkpoint.specs[name].shape) == 1:
+        if not self.decoder.checkpoint.specs[name].is_matrix:
             weight, parts = None, {VALUE: self.vector(name)}
         else:
             weight = self.current_weight(name)

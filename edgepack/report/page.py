@@ -25,6 +25,7 @@ METHODS = {
     "caldera": "rounded so, alternating with a low-rank correction L·R",
     "plain": "rounded to nearest, where error feedback gains nothing",
     "corrected": "rounded to nearest, with the low-rank correction L·R of what that leaves",
+    "exact": "taken as it is: the source's numbers lie on this very grid",
     "source": "copied: the source stores it in this very format",
 }
 """What the column `method` means."""
@@ -100,6 +101,21 @@ def render(manifest: Manifest) -> str:
     return "\n".join(lines[:-1]) + "\n"
 
 
+def grids(about: Mapping[str, Any] | None) -> str | None:
+    """How much of the model lies on a grid; None if it was not looked for."""
+    if about is None:
+        return None
+    weights, numbers = (
+        sum(one[key] for one in about["types"].values()) for key in ("weights", "numbers")
+    )
+    if not weights:
+        return "no matrix of the source lies on a format's grid"
+    types = ", ".join(f"{name} × {one['weights']}" for name, one in about["types"].items())
+    share = 100 * numbers / about["numbers"]
+    text = f"{weights} of {about['weights']} matrices of the source ({share:.1f} % of the numbers)"
+    return f"{text} lie exactly on a grid: {types}"
+
+
 def sliced(parts: Mapping[str, Sequence[int]]) -> list[list[str]]:
     """Weights before and after slicing by part of the model, as numbers and as bytes of float16."""
     totals = [sum(counts) for counts in zip(*parts.values(), strict=True)]
@@ -136,6 +152,8 @@ def _head(manifest: Manifest) -> list[str]:
         lines += [f"- fine-tuned: {_recovery(manifest['rft'])}"] if manifest["rft"] else []
     lines += [f"- merge: {line}" for line in merge(manifest.get("merge"))]
     lines.append(f"- compress: {_compression(compress)}")
+    if on_grids := grids(manifest["grids"]):
+        lines.append(f"- grids: {on_grids}")
     if "calibrate" in manifest["stages"]:
         source = calibrate["source"]
         source = "text the model wrote itself" if source == "self" else f"`{source}`"

@@ -17,7 +17,16 @@ from edgepack.core.tables import align, format_size
 from edgepack.core.untrusted import shorten
 from edgepack.errors import EdgepackError
 from edgepack.recipe.read import load
-from edgepack.report.page import bought, commands, measurements, merge, merged, predicted, sliced
+from edgepack.report.page import (
+    bought,
+    commands,
+    grids,
+    measurements,
+    merge,
+    merged,
+    predicted,
+    sliced,
+)
 
 if TYPE_CHECKING:
     from edgepack.checkpoint.gguf_header import GgufHeader
@@ -201,6 +210,7 @@ def summary(manifest: Mapping[str, Any], folder: Path) -> list[str]:
         *([f"  needs {needs}"] if (needs := manifest.get("requires")) else []),
         *(f"  merge: {line}" for line in merge(manifest.get("merge"))),
         *(f"  merged: {line}" for line in merged(manifest["merged"])),
+        *(f"  {line}" for line in textwrap.wrap(grids(manifest.get("grids")) or "", 77)),
         "",
         *_sliced_text(manifest["slice"]),
         *(table or align([row[:-1] for row in measurements(measured)])),

@@ -28,11 +28,14 @@ def agreement(runtime: Scorer, tokenizer: PreTrainedTokenizerFast) -> None:
     before, after = special.wrapping(tokenizer)
     bare = tokenizer.encode("a", add_special_tokens=False)
     found = runtime.tokenize("a", bos=True, special=True)
-    if found not in ([*before, *bare], [*before, *bare, *after]):
+    # llama.cpp puts one token on each side; vocabulary_check names those that it leaves out.
+    starts, stops = (before, before[:1]), (after[:0], after, after[-1:])
+    if found not in [[*start, *bare, *stop] for start in starts for stop in stops]:
         wrong.append(Difference("a", tokenizer.encode("a"), found))
     if wrong:
-        first = min(wrong, key=lambda difference: len(difference.text))
+        shortest = min(wrong, key=lambda difference: len(difference.text))
         raise ExportError(
-            f"the runtime reads text otherwise than the model: {reasons.explain(first)}; {first}",
+            f"the runtime reads text otherwise than the model: {reasons.explain(shortest)}; "
+            f"{shortest}",
             hint=HINT,
         )

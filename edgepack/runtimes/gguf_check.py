@@ -28,7 +28,7 @@ NOT_WEIGHTS = {Kind.I8, Kind.I16, Kind.I32, Kind.I64, Kind.F64, Kind.Q8_1, Kind.
 """Types that no matrix product accepts as a weight."""
 ROPE_SCALING = ("none", "linear", "yarn", "longrope")
 NO_VOCABULARY = ("none", "no_vocab")
-VOCABULARIES = ("llama", "gpt2", "bert", "t5", "rwkv", "plamo2")
+VOCABULARIES = ("llama", "gpt2", "gemma4", "bert", "t5", "rwkv", "plamo2")
 """Kinds of vocabulary whose tokens must differ; others are newer than this list."""
 
 

@@ -110,14 +110,30 @@ def join(plan: Plan) -> Plan:
     return replace(plan, model=stage.model).adding(stage, notes=_growth(stage.model, options))
 
 
+METHODS = ("global", "per_block")
+
+
+def why_not(family: Architecture, method: str) -> str | None:
+    """Why models of a family cannot be sliced by a method; None if they can."""
+    if not family.rotates_freely:
+        return f"{family.name} models have norms behind attention and MLP, which no rotation passes"
+    if family.kind_roles:
+        kinds = ", ".join(family.kind_roles)
+        return f"{family.name} models have blocks of several kinds ({kinds})"
+    if method == "global" and family.square_q and "attn_qkv" in family.block:
+        return f"llama.cpp takes q of {family.name} models to be as wide as the stream"
+    if method == "global" and not family.gguf:
+        return f"{family.name} models have LayerNorms, and would be of no family without them"
+    return None
+
+
 def _refuse(family: Architecture, options: sections.Slice, *, for_transformers: bool) -> None:
     """A method that a family cannot be sliced by."""
-    if options.method == "global" and not family.gguf:
-        raise RecipeError(
-            f"slice.method: a {family.name} model has LayerNorms, and would be no {family.name} "
-            "model without them",
-            hint="use method: per_block",
-        )
+    if reason := why_not(family, options.method):
+        others = [method for method in METHODS if why_not(family, method) is None]
+        place = "slice.method" if others else "slice"
+        hint = f"use method: {others[0]}" if others else "remove slice from the recipe"
+        raise RecipeError(f"{place}: {reason}", hint=hint)
     if options.method == "per_block" and for_transformers and not has_code(family):
         raise RecipeError(
             f"slice.method: transformers cannot load {family.name} models with shortcut matrices",

@@ -16,6 +16,7 @@ from edgepack.recipe.sections import Recipe
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from edgepack.architectures.base import Architecture
     from edgepack.checkpoint import Checkpoint
     from edgepack.formats.base import Format
     from edgepack.planning.target import Formats, Load, Types
@@ -47,14 +48,15 @@ class Gguf(Target):
                 hint="use method: global, or write --target checkpoint",
             )
 
+    @classmethod
+    def why_not(cls, family: Architecture) -> str | None:  # noqa: D102
+        return None if family.gguf else f"{family.name} models cannot be written as GGUF"
+
     def check_model(self, original: Checkpoint) -> list[str]:  # noqa: D102
         from edgepack.checkpoint import vocabulary_check
 
-        if not original.architecture.gguf:
-            raise RecipeError(
-                f"model: {original.architecture.name} models cannot be written as GGUF",
-                hint="--target checkpoint writes them, sliced",
-            )
+        if reason := self.why_not(original.architecture):
+            raise RecipeError(f"model: {reason}", hint="--target checkpoint writes them, sliced")
         return [*original.gguf_warnings(), *vocabulary_check.check(original)]
 
     def options(self, model: Checkpoint) -> dict[str, Any]:
@@ -77,7 +79,9 @@ class Gguf(Target):
     def remarks(self, model: Checkpoint, formats: Formats) -> list[str]:  # noqa: D102
         architecture = str(model.gguf_metadata()["general.architecture"][0])
         types = {fmt.Q for fmt in formats.values()}
-        return programs.refusals(architecture, types, factors=bool(_with_factors(formats)))
+        waiting = [f"{name}: {why}" for name in sorted(types) if (why := _waits(name))]
+        factors = bool(_with_factors(formats))
+        return [*waiting, *programs.refusals(architecture, types, factors=factors)]
 
     def requires(self, model: Checkpoint, formats: Formats) -> str | None:  # noqa: D102
         return programs.llama_cpp({fmt.Q for fmt in formats.values()})
@@ -148,12 +152,15 @@ class Gguf(Target):
 
     def commands(self, manifest: Mapping[str, Any], folder: PurePath) -> list[str]:  # noqa: D102
         weights = manifest["weights"].values()
+        used = {about["formats"]["Q"] for about in weights}
         base, modelfile = (shlex.quote(str(folder / name)) for name in (BASE, "Modelfile"))
         ranked = any(about["rank"] for about in weights)
         files = f"-m {base}" + (f" --lora {_listed(folder / FACTORS)}" if ranked else "")
         lines = [f"edgepack {verb} {shlex.quote(str(folder))}" for verb in ("chat", "serve")]
         lines += [f"{program} {files}" for program in ("llama-cli", "llama-server")]
-        if programs.UNREAD.isdisjoint(about["formats"]["Q"] for about in weights):
+        if not programs.PROPOSED.isdisjoint(used):  # of a llama.cpp that was built for them
+            return lines[-2:]
+        if programs.UNREAD.isdisjoint(used):
             lines.append(f"ollama create NAME -f {modelfile} && ollama run NAME")
         if not ranked:  # LM Studio has no adapters; without --copy it would take the file away
             lines.append(f"lms import --copy --user-repo edgepack/NAME {base}")
@@ -165,6 +172,15 @@ def _listed(path: PurePath) -> str:
     text = str(path)
     quoted = '"{}"'.format(text.replace('"', '""')) if set(text) & set('",') else text
     return shlex.quote(quoted)
+
+
+def _waits(name: str) -> str:
+    """Why a type is experimental; empty if it is not."""
+    from edgepack.formats import get
+    from edgepack.formats.base import GgmlFormat
+
+    fmt = get(name)
+    return fmt.waits if isinstance(fmt, GgmlFormat) else ""
 
 
 def _with_factors(formats: Formats) -> Formats:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgepack.core.progress import Progress, Steps
-from edgepack.errors import EdgepackError, missing_extra
+from edgepack.errors import EdgepackError, RecipeError, missing_extra
 from edgepack.planning.target import Library, Target
 from edgepack.recipe.export import Onnx as Options
 from edgepack.recipe.sections import Recipe
@@ -16,9 +16,11 @@ from edgepack.recipe.sections import Recipe
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from edgepack.architectures.base import Architecture
     from edgepack.checkpoint import Checkpoint
     from edgepack.formats.base import Format
     from edgepack.planning.target import Formats, Load, Types
+    from edgepack.runtimes.base import Scorer
     from edgepack.runtimes.models import Model, Runnable
 
 FLOAT = 4
@@ -35,10 +37,25 @@ class Onnx(Target):
         *("int2_g32", "q2_0", "int2_g128"),
     )
     maker = "plain rounding"
+    copies = 2
 
     def check_recipe(self, recipe: Recipe) -> None:  # noqa: D102
         if find_spec("onnx") is None:
             raise missing_extra("onnx", "onnx")
+
+    @classmethod
+    def why_not(cls, family: Architecture) -> str | None:  # noqa: D102
+        from edgepack.export import onnx_families
+
+        return onnx_families.why_not(family)
+
+    def check_model(self, original: Checkpoint) -> list[str]:  # noqa: D102
+        from edgepack.export import onnx_limits as limits
+
+        if reason := self.why_not(original.architecture):
+            raise RecipeError(f"model: {reason}", hint="write --target gguf")
+        limits.check_profile(original, self.export.onnx)
+        return limits.half_remarks(original, self.export.onnx)
 
     def options(self, model: Checkpoint) -> dict[str, Any]:  # noqa: D102
         return super().options(model) | self.export.onnx.model_dump()
@@ -54,11 +71,11 @@ class Onnx(Target):
         return onnx.files_size(model, formats, onnx.graph_options(model, self.export.onnx))
 
     def remarks(self, model: Checkpoint, formats: Formats) -> list[str]:  # noqa: D102
-        from edgepack.export import onnx
+        from edgepack.export import onnx_limits as limits
 
         used = {fmt.Q for fmt in formats.values()}
-        slow = onnx.slow_formats(self.export.onnx.profile, used)
-        return [*onnx.short_context(model, self.export.onnx), *slow]
+        slow = limits.slow_formats(self.export.onnx.profile, used)
+        return [*limits.context_remarks(model, self.export.onnx), *slow]
 
     def requires(self, model: Checkpoint, formats: Formats) -> str | None:  # noqa: D102
         from edgepack.export import onnx
@@ -88,6 +105,12 @@ class Onnx(Target):
         from edgepack.runtimes.onnx_runtime import model_file
 
         return Model("edgepack", model_file(folder))
+
+    def check_written(self, runtime: Scorer) -> None:  # noqa: D102
+        from edgepack.export import onnx_limits as limits
+
+        if self.export.onnx.activations == "float16":
+            limits.check_finite_logits(runtime)
 
     def write_original(self, original: Checkpoint, folder: Path, stage: str) -> Steps[Runnable]:  # noqa: D102
         from edgepack.export import onnx
@@ -123,7 +146,7 @@ class Onnx(Target):
     def memory(self, elements: int, own: int, logits: int, *, stock: bool) -> int:
         """ONNX Runtime copies files, what is f16 as float32."""
         files = 2 if stock else 1
-        return (2 + FLOAT) * elements + files * 2 * own + 2 * (1 + files) * logits
+        return (2 + FLOAT) * elements + files * self.copies * own + 2 * (1 + files) * logits
 
     def without_factors(self) -> None:  # noqa: D102
         raise EdgepackError(

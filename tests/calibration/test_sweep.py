@@ -25,10 +25,9 @@ from edgepack.model.stream import Activations, Tokens
 from edgepack.recipe.sections import Calibrate
 from edgepack.recipe.texts import source_path
 from tests.support.dying import dies_before, files
-from tests.support.tiny import CHAT, LAYER_NORM, TEXT, make_model
+from tests.support.tiny import CHAT, FAMILIES, LAYER_NORM, TEXT, make_model
 
 LENGTH = 40
-FAMILIES = ["llama", "qwen2", "qwen3"]  # plain, with biases, with norms of q and k
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +82,9 @@ def whole_model(
         return x if labels is not None else x + (x.bfloat16().float() - x).detach()
 
     seen: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}
-    embedded = decoder.embed(tokens.all).detach().requires_grad_()
-    x = stored(embedded)
+    scale = decoder.dimensions.embedding_scale
+    embedded = (decoder.embed(tokens.all) / scale).detach().requires_grad_()
+    x = stored(scale * embedded)
     for i in range(decoder.dimensions.num_hidden_layers):
         block = decoder.block(i)
 
@@ -97,9 +97,10 @@ def whole_model(
         x = stored(block(x, linear=linear))
     head = decoder.head()
     normed = head.normalize(x)
-    logits = head.logits(normed)
-    logits.retain_grad()
-    seen[HEAD, HEAD] = normed, logits
+    product = head.product(normed)
+    product.retain_grad()
+    logits = head.finish(product)
+    seen[HEAD, HEAD] = normed, product
     drawn = sampled_labels(decoder, logits.detach(), tokens, seed) if labels is None else labels
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), drawn, reduction="sum").backward()
     train = len(tokens.train)

@@ -81,7 +81,6 @@ def test_tensors_are_float32_copies_without_loss(tmp_path, dtype):
 
 def test_a_tied_copy_of_the_embedding_is_no_weight(folder):
     edit(folder, tie_word_embeddings=True)
-    assert "tie_word_embeddings" in refusal(folder)  # an untied head, declared tied
     edit_weights(folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"] + 0}))
     assert "lm_head.weight" not in open_checkpoint(str(folder)).specs
 
@@ -266,16 +265,14 @@ def test_source_says_where_the_model_came_from(folder, gguf_path):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"model_type": "gpt_neox"}, "supported: llama, mistral, opt, phi, qwen2, qwen3"),
+        ({"model_type": "gpt_neox"}, "supported: ernie4_5, gemma2"),
         ({"model_type": "gemma2"}, "whose norms behind attention and MLP no rotation passes"),
         ({"model_type": ...}, "model_type None"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "gptq"),
-        ({"quantization_config": {"quant_method": "fp8"}}, "fp8"),
         ({"hidden_act": "gelu"}, "'gelu'"),
         ({"hidden_size": ...}, "hidden_size"),
         ({"vocab_size": 100}, "model.embed_tokens.weight has shape"),
         ({"num_hidden_layers": 3}, "lacks tensors: model.layers.2"),
-        ({"num_hidden_layers": 1}, "no part of a llama model: model.layers.1"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "'yarn'"),
         ({"rope_parameters": {"rope_type": "llama3", "factor": 4.0}}, "low_freq_factor"),
         ({"partial_rotary_factor": 0.5}, "partial rotary"),
@@ -318,7 +315,7 @@ def test_missing_files(tmp_path):
     (tmp_path / "m/config.json").unlink()
     assert "no readable config.json" in refusal("m", tmp_path)
     (tmp_path / "m/adapter_config.json").touch()
-    assert "merge it" in refusal("m", tmp_path)
+    assert "{base: …, adapter: …}" in refusal("m", tmp_path)
     (tmp_path / "m/x.gguf").touch()
     assert "x.gguf" in refusal("m", tmp_path)
 
@@ -364,7 +361,7 @@ def test_corrupted_gguf_headers(gguf_path):
         ("llama.attention.head_count_kv", [2, 1], "differs from block to block"),
         ("llama.block_count", None, "llama.block_count is missing"),
         ("llama.embedding_length", 128, "has shape"),
-        ("split.count", 2, "llama-gguf-split"),
+        ("split.count", 2, "one part of a model of 2"),
     ],
 )
 def test_refused_metadata(folder, key, value, named):

@@ -227,7 +227,7 @@ U32, STR, ARR = 4, 8, 9
         (header(tensors=[tensor(dims=(0, 4))]), "is empty"),
         (header(tensors=[tensor(dims=(2**62, 2**62))]), "ends before the data of t"),
         (header(tensors=[tensor(dims=(33,), kind=8)]), "33 columns, Q8_0 goes by 32"),
-        (header(tensors=[tensor(kind=4)]), "unknown type 4"),
+        (header(tensors=[tensor(kind=4)]), "t has type 4, Q4_2"),
         (header(tensors=[tensor(offset=2**62)]), "ends before the data of t"),
         (header(), "general.architecture is missing"),
         (header([key("general.architecture", U32, field("I", 1))]), "general.architecture"),

@@ -11,12 +11,23 @@ from tokenizers import Regex, Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split, WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
-from edgepack.checkpoint import open_checkpoint, pretokenizers, vocabulary
-from edgepack.checkpoint.tokenizer import from_folder, from_gguf
+from edgepack.checkpoint import (
+    open_checkpoint,
+    pretokenizer_names,
+    pretokenizers,
+    probes,
+    vocabulary,
+)
+from edgepack.checkpoint.gguf_header import GgufHeader
+from edgepack.checkpoint.llama_vocab import LlamaVocab
+from edgepack.checkpoint.tokenizer import from_folder, from_gguf, splitting_of
+from edgepack.checkpoint.vocabulary_check import compare
 from edgepack.errors import CheckpointError
 from tests.support.tiny import SPECIAL, make_model, make_tokenizer
+from tests.support.tricky import TRICKY
 from tests.support.vocabularies import (
     GPT2_STYLE,
+    RECOGNISED,
     Runtime,
     fields_of,
     fuzz,
@@ -92,15 +103,15 @@ def test_a_folder_is_read_as_its_tokenizer_json_says(smollm, tmp_path):
 
 @pytest.mark.slow
 def test_llama_cpps_checksum_finds_smollm(smollm):
-    assert vocabulary.pretokenizer_name(smollm.tokenizer) == "smollm"
+    assert pretokenizer_names.find(smollm.tokenizer) == "smollm"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", pretokenizers.SPLITTINGS)
+@pytest.mark.parametrize("name", RECOGNISED)
 def test_folder_to_gguf_and_back_agrees_with_llama_cpp(name, tmp_path):
     tokenizer = make_tokenizer(GPT2_STYLE.get(name) or splits(name))
     tokenizer.backend_tokenizer.model.ignore_merges = pretokenizers.SPLITTINGS[name].ignore_merges
-    assert vocabulary.pretokenizer_name(tokenizer) == name
+    assert pretokenizer_names.find(tokenizer) == name
     write_vocabulary(tmp_path / "vocab.gguf", tokenizer)
     again, runtime = reread(tmp_path / "vocab.gguf"), Runtime(tmp_path / "vocab.gguf")
     for text in (TORTURE, fuzz()):
@@ -181,7 +192,7 @@ def refusals():
     spm = {"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": ["a"]}
     return {
         "'bert'": lambda: from_gguf(fields | {"tokenizer.ggml.model": "bert"}, "x"),
-        "'superbpe'": lambda: from_gguf(fields | {"tokenizer.ggml.pre": "superbpe"}, "x"),
+        "'whitespace'": lambda: from_gguf(fields | {"tokenizer.ggml.pre": "whitespace"}, "x"),
         "more than once": lambda: from_gguf(fields | {"tokenizer.ggml.tokens": ["a", "a"]}, "x"),
         "missing": lambda: from_gguf({"tokenizer.ggml.model": "gpt2"}, "x"),
         "score": lambda: from_gguf(spm, "x"),
@@ -208,17 +219,59 @@ def test_a_broken_tokenizer_json_is_refused(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-VOCABULARIES = ["gpt-2", "llama-bpe", "qwen2", "starcoder", "refact", "llama-spm"]
+VOCABULARIES = (
+    *("aquila", "baichuan", "command-r", "deepseek-coder", "deepseek-llm", "falcon", "gemma-4"),
+    *("gpt-2", "gpt-neox", "llama-bpe", "llama-spm", "mpt", "phi-3", "qwen2", "qwen35"),
+    *("refact", "starcoder"),
+)
+REFUSED = {"bert-bge": "WordPiece", "nomic-bert-moe": "Unigram"}
+BETWEEN = "\n__ggml_vocab_test__\n"
+
+
+def of_llama_cpp(name):
+    path = Path(os.environ.get("LLAMA_CPP", "/nonexistent")) / f"models/ggml-vocab-{name}.gguf"
+    if not path.is_file():
+        pytest.skip("set LLAMA_CPP to a checkout of llama.cpp")
+    return path
 
 
 @pytest.mark.parametrize("name", VOCABULARIES)
 def test_llama_cpps_own_vocabularies(name):
-    """Real vocabularies, where a checkout of llama.cpp is at hand: LLAMA_CPP=/path/to/it."""
-    path = Path(os.environ.get("LLAMA_CPP", "/nonexistent")) / f"models/ggml-vocab-{name}.gguf"
-    if not path.is_file():
-        pytest.skip("set LLAMA_CPP to a checkout of llama.cpp")
-    tokenizer, runtime = reread(path), Runtime(path)
-    for text in (TORTURE, fuzz(), "", " ", "Hello </s> world"):
+    """Real vocabularies, where a checkout of llama.cpp is at hand: LLAMA_CPP=/path/to/it. Some
+    have texts with the ids that the models' own tokenizers give."""
+    path = of_llama_cpp(name)
+    fields = {key: entry[0] for key, entry in GgufHeader(path).metadata.items()}
+    tokenizer, exact, runtime = from_gguf(fields, name), LlamaVocab(fields, name), Runtime(path)
+    for text in (*TRICKY, *probes.EVERYDAY, *probes.RARE, TORTURE, fuzz(), " </s>  x </s>"):
         for special in (False, True):
-            ids = tokenizer.encode(text, add_special_tokens=special)
-            assert ids == runtime.encode(text, special)
+            ids = runtime.encode(text, special)
+            assert tokenizer.encode(text, add_special_tokens=special) == ids
+            assert exact.encode(text, special=special) == ids
+    if path.with_suffix(".gguf.inp").is_file():
+        texts = path.with_suffix(".gguf.inp").read_text(encoding="utf-8").split(BETWEEN)
+        lines = path.with_suffix(".gguf.out").read_text().splitlines()
+        for text, line in zip(texts[: len(lines)], lines, strict=True):
+            assert tokenizer.encode(text, add_special_tokens=False) == [*map(int, line.split())]
+
+
+@pytest.mark.parametrize("name", VOCABULARIES)
+def test_llama_cpps_vocabularies_are_written_as_they_were(name):
+    """Files of llama.cpp's own conversion: tokens, merges, and a name that splits in the same way.
+    The names are found by real checksums."""
+    given = {key: entry[0] for key, entry in GgufHeader(of_llama_cpp(name)).metadata.items()}
+    tokenizer = from_gguf(given, name)
+    writer = gguf.GGUFWriter(None, "gemma4" if name == "gemma-4" else "llama")
+    writer.add_name(given["general.name"])
+    vocabulary.write(writer, tokenizer, len(given["tokenizer.ggml.tokens"]), {})
+    fields = {key: entry.value for key, entry in writer.kv_data[0].items()}
+    for key in ("model", "tokens", "merges", "bos_token_id", "eos_token_id"):
+        assert fields.get(f"tokenizer.ggml.{key}") == given.get(f"tokenizer.ggml.{key}"), key
+    assert compare(fields, tokenizer) == ()
+    if fields["tokenizer.ggml.model"] != "llama":
+        assert splitting_of(fields, name) == splitting_of(given, name)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_llama_cpps_other_vocabularies_are_refused_by_name(name):
+    with pytest.raises(CheckpointError, match=REFUSED[name]):
+        reread(of_llama_cpp(name))

@@ -7,24 +7,41 @@ import pytest
 import torch
 
 from edgepack.checkpoint import open_checkpoint
-from tests.support.tiny import FAMILIES, make_model, write_gguf
+from edgepack.checkpoint.save import SIZES
+from edgepack.core import plugins
+from tests.support.tiny import FAMILIES, SQUARE, make_model, write_gguf
+
+CASES = [
+    (family, tied)
+    for family, tied in itertools.product(FAMILIES, [True, False])
+    if plugins.find("architectures", family).head != ("untied" if tied else "tied")
+]
 
 
-@pytest.fixture(scope="module", params=itertools.product(FAMILIES, [True, False]), ids=str)
+@pytest.fixture(scope="module", params=CASES, ids=str)
 def made(request, tmp_path_factory):
     family, tied = request.param
-    folder = tmp_path_factory.mktemp("models") / f"{family}-{tied}"
-    # llama.cpp takes qwen2's head size from the hidden size
-    head_dim = 16 if family == "qwen2" else 32
+    folder = tmp_path_factory.mktemp("models") / "made"  # llama.cpp reads meaning into names
+    head_dim = 16 if family in SQUARE else 32
     return folder, make_model(folder, family, tied=tied, head_dim=head_dim), tied
 
 
 def parameters(model, tied):
-    return {
-        name: value.float()
-        for name, value in model.state_dict().items()
-        if not (tied and name == "lm_head.weight")
-    }
+    """What a checkpoint gives: gains as they multiply, weights that are stored together apart."""
+    family = plugins.find("architectures", model.config.model_type)
+    found = {}
+    for name, value in model.state_dict().items():
+        if tied and name == "lm_head.weight":
+            continue
+        value = value.float() + (family.norm_shift if name.endswith("norm.weight") else 0)
+        prefix, stored = name, ""
+        if name.startswith("model.layers."):
+            prefix, stored = name.rsplit(".", name.count(".") - 2)[0], name.split(".", 3)[3]
+        roles = family.stored.get(stored, ())
+        parts = value.chunk(len(roles)) if roles else ()
+        found |= {f"{prefix}.{family.block[r]}": v for r, v in zip(roles, parts, strict=True)}
+        found |= {} if roles else {name: value}
+    return found
 
 
 @pytest.mark.slow
@@ -43,13 +60,16 @@ def test_names_shapes_and_tensors_are_those_of_transformers(made):
 @pytest.mark.slow
 def test_dimensions_are_those_of_the_configuration(made):
     folder, model, tied = made
-    dims, config = open_checkpoint(str(folder)).dimensions, model.config
-    plain = {f.name for f in dataclasses.fields(dims)} - {"rope_theta", "rope_scaling"}
-    for name in plain - {"sliding_window", "partial_rotary_factor"}:
-        assert getattr(dims, name) == getattr(config, name)
-    assert dims.rope_theta == config.rope_parameters["rope_theta"]
-    assert dims.rope_scaling is None
-    assert dims.sliding_window == (4096 if config.model_type == "mistral" else None)
+    checkpoint, config = open_checkpoint(str(folder)), model.config
+    dims, family = checkpoint.dimensions, checkpoint.architecture
+    for name in SIZES:
+        wanted = getattr(config, family.renamed.get(name, name), None)
+        assert getattr(dims, name) == wanted or (name == "head_dim" and wanted is None)
+    rope = config.rope_parameters
+    assert dims.rope_theta == rope.get("full_attention", rope)["rope_theta"]
+    assert (dims.rope_scaling is None) == (rope.get("rope_type", "default") == "default")
+    window = family.mixed or family.window == "all"
+    assert dims.sliding_window == (config.sliding_window if window else None)
     assert dims.tie_word_embeddings is tied
     assert dims.partial_rotary_factor == 1.0
 
@@ -61,7 +81,8 @@ def test_a_gguf_reads_as_the_folder_it_was_made_from(made, tmp_path):
     write_gguf(tmp_path / "model.gguf", original)
     again = open_checkpoint("model.gguf", tmp_path)
     assert again.architecture.gguf == original.architecture.gguf
-    assert again.dimensions == dataclasses.replace(original.dimensions, sliding_window=None)
+    window = original.dimensions.sliding_window if again.architecture.mixed else None
+    assert again.dimensions == dataclasses.replace(original.dimensions, sliding_window=window)
     assert set(again.specs) == set(original.specs)
     for name, spec in original.specs.items():
         assert again.specs[name] == dataclasses.replace(spec, dtype="F32")

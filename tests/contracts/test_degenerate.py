@@ -343,6 +343,7 @@ def sweep_hessians(path) -> list[Tensor]:
     return [load_hessian(path, name).train for name in names]
 
 
-def test_a_head_without_a_norm_is_an_error():
+def test_a_head_without_a_norm_is_an_error(tmp_path):
+    make_model(tmp_path)
     with pytest.raises(EdgepackError, match="no final norm"):
-        Head.from_vectors({}, torch.ones(2, 2), 1e-5, 2)
+        Head.from_vectors({}, torch.ones(2, 2), open_checkpoint(str(tmp_path)).dimensions)

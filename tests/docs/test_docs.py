@@ -17,7 +17,7 @@ RESULTS_PAGE = DOCS / "results.md"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["help", "recipe"])
+@pytest.mark.parametrize("name", ["help", "recipe", "models"])
 def test_pages_made_by_the_program_are_current(name):
     spec = importlib.util.spec_from_file_location(f"make_{name}", DOCS / f"make_{name}.py")
     maker = importlib.util.module_from_spec(spec)

@@ -27,7 +27,7 @@ from edgepack.runtimes.onnx_runtime import OnnxRuntime
 from tests.support.dying import survives
 from tests.support.graphs import FORMATS, IDS, INT8, distance, logits, rounded, write
 from tests.support.slices import recipe, says
-from tests.support.tiny import FAMILIES, LAYER_NORM, make_model
+from tests.support.tiny import FAMILIES, LAYER_NORM, LONGROPE, make_model
 
 onnx = pytest.importorskip("edgepack.export.onnx", reason="onnx is not installed")
 pytest.importorskip("onnxruntime")
@@ -59,21 +59,24 @@ def test_a_graph_of_plain_weights_has_transformers_logits(dense, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "config",
+    ("family", "config"),
     [
-        {"sliding_window": 8},
-        {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}},
-        {"head_dim": 32},
-        {"head_dim": 80, "heads": 2, "kv_heads": 1},
+        ("mistral", {"sliding_window": 8}),
+        ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}}),
+        ("llama", {"head_dim": 32}),
+        ("llama", {"head_dim": 80, "heads": 2, "kv_heads": 1}),
+        ("smollm3", {"layers": 4}),
+        ("phi3", {"sliding_window": 8}),
+        ("phi3", LONGROPE),
     ],
     ids=str,
 )
 @torch.no_grad()
-def test_windows_stretched_rotation_and_wide_heads(config, tmp_path):
-    family = "mistral" if "sliding_window" in config else "llama"
+def test_windows_stretched_rotation_and_wide_heads(family, config, tmp_path):
     model = make_model(tmp_path / "model", family, dtype=torch.float16, **config).float()
     checkpoint = open_checkpoint(str(tmp_path / "model"))
-    path = write(tmp_path / "out", checkpoint, rounded(checkpoint, "f16"))
+    options = GraphOptions(config.get("original_max_position_embeddings", 128))
+    path = write(tmp_path / "out", checkpoint, rounded(checkpoint, "f16"), options)
     assert np.abs(logits(path) - model(IDS).logits[0].numpy()).max() < 1e-3
 
 
@@ -143,7 +146,7 @@ def test_codes_of_stock_types_are_those_of_the_gguf(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["llama", "qwen3", "opt", "phi"])
+@pytest.mark.parametrize("family", [*FAMILIES, *LAYER_NORM])
 def test_rows_padded_on_the_left_are_as_if_alone(family, tmp_path):
     make_model(tmp_path / "model", family, tied=False, dtype=torch.float16)
     checkpoint = open_checkpoint(str(tmp_path / "model"))

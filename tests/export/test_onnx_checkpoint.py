@@ -18,7 +18,7 @@ from edgepack.model.decoder import Decoder
 from edgepack.runtimes.onnx_runtime import model_file
 from tests.support.graphs import FORMATS, IDS, logits, rounded, write
 from tests.support.slices import recipe
-from tests.support.tiny import FAMILIES, LAYER_NORM, make_model
+from tests.support.tiny import FAMILIES, LAYER_NORM, ROTATABLE, make_model
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 pytest.importorskip("onnxruntime")
@@ -111,7 +111,7 @@ def test_wide_heads(config, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["llama", "opt", "phi"])
+@pytest.mark.parametrize("family", [*ROTATABLE, *LAYER_NORM])
 @pytest.mark.parametrize("method", ["global", "per_block"])
 def test_sliced_models(family, method, tmp_path):
     if method == "global" and family in LAYER_NORM:

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -37,28 +38,31 @@ FORMATS = [
     ("int8", "int8"),
 ]
 """Of the blocks, of the embeddings."""
+OTHERS = ("gemma2", "ernie4_5", "phi3")
+"""Families with soft caps, with neighbours that turn together, with fused weights."""
+HALVES = (False, True)
 
 
 @pytest.fixture(scope="module")
 def graphs(tmp_path_factory):
     """Graph → the version it is said to need."""
     folder, found = tmp_path_factory.mktemp("versions"), {}
-    make_model(folder / "model", hidden=256, intermediate=512, dtype=torch.float16)
-    checkpoint = open_checkpoint(str(folder / "model"))
-    matrices = [s for s in checkpoint.specs.values() if len(s.shape) > 1]
-    for profile in ("cpu", "mobile"):
-        for half in (False, True):
+    for family, formats in {"llama": FORMATS, **dict.fromkeys(OTHERS, FORMATS[:1])}.items():
+        widths = {"hidden": 256, "intermediate": 512} if family == "llama" else {}
+        make_model(folder / family, family, dtype=torch.float16, **widths)
+        checkpoint = open_checkpoint(str(folder / family))
+        matrices = [s for s in checkpoint.specs.values() if len(s.shape) > 1]
+        for profile, half, (blocks, embeddings) in product(("cpu", "mobile"), HALVES, formats):
             options = GraphOptions(64, PROFILES[profile], half=half)
-            for blocks, embeddings in FORMATS:
-                names = {s.name: blocks if s.role != "token_embd" else embeddings for s in matrices}
-                out = folder / f"{profile}-{half}-{blocks}-{embeddings}"
-                out.mkdir()
-                path = finish(onnx.write_plain(out, checkpoint, names, options))
-                with OnnxRuntime(path, context=64) as runtime:
-                    np.save(path.with_suffix(".npy"), runtime.logits(list(range(3, 15)))[None])
-                parts = {name: WeightFormat(form) for name, form in names.items()}
-                graph = onnx.graph_without_values(checkpoint, parts, options)
-                found[path] = oldest_version(graph, half=half)[0]
+            names = {s.name: blocks if s.role != "token_embd" else embeddings for s in matrices}
+            out = folder / f"{family}-{profile}-{half}-{blocks}-{embeddings}"
+            out.mkdir()
+            path = finish(onnx.write_plain(out, checkpoint, names, options))
+            with OnnxRuntime(path, context=64) as runtime:
+                np.save(path.with_suffix(".npy"), runtime.logits(list(range(3, 15)))[None])
+            parts = {name: WeightFormat(form) for name, form in names.items()}
+            graph = onnx.graph_without_values(checkpoint, parts, options)
+            found[path] = oldest_version(graph, half=half)[0]
     return found
 
 

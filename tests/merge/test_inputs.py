@@ -8,8 +8,11 @@ from safetensors.torch import save_file
 
 from edgepack.checkpoint import open_checkpoint
 from edgepack.errors import EdgepackError, RecipeError
+from edgepack.model.open import open_model
+from edgepack.recipe.fine_tune import FineTune
 from edgepack.recipe.references import Reference, parse
 from tests.merge.recipes import LINEAR, made, merges, plan, stages, tensors
+from tests.support.fine_tunes import make_adapter
 from tests.support.tiny import make_model, write_gguf
 
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -68,6 +71,17 @@ def test_an_adapter_is_added_as_a_tensor_is_read(place, rslora):
     wanted = (a[UP].float() + scale * delta).to(torch.bfloat16).float()
     assert torch.allclose(found[UP], wanted, rtol=0.01)
     assert all(torch.equal(found[n], a[n].float()) for n in a if n != UP)
+
+
+def test_a_merge_and_a_recipe_make_the_same_of_an_adapter(place):
+    make_adapter(place / "a", place / "lora", use_dora=True, modules_to_save=["norm"])
+    found = made(plan(place, passthrough("a+lora")))
+    wanted = open_model(FineTune(base="a", adapter="lora"), place)
+    norm = "model.norm.weight"
+    assert not torch.equal(wanted.tensor(norm), tensors(place / "a")[norm].float())
+    for name in found:
+        rounded = wanted.tensor(name).to(torch.bfloat16).float()  # merged in the base's type
+        assert torch.equal(found[name], rounded), name
 
 
 def test_an_adapter_of_another_model_is_refused(place):

@@ -29,6 +29,7 @@ VARIANTS = {
     "wider window": ("mistral", {"sliding_window": 200}),
     "no window": ("mistral", {"sliding_window": None}),
     "qwen3 heads": ("qwen3", {"head_dim": 32, "tied": False}),
+    "q·k as it is": ("granite", {"attention_multiplier": 1.0}),
     "float16": ("qwen2", {"dtype": torch.float16}),
 }
 FAMILIES = {

@@ -1,6 +1,5 @@
 """Padding and rotation leave a model's function alone, in torch and in llama.cpp."""
 
-import itertools
 import json
 
 import pytest
@@ -13,7 +12,7 @@ from edgepack.errors import RecipeError
 from edgepack.model.decoder import Decoder
 from edgepack.model.padding import Padded, pad
 from edgepack.model.rotation import Rotated
-from tests.support.tiny import FAMILIES, make_model, write_gguf
+from tests.support.tiny import SQUARE, TIES, make_model, write_gguf
 
 CHANGES = {
     "padded": lambda checkpoint: pad(checkpoint, 256),
@@ -22,11 +21,11 @@ CHANGES = {
 }
 
 
-@pytest.fixture(scope="module", params=itertools.product(FAMILIES, [True, False]), ids=str)
+@pytest.fixture(scope="module", params=TIES, ids=str)
 def checkpoint(request, tmp_path_factory):
     family, tied = request.param
-    folder = tmp_path_factory.mktemp("models") / f"{family}-{tied}"
-    head_dim = 16 if family == "qwen2" else 32  # llama.cpp takes qwen2's from the hidden size
+    folder = tmp_path_factory.mktemp("models") / "made"
+    head_dim = 16 if family in SQUARE else 32
     make_model(folder, family, tied=tied, head_dim=head_dim)
     return open_checkpoint(str(folder))
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 import edgepack
 from edgepack.recipe.sections import Recipe
+from tests.support.fine_tunes import write_adapter
 from tests.support.tiny import TEXT, make_model
 
 BASE = {
@@ -77,6 +78,7 @@ STACKED = JOINED | {
         ],
     }
 }
+ADAPTED = {**BASE, "model": {"base": "model", "adapter": "adapter"}}
 TUNED = {**BASE, "finetune": {"data": "notes.jsonl", "steps": 4}}
 RECIPES = {
     "plain": (BASE, "gguf"),
@@ -90,6 +92,7 @@ RECIPES = {
     "stacked": (STACKED, "gguf"),
     "weighted": (WEIGHTED, "gguf"),
     "tuned": (TUNED, "gguf"),
+    "adapted": (ADAPTED, "gguf"),
 }
 
 CHAIN = ("merge", "text", "slice", "rft", "calibrate", "allocate", "decompose", "recover")
@@ -178,6 +181,11 @@ OPTIONS = {
     "merge.calibrate.sequence_length": [("weighted", 32, {*AFTER, OF_FILE, *OF_SELF})],
     "merge.calibrate.seed": [("weighted", 1, {*AFTER, OF_FILE, *OF_SELF})],
     "model": [("plain", "other", {"check", *CHAIN})],
+    "model.base": [("adapted", "other", {"check", *CHAIN})],
+    "model.adapter": [
+        ("adapted", "another", {"check", *CHAIN}),
+        ("adapted", ["adapter", "another"], {"check", *CHAIN}),
+    ],
     **{f"merge.{option}": [(name, value, {"check", *CHAIN})] for option, name, value in MERGES},
     "slice.method": [("sliced", "per_block", "slice", "checkpoint")],
     "slice.width": [("sliced", {"width": 32, "sparsity": None, "round_to": None}, set())],
@@ -286,7 +294,7 @@ def options(model: type[BaseModel] = Recipe, place: str = "") -> Iterator[str]:
         glob = "*.v_proj." if name == "overrides" else ""
         for section in sections:
             yield from options(section, f"{place}{name}.{glob}")
-        if not sections:
+        if not sections or place + name == "model":  # a name, or a section
             yield place + name
 
 
@@ -310,6 +318,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("keys")
     make_model(folder / "model", tied=False)
     make_model(folder / "other", tied=False, seed=1)
+    for name, seed in (("adapter", 1), ("another", 2)):
+        write_adapter(folder / name, "model.layers.0.mlp.up_proj", (96, 64), seed=seed)
     (folder / "text.txt").write_text("\n".join(TEXT * 30))
     (folder / "other.txt").write_text("\n".join(reversed(TEXT * 30)))
     for name, answer in (("notes", "a fox"), ("other", "a dog")):

@@ -48,6 +48,15 @@ def test_a_merge_comes_from_those_of_its_models_that_are_on_the_hub(tmp_path):
     assert text == f"\n# {tmp_path.name}\n"
 
 
+def test_a_fine_tune_comes_from_its_base_and_its_adapters(tmp_path):
+    base = {"model": "ann/tiny@main", "kind": "hub", "revision": "0" * 40}
+    lora = {"model": "bob/lora", "kind": "hub", "revision": "1" * 40}
+    local = {"model": "notes", "kind": "folder", "files": {}}
+    about = {"model": "x", "kind": "adapted", "base": base, "adapters": [lora, local]}
+    header, _ = parts(make(tmp_path, manifest(about)))
+    assert header["base_model"] == ["ann/tiny", "bob/lora"]
+
+
 def test_an_adapter_of_finetune(tmp_path):
     (tmp_path / "adapter.gguf").write_bytes(b"GGUF")
     (tmp_path / "report.md").write_text("lines of the training data")

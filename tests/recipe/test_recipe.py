@@ -18,6 +18,10 @@ RECIPES = sorted((Path(__file__).parents[2] / "edgepack/recipe/examples").glob("
 WRONG = {
     "compres: {}": ("compres: there is no such key", "did you mean compress?"),
     "compress: {formt: q4_0}": ("compress.formt: there is no such key", "did you mean format?"),
+    "model: {base: x, adaptor: y}": ("model.adaptor: there", "did you mean adapter?"),
+    "model: {base: x}": ("model.adapter: is missing", "PEFT adapter"),
+    "model: {adapter: []}": ("model.adapter", "PEFT adapter"),
+    "model: 3": ("model: ", "hub id"),
     "zzz: 1": ("zzz: there is no such key", "known keys: calibrate, compress"),
     "compress: {overrides: {'*': {rang: 3}}}": ("overrides.*.rang", "did you mean rank?"),
     "calibrate: {tokens: many}": ("calibrate.tokens: ", "Calibration tokens"),

@@ -320,8 +320,8 @@ def test_steps_are_shares_of_what_they_change():
     assert unit_step("L", start).tolist() == [[4.0, 0.0, 2.0, 2.0]]
 
 
-def test_the_divergence_of_a_model_from_itself_is_nothing():
-    head = Head(torch.ones(8), torch.randn(50, 8), 1e-5)
+def test_the_divergence_of_a_model_from_itself_is_nothing(simple):
+    head = Head(torch.ones(8), torch.randn(50, 8), replace(simple[0].dimensions, hidden_size=8))
     x = torch.randn(300, 8)
     assert divergence(head, head, x, x) == 0.0
 

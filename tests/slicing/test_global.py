@@ -22,10 +22,10 @@ from edgepack.slicing.basis import orient, principal_directions
 from tests.support.commands import run
 from tests.support.dying import survives
 from tests.support.slices import HIDDEN, IDS, NARROW, recipe, says
-from tests.support.tiny import FAMILIES, make_model, write_gguf
+from tests.support.tiny import SLICED, make_model, write_gguf
 
 
-@pytest.fixture(params=[(f, t) for f in FAMILIES for t in (True, False)], ids=str)
+@pytest.fixture(params=SLICED, ids=str)
 def dense(request, tmp_path):
     """A model of every family; head_dim is not the hidden size divided by the heads."""
     family, tied = request.param

@@ -1,4 +1,4 @@
-"""A stand-in for the hub: the endpoints of which huggingface_hub makes use to upload a model."""
+"""A stand-in for the hub: what huggingface_hub asks of it to upload and download a model."""
 
 from __future__ import annotations
 
@@ -40,6 +40,8 @@ class Hub:
     over: threading.Event = field(default_factory=threading.Event)
     fail: dict = field(default_factory=dict)
     """Part of a path → status that it is answered with."""
+    sent: dict = field(default_factory=dict)
+    """File name → bytes of it that were downloaded."""
 
     def files(self, name, branch="main"):
         return self.repos[name].branches[branch]
@@ -63,7 +65,7 @@ def _handler(hub):
             pass
 
         def reply(self, status, content=None, **headers):
-            data = json.dumps(content or {}).encode()
+            data = json.dumps({} if content is None else content).encode()
             self.send_response(status)
             for name, value in {"Content-Type": "application/json", **headers}.items():
                 self.send_header(name.replace("_", "-"), value)
@@ -98,7 +100,28 @@ def _handler(hub):
             else:
                 self.answer(path, data)
 
-        do_GET = do_POST = do_PUT = handle_any
+        do_GET = do_HEAD = do_POST = do_PUT = handle_any
+
+        def file(self, _, name, revision, path):
+            """A file, or the part of it that is asked for."""
+            if not (repo := self.repo(name)):
+                return
+            content = repo.branches["main"].get(path)
+            if content is None:
+                self.refuse(404, "EntryNotFound")
+                return
+            wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")
+            first, last = map(int, wanted.groups()) if wanted else (0, len(content) - 1)
+            part = content[first : last + 1]
+            self.send_response(206 if wanted else 200)
+            self.send_header("ETag", f'"{_oid(content)}"')
+            self.send_header("X-Repo-Commit", f"{len(repo.commits):040x}")
+            self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
+            self.send_header("Content-Length", str(len(part)))
+            self.end_headers()
+            if self.command == "GET":
+                hub.sent[path] = hub.sent.get(path, 0) + len(part)
+                self.wfile.write(part)
 
         def answer(self, path, data):
             for pattern, function in ROUTES:
@@ -126,8 +149,21 @@ def _handler(hub):
 
         def info(self, _, name):
             if repo := self.repo(name):
-                about = {"id": name, "private": repo.private, "siblings": [], "tags": []}
+                files = [{"rfilename": path} for path in repo.branches["main"]]
+                about = {"id": name, "private": repo.private, "siblings": files, "tags": []}
                 self.reply(200, {**about, "sha": f"{len(repo.commits):040x}"})
+
+        def tree(self, _, name, revision):
+            if repo := self.repo(name):
+                found = []
+                for path, content in repo.branches["main"].items():
+                    one = {"type": "file", "path": path, "size": len(content)}
+                    one["oid"] = _oid(content)
+                    if path.endswith(LARGE):
+                        oid = self.known(content, path)
+                        one["lfs"] = {"oid": oid, "size": len(content), "pointerSize": 130}
+                    found.append(one)
+                self.reply(200, found)
 
         def branch(self, _, name, branch):
             if repo := self.repo(name):
@@ -220,9 +256,11 @@ def _handler(hub):
         (r"/verify", Handler.verify),
         (rf"/api/models/{name}", Handler.info),
         (rf"/api/models/{name}/revision/[^/]+", Handler.info),
+        (rf"/api/models/{name}/tree/([^/]+)", Handler.tree),
         (rf"/api/models/{name}/branch/([^/]+)", Handler.branch),
         (rf"/api/models/{name}/preupload/([^/]+)", Handler.modes),
         (rf"/api/models/{name}/commit/([^/]+)", Handler.commit),
+        (rf"/{name}/resolve/([^/]+)/(.+)", Handler.file),
         (rf"/{name}\.git/info/lfs/objects/batch", Handler.batch),
     )
     return Handler

@@ -15,6 +15,20 @@ from edgepack.core import plugins
 
 FAMILIES = [f for f in plugins.names("architectures") if plugins.find("architectures", f).gguf]
 """Those that can be packed; the others can be sliced."""
+ROTATABLE = [f for f in FAMILIES if plugins.find("architectures", f).rotates_freely]
+"""Those whose residual stream may be rotated, so that they can be sliced."""
+TIES = [
+    (family, tied)
+    for family in ROTATABLE
+    for tied in (True, False)
+    if not tied or not plugins.find("architectures", family).completed
+]
+"""Families that can be rotated, the oldest ones with tied heads and with others."""
+SLICED = [
+    (f, tied) for f, tied in TIES if f != "phi3"
+]  # llama.cpp wants its q as wide as the stream
+SQUARE = {f for f in FAMILIES if plugins.find("architectures", f).square_q}
+"""Those whose heads llama.cpp takes to be as wide together as the hidden state."""
 LAYER_NORM = [f for f in plugins.names("architectures") if f not in FAMILIES]
 
 LLAMA3 = {
@@ -26,6 +40,79 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 """Llama 3's rotary scaling, for contexts as short as those of tests."""
+TEMPERED = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "beta_fast": 4.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}
+"""Ministral 3's: queries grow from the 16th position on."""
+OWN_CONFIG: dict[str, dict[str, object]] = {
+    "smollm3": {"pad_token_id": 0},
+    "ministral3": {
+        "head_dim": 16,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 1e4,
+            "factor": 4.0,
+            "original_max_position_embeddings": 32,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "llama_4_scaling_beta": 0.1,
+        },
+    },
+    "granite": {
+        "embedding_multiplier": 3.0,
+        "logits_scaling": 2.0,
+        "residual_multiplier": 0.5,
+        "attention_multiplier": 0.2,
+    },
+    "granitemoehybrid": {
+        "embedding_multiplier": 3.0,
+        "logits_scaling": 2.0,
+        "residual_multiplier": 0.5,
+        "attention_multiplier": 0.2,
+        "num_local_experts": 0,
+        "position_embedding_type": "rope",
+        "layer_types": ["full_attention"] * 2,
+        "mamba_n_heads": 4,
+    },
+    "ernie4_5": {"head_dim": 16},
+    "olmo3": {"sliding_window": 24},
+    "gemma2": {"head_dim": 16, "sliding_window": 24},
+    "gemma3_text": {"head_dim": 16, "sliding_window": 24},
+    "phi3": {"pad_token_id": 0},
+    "lfm2": {
+        "layer_types": ["conv", "full_attention"],
+        "block_auto_adjust_ff_dim": False,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+    },
+}
+LONGROPE = {
+    "max_position_embeddings": 256,
+    "original_max_position_embeddings": 64,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "partial_rotary_factor": 0.75,
+        "original_max_position_embeddings": 64,
+        "short_factor": [1.0 + 0.1 * i for i in range(6)],
+        "long_factor": [1.0 + 0.7 * i for i in range(6)],
+    },
+}
+"""Phi-4-mini's rotary positions for heads of 16: other divisors beyond the original context."""
+KINDS = {
+    "gemma3_text": ("sliding_attention", "full_attention"),
+    "olmo3": ("sliding_attention", "full_attention"),
+}
+"""Kinds of blocks, so that two blocks have both."""
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHAT = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -86,9 +173,20 @@ def make_model(
     configuration class as it is (``rope_parameters=…``).
     """
     architecture = plugins.find("architectures", family)
+    config = OWN_CONFIG.get(family, {}) | config
+    if "layer_types" in config and family == "granitemoehybrid":
+        config["layer_types"] = ["full_attention"] * layers
+        config["mamba_d_head"] = 2 * hidden // config["mamba_n_heads"]
+    if family in KINDS:
+        kinds = [KINDS[family][i % 2] for i in range(layers)]
+        config = {"layer_types": kinds} | config
+    if types := config.get("layer_types"):
+        config["layer_types"] = [types[i % len(types)] for i in range(layers)]
     tokenizer = make_tokenizer(vocab=vocab)
-    if family == "qwen3" or (head_dim is not None and family in FAMILIES):
+    if family == "qwen3" or "head_dim" in config or (head_dim is not None and family in FAMILIES):
         config["head_dim"] = head_dim or hidden // heads
+    if family.startswith("gemma"):  # as llama.cpp takes it
+        config.setdefault("query_pre_attn_scalar", config["head_dim"])
     if family == "opt":
         config["word_embed_proj_dim"] = hidden
     else:
@@ -120,9 +218,10 @@ def make_model(
 @torch.no_grad()
 def _randomise(model: torch.nn.Module) -> None:
     """Weights wide enough that logits are not flat; norms and biases away from 1 and 0."""
+    shifted = model.config.model_type.startswith("gemma")  # their gains are stored as γ − 1
     for name, value in model.named_parameters():
         if "norm" in name:
-            value.normal_(1.0, 0.1)
+            value.normal_(0.0 if shifted else 1.0, 0.1)
         elif value.ndim == 1:
             value.normal_(0.0, 0.1)
         else:
@@ -142,11 +241,12 @@ def write_gguf(path: Path, checkpoint: Checkpoint, kind: str = "F32") -> None:
             writer.add_key_value(key, value, value_type, element)
     for name, spec in checkpoint.specs.items():
         W = checkpoint.tensor(name).numpy()
+        W = W.squeeze(1) if W.ndim == 3 else W  # kernels
         n = heads.get(spec.role.partition(".")[0])
         if n is not None and architecture.permute_qk:
             pairs = W.reshape(n, 2, W.shape[0] // n // 2, *W.shape[1:])
             W = np.ascontiguousarray(pairs.swapaxes(1, 2).reshape(W.shape))
-        stored = gguf.GGMLQuantizationType[kind if W.ndim == 2 else "F32"]
+        stored = gguf.GGMLQuantizationType[kind if spec.is_matrix else "F32"]
         data = gguf.quants.quantize(W, stored)
         writer.add_tensor(architecture.gguf_name(spec.role, spec.block), data, raw_dtype=stored)
     for name, values in checkpoint.extra_tensors().items():

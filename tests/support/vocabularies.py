@@ -47,6 +47,12 @@ def splits(name):
     return Sequence([*(Split(Regex(any_case(p)), "isolated") for p in patterns), last])
 
 
+RECOGNISED = [
+    name
+    for name, splitting in pretokenizers.SPLITTINGS.items()
+    if not splitting.raw and name not in ("glm4", "bailingmoe")
+]
+"""Splittings that are known by their expressions; the others split like one of these."""
 GPT2_STYLE = {
     "gpt-2": ByteLevel(add_prefix_space=False),
     "smollm": Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]),
@@ -65,9 +71,13 @@ def reread(path):
     return from_gguf({k: v[0] for k, v in GgufHeader(path).metadata.items()}, path.name)
 
 
-def sentencepiece(words=("▁the", "▁then", "he", "▁wor", "world", "ing", "▁▁")):
-    """Llama 2's kind of tokenizer: every piece has a way to be merged, bytes for the rest."""
-    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256))]
+WORDS = ("▁the", "▁then", "he", "▁wor", "world", "ing", "▁▁")
+
+
+def sentencepiece(words=WORDS, *, special=("<unk>", "<s>", "</s>"), prefix=True):
+    """Llama 2's kind of tokenizer: every piece has a way to be merged, bytes for the rest. Gemma's
+    has other `special` tokens and no blank before a text (no `prefix`)."""
+    pieces = [*special, *(f"<0x{b:02X}>" for b in range(256))]
     merges, known = [], dict.fromkeys([*pieces, *sorted(set("▁thenworldig"))])
     for word in words:
         for end in range(2, len(word) + 1):
@@ -77,21 +87,17 @@ def sentencepiece(words=("▁the", "▁then", "he", "▁wor", "world", "ing", "�
     vocab = {piece: index for index, piece in enumerate(known)}
     model = models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
     backend = Tokenizer(model)
-    backend.normalizer = normalizers.Sequence(
-        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-    )
-    backend.decoder = decoders.Sequence(
-        [
-            decoders.Replace("▁", " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(" ", 1, 0),
-        ]
-    )
+    blanks = normalizers.Replace(" ", "▁")
+    first = [normalizers.Prepend("▁")] if prefix else []
+    backend.normalizer = normalizers.Sequence([*first, blanks]) if first else blanks
+    last = [decoders.Strip(" ", 1, 0)] if prefix else []
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    backend.decoder = decoders.Sequence([*parts, *last])
+    bos, eos = ("<s>", "</s>") if "<s>" in special else ("<bos>", "<eos>")
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
-        bos_token="<s>",
-        eos_token="</s>",
+        bos_token=bos,
+        eos_token=eos,
         unk_token="<unk>",
         add_bos_token=True,
         clean_up_tokenization_spaces=False,

@@ -17,6 +17,7 @@ from edgepack.export._onnx_graph import kind
 from edgepack.finetune.graph.builder import TrainingGraph
 
 Node = onnx.NodeProto
+ROTARY = ("num_heads", "rotary_embedding_dim", "interleaved")
 Rule = Callable[[TrainingGraph, Node, str, int], str]
 
 
@@ -67,7 +68,7 @@ def _pass(g: TrainingGraph, node: Node, dy: str, index: int) -> str:
 
 
 def _mul(g: TrainingGraph, node: Node, dy: str, index: int) -> str:
-    """y = a·b, both of y's shape (or the other one a number)."""
+    """y = a·b, of y's shape (or the other one a number, or the same for all rows)."""
     return g.add("Mul", dy, node.input[1 - index])
 
 
@@ -114,6 +115,12 @@ def _reshape(g: TrainingGraph, node: Node, dy: str, index: int) -> str:
     return g.add("Reshape", dy, g.unreshaped[node.output[0]])
 
 
+def _columns(g: TrainingGraph, node: Node, dy: str, index: int) -> str:
+    """y = some of x's columns: zeros for the others."""
+    before, behind = g.cut[node.output[0]]
+    return g.add("Pad", dy, g.whole(0, 0, before, 0, 0, behind))
+
+
 def _softmax(g: TrainingGraph, node: Node, dy: str, index: int) -> str:
     """dx = y·(dy − Σ dy·y)."""
     y = node.output[0]
@@ -122,10 +129,9 @@ def _softmax(g: TrainingGraph, node: Node, dy: str, index: int) -> str:
 
 
 def _rotary(g: TrainingGraph, node: Node, dy: str, index: int) -> str:
-    """A rotation; its transpose turns by the negative angle."""
+    """A rotation, times a factor; its transpose turns by the negative angle."""
     _, places, cos, sin = node.input
-    attributes = {key: _attribute(node, key) for key in ("num_heads", "rotary_embedding_dim")}
-    given = {key: value for key, value in attributes.items() if value is not None}
+    given = {key: _attribute(node, key) for key in ROTARY}
     return g.add("RotaryEmbedding", dy, places, cos, g.negative(sin), **given)
 
 
@@ -156,6 +162,7 @@ RULES: Mapping[str, Rule] = {
     "RotaryEmbedding": _rotary,
     "Sigmoid": _sigmoid,
     "SimplifiedLayerNormalization": _norm,
+    "Slice": _columns,
     "Softmax": _softmax,
     "Tanh": _tanh,
     "Transpose": _transpose,

@@ -34,6 +34,12 @@ def open_base(folder: Path) -> Base:
     Raises `EdgepackError` for formats that ONNX cannot hold, and names the first such weight.
     """
     base = _open(folder)
+    if kinds := base.checkpoint.architecture.kind_roles:
+        raise EdgepackError(
+            f"{shorten(str(folder), 100)}: blocks of several kinds ({', '.join(kinds)}) have no "
+            "training graph",
+            hint="use edgepack finetune",
+        )
     for name, known in base.formats.items():
         for fmt in (known.Q, known.L, known.R):
             if fmt not in (None, F32, *pack.WHOLE_ROWS) and pack.layout_of(str(fmt)) is None:

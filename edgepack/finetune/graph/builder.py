@@ -23,7 +23,8 @@ class TrainingGraph(Graph):
     `parameters` are the trained matrices ``[in, out]`` and their shapes. `opaque` are the outputs
     of nodes that are differentiated as one: `backward_of` maps their result to their input, and to
     the function from the result's gradient to the input's. `unreshaped` maps the output of a
-    Reshape to the target shape that undoes it. `computed` are the names of constants that a session
+    Reshape to the target shape that undoes it, `cut` that of a Slice of columns to the numbers of
+    columns before and behind it. `computed` are the names of constants that a session
     computes when it loads.
     """
 
@@ -31,6 +32,7 @@ class TrainingGraph(Graph):
     opaque: set[str] = field(default_factory=set)
     backward_of: dict[str, tuple[str, Backward]] = field(default_factory=dict)
     unreshaped: dict[str, str] = field(default_factory=dict)
+    cut: dict[str, tuple[int, int]] = field(default_factory=dict)
     computed: set[str] = field(default_factory=set)
 
     def number(self, value: float) -> str:
@@ -46,6 +48,20 @@ class TrainingGraph(Graph):
         y = self.add("Reshape", x, self.whole(*shape))
         self.unreshaped[y] = self.whole(*undo)
         return y
+
+    def columns(self, x: str, widths: Sequence[int]) -> list[str]:
+        """x ``[batch, time, Σ widths]`` cut into runs of columns."""
+        found, start, whole = [], 0, sum(widths)
+        for width in widths:
+            found.append(self.slice(x, start, start + width, 2))
+            self.cut[found[-1]] = start, whole - start - width
+            start += width
+        return found
+
+    def capped(self, x: str, cap: float) -> str:
+        """cap·tanh(x / cap)."""
+        bent = self.add("Tanh", self.add("Mul", x, self.number(1 / cap)))
+        return self.add("Mul", bent, self.number(cap))
 
     def slice(self, x: str, start: int, stop: int, axis: int) -> str:
         """Columns start … stop−1 along an axis."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-import numpy as np
-
+from edgepack.architectures.base import BEHIND
+from edgepack.checkpoint.base import Dimensions
 from edgepack.core.weights import WeightSpec
-from edgepack.export._onnx_graph import Array
+from edgepack.export._onnx_attention import ROLES
 from edgepack.export._onnx_store import Store
 from edgepack.export._onnx_weights import Weights
 from edgepack.export.profiles import GraphOptions
@@ -20,10 +20,7 @@ from edgepack.finetune.graph.base import Base
 from edgepack.finetune.graph.builder import TrainingGraph
 from edgepack.finetune.graph.matrices import Matrix
 from edgepack.finetune.graph.options import Options, Parameter
-from edgepack.model.block import Rotary
-
-HIDDEN = -1e9
-"""Added to the attention logits of later tokens."""
+from edgepack.finetune.graph.positions import Positions
 
 
 class Decoder:
@@ -42,32 +39,9 @@ class Decoder:
         self.matrices: dict[str, Matrix] = {}
         self.trained = {parameter.weight for parameter in trained}
         self.groups = self.d.num_attention_heads // self.d.num_key_value_heads
-        self.learned = "position_embd" in self.family.outside
-        self.length = self._length()
-        self.mask = self._mask()
+        self.positions = Positions(graph, self.family, self.context, self.groups)
 
     # ------------------------------------------------------------------ the model
-
-    def _length(self) -> str:
-        """The number of tokens of a row, int64 without dimensions."""
-        g = self.graph
-        g.scope = "length"
-        return g.add("Gather", g.add("Shape", "input_ids"), g.constant(1, np.int64), axis=0)
-
-    def _mask(self) -> str:
-        """What is added to attention logits, ``[group · time, time]``: queries see no later keys,
-        and none that a sliding window hides."""
-        g = self.graph
-        zero, one = (g.constant(number, np.int64) for number in (0, 1))
-        g.scope = "mask"
-        place = g.add("Range", zero, self.length, one)
-        age = g.add("Sub", g.add("Unsqueeze", place, g.whole(1)), place)
-        hidden = g.add("Less", age, zero)
-        if self.d.sliding_window is not None:
-            window = g.constant(self.d.sliding_window, np.int64)
-            hidden = g.add("Or", hidden, g.add("GreaterOrEqual", age, window))
-        bias = g.add("Where", hidden, g.number(HIDDEN), g.number(0))
-        return g.add("Tile", bias, g.whole(self.groups, 1))
 
     def embed(self) -> str:
         """The first block's input."""
@@ -75,10 +49,10 @@ class Decoder:
         g.scope = "embed"
         table = self.matrix(self.weights.spec("token_embd")).Q
         x = g.add("Reshape", table.gather("input_ids"), g.whole(0, 0, table.shape[1]))
-        if not self.learned:
+        x = self._scaled(x, self.d.embedding_scale)
+        if not self.positions.learned:
             return x
-        first, one = g.constant(self.family.unused_positions, np.int64), g.constant(1, np.int64)
-        places = g.add("Range", first, g.add("Add", self.length, first), one)
+        places = self.positions.places(self.family.unused_positions)
         table = self.matrix(self.weights.spec("position_embd")).Q
         rows = g.add("Reshape", table.gather(places), g.whole(-1, table.shape[1]))
         return g.add("Add", x, rows)
@@ -103,17 +77,28 @@ class Decoder:
         """x → the next block's input."""
         g = self.graph
         h = self.norm("attn_norm", x, block)
-        a = self._attention(h, block)
+        a = self._written(self._attention(h, block), "attn_output", block)
         stream = self._shortcut("attn_shortcut", x, block)
-        if self.weights.find("ffn_norm", block) is None:
-            return g.add("Add", g.add("Add", stream, a), self._mlp(h, block))
+        if self.family.parallel:
+            m = self._written(self._mlp(h, block), "ffn_down", block)
+            return g.add("Add", g.add("Add", stream, a), m)
         x = g.add("Add", stream, a)
         m = self._mlp(self.norm("ffn_norm", x, block), block)
-        return g.add("Add", self._shortcut("ffn_shortcut", x, block), m)
+        stream = self._shortcut("ffn_shortcut", x, block)
+        return g.add("Add", stream, self._written(m, "ffn_down", block))
+
+    def _written(self, out: str, role: str, block: int) -> str:
+        """What a weight's output adds to the residual stream."""
+        return self._scaled(self.norm(BEHIND[role], out, block), self.d.residual_scale)
+
+    def _scaled(self, x: str, factor: float) -> str:
+        return x if factor == 1.0 else self.graph.add("Mul", x, self.graph.number(factor))
 
     def norm(self, role: str, x: str, block: int | None) -> str:
-        """RMSNorm, or LayerNorm where there is a bias."""
-        spec, bias = self.weights.spec(role, block), self.weights.find(f"{role}.bias", block)
+        """RMSNorm, or LayerNorm where there is a bias; x itself if the model has no such norm."""
+        spec, bias = self.weights.find(role, block), self.weights.find(f"{role}.bias", block)
+        if spec is None:
+            return x
         eps, width, of = self.d.rms_norm_eps, spec.shape[0], self.d.hidden_size
         if bias is None:
             return self._rms_norm(x, spec, math.sqrt(of / width), eps * of / width)
@@ -144,65 +129,69 @@ class Decoder:
         return g.add("Add", y, g.add("MatMul", low, f"{module}.lora_B"))
 
     def _mlp(self, h: str, block: int) -> str:
-        act = ACTIVATIONS[self.family.activation]
+        act, width = ACTIVATIONS[self.family.activation], self.d.intermediate_size
         up = self._linear("ffn_up", h, block)
-        if self.weights.find("ffn_gate", block) is None:
+        if self.weights.find("ffn_gate", block) is not None:
+            gate = self._linear("ffn_gate", h, block)
+        elif self.weights.spec("ffn_up", block).shape[0] == width:
             return self._linear("ffn_down", act(self.graph, up), block)
-        gate = act(self.graph, self._linear("ffn_gate", h, block))
-        return self._linear("ffn_down", self.graph.add("Mul", gate, up), block)
+        else:
+            gate, up = self.graph.columns(up, (width, width))
+        inner = self.graph.add("Mul", act(self.graph, gate), up)
+        return self._linear("ffn_down", inner, block)
 
     # ------------------------------------------------------------------ attention
 
     def _attention(self, h: str, block: int) -> str:
-        g, d = self.graph, self.d
+        g, d = self.graph, self.d.block(block)
         heads, width = d.num_key_value_heads, d.head_dim
-        q, k, v = (self._linear(role, h, block) for role in ("attn_q", "attn_k", "attn_v"))
-        q = self._turn(self._head_norm("attn_q_norm", q, block), d.num_attention_heads)
-        k = self._turn(self._head_norm("attn_k_norm", k, block), heads)
+        q, k, v = self._projections(h, block, d)
+        q = self._placed("attn_q", q, block, d)
+        k = self._placed("attn_k", k, block, d)
+        q = self.positions.tempered(q, d)
         q = g.reshape(q, (0, 0, heads, self.groups, width), (0, 0, -1))
         q = g.add("Transpose", q, perm=[0, 2, 3, 1, 4])
         q = g.reshape(q, (0, 0, -1, width), (0, 0, self.groups, -1, width))
         k, v = (g.reshape(x, (0, 0, heads, width), (0, 0, -1)) for x in (k, v))
         k, v = (g.add("Transpose", x, perm=[0, 2, 1, 3]) for x in (k, v))
-        logits = g.add("FusedMatMul", q, k, transB=1, alpha=width**-0.5)
-        weights = g.add("Softmax", g.add("Add", logits, self.mask), axis=-1)
-        out = g.add("MatMul", weights, v)
+        logits = g.add("FusedMatMul", q, k, transB=1, alpha=d.score_scale)
+        if d.attention_softcap is not None:
+            logits = g.capped(logits, d.attention_softcap)
+        logits = g.add("Add", logits, self.positions.mask(d.sliding_window))
+        out = g.add("MatMul", g.add("Softmax", logits, axis=-1), v)
         out = g.reshape(out, (0, 0, self.groups, -1, width), (0, 0, -1, width))
         out = g.add("Transpose", out, perm=[0, 3, 1, 2, 4])
         out = g.reshape(out, (0, 0, -1), (0, 0, heads, self.groups, width))
         return self._linear("attn_output", out, block)
 
-    def _head_norm(self, role: str, y: str, block: int) -> str:
-        """RMSNorm of every head separately, if the model has it (Qwen3)."""
-        spec, g = self.weights.find(role, block), self.graph
-        if spec is None:
-            return y
-        heads = g.reshape(y, (0, 0, -1, self.d.head_dim), (0, 0, -1))
-        heads = self._rms_norm(heads, spec, 1.0, self.d.rms_norm_eps)
-        return g.reshape(heads, (0, 0, -1), (0, 0, -1, self.d.head_dim))
+    def _projections(self, h: str, block: int, d: Dimensions) -> tuple[str, str, str]:
+        """Queries, keys and values."""
+        if self.weights.find("attn_qkv", block) is None:
+            q, k, v = (self._linear(role, h, block) for role in ROLES)
+            return q, k, v
+        heads = (d.num_attention_heads, d.num_key_value_heads, d.num_key_value_heads)
+        widths = [count * d.head_dim for count in heads]
+        q, k, v = self.graph.columns(self._linear("attn_qkv", h, block), widths)
+        return q, k, v
 
-    def _turn(self, x: str, heads: int) -> str:
-        """Queries or keys ``[batch, time, heads · head_dim]`` with rotary positions."""
-        if self.learned:
-            return x
-        g, d = self.graph, self.d
-        width = int(d.head_dim * d.partial_rotary_factor)
-        inputs = (x, g.whole(0), self._table(0), self._table(1))
-        if width == d.head_dim:
-            return g.add("RotaryEmbedding", *inputs)
-        return g.add("RotaryEmbedding", *inputs, num_heads=heads, rotary_embedding_dim=width)
+    def _placed(self, role: str, y: str, block: int, d: Dimensions) -> str:
+        """Queries or keys with their norm, if any, and rotary positions."""
+        spec, last = self.weights.find(f"{role}_norm", block), self.family.head_norms_last
+        if spec is not None and not last:
+            y = self._head_norm(y, spec, d)
+        if self.positions.turns(d):
+            heads = d.num_attention_heads if role == "attn_q" else d.num_key_value_heads
+            y = self.positions.turned(y, d, heads)
+        return self._head_norm(y, spec, d) if spec is not None and last else y
 
-    def _table(self, index: int) -> str:
-        """cos or sin of every position, ``[context, width / 2]``."""
-
-        def values() -> Array:
-            table = Rotary(self.d)(0, self.context)[index]
-            found: Array = table[:, : table.shape[1] // 2].contiguous().numpy()
-            return found
-
-        half = int(self.d.head_dim * self.d.partial_rotary_factor) // 2
-        name = ("rotary.cos", "rotary.sin")[index]
-        return self.graph.store(name, np.float32, (self.context, half), values)
+    def _head_norm(self, y: str, spec: WeightSpec, d: Dimensions) -> str:
+        """RMSNorm of every head, or of all heads together if the gain is that wide."""
+        g = self.graph
+        if spec.shape[0] != d.head_dim:
+            return self._rms_norm(y, spec, 1.0, d.rms_norm_eps)
+        heads = g.reshape(y, (0, 0, -1, d.head_dim), (0, 0, -1))
+        heads = self._rms_norm(heads, spec, 1.0, d.rms_norm_eps)
+        return g.reshape(heads, (0, 0, -1), (0, 0, -1, d.head_dim))
 
 
 def _silu(g: TrainingGraph, x: str) -> str:

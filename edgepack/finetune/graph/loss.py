@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from edgepack.checkpoint.base import Dimensions
 from edgepack.export._onnx_graph import kind
 from edgepack.finetune.graph.builder import TrainingGraph
 from edgepack.finetune.graph.matrices import Matrix
@@ -21,10 +22,14 @@ IGNORED = -100
 
 class Loss:
     """Mean cross-entropy in nats of hidden states ``[batch, time, hidden]`` (after the last norm)
-    against ``labels [batch, time]``, which name each position's next token."""
+    against ``labels [batch, time]``, which name each position's next token. Products with the head
+    become logits as `dimensions` say: scaled, and softly capped."""
 
-    def __init__(self, graph: TrainingGraph, head: Matrix, bias: str | None) -> None:
+    def __init__(
+        self, graph: TrainingGraph, head: Matrix, bias: str | None, dimensions: Dimensions
+    ) -> None:
         self.graph, self.head, self.bias = graph, head, bias
+        self.scale, self.cap = dimensions.logit_scale, dimensions.logit_softcap
 
     def add(self, states: str) -> tuple[str, str]:
         """(the loss, a number; its gradient at the states)."""
@@ -36,7 +41,8 @@ class Loss:
         picked, rows = self._picked()
         losses = g.add("Mul", g.add("Sub", logsumexp, picked), self.shares)
         loss = g.add("ReduceSum", losses, keepdims=0)
-        return loss, self._gradient(states, logsumexp, rows)
+        at_label = g.add("Mul", rows, self._sloped(self.shares, picked))
+        return loss, self._gradient(states, logsumexp, at_label)
 
     def _read_labels(self) -> None:
         """Each label (0 if it is ignored) ``[tokens]``, and its share of the mean ``[1, tokens,
@@ -58,7 +64,25 @@ class Loss:
             logits = g.add("FusedMatMul", self.states, rows, transB=1)
             if self.bias is not None:
                 logits = g.add("Add", logits, g.slice(self.bias, start, stop, 0))
-            yield rows, logits
+            yield rows, self._finish(logits)
+
+    def _finish(self, product: str) -> str:
+        """Products with the head → logits."""
+        g = self.graph
+        if self.scale != 1.0:
+            product = g.add("Mul", product, g.number(self.scale))
+        return product if self.cap is None else g.capped(product, self.cap)
+
+    def _sloped(self, gradient: str, logits: str) -> str:
+        """The gradient at logits → that at the products: × scale·(1 − (logit / cap)²)."""
+        g = self.graph
+        if self.scale != 1.0:
+            gradient = g.add("Mul", gradient, g.number(self.scale))
+        if self.cap is None:
+            return gradient
+        share = g.add("Mul", logits, g.number(1 / self.cap))
+        slope = g.add("Sub", g.number(1), g.add("Mul", share, share))
+        return g.add("Mul", gradient, slope)
 
     def _logsumexp(self) -> str:
         """log Σ exp of every token's logits, ``[1, tokens, 1]``."""
@@ -83,18 +107,18 @@ class Loss:
         rows = self.head.gather(self.labels, self.states)
         products = g.add("Mul", self.states, rows)
         picked = g.add("ReduceSum", products, g.whole(-1), keepdims=1)
-        if self.bias is None:
-            return picked, rows
-        own = g.add("Gather", self.bias, self.labels, axis=0)
-        return g.add("Add", picked, g.add("Reshape", own, g.whole(1, -1, 1))), rows
+        if self.bias is not None:
+            own = g.add("Gather", self.bias, self.labels, axis=0)
+            picked = g.add("Add", picked, g.add("Reshape", own, g.whole(1, -1, 1)))
+        return self._finish(picked), rows
 
-    def _gradient(self, states: str, logsumexp: str, rows: str) -> str:
-        """(softmax − one-hot)·W, in the shape of the states."""
+    def _gradient(self, states: str, logsumexp: str, at_label: str) -> str:
+        """(softmax − one-hot)·W, in the shape of the states; `at_label` is one-hot·W."""
         g = self.graph
-        total = g.add("Neg", g.add("Mul", rows, self.shares))
+        total = g.add("Neg", at_label)
         after = [g.wait(total, logsumexp)]
         for weights, logits in self._chunks(after):
             probabilities = g.add("Exp", g.add("Sub", logits, logsumexp))
-            part = g.add("Mul", probabilities, self.shares)
+            part = self._sloped(g.add("Mul", probabilities, self.shares), logits)
             after.append(g.add("Add", after[-1], g.add("MatMul", part, weights)))
         return g.add("Reshape", after[-1], g.add("Shape", states))

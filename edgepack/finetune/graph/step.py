@@ -61,7 +61,7 @@ def _add_gradient(
     g.scope, first = "norm", len(g.nodes)
     states = decoder.norm("output_norm", x, None)
     norm = g.nodes[first:]
-    loss, gradient = Loss(g, *decoder.output()).add(states)
+    loss, gradient = Loss(g, *decoder.output(), decoder.d).add(states)
     g.add("Identity", loss, out="loss")
     g.output("loss", np.float32, ())
     dx = add_backward(g, norm, {states: gradient}, [x])[x]

@@ -36,17 +36,15 @@ namespace {
 
 const char *const AGAIN = "convert the model again with llama.cpp's convert_hf_to_gguf.py";
 
-// Families whose block is the one of block.cpp. Biases of q, k and v, and norms of q and k, are
-// there where the file has them.
 struct Family {
     const char *name;
     int rope;
 };
+#define FAMILY(name, rope) {name, rope},
 constexpr Family FAMILIES[] = {
-    {"llama", GGML_ROPE_TYPE_NORMAL},
-    {"qwen2", GGML_ROPE_TYPE_NEOX},
-    {"qwen3", GGML_ROPE_TYPE_NEOX},
+#include "families.h"
 };
+#undef FAMILY
 
 // Keys that must have no effect: block.cpp does not compute what they ask for.
 constexpr const char *NEUTRAL[] = {

@@ -14,7 +14,7 @@ from edgepack.core.weights import FactoredWeight
 from edgepack.errors import EdgepackError
 from tests.support.graphs import FORMATS
 from tests.support.slices import recipe as slicing
-from tests.support.tiny import FAMILIES, LAYER_NORM, make_model
+from tests.support.tiny import FAMILIES, LAYER_NORM, LONGROPE, TEMPERED, make_model
 from tests.support.training import Reference, packed, rows
 
 pytest.importorskip("onnx", reason="onnx is not installed")
@@ -120,6 +120,12 @@ def test_matrices_of_float32(tmp_path):
         ("llama", {"head_dim": 80, "heads": 2, "kv_heads": 1}),
         ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}}),
         ("qwen3", {"tied": False, "kv_heads": 4}),
+        ("smollm3", {"layers": 4}),
+        ("gemma2", {"sliding_window": 5}),
+        ("gemma3_text", {"sliding_window": 5}),
+        ("olmo3", {"sliding_window": 5}),
+        ("ministral3", {"rope_parameters": TEMPERED | {"original_max_position_embeddings": 4}}),
+        ("phi3", LONGROPE),
     ],
     ids=str,
 )

@@ -1,0 +1,196 @@
+"""Every variant of every family's configuration: our forward pass, our GGUF in llama.cpp and our
+ONNX graph compute what transformers computes, or the variant is refused.
+
+A family is tested from the day its file lies in `edgepack/architectures`. What llama.cpp's own
+converter writes of the same models is compared by `python -m benchmarks.families`.
+"""
+
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+from edgepack.checkpoint import Checkpoint, open_checkpoint
+from edgepack.core import plugins
+from edgepack.core.progress import finish
+from edgepack.errors import EdgepackError
+from edgepack.export.gguf import write_model
+from edgepack.export.profiles import GraphOptions
+from edgepack.export.values import F32
+from edgepack.model.block import KeyValueCache
+from edgepack.model.decoder import Decoder
+from edgepack.runtimes.forks import Fork
+from tests.support.families import VARIANTS, Variant, logits, save, tokens
+from tests.support.families.variant import NO_WINDOW, WINDOW
+from tests.support.llama import exact_logits
+
+EXACT, GELU = 1e-4, 2e-2
+"""Largest differences over the deviation of logits; ggml reads GELU from a table of float16."""
+FLAT = 0.3
+FAMILIES = plugins.names("architectures")
+NOT_YET = {
+    "llama/biases": "no part of a llama model",
+    "llama/mlp-biases": "no part of a llama model",
+    "llama/yarn": "rope type 'yarn' is not supported",
+    "llama/yarn-wide": "rope type 'yarn' is not supported",
+    "llama/betas": "rope type 'yarn' is not supported",
+    "llama/attention-factor": "rope type 'yarn' is not supported",
+    "qwen2/yarn": "rope type 'yarn' is not supported",
+    "qwen2/window": "only some layers have a sliding window",
+    "qwen3/biases": "no part of a qwen3 model",
+    "qwen3/yarn": "rope type 'yarn' is not supported",
+    "qwen3/older-keys": "rope type 'yarn' is not supported",
+    "qwen3/window": "only some layers have a sliding window",
+}
+"""Variants that edgepack does not read, and the words that it refuses them with."""
+NO_WAY_BACK = {
+    "llama/llama3": "is not Llama 3's rotary scaling",
+    "llama/older-keys": "is not Llama 3's rotary scaling",
+}
+"""Variants whose GGUF edgepack writes and does not read, and the words that it refuses it with."""
+
+KNOWN = [key for key, v in VARIANTS.items() if v.family in FAMILIES]
+READ = [key for key in KNOWN if key not in NOT_YET]
+PACKED = [key for key in READ if not VARIANTS[key].refused]
+REFUSED = [key for key in READ if VARIANTS[key].refused]
+
+
+class Made(NamedTuple):
+    variant: Variant
+    folder: str
+    ids: list[int]
+    wanted: np.ndarray
+
+    def open(self) -> Checkpoint:
+        """The checkpoint; one that no GGUF can hold may be refused at once."""
+        try:
+            return open_checkpoint(self.folder)
+        except EdgepackError as error:
+            if self.variant.refused:
+                pytest.skip(str(error))
+            raise
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    @cache
+    def make(key: str) -> Made:
+        variant, folder = VARIANTS[key], tmp_path_factory.mktemp("variant") / "tiny"
+        wanted = logits(save(variant, folder), tokens(variant))
+        assert wanted.std() > FLAT  # a flat model would agree with anything
+        return Made(variant, str(folder), tokens(variant), wanted)
+
+    return make
+
+
+def assert_near(found, wanted, tolerance=EXACT):
+    off = np.abs(np.asarray(found)[:, : wanted.shape[1]] - wanted).max() / wanted.std()
+    assert off <= tolerance
+
+
+@torch.no_grad()
+def our_logits(checkpoint: Checkpoint, ids: list[int]) -> np.ndarray:
+    return Decoder(checkpoint).logits(torch.tensor([ids]))[0].numpy()
+
+
+@torch.no_grad()
+def step_by_step(checkpoint: Checkpoint, ids: list[int]) -> np.ndarray:
+    """Logits of our forward pass when it gets one token after the other."""
+    decoder, d = Decoder(checkpoint), checkpoint.dimensions
+    blocks = [decoder.block(i) for i in range(d.num_hidden_layers)]
+    shape = (1, d.num_key_value_heads, len(ids), d.head_dim)
+    caches = [KeyValueCache(torch.empty(shape), torch.empty(shape)) for _ in blocks]
+    head, embed = decoder.ends()
+    found = []
+    for position, token in enumerate(ids):
+        x = embed(torch.tensor([[token]]), position)
+        for block, cached in zip(blocks, caches, strict=True):
+            x = block(x, cache=cached)
+        found.append(head(x[0, 0]).numpy())
+    return np.stack(found)
+
+
+@pytest.fixture(scope="module")
+def packed(made, tmp_path_factory):
+    @cache
+    def write(key: str) -> Path:
+        return write_gguf(tmp_path_factory.mktemp("packed") / "tiny.gguf", made(key).open())
+
+    return write
+
+
+def write_gguf(path, checkpoint: Checkpoint):
+    formats = {s.name: F32 for s in checkpoint.specs.values() if len(s.shape) > 1}
+    write_model(path, checkpoint, formats, checkpoint.tensor)
+    return path
+
+
+@pytest.mark.parametrize("key", READ)
+def test_our_forward_pass_is_that_of_transformers(made, key):
+    found = made(key)
+    assert_near(our_logits(found.open(), found.ids), found.wanted)
+
+
+@pytest.mark.parametrize("key", READ)
+def test_tokens_one_by_one_give_the_same(made, key):
+    found = made(key)
+    assert_near(step_by_step(found.open(), found.ids), found.wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", PACKED)
+def test_our_gguf_gives_the_same_in_llama_cpp(made, packed, key):
+    pytest.importorskip("llama_cpp")
+    found = made(key)
+    tolerance = GELU if found.variant.gelu else EXACT
+    assert_near(exact_logits(packed(key), found.ids), found.wanted, tolerance)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", PACKED)
+def test_our_gguf_gives_the_same_when_it_is_read_back(made, packed, key):
+    found = made(key)
+    if key in NO_WAY_BACK:
+        with pytest.raises(EdgepackError, match=NO_WAY_BACK[key]):
+            open_checkpoint(str(packed(key)))
+        return
+    assert_near(our_logits(open_checkpoint(str(packed(key))), found.ids), found.wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", READ)
+def test_our_graph_gives_the_same_in_onnx_runtime(made, tmp_path, key):
+    """At once, and when a part of the tokens comes out of the cache."""
+    onnx = pytest.importorskip("edgepack.export.onnx")
+    onnx_runtime = pytest.importorskip("edgepack.runtimes.onnx_runtime")
+    found = made(key)
+    checkpoint = found.open()
+    formats = {s.name: F32 for s in checkpoint.specs.values() if len(s.shape) > 1}
+    path = finish(onnx.write_plain(tmp_path, checkpoint, formats, GraphOptions(128)))
+    half = len(found.ids) // 2
+    fork = Fork(tuple(found.ids[:half]), (tuple(found.ids[half:]),))
+    with onnx_runtime.OnnxRuntime(path, context=128) as runtime:
+        assert_near(runtime.logits(found.ids), found.wanted)
+        (later,) = runtime.branches([fork])
+    assert_near(later, found.wanted[half - 1 : -1])
+
+
+@pytest.mark.parametrize("key", REFUSED)
+def test_what_llama_cpp_hard_codes_is_refused(made, tmp_path, key):
+    """Such a file would load and compute something else. Where it is right up to the window, it may
+    be written with a context as long as that."""
+    try:
+        path = write_gguf(tmp_path / "tiny.gguf", open_checkpoint(made(key).folder))
+    except EdgepackError:
+        return
+    assert VARIANTS[key].refused == NO_WINDOW
+    assert open_checkpoint(str(path)).dimensions.max_position_embeddings <= WINDOW
+
+
+@pytest.mark.parametrize("key", [key for key in KNOWN if key in NOT_YET])
+def test_what_is_not_there_yet_is_refused(made, key):
+    with pytest.raises(EdgepackError, match=NOT_YET[key]):
+        made(key).open()
