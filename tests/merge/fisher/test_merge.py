@@ -13,6 +13,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import edgepack
+from edgepack.core.artifact import digest
 from edgepack.errors import EdgepackError
 from edgepack.merge.documents import plan_merges
 from edgepack.merge.fisher import weighting
@@ -226,6 +227,23 @@ def test_only_the_weights_in_work_have_their_hessians_in_memory(made, tmp_path, 
     monkeypatch.setattr(weighting, "load_hessian", spy)
     merge(recipe(made), tmp_path / "out")
     assert 2 <= most[0] <= 2 * 4 + 2  # two models, at most four weights at once
+
+
+def test_of_chats_only_the_answers_count(made, tmp_path):
+    """The labels of questions have no gradient; a plain text counts as a whole."""
+    words = " ".join(TEXT).split()
+    rows = [{"prompt": " ".join(words[i:] + words[:i]), "response": "yes"} for i in range(40)]
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text("\n".join(map(json.dumps, rows)))
+    content = recipe(made)
+    content["models"][0]["text"] = str(chats)
+    stage = stage_of(content, tmp_path)
+    of_chats, of_text = (model.stage.text.tokens for model in stage.fisher.models)
+    assert 0 < int(of_chats.counted.sum()) < 0.1 * of_chats.counted.numel()
+    assert of_text.counted is None
+    _, artifact = merge(content, tmp_path / "out")
+    assert artifact.manifest["merge"]["weighted"]["held_out_cost"] < 1
+    assert artifact.manifest["sources"]["merge.text.chats.jsonl"] == digest(chats)["sha256"]
 
 
 def test_plan_shows_calibrations_before_the_merge(made, tmp_path):
