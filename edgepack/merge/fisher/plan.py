@@ -141,8 +141,8 @@ def make_fisher(
             hint="others than means have no place for a metric",
         )
     _check_weights(layout.tensors)
-    given_options = {} if merge.calibrate is None else merge.calibrate.model_dump()
-    options = sections.Calibrate(**given_options)
+    given_options = merge.calibrate or merging.MergeCalibration()
+    options = sections.Calibrate(**given_options.model_dump())
     operands = dict.fromkeys(o.input for tensor in layout.tensors for o in tensor.operands)
     given = {model.model: model.text for model in merge.models or ()}
     models, notes = [], []

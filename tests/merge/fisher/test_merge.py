@@ -114,6 +114,23 @@ def test_a_weighted_mean_costs_less_and_says_what_it_is(made, tmp_path, objectiv
     assert not (tmp_path / "fisher" / "fisher.lines").exists()
 
 
+def test_the_metric_is_guided_unless_a_recipe_names_another(made, tmp_path):
+    for given, objective in (
+        ({}, "guided"),
+        ({"tokens": 512, "sequence_length": 64}, "guided"),
+        (CALIBRATE, "model"),
+    ):
+        content = recipe(made, calibrate=given | {"sequence_length": 64})
+        models = stage_of(content, tmp_path).fisher.models
+        assert {model.stage.objective for model in models} == {objective}
+        published = stage_of(content, tmp_path).published["calibrate"]
+        assert published.get("objective", "guided") == objective
+    del content["calibrate"]
+    for model in content["models"]:
+        del model["text"]
+    assert stage_of(content, tmp_path).fisher.models[0].stage.objective == "guided"
+
+
 def test_nothing_of_this_machine_is_in_the_output(made, tmp_path):
     _, artifact = merge(recipe(made), tmp_path / "fisher")
     text = (tmp_path / "fisher" / "recipe.yaml").read_text()
