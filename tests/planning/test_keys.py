@@ -176,7 +176,7 @@ OPTIONS = {
     "merge.models.text": [
         ("weighted", {"models": [{**ONE, "text": "other.txt"}, OTHER]}, {*AFTER, OF_FILE})
     ],
-    "merge.calibrate.objective": [("weighted", "guided", {*AFTER, OF_FILE, "calibrate of other"})],
+    "merge.calibrate.objective": [("weighted", "model", {*AFTER, OF_FILE, "calibrate of other"})],
     "merge.calibrate.tokens": [("weighted", 1024, {*AFTER, OF_FILE, *OF_SELF})],
     "merge.calibrate.held_out": [("weighted", 0.2, {*AFTER, OF_FILE, *OF_SELF})],
     "merge.calibrate.sequence_length": [("weighted", 32, {*AFTER, OF_FILE, *OF_SELF})],
