@@ -18,6 +18,7 @@ from edgepack.core.progress import Steps, finish
 from edgepack.core.stage import Stage
 from edgepack.core.weights import WeightFormat, WeightSpec
 from edgepack.errors import RecipeError
+from edgepack.model.carried import extra_floats
 from edgepack.model.decoder import Decoder, fits_in_memory
 from edgepack.model.gated_delta import kept_floats
 from edgepack.model.stream import TOKENS_AT_ONCE, Tokens
@@ -144,7 +145,7 @@ class Calibrate(Stage):
         d = self.model.dimensions
         tokens = max(TOKENS_AT_ONCE, self.calibrate.sequence_length)
         heads = d.num_attention_heads * d.head_dim
-        inside = 6 * heads + 8 * d.intermediate_size + 2 * kept_floats(d)
+        inside = 6 * heads + 8 * d.intermediate_size + 2 * kept_floats(d) + extra_floats(d)
         activations = tokens * (10 * d.hidden_size + inside)
         blocks = list(matrices_by_block(self.model))
         weights = max(sum(s.numel for s in specs) for specs in blocks)

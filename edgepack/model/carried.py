@@ -112,6 +112,14 @@ def widths(d: Dimensions) -> tuple[int, ...]:
     )
 
 
+def extra_floats(d: Dimensions) -> int:
+    """Numbers of a position that a block and its backward pass keep, at most, beyond those of a
+    model whose blocks are all like `d` and whose stream is the hidden state; 0 in other models."""
+    inner = max(d.block(i).intermediate_size for i in range(d.num_hidden_layers))
+    columns = max(widths(d)) - d.hidden_size
+    return 8 * (inner - d.intermediate_size) + 4 * (columns + d.hidden_size_per_layer_input)
+
+
 def _sections(d: Dimensions) -> list[_Section]:
     found = []
     for kind in SHARES_WITH:

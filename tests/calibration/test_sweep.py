@@ -53,10 +53,18 @@ def small_batches(monkeypatch) -> None:
 
 def load(folder: Path, decoder: Decoder) -> dict[tuple[str, str], Hessian]:
     """(file, role) → Hessian of everything a guided calibration leaves."""
-    blocks = [str(i) for i in range(decoder.dimensions.num_hidden_layers)]
+    blocks = range(decoder.dimensions.num_hidden_layers)
     pairs = [(name, name) for name in (HEAD, EMBEDDING) if (folder / name).exists()]
-    pairs += [(block, role) for block in blocks for role in decoder.block(0).linears]
+    pairs += [(str(block), role) for block in blocks for role in decoder.block(block).linears]
     return {(file, role): load_hessian(folder / file, role) for file, role in pairs}
+
+
+def embed(decoder: Decoder, rows: Tensor, tokens: Tokens) -> Tensor:
+    """The first block's inputs for rows of the embedding ``[sequences, length, hidden]``."""
+    places, per_layer = torch.arange(tokens.all.numel()).view(tokens.all.shape), None
+    if decoder.dimensions.hidden_size_per_layer_input:
+        per_layer = decoder.checkpoint.tensor(decoder.per_layer_table)[tokens.all]
+    return decoder.embed(places, rows.flatten(0, 1), per_layer=per_layer)
 
 
 def sampled_labels(decoder: Decoder, logits: Tensor, tokens: Tokens, seed: int) -> Tensor:
@@ -82,9 +90,8 @@ def whole_model(
         return x if labels is not None else x + (x.bfloat16().float() - x).detach()
 
     seen: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}
-    scale = decoder.dimensions.embedding_scale
-    embedded = (decoder.embed(tokens.all) / scale).detach().requires_grad_()
-    x = stored(scale * embedded)
+    embedded = decoder.embedding()[tokens.all].requires_grad_()
+    x = stored(embed(decoder, embedded, tokens))
     for i in range(decoder.dimensions.num_hidden_layers):
         block = decoder.block(i)
 
@@ -221,6 +228,7 @@ def test_layer_hessians_are_those_of_hooks_on_transformers(tmp_path, monkeypatch
     names = {
         role: decoder.checkpoint.architecture.block[role].removesuffix(".weight")
         for role in LINEAR_ROLES
+        if role in decoder.checkpoint.architecture.block
     }
     modules = {role: layer.get_submodule(name) for role, name in names.items()}
     modules |= {"block": layer.input_layernorm, HEAD: model.lm_head, "last": model.model.norm}
@@ -235,7 +243,7 @@ def test_layer_hessians_are_those_of_hooks_on_transformers(tmp_path, monkeypatch
     batches = stream.micro_batches(tokens)
     found = sweep.layer_hessians(decoder.block(index), states["block"], batches)
     found |= sweep.head_moments(decoder.head(), states["last"], batches)
-    assert set(found) == {*LINEAR_ROLES, HEAD}
+    assert set(found) == {*names, HEAD}
     train = len(tokens.train)
     for role, hessian in found.items():
         x = seen[role]
