@@ -183,11 +183,13 @@ def test_guided_hessians_are_those_of_autograd_on_the_whole_model(tmp_path, fami
     found = load(tmp_path, decoder)
     rounded, labels = whole_model(decoder, tokens, seed=11)
     exact, _ = whole_model(decoder, tokens, seed=11, labels=labels)
-    assert found.keys() == rounded.keys()
+    calibrated = (*LINEAR_ROLES, HEAD, EMBEDDING)
+    assert found.keys() == {key for key in rounded if key[1] in calibrated}
     for key, hessian in found.items():
         assert_close(hessian, rounded[key], 1e-4, key)  # the same numbers, summed otherwise
-        # bfloat16 has 8 bits, and a weight squares; a ReLU also switches at other places
-        assert_close(hessian, exact[key], 4e-2 if family == "opt" else 2e-2, key)
+        # bfloat16 has 8 bits, and a weight squares; a ReLU also switches at other places, and
+        # Gemma 4's q·k are divided by nothing
+        assert_close(hessian, exact[key], 4e-2 if family in ("opt", "gemma4_text") else 2e-2, key)
     train, held_out = (getattr(rounded[HEAD, HEAD], part) for part in ("train", "held_out"))
     assert (train - held_out).norm() > 0.05 * train.norm()  # telling them apart means something
 
