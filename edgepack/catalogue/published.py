@@ -63,7 +63,6 @@ PUBLISHED: Mapping[str, tuple[Model, ...]] = {
         Model("google/gemma-3-1b-it", 1.0e9),
         Model("google/gemma-3-4b-it", 3.88e9),
     ),
-    "gemma4_text": (Model("google/gemma-4-E2B-it", 5.1e9), Model("google/gemma-4-E4B-it", 8.0e9)),
     "phi3": (
         Model("microsoft/Phi-3.5-mini-instruct", 3.82e9),
         Model("microsoft/Phi-4-mini-instruct", 3.84e9),

@@ -17,6 +17,7 @@ from edgepack.decompose.stage import Decompose
 from edgepack.errors import CheckpointError, EdgepackError, RecipeError
 from edgepack.export.gguf import write_plain
 from edgepack.model.decoder import Decoder
+from tests.merge.recipes import LINEAR, made, plan
 from tests.support.tiny import TEXT, make_model
 
 LAYERS = 6
@@ -166,6 +167,22 @@ def test_keys_that_nothing_reads_are_passed_over(shared, tmp_path):
     checkpoint = open_checkpoint(str(made))
     assert not any("layers.5.self_attn.k_" in name for name in checkpoint.specs)
     assert_near(Decoder(checkpoint).logits(IDS), expected(model))
+
+
+def test_merged_models_are_the_mean_weight_by_weight(tmp_path):
+    for name, seed in (("a", 0), ("b", 1)):
+        make(tmp_path / name, seed=seed)
+    stage = plan(tmp_path, LINEAR)
+    made(stage)
+    a, b, merged = (
+        open_checkpoint(str(place)) for place in (tmp_path / "a", tmp_path / "b", stage.folder)
+    )
+    assert set(merged.specs) == set(a.specs)
+    for name in a.specs:
+        mean = 0.25 * a.tensor(name) + 0.75 * b.tensor(name)
+        assert torch.allclose(merged.tensor(name), mean, atol=1e-5), name
+    model = transformers.AutoModelForCausalLM.from_pretrained(stage.folder, dtype=torch.float32)
+    assert_near(Decoder(merged).logits(IDS), expected(model))
 
 
 # ------------------------------------------------------------------------ packing and tuning
