@@ -29,7 +29,8 @@ class Dimensions:
     logits by `logit_scale`. A soft cap c turns x into c·tanh(x/c). `layer_types` has the kind of
     every block, empty if all are alike; `kinds` says what blocks of a kind have instead. A causal
     convolution sees `conv_kernel` positions. The heads of a gated delta net have sizes of their
-    own. `rope_sections` are the shares of an image's axes in the rotary positions; in text all
+    own. A token meets `num_experts_per_tok` of `num_experts` experts, in all blocks but the first
+    `num_dense_layers`. `rope_sections` are the shares of an image's axes in the rotary positions; in text all
     axes have the same position.
     """
 
@@ -60,6 +61,10 @@ class Dimensions:
     linear_num_value_heads: int = 0
     linear_key_head_dim: int = 0
     linear_value_head_dim: int = 0
+    num_experts: int = 0
+    num_experts_per_tok: int = 0
+    moe_intermediate_size: int = 0
+    num_dense_layers: int = 0
     rope_sections: tuple[int, ...] = ()
 
     def kind(self, index: int) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 from gguf import GGUFWriter, RopeScalingType
 
 from edgepack.architectures.base import FULL, NO_ROPE, SLIDING, Architecture, Number
-from edgepack.checkpoint import gguf_mixers
+from edgepack.checkpoint import gguf_experts, gguf_mixers
 from edgepack.checkpoint.base import Dimensions
 from edgepack.checkpoint.gguf_keys import HINT, Numbers, decimal
 from edgepack.errors import CheckpointError
@@ -38,6 +38,7 @@ def write(writer: GGUFWriter, family: Architecture, d: Dimensions, place: str) -
     _write_scaling(writer, family, d)
     _write_kinds(writer, family, d)
     gguf_mixers.write(writer, d)
+    gguf_experts.write(writer, family, d)
     for ours, number in family.numbers.items():
         value = getattr(d, ours)
         if number.gguf and value is not None:
