@@ -45,6 +45,11 @@ def targets(model: Checkpoint, options: Finetune) -> list[str]:
         if spec.role in LINEAR_ROLES and (layers is None or spec.block in layers)
     ]
     found = [s.name for s in linear if _is_target(s.name.removesuffix(".weight"), wanted)]
+    if experts := [s.name for s in linear if s.expert is not None and s.name in found]:
+        raise EdgepackError(
+            f"finetune.target_modules: {experts[0]} is an expert's, and experts are not trained",
+            hint="name the attention's modules, such as [q_proj, k_proj, v_proj, o_proj]",
+        )
     if not found:
         known = sorted({s.name.removesuffix(".weight").rpartition(".")[2] for s in linear})
         raise EdgepackError(
