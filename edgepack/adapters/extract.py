@@ -22,6 +22,7 @@ from edgepack.adapters.difference import Choice, factor
 from edgepack.adapters.gguf import TYPES, Dtype
 from edgepack.checkpoint import Checkpoint
 from edgepack.checkpoint.peft import CONFIG, WEIGHTS
+from edgepack.checkpoint.values import pair_to_hf
 from edgepack.core.artifact import digest
 from edgepack.core.progress import Progress, Steps
 from edgepack.core.tables import markdown
@@ -213,7 +214,7 @@ def write(folder: Path, found: Extracted, base: Checkpoint, dtype: Dtype = "f16"
     loras = found.loras
 
     def pair(name: str) -> tuple[torch.Tensor, torch.Tensor]:
-        return loras[name].lora_A, loras[name].lora_B
+        return pair_to_hf(base, name, loras[name].lora_A, loras[name].lora_B)
 
     write_pairs(folder, loras, pair, base=found.base, dtype=TYPES[dtype])
     names = [CONFIG, WEIGHTS]

@@ -11,7 +11,7 @@ from edgepack.core.parts import part
 LINEAR_ROLES = (
     *("attn_qkv", "attn_q", "attn_k", "attn_v", "attn_output"),
     *("conv_in", "conv_out"),
-    *("ssm_qkv", "ssm_gate", "ssm_alpha", "ssm_beta", "ssm_out"),
+    *("ssm_qkv", "ssm_gate", "ssm_out"),
     *("ffn_gate", "ffn_up", "ffn_down"),
     *("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"),
 )
@@ -143,7 +143,7 @@ class Architecture:
     Names of what an expert has of its own hold `EXPERT` where its index is.
 
     `kind_roles` are roles that only blocks of a kind have; a role that no kind names is in all
-    blocks. A tensor whose name begins with one of `passed_over` is no part of the forward pass.
+    blocks.
 
     **config.json.** `required` are settings that have no other value here, `renamed` those of our
     dimensions that are called otherwise there, `ignored` are keys that mean something in other
@@ -188,7 +188,6 @@ class Architecture:
     gguf_names: Mapping[str, str] = field(default_factory=dict)
     stored: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     kind_roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    passed_over: tuple[str, ...] = ()
     activation: str = "silu"
     required: Mapping[str, Any] = field(default_factory=lambda: {"hidden_act": "silu"})
     renamed: Mapping[str, str] = field(default_factory=dict)

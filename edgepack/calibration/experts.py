@@ -70,6 +70,8 @@ def few(moments: Moments, names: Sequence[str]) -> dict[str, int]:
     """How many of a block's experts there are, how many were met by fewer than `FEW` tokens a
     column, and how many by none."""
     weights = [name for stack in stacks(names) for name in stack]
+    if not weights:
+        return {}
     widths = {name: len(moments.squares[name]) for name in weights}
     met = {name: moments.met.get((name, False), 0) for name in weights}
     widest: dict[str, list[str]] = {}

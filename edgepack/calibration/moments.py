@@ -109,7 +109,7 @@ def save_hessians(
                 tensors[f"{name}.{part}"] = pack_symmetric(side)
             elif side is not None:
                 tensors[f"{name}.out_rows"] = side.float()
-    save_tensors(path, tensors, about)
+    save_tensors(path, tensors, dict(about))
 
 
 def load_hessian(path: Path, name: str) -> Hessian:

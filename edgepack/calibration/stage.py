@@ -20,6 +20,7 @@ from edgepack.core.weight_files import read_about
 from edgepack.core.weights import WeightFormat, WeightSpec
 from edgepack.errors import RecipeError
 from edgepack.model.decoder import Decoder, fits_in_memory
+from edgepack.model.gated_delta import kept_floats
 from edgepack.model.stream import TOKENS_AT_ONCE, Tokens
 from edgepack.planning.formats import options_of
 from edgepack.planning.plan import READS, Plan, Text
@@ -162,7 +163,8 @@ class Calibrate(Stage):
         d = self.model.dimensions
         tokens = max(TOKENS_AT_ONCE, self.calibrate.sequence_length)
         heads = d.num_attention_heads * d.head_dim
-        activations = tokens * (10 * d.hidden_size + 6 * heads + 8 * d.intermediate_size)
+        inside = 6 * heads + 8 * d.intermediate_size + 2 * kept_floats(d)
+        activations = tokens * (10 * d.hidden_size + inside)
         blocks = list(matrices_by_block(self.model))
         weights = max(sum(s.numel for s in specs) for specs in blocks)
         sides = slice(0, 2) if self.objective == "model" else slice(1, 2)

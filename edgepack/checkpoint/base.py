@@ -103,7 +103,8 @@ class Checkpoint(ABC):
     """Lazy tensors, dimensions and tokenizer of one model.
 
     Opening reads headers only. Names, shapes and the order of rows are always Hugging Face's: q and
-    k of a llama GGUF are converted from llama.cpp's rotary order on reading.
+    k of a llama GGUF are converted from llama.cpp's rotary order on reading. Only the value heads
+    of a gated delta net are in llama.cpp's order (see `values`).
     """
 
     architecture: Architecture

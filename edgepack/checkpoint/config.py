@@ -138,7 +138,7 @@ def read_dimensions(
     config = validate(_model_of(architecture), heard, where, CheckpointError, hint=HINT)
     heads = config.num_attention_heads
     head_dim = config.head_dim or config.hidden_size // heads
-    positions = rope.from_config(config, architecture, place)
+    positions = rope.from_config(config, architecture, head_dim, place)
     types, kinds = _blocks(config, architecture, positions, place)
     dimensions = Dimensions(
         num_hidden_layers=config.num_hidden_layers,
@@ -167,6 +167,7 @@ def read_dimensions(
             hint=HINT,
         )
     check_heads(dimensions, architecture, f"{place}: config.json")
+    _check_value_heads(config, place)
     return config, dimensions
 
 
@@ -254,6 +255,17 @@ def check_experts(found: Mapping[str, int], place: str) -> None:
             f"{place}: {used} of {count} experts of width {found['moe_intermediate_size']} for "
             "every token",
             hint="the configuration is damaged, or of another model",
+        )
+
+
+def _check_value_heads(config: Config, place: str) -> None:
+    """Raise unless the value heads of a gated delta net divide into groups."""
+    keys, values = config.linear_num_key_heads, config.linear_num_value_heads
+    if keys and values % keys:
+        raise CheckpointError(
+            f"{place}: config.json: linear_num_value_heads {values} is no multiple of "
+            f"linear_num_key_heads {keys}",
+            hint=HINT,
         )
 
 

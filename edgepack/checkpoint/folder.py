@@ -27,6 +27,7 @@ from edgepack.checkpoint import (
     shards,
     special,
     tokenizer,
+    values,
     vocabulary,
 )
 from edgepack.checkpoint.base import Checkpoint, Dimensions, reopened
@@ -165,9 +166,8 @@ class FolderCheckpoint(Checkpoint):
         return place.read(self._files), place.kind
 
     def tensor(self, name: str) -> Tensor:  # noqa: D102
-        stored = self._places[name].read(self._files).to(torch.float32)
-        shift = self.architecture.norm_shift
-        return stored + shift if shift and self.specs[name].role.endswith("_norm") else stored
+        stored, role = self._places[name].read(self._files), self.specs[name].role
+        return values.from_hf(self.architecture, self.dimensions, role, stored)
 
     def quantized(self, name: str) -> QuantizedTensor | None:  # noqa: D102
         return None
@@ -225,7 +225,7 @@ class FolderCheckpoint(Checkpoint):
     def _description(self) -> tuple[gguf.Metadata, tuple[str, ...]]:
         """Name, licence, size …, and warnings about entries of the model card that are lost."""
         name = Path(self.model.partition("@")[0] if self.revision else self.folder.resolve())
-        return card.describe(self.folder, name, sum(spec.numel for spec in self.specs.values()))
+        return card.describe(self.folder, name, self.specs.values())
 
     def _read_config(self) -> dict[str, Any]:
         path = self.folder / CONFIG

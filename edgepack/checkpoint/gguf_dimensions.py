@@ -9,7 +9,7 @@ from typing import Any
 from gguf import GGUFWriter, RopeScalingType
 
 from edgepack.architectures.base import FULL, NO_ROPE, SLIDING, Architecture, Number
-from edgepack.checkpoint import gguf_experts, gguf_mixers
+from edgepack.checkpoint import gguf_experts, gguf_mixers, rope
 from edgepack.checkpoint.base import Dimensions
 from edgepack.checkpoint.gguf_keys import HINT, Numbers, decimal
 from edgepack.errors import CheckpointError
@@ -37,7 +37,7 @@ def write(writer: GGUFWriter, family: Architecture, d: Dimensions, place: str) -
     writer.add_rope_freq_base(d.rope_theta)
     _write_scaling(writer, family, d)
     _write_kinds(writer, family, d)
-    gguf_mixers.write(writer, d)
+    gguf_mixers.write(writer, family, d)
     gguf_experts.write(writer, family, d)
     for ours, number in family.numbers.items():
         value = getattr(d, ours)
@@ -61,7 +61,7 @@ def _write_scaling(writer: GGUFWriter, family: Architecture, d: Dimensions) -> N
         if scaling.get("llama_4_scaling_beta"):
             writer.add_rope_scaling_yarn_log_mul(scaling.get("mscale_all_dim") or 0.0)
             writer.add_attn_temperature_scale(scaling["llama_4_scaling_beta"])
-    elif kind == "longrope":
+    elif kind == "longrope" and not rope.is_fixed(scaling):
         writer.add_rope_scaling_type(RopeScalingType.LONGROPE)
         writer.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
         writer.add_rope_scaling_attn_factors(scaling["attention_factor"])
@@ -164,6 +164,7 @@ def _assumed_otherwise(family: Architecture, d: Dimensions) -> Iterator[str]:
         yield "with one rope_theta for all blocks"
     if own.get("rope_scaling") is not None:
         yield "without scaled rotary positions in sliding_attention"
+    yield from gguf_mixers.assumed_otherwise(d)
     for ours, number in family.numbers.items():
         if number.assumed is not None and getattr(d, ours) is None:
             yield f"with {number.key}, which is null here"

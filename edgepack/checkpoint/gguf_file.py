@@ -232,10 +232,7 @@ class GgufCheckpoint(Checkpoint):
         turning = numbers.dimension_count or head_dim
         scaling = rope.from_gguf(
             numbers.scaling_type,
-            {
-                key: v if not isinstance(v, float) else decimal(v)
-                for key, v in numbers.scaling.items()
-            },
+            numbers.scaling,
             self._divisors(turning),
             theta,
             turning,

@@ -141,7 +141,7 @@ class Numbers(Untrusted):
         """Numbers about the scaling of rotary positions, as config.json calls them."""
         found = {
             "factor": self.rope_factor,
-            "original_max_position_embeddings": self.original_context,
+            "original_max_position_embeddings": self.original_context or self.context_length,
             "beta_fast": self.beta_fast,
             "beta_slow": self.beta_slow,
             "mscale_all_dim": self.log_multiplier,

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from edgepack.architectures.base import FULL, NO_ROPE, SLIDING, Architecture, Number
+from edgepack.checkpoint import values
 from edgepack.checkpoint.base import Checkpoint, Dimensions
 from edgepack.checkpoint.config import EXPERTS, bias_switch
 from edgepack.core import plugins
@@ -58,8 +59,8 @@ def save(
 
 def _as_stored(checkpoint: Checkpoint, spec: WeightSpec, value: Tensor) -> Tensor:
     """A weight as the family's files have it."""
-    if spec.role.endswith("_norm"):
-        value = value - checkpoint.architecture.norm_shift
+    family, d = checkpoint.architecture, checkpoint.dimensions
+    value = values.to_hf(family, d, spec.role, value)
     return value.to(dtype_of(spec)).contiguous()
 
 

@@ -19,6 +19,7 @@ from edgepack.architectures.base import BEHIND, LINEAR_ROLES, Architecture
 from edgepack.checkpoint.base import Dimensions
 from edgepack.core.parts import stem
 from edgepack.model.experts import mixture, route
+from edgepack.model.gated_delta import DeltaCache, gated_delta
 from edgepack.model.rotary import Rotary
 from edgepack.model.short_conv import ConvolutionCache, short_conv
 
@@ -79,7 +80,7 @@ class KeyValueCache:
         return self.keys[:, :, :end], self.values[:, :, :end]
 
 
-Cache = KeyValueCache | ConvolutionCache
+Cache = KeyValueCache | ConvolutionCache | DeltaCache
 """What a block keeps of earlier positions."""
 
 
@@ -87,6 +88,8 @@ def empty_cache(roles: Collection[str], batch: int, capacity: int, d: Dimensions
     """The cache of a block with some roles and dimensions, for `capacity` positions."""
     if "conv" in roles:
         return ConvolutionCache.empty(batch, d.hidden_size, d)
+    if "ssm_out" in roles:
+        return DeltaCache.empty(batch, d)
     return KeyValueCache.empty(batch, capacity, d)
 
 
@@ -137,8 +140,11 @@ class Block:
     def _mix(self, x: Tensor, linear: Linear, cache: Cache | None) -> Tensor:
         """The output of the mixer that the block has the roles of."""
         if "conv" in self.weights:
-            assert not isinstance(cache, KeyValueCache)
+            assert cache is None or isinstance(cache, ConvolutionCache)
             return short_conv(self.weights, x, linear, cache)
+        if "ssm_out" in self.weights:
+            assert cache is None or isinstance(cache, DeltaCache)
+            return gated_delta(self.weights, self.dimensions, x, linear, cache)
         assert cache is None or isinstance(cache, KeyValueCache)
         return self._attention(x, linear, cache)
 
@@ -178,8 +184,11 @@ class Block:
     def _shortcut(self, role: str, x: Tensor) -> Tensor:
         return x @ self.weights[role] if role in self.weights else x
 
-    def _projections(self, x: Tensor, linear: Linear) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k and v as heads ``[batch, heads, time, head_dim]``, after their norms if any."""
+    def _projections(
+        self, x: Tensor, linear: Linear
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """q, k and v as heads ``[batch, heads, time, head_dim]``, after their norms if any; and the
+        queries' gates ``[batch, time, heads · head_dim]`` if they have such."""
         d, roles = self.dimensions, ("attn_q", "attn_k", "attn_v")
         if "attn_qkv" in self.weights:
             heads = (d.num_attention_heads, d.num_key_value_heads, d.num_key_value_heads)
@@ -187,8 +196,13 @@ class Block:
             parts = torch.split(linear("attn_qkv", x), widths, dim=-1)
         else:
             parts = tuple(linear(role, x) for role in roles)
+        gate = None
+        if self.family.gated_queries:
+            both = torch.unflatten(parts[0], -1, (-1, 2, d.head_dim))
+            query, gate = (t.flatten(2) for t in both.unbind(-2))
+            parts = (query, *parts[1:])
         q, k, v = (self._heads(role, y) for role, y in zip(roles, parts, strict=True))
-        return q, k, v
+        return q, k, v, gate
 
     def _heads(self, role: str, y: Tensor) -> Tensor:
         """A projection ``[batch, time, width]`` as heads, after their norm: of all heads together
@@ -213,14 +227,15 @@ class Block:
 
     def _attention(self, x: Tensor, linear: Linear, cache: KeyValueCache | None) -> Tensor:
         start, d = cache.length if cache else 0, self.dimensions
-        q, k, v = self._projections(x, linear)
+        q, k, v, gate = self._projections(x, linear)
         q, k = self._turned("attn_q", q, start), self._turned("attn_k", k, start)
         if self.rotary is not None:
             q = self.rotary.tempered(q, start)
         if cache is not None:
             k, v = cache.extend(k, v)
         out = attention(q, k, v, d.sliding_window, scale=d.score_scale, softcap=d.attention_softcap)
-        return linear("attn_output", out.transpose(1, 2).flatten(2))
+        out = out.transpose(1, 2).flatten(2)
+        return linear("attn_output", out if gate is None else out * gate.sigmoid())
 
 
 def attention(

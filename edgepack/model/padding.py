@@ -102,12 +102,13 @@ class Padded(Rewritten):
             starts = (sum(widths[:i]) for i in range(len(widths)))
             places = (self._places(p) + s for p, s in zip(PARTS[word], starts, strict=True))
             return torch.cat(list(places))
-        if word != "q":
+        if word not in ("q", "q_gated"):
             return torch.arange(sizes(self.architecture, old)[word])
         groups = [d.num_attention_heads // d.num_key_value_heads for d in (old, new)]
         head = torch.arange(old.num_attention_heads)
         moved = head // groups[0] * groups[1] + head % groups[0]
-        return (moved[:, None] * old.head_dim + torch.arange(old.head_dim)).flatten()
+        rows = (2 if word == "q_gated" else 1) * old.head_dim
+        return (moved[:, None] * rows + torch.arange(rows)).flatten()
 
     def describe(self) -> str:
         """The dimensions that grew, in one line."""

@@ -17,8 +17,9 @@ from edgepack.formats.base import Format, GgmlFormat
 from edgepack.planning.target import Target
 from edgepack.recipe.sections import Compress, WeightOptions
 
-UNQUANTIZED = ("position_embd", "attn_shortcut", "ffn_shortcut")
-"""Matrices that nothing multiplies as W x, which stay f16."""
+UNQUANTIZED = ("position_embd", "attn_shortcut", "ffn_shortcut", "ssm_alpha", "ssm_beta")
+"""Matrices that stay f16: those that nothing multiplies as W x, and those with one row a head, of a
+few bytes that decide what a gated delta net forgets."""
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,9 @@ from tests.support.families import VARIANTS, Variant, logits, save, tokens
 from tests.support.families.variant import NO_WINDOW, WINDOW
 from tests.support.llama import exact_logits
 
-EXACT, GELU = 1e-4, 2e-2
-"""Largest differences over the deviation of logits; ggml reads GELU from a table of float16."""
+EXACT, GELU, DELTA = 1e-4, 2e-2, 5e-4
+"""Largest differences over the deviation of logits. ggml reads GELU from a table of float16. A
+random gated delta net makes 2e-4 of what float32 rounds; products in float64 leave 8e-6."""
 FLAT = 0.3
 FAMILIES = plugins.names("architectures")
 NOT_YET = {
@@ -37,15 +38,10 @@ NOT_YET = {
     "llama/mlp-biases": "no part of a llama model",
     "qwen2/window": "only some layers have a sliding window",
     "qwen3/biases": "no part of a qwen3 model",
+    "exaone4/64-blocks": "sliding_window 8 is not supported",
     "qwen3/window": "only some layers have a sliding window",
 }
 """Variants that edgepack does not read, and the words that it refuses them with."""
-NO_WAY_BACK = {
-    "llama/llama3": "is not Llama 3's rotary scaling",
-    "llama/older-keys": "is not Llama 3's rotary scaling",
-}
-"""Variants whose GGUF edgepack writes and does not read, and the words that it refuses it with."""
-
 BY_LENGTH = ("phi3/long", "phi3/older-keys")
 """Variants whose tokens turn in another way in longer sequences."""
 
@@ -94,6 +90,10 @@ def assert_near(found, wanted, tolerance=EXACT):
     assert off <= tolerance
 
 
+def tolerance(variant: Variant) -> float:
+    return DELTA if variant.double else EXACT
+
+
 @torch.no_grad()
 def our_logits(checkpoint: Checkpoint, ids: list[int]) -> np.ndarray:
     return Decoder(checkpoint).logits(torch.tensor([ids]))[0].numpy()
@@ -133,13 +133,13 @@ def write_gguf(path, checkpoint: Checkpoint):
 @pytest.mark.parametrize("key", READ)
 def test_our_forward_pass_is_that_of_transformers(made, key):
     found = made(key)
-    assert_near(our_logits(found.open(), found.ids), found.wanted)
+    assert_near(our_logits(found.open(), found.ids), found.wanted, tolerance(found.variant))
 
 
 @pytest.mark.parametrize("key", [key for key in READ if key not in BY_LENGTH])
 def test_tokens_one_by_one_give_the_same(made, key):
     found = made(key)
-    assert_near(step_by_step(found.open(), found.ids), found.wanted)
+    assert_near(step_by_step(found.open(), found.ids), found.wanted, tolerance(found.variant))
 
 
 @pytest.mark.slow
@@ -147,19 +147,16 @@ def test_tokens_one_by_one_give_the_same(made, key):
 def test_our_gguf_gives_the_same_in_llama_cpp(made, packed, key):
     pytest.importorskip("llama_cpp")
     found = made(key)
-    tolerance = GELU if found.variant.gelu else EXACT
-    assert_near(exact_logits(packed(key), found.ids), found.wanted, tolerance)
+    near = GELU if found.variant.gelu else tolerance(found.variant)
+    assert_near(exact_logits(packed(key), found.ids), found.wanted, near)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("key", PACKED)
 def test_our_gguf_gives_the_same_when_it_is_read_back(made, packed, key):
     found = made(key)
-    if key in NO_WAY_BACK:
-        with pytest.raises(EdgepackError, match=NO_WAY_BACK[key]):
-            open_checkpoint(str(packed(key)))
-        return
-    assert_near(our_logits(open_checkpoint(str(packed(key))), found.ids), found.wanted)
+    again = our_logits(open_checkpoint(str(packed(key))), found.ids)
+    assert_near(again, found.wanted, tolerance(found.variant))
 
 
 @pytest.mark.slow

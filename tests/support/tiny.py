@@ -89,10 +89,40 @@ OWN_CONFIG: dict[str, dict[str, object]] = {
     "gemma2": {"head_dim": 16, "sliding_window": 24},
     "gemma3_text": {"head_dim": 16, "sliding_window": 24},
     "phi3": {"pad_token_id": 0},
+    "qwen3_moe": {
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 64,
+        "norm_topk_prob": True,
+        "head_dim": 16,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+    },
+    "lfm2_moe": {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "num_dense_layers": 1,
+        "moe_intermediate_size": 64,
+        "layer_types": ["conv", "full_attention"],
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+    },
     "lfm2": {
         "layer_types": ["conv", "full_attention"],
         "block_auto_adjust_ff_dim": False,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+    },
+    "qwen3_5_text": {
+        "layer_types": ["linear_attention", "full_attention"],
+        "head_dim": 16,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 16,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e4,
+            "partial_rotary_factor": 0.5,
+            "mrope_section": [2, 1, 1],
+        },
     },
 }
 LONGROPE = {
@@ -218,10 +248,12 @@ def make_model(
 @torch.no_grad()
 def _randomise(model: torch.nn.Module) -> None:
     """Weights wide enough that logits are not flat; norms and biases away from 1 and 0."""
-    shifted = model.config.model_type.startswith("gemma")  # their gains are stored as γ − 1
+    shift = plugins.find("architectures", model.config.model_type).norm_shift  # stored as γ − 1
     for name, value in model.named_parameters():
-        if "norm" in name:
-            value.normal_(0.0 if shifted else 1.0, 0.1)
+        if name.endswith("A_log"):
+            value.normal_(-1.0, 0.5)
+        elif "norm" in name:
+            value.normal_(1.0 if "linear_attn" in name else 1.0 - shift, 0.1)
         elif value.ndim == 1:
             value.normal_(0.0, 0.1)
         else:
