@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from edgepack.core.parts import part
+from edgepack.core.parts import part_name
 
 LINEAR_ROLES = (
     *("attn_qkv", "attn_q", "attn_k", "attn_v", "attn_output"),
@@ -257,9 +257,9 @@ class Architecture:
 
     def gguf_name(self, role: str, block: int | None = None, expert: int | None = None) -> str:
         """The GGUF tensor name of a role. Files have stacks of all experts; what one expert has
-        there is named with its index (`part`)."""
+        there is named with its index (`part_name`)."""
         stem, _, kind = role.partition(".")
-        name = part(f"{self.gguf_names.get(stem, stem)}.{kind or 'weight'}", expert)
+        name = part_name(f"{self.gguf_names.get(stem, stem)}.{kind or 'weight'}", expert)
         if role in NO_WEIGHT_SUFFIX:
             name = stem
         return name if block is None else f"blk.{block}.{name}"

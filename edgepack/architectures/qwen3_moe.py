@@ -8,7 +8,9 @@ EXPERTS = {
     "ffn_up_exps": "mlp.experts.{expert}.up_proj.weight",
     "ffn_down_exps": "mlp.experts.{expert}.down_proj.weight",
 }
-SHARED = {role: name for role, name in BLOCK.items() if role not in ("ffn_gate", "ffn_up", "ffn_down")}
+SHARED = {
+    role: name for role, name in BLOCK.items() if role not in ("ffn_gate", "ffn_up", "ffn_down")
+}
 
 PLUGIN = Architecture(
     name="qwen3_moe",

@@ -52,7 +52,8 @@ def _size_label(specs: Collection[WeightSpec]) -> str:
     total = sum(spec.numel for spec in specs)
     of_experts = sum(spec.numel for spec in specs if spec.expert is not None)
     one = of_experts // count if count else 0
-    return gguf.size_label(total, total - of_experts, one, count)
+    label: str = gguf.size_label(total, total - of_experts, one, count)
+    return label
 
 
 def licence(folder: Path) -> str | None:

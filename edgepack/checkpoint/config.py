@@ -238,11 +238,11 @@ def _check_types(config: Config, family: Architecture, place: str) -> None:
         )
 
 
-def _experts(config: Config, family: Architecture, place: str) -> dict[str, int]:
+def _experts(config: Config, family: Architecture, place: str) -> dict[str, Any]:
     """The dimensions of experts, of a family that has them."""
     if family.router is None:
         return {}
-    found: dict[str, int] = {name: getattr(config, name) for name in EXPERTS}
+    found: dict[str, Any] = {name: getattr(config, name) for name in EXPERTS}
     check_experts(found, f"{place}: config.json")
     return found
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gguf import ExpertGatingFuncType, GGUFWriter
 
 from edgepack.architectures.base import Architecture
 from edgepack.checkpoint.base import Dimensions
 from edgepack.checkpoint.config import EXPERTS, check_experts
-from edgepack.checkpoint.gguf_keys import HINT, Numbers
+from edgepack.checkpoint.gguf_keys import Numbers
 from edgepack.errors import CheckpointError
 
 GATING = {
@@ -31,7 +31,7 @@ def write(writer: GGUFWriter, family: Architecture, d: Dimensions) -> None:
         writer.add_expert_gating_func(GATING[family.router.scores])
 
 
-def read(family: Architecture, numbers: Numbers, place: str) -> dict[str, int]:
+def read(family: Architecture, numbers: Numbers, place: str) -> dict[str, Any]:
     """Our dimensions that are about experts."""
     if family.router is None:
         if numbers.expert_count:

@@ -1,8 +1,8 @@
 """Names of weights in their block, where experts have weights of their own."""
 
 
-def part(role: str, expert: int | None = None) -> str:
-    """The role, and behind its stem an expert's index: ``ffn_up_exps.3``, ``ffn_up_exps.3.bias``."""
+def part_name(role: str, expert: int | None = None) -> str:
+    """The role, and behind its stem an expert's index (``ffn_up_exps.3``)."""
     if expert is None:
         return role
     stem, dot, kind = role.partition(".")

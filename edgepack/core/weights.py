@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from edgepack.core import plugins
-from edgepack.core.parts import part
+from edgepack.core.parts import part_name
 
 _ROWS = 8192  # rows at once in float64, so that no second copy of an embedding is in memory
 
@@ -45,7 +45,7 @@ class WeightSpec:
     @property
     def part(self) -> str:
         """Its name in its block: the role, with an expert's index (``ffn_up_exps.3``)."""
-        return part(self.role, self.expert)
+        return part_name(self.role, self.expert)
 
     @property
     def stack(self) -> tuple[int | None, str] | None:

@@ -26,7 +26,7 @@ from edgepack.model.short_conv import ConvolutionCache, short_conv
 Linear = Callable[[str, Tensor], Tensor]
 """(role, x ``[batch, time, in]``) → y ``[batch, time, out]``: the function by which a block applies
 its weights. Calibration passes one that records every x and y. An expert's role has its index
-(`core.parts.part`), and x are the tokens that it gets, ``[tokens, in]``."""
+(`core.parts.part_name`), and x are the tokens that it gets, ``[tokens, in]``."""
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, width: int | None = None) -> Tensor:

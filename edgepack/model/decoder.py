@@ -17,7 +17,7 @@ from torch.nn import functional
 from edgepack.checkpoint._layout import block_parts
 from edgepack.checkpoint.base import Checkpoint, Dimensions
 from edgepack.core.hardware import available_memory
-from edgepack.core.parts import part
+from edgepack.core.parts import part_name
 from edgepack.errors import CheckpointError
 from edgepack.model import rotary
 from edgepack.model.block import Block, Cache, empty_cache, norm, soft_cap
@@ -73,10 +73,10 @@ class Decoder:
 
     def block_names(self, index: int) -> dict[str, str]:
         """Role → name of the tensors that block `index` has; for experts' see
-        `core.parts.part`."""
+        `core.parts.part_name`."""
         family, d = self.checkpoint.architecture, self.checkpoint.dimensions
         names = {
-            part(role, expert): family.hf_name(role, index, expert)
+            part_name(role, expert): family.hf_name(role, index, expert)
             for role, expert in block_parts(family, d, index)
         }
         return {role: name for role, name in names.items() if name in self.checkpoint.specs}

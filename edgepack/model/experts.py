@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from edgepack.architectures.base import Router
 from edgepack.checkpoint.base import Dimensions
-from edgepack.core.parts import part
+from edgepack.core.parts import part_name
 
 Linear = Callable[[str, Tensor], Tensor]
 
@@ -25,9 +25,7 @@ class Routing:
     weights: Tensor
 
 
-def route(
-    weights: Mapping[str, Tensor], router: Router, d: Dimensions, h: Tensor
-) -> Routing:
+def route(weights: Mapping[str, Tensor], router: Router, d: Dimensions, h: Tensor) -> Routing:
     """The experts for hidden states h ``[…, hidden]``, and what their outputs count.
 
     Sources: ``Qwen3MoeTopKRouter`` and ``Lfm2MoeTopKRouter`` in transformers.
@@ -42,19 +40,17 @@ def route(
     return Routing(chosen, found / (found.sum(-1, keepdim=True) + router.eps))
 
 
-def mixture(
-    routing: Routing, h: Tensor, linear: Linear, act: Callable[[Tensor], Tensor]
-) -> Tensor:
+def mixture(routing: Routing, h: Tensor, linear: Linear, act: Callable[[Tensor], Tensor]) -> Tensor:
     """Σ weight · W_down(act(W_gate h) ∘ W_up h) over the experts of each token; h ``[…, hidden]``,
     the output too. Experts that get no token are not asked."""
     tokens = h.flatten(0, -2)
     out = torch.zeros_like(tokens)
-    for expert in routing.chosen.unique().tolist():
+    for expert in torch.unique(routing.chosen).tolist():
         token, place = torch.where(routing.chosen == expert)
         x = tokens[token]
-        inner = act(linear(part("ffn_gate_exps", expert), x)) * linear(
-            part("ffn_up_exps", expert), x
+        inner = act(linear(part_name("ffn_gate_exps", expert), x)) * linear(
+            part_name("ffn_up_exps", expert), x
         )
-        y = linear(part("ffn_down_exps", expert), inner)
+        y = linear(part_name("ffn_down_exps", expert), inner)
         out = out.index_add(0, token, y * routing.weights[token, place, None])
     return out.view_as(h)
