@@ -62,8 +62,10 @@ def _draw(sums: dict[object, Tensor], keys: list[object], counts: list[int]) -> 
     mean = total / sum(counts)
     prior = mean.shape[-1]
     for key, count in zip(keys, counts, strict=True):
-        own = sums[key] if key in sums else 0.0
-        sums[key] = (own + prior * mean) * ((count + 1) / (count + prior))
+        drawn = prior * mean
+        if key in sums:
+            drawn += sums[key]
+        sums[key] = drawn * ((count + 1) / (count + prior))
 
 
 def few(moments: Moments, names: Sequence[str]) -> dict[str, int]:

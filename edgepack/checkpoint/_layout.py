@@ -95,10 +95,10 @@ def match(
 ) -> tuple[dict[str, WeightSpec], dict[str, str]]:
     """The specs by Hugging Face name, and the name under which each weight is stored.
 
-    `name_of(role, block, expert)` is the name in the source. In a `sliced` model, the residual stream may
-    be narrower than the hidden size, and blocks have shortcut matrices. Missing, unexpected and
-    misshapen tensors are errors, because a model that differs from its family computes something
-    else.
+    `name_of(role, block, expert)` is the name in the source. In a `sliced` model, the residual
+    stream may be narrower than the hidden size, and blocks have shortcut matrices. Missing,
+    unexpected and misshapen tensors are errors, because a model that differs from its family
+    computes something else.
     """
     blocks = dimensions.num_hidden_layers
     if blocks > len(tensors):  # checked before anything loops over the blocks

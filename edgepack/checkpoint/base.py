@@ -30,8 +30,8 @@ class Dimensions:
     every block, empty if all are alike; `kinds` says what blocks of a kind have instead. A causal
     convolution sees `conv_kernel` positions. The heads of a gated delta net have sizes of their
     own. A token meets `num_experts_per_tok` of `num_experts` experts, in all blocks but the first
-    `num_dense_layers`. `rope_sections` are the shares of an image's axes in the rotary positions; in text all
-    axes have the same position.
+    `num_dense_layers`. `rope_sections` are the shares of an image's axes in the rotary positions;
+    in text all axes have the same position.
     """
 
     num_hidden_layers: int
