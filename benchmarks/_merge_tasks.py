@@ -14,7 +14,7 @@ from benchmarks.finetune_quality import MAX_TOKENS, is_valid, prompt_of, rows
 from benchmarks.same_type import MODEL
 from edgepack.checkpoint import open_checkpoint
 from edgepack.finetune.examples import IGNORED, Example, read_examples
-from edgepack.runtimes.models import Model
+from edgepack.runtimes.llama_cpp import LlamaCpp
 
 PARTS = ("train", "valid", "test")
 SQL, COLA = "sql", "cola"
@@ -85,10 +85,10 @@ def losses(runtime: Any, examples: Sequence[Example]) -> list[float]:
     return found
 
 
-def tested(file: Path, factors: Path | None, tasks: Sequence[Task]) -> dict[str, dict[str, Any]]:
+def tested(file: Path, tasks: Sequence[Task], threads: int | None) -> dict[str, dict[str, Any]]:
     """A packed model on the test rows of all tasks, in llama.cpp."""
     found: dict[str, dict[str, Any]] = {}
-    with Model(file.parent.name, file, factors).open(1024) as runtime:
+    with LlamaCpp(file, None, context=1024, threads=threads) as runtime:
         for task in tasks:
             examples = task.examples["test"]
             worths = []

@@ -48,7 +48,7 @@ class FileText:
     @property
     def key(self) -> str:
         """Of what the tokens and their labels depend on."""
-        return self.sha256 + (":answers" if self.only_answers else "")
+        return f"{self.sha256}:answers" if self.only_answers else self.sha256
 
     @cached_property
     def tokens(self) -> Tokens:

@@ -47,9 +47,9 @@ class Pair:
         return replace(self, B=self.B.rows(index, count), magnitude=magnitude)
 
     def apply(self, W: Tensor, files: SourceFiles) -> Tensor:
-        """The changed weight, float32."""
+        """The changed weight, float32 (float64 if W is)."""
         A, B = (part.read(files).float() for part in (self.A, self.B))
-        delta = (B @ A).mul_(self.scale)
+        delta = (B @ A).mul_(self.scale).to(torch.promote_types(torch.float32, W.dtype))
         made = delta.add_(W.T if self.transposed else W)
         if self.magnitude is not None:
             magnitude = self.magnitude.read(files).float().reshape(-1)

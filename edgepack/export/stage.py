@@ -73,7 +73,8 @@ class Export(Stage):
         if ranked := [name for name, fmt in formats.items() if fmt.rank]:
             base = str(self.original.source["model"])
             write_pairs(folder / "adapter", ranked, self._pair, base=base)
-        yield from self._verify(folder)
+        if self.target.packs and self.target.can_open(formats):
+            yield from self._verify(folder)
 
     def _load(self, name: str) -> FactoredWeight:
         assert self.weights is not None
@@ -88,8 +89,6 @@ class Export(Stage):
 
     def _verify(self, folder: Path) -> Steps[None]:
         """The runtime, where it is installed, loads the files, and reads text as the model does."""
-        if not (self.target.packs and self.target.runtime.is_installed):
-            return
         yield Progress("export", 0, 1, "the files in their runtime")
         with self.target.written(folder, self.model).open(CONTEXT) as runtime:
             agreement(runtime, self.original.tokenizer)

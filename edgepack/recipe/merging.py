@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from edgepack.core.untrusted import quote
-from edgepack.recipe.calibrate import Calibration
+from edgepack.recipe.calibrate import Calibration, Objective
 from edgepack.recipe.fields import MAX_STEPS, MAX_WIDTH, FileName, PathText, check_plain_text
 from edgepack.recipe.references import ModelReference, Reference, parse
 
@@ -262,6 +262,13 @@ class Tokenizer(Part):
     )
 
 
+class MergeCalibration(Calibration):
+    """Calibration of the models of a weighted merge. Its default objective is the one that measures
+    best there (docs/fisher.md)."""
+
+    objective: Objective = Field("guided", description="`guided` or `model`, as in `calibrate`.")
+
+
 class Merge(Part):
     """Several models as one: mergekit's schema. `modules` is refused."""
 
@@ -302,8 +309,9 @@ class Merge(Part):
         description="edgepack's own: `fisher` weights every model by the Fisher matrix of each of "
         "its weights, for linear and task_arithmetic.",
     )
-    calibrate: Calibration | None = Field(
-        None, description="For `weighted`: how each model is calibrated; the keys of `calibrate`."
+    calibrate: MergeCalibration | None = Field(
+        None,
+        description="For `weighted`: how each model is calibrated; the keys of `calibrate`.",
     )
 
     @model_validator(mode="before")

@@ -124,6 +124,8 @@ def why_not(family: Architecture, method: str) -> str | None:
         return f"{family.name} models have blocks of several kinds ({kinds})"
     if method == "global" and family.square_q and "attn_qkv" in family.block:
         return f"llama.cpp takes q of {family.name} models to be as wide as the stream"
+    if method == "global" and any(number.rule == "root" for number in family.numbers.values()):
+        return f"{family.name} models scale embeddings by the root of the width, which would change"
     if method == "global" and not family.gguf:
         return f"{family.name} models have LayerNorms, and would be of no family without them"
     return None

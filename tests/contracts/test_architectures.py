@@ -61,6 +61,8 @@ def parameters(model, tied):
 @pytest.mark.slow
 def test_names_shapes_and_tensors_are_those_of_transformers(made):
     folder, model, tied = made
+    if plugins.find("architectures", model.config.model_type).kind_roles:
+        pytest.skip("stored in another order: tests/contracts/test_mixers.py")
     checkpoint, wanted = open_checkpoint(str(folder)), parameters(model, tied)
     assert {n: tuple(v.shape) for n, v in wanted.items()} == {
         n: spec.shape for n, spec in checkpoint.specs.items()
@@ -86,7 +88,7 @@ def test_dimensions_are_those_of_the_configuration(made):
     window = family.mixed or family.window == "all"
     assert dims.sliding_window == (getattr(config, "sliding_window", None) if window else None)
     assert dims.tie_word_embeddings is tied
-    assert dims.partial_rotary_factor == 1.0
+    assert dims.partial_rotary_factor == rope.get("partial_rotary_factor", 1.0)
 
 
 @pytest.mark.slow

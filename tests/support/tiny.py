@@ -88,6 +88,12 @@ OWN_CONFIG: dict[str, dict[str, object]] = {
         "mamba_n_heads": 4,
     },
     "ernie4_5": {"head_dim": 16},
+    "gemma": {"head_dim": 16},
+    "exaone4": {"sliding_window": None, "layer_types": ["full_attention"]},
+    "hunyuan_v1_dense": {
+        "head_dim": 16,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+    },
     "olmo3": {"sliding_window": 24},
     "gemma2": {"head_dim": 16, "sliding_window": 24},
     "gemma3_text": {"head_dim": 16, "sliding_window": 24},
@@ -218,7 +224,7 @@ def make_model(
     tokenizer = make_tokenizer(vocab=vocab)
     if family == "qwen3" or "head_dim" in config or (head_dim is not None and family in FAMILIES):
         config["head_dim"] = head_dim or hidden // heads
-    if family.startswith("gemma"):  # as llama.cpp takes it
+    if family in ("gemma2", "gemma3_text"):  # as llama.cpp takes it
         config.setdefault("query_pre_attn_scalar", config["head_dim"])
     if family == "opt":
         config["word_embed_proj_dim"] = hidden

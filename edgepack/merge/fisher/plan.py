@@ -27,6 +27,8 @@ from edgepack.recipe.texts import source_path
 
 METHODS = ("linear", "task_arithmetic")
 """Methods whose result is the base plus a multiple of a mean."""
+ROWS = ".jsonl"
+"""Ending of texts that may be conversations: a model is for the answers in them."""
 TEXT = "text."
 """Behind `merge.`: start of the keys of texts in `sources` of a manifest."""
 
@@ -139,8 +141,8 @@ def make_fisher(
             hint="others than means have no place for a metric",
         )
     _check_weights(layout.tensors)
-    given_options = {} if merge.calibrate is None else merge.calibrate.model_dump()
-    options = sections.Calibrate(**given_options)
+    given_options = merge.calibrate or merging.MergeCalibration()
+    options = sections.Calibrate(**given_options.model_dump())
     operands = dict.fromkeys(o.input for tensor in layout.tensors for o in tensor.operands)
     given = {model.model: model.text for model in merge.models or ()}
     models, notes = [], []
@@ -176,7 +178,8 @@ def _calibrated(
         path = source_path(text, base, key)
         options = options.model_copy(update={"source": text})
         sha256 = check(path, model, MIN_SEQUENCES * options.sequence_length, key)
-        stage = Calibrate(model, FileText(model, options, path, sha256), options)
+        source = FileText(model, options, path, sha256, only_answers=path.suffix == ROWS)
+        stage = Calibrate(model, source, options)
         return Calibrated(place, name, stage, path), ()
     if not model.architecture.gguf:
         raise RecipeError(

@@ -13,6 +13,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import edgepack
+from edgepack.core.artifact import digest
 from edgepack.errors import EdgepackError
 from edgepack.merge.documents import plan_merges
 from edgepack.merge.fisher import weighting
@@ -111,6 +112,23 @@ def test_a_weighted_mean_costs_less_and_says_what_it_is(made, tmp_path, objectiv
     assert len(costs) == 14
     assert all(entry["cost"] <= entry["plain"] for entry in costs.values())
     assert not (tmp_path / "fisher" / "fisher.lines").exists()
+
+
+def test_the_metric_is_guided_unless_a_recipe_names_another(made, tmp_path):
+    for given, objective in (
+        ({}, "guided"),
+        ({"tokens": 512, "sequence_length": 64}, "guided"),
+        (CALIBRATE, "model"),
+    ):
+        content = recipe(made, calibrate=given | {"sequence_length": 64})
+        models = stage_of(content, tmp_path).fisher.models
+        assert {model.stage.objective for model in models} == {objective}
+        published = stage_of(content, tmp_path).published["calibrate"]
+        assert published.get("objective", "guided") == objective
+    del content["calibrate"]
+    for model in content["models"]:
+        del model["text"]
+    assert stage_of(content, tmp_path).fisher.models[0].stage.objective == "guided"
 
 
 def test_nothing_of_this_machine_is_in_the_output(made, tmp_path):
@@ -226,6 +244,23 @@ def test_only_the_weights_in_work_have_their_hessians_in_memory(made, tmp_path, 
     monkeypatch.setattr(weighting, "load_hessian", spy)
     merge(recipe(made), tmp_path / "out")
     assert 2 <= most[0] <= 2 * 4 + 2  # two models, at most four weights at once
+
+
+def test_of_chats_only_the_answers_count(made, tmp_path):
+    """The labels of questions have no gradient; a plain text counts as a whole."""
+    words = " ".join(TEXT).split()
+    rows = [{"prompt": " ".join(words[i:] + words[:i]), "response": "yes"} for i in range(40)]
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text("\n".join(map(json.dumps, rows)))
+    content = recipe(made)
+    content["models"][0]["text"] = str(chats)
+    stage = stage_of(content, tmp_path)
+    of_chats, of_text = (model.stage.text.tokens for model in stage.fisher.models)
+    assert 0 < int(of_chats.counted.sum()) < 0.1 * of_chats.counted.numel()
+    assert of_text.counted is None
+    _, artifact = merge(content, tmp_path / "out")
+    assert artifact.manifest["merge"]["weighted"]["held_out_cost"] < 1
+    assert artifact.manifest["sources"]["merge.text.chats.jsonl"] == digest(chats)["sha256"]
 
 
 def test_plan_shows_calibrations_before_the_merge(made, tmp_path):
