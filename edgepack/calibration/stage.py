@@ -14,11 +14,12 @@ from edgepack.calibration.sweep import LABELS_AT_ONCE, guided_hessians
 from edgepack.calibration.text import MIN_SEQUENCES, check, counts, read_tokens, write_tokens
 from edgepack.checkpoint import Checkpoint
 from edgepack.core.executor import Executor
+from edgepack.core.hardware import available_memory
 from edgepack.core.progress import Steps, finish
 from edgepack.core.stage import Stage
 from edgepack.core.weight_files import read_about
 from edgepack.core.weights import WeightFormat, WeightSpec
-from edgepack.errors import RecipeError
+from edgepack.errors import CalibrationError, RecipeError
 from edgepack.model.decoder import Decoder, fits_in_memory
 from edgepack.model.gated_delta import kept_floats
 from edgepack.model.stream import TOKENS_AT_ONCE, Tokens
@@ -131,6 +132,7 @@ class Calibrate(Stage):
     def run(self, folder: Path, executor: Executor) -> Steps[None]:  # noqa: D102
         if self.objective == "layer":
             return
+        self._refuse_too_large()
         yield from guided_hessians(
             Decoder(self.model),
             self.text.tokens,
@@ -138,6 +140,16 @@ class Calibrate(Stage):
             self.calibrate.seed,
             output_side=self.objective == "model",
         )
+
+    def _refuse_too_large(self) -> None:
+        """H of all experts of a block is in memory at once, which no disk makes up for."""
+        needed, there = self.memory(), available_memory()
+        if self.model.architecture.router is not None and needed > there:
+            raise CalibrationError(
+                f"calibrate: H of all experts of a block takes {needed / 1e9:.1f} GB of memory, and "
+                f"{there / 1e9:.1f} GB are free",
+                hint="calibrate.objective: guided takes less; or run it on a machine with more",
+            )
 
     def facts(self) -> dict[str, Any]:
         """How many experts of all blocks were met by few tokens."""

