@@ -8,7 +8,7 @@ expert that is seldom met weigh little, and those of no expert nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from torch import Tensor
 
@@ -20,16 +20,16 @@ FEW = 32
 """Tokens for each column of a weight below which H overfits."""
 
 
-def stacks(names: Sequence[str]) -> list[list[str]]:
+def stacks(names: Collection[str]) -> list[list[str]]:
     """The weights of a block that belong to experts, those of one role together."""
     found: dict[str, list[str]] = {}
     for name in names:
-        if stem(name) != name and stem(name) in LINEAR_ROLES:
+        if stem(name) in LINEAR_ROLES and name.removeprefix(stem(name) + ".").isdecimal():
             found.setdefault(stem(name), []).append(name)
     return list(found.values())
 
 
-def draw_together(moments: Moments, names: Sequence[str]) -> None:
+def draw_together(moments: Moments, names: Collection[str]) -> None:
     """Draw the moments of a block's experts towards their mean, in place; `names` are the weights
     of the block, those that no token met included."""
     for stack in stacks(names):
@@ -68,7 +68,7 @@ def _draw(sums: dict[object, Tensor], keys: list[object], counts: list[int]) -> 
         sums[key] = drawn * ((count + 1) / (count + prior))
 
 
-def few(moments: Moments, names: Sequence[str]) -> dict[str, int]:
+def few(moments: Moments, names: Collection[str]) -> dict[str, int]:
     """How many of a block's experts there are, how many were met by fewer than `FEW` tokens a
     column, and how many by none."""
     weights = [name for stack in stacks(names) for name in stack]

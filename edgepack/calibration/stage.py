@@ -146,8 +146,8 @@ class Calibrate(Stage):
         needed, there = self.memory(), available_memory()
         if self.model.architecture.router is not None and needed > there:
             raise CalibrationError(
-                f"calibrate: H of all experts of a block takes {needed / 1e9:.1f} GB of memory, and "
-                f"{there / 1e9:.1f} GB are free",
+                f"calibrate: H of all experts of a block takes {needed / 1e9:.1f} GB of memory, "
+                f"and {there / 1e9:.1f} GB are free",
                 hint="calibrate.objective: guided takes less; or run it on a machine with more",
             )
 

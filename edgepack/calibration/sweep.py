@@ -14,19 +14,17 @@ H_out = Σ ‖x_t‖² g_t g_tᵀ, so that H_out ⊗ H approximates the Fisher m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from edgepack.architectures.base import LINEAR_ROLES
 from edgepack.calibration import experts
 from edgepack.calibration.finite import check_finite
 from edgepack.calibration.moments import EMBEDDING, HEAD, OUT, OUTPUT, Moments, save_hessians
 from edgepack.calibration.sampling import sample
-from edgepack.core.parts import stem
 from edgepack.core.progress import Progress, Steps
 from edgepack.core.weights import Hessian
 from edgepack.model.block import Block
@@ -86,7 +84,7 @@ def guided_hessians(
         parts = _backward(
             decoder.block(i), inputs[i], gradients[i + 1], batches, moments, some=some
         )
-        names = [name for name in decoder.block_names(i) if stem(name) in LINEAR_ROLES]
+        names = decoder.block_names(i)
         _write_after(gradients[i], parts, partial(_save, folder / str(i), moments, names))
         gradients[i + 1].path.unlink()
         inputs[i].path.unlink()
@@ -113,7 +111,7 @@ def _embedding(
     return moments.hessians()
 
 
-def _save(path: Path, moments: Moments, names: Sequence[str] = ()) -> None:
+def _save(path: Path, moments: Moments, names: Collection[str] = ()) -> None:
     """Write the Hessians of the weights `names` of a block, or those of the head."""
     experts.draw_together(moments, names)
     save_hessians(path, moments.hessians(), experts.few(moments, names))
