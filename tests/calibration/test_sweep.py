@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgepack.architectures.base import LINEAR_ROLES
 from edgepack.calibration import self_text, sweep
 from edgepack.calibration import text as calibration_text
 from edgepack.calibration.moments import EMBEDDING, HEAD, load_hessian
@@ -220,7 +219,7 @@ def test_layer_hessians_are_those_of_hooks_on_transformers(tmp_path, monkeypatch
     layer = model.model.layers[index]
     names = {
         role: decoder.checkpoint.architecture.block[role].removesuffix(".weight")
-        for role in LINEAR_ROLES
+        for role in decoder.block(index).linears
     }
     modules = {role: layer.get_submodule(name) for role, name in names.items()}
     modules |= {"block": layer.input_layernorm, HEAD: model.lm_head, "last": model.model.norm}
@@ -235,7 +234,7 @@ def test_layer_hessians_are_those_of_hooks_on_transformers(tmp_path, monkeypatch
     batches = stream.micro_batches(tokens)
     found = sweep.layer_hessians(decoder.block(index), states["block"], batches)
     found |= sweep.head_moments(decoder.head(), states["last"], batches)
-    assert set(found) == {*LINEAR_ROLES, HEAD}
+    assert set(found) == {*names, HEAD}
     train = len(tokens.train)
     for role, hessian in found.items():
         x = seen[role]
