@@ -180,7 +180,7 @@ def extract(
 def _is_linear(base: Checkpoint, name: str) -> bool:
     """Whether an adapter can hold a weight: embeddings are read row by row, not multiplied by."""
     spec = base.specs[name]
-    return len(spec.shape) == 2 and not spec.role.endswith("_embd")
+    return spec.is_matrix and not spec.role.endswith("_embd")
 
 
 def _same_shape(finetune: Checkpoint, base: Checkpoint, name: str) -> bool:

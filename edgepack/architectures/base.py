@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from edgepack.core.parts import part_name
+
 LINEAR_ROLES = (
     *("attn_qkv", "attn_q", "attn_k", "attn_v", "attn_output"),
     *("conv_in", "conv_out"),
     *("ssm_qkv", "ssm_gate", "ssm_out"),
     *("ffn_gate", "ffn_up", "ffn_down"),
+    *("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"),
     *("inp_gate", "proj"),
 )
 """The weights of a block that are compressed, in the order in which they are used."""
@@ -48,8 +51,8 @@ NORMS = ("attn_norm", "ffn_norm", "output_norm")
 ATTENTION_READS = ("attn_qkv", "attn_q", "attn_k", "attn_v")
 MIXER_READS = ("conv_in", "ssm_qkv", "ssm_gate", "ssm_alpha", "ssm_beta")
 """What reads the stream in blocks that have another mixer than attention."""
-FEED_READS = ("ffn_gate", "ffn_up")
-WRITE = ("attn_output", "conv_out", "ssm_out", "ffn_down")
+FEED_READS = ("ffn_gate", "ffn_up", "ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps")
+WRITE = ("attn_output", "conv_out", "ssm_out", "ffn_down", "ffn_down_exps")
 """What adds to the residual stream."""
 START = ("token_embd", "position_embd")
 """What it starts as the sum of."""
@@ -77,6 +80,26 @@ SHARES_WITH = {SHARED_SLIDING: (SLIDING,), SHARED_FULL: (FULL, KEYS_ONLY)}
 """Kinds without keys and values → the kinds whose they read."""
 NO_WEIGHT_SUFFIX = frozenset({"ssm_a"})
 """Roles whose GGUF tensors are called by their stem alone."""
+
+
+EXPERT = "{expert}"
+"""Stands for an expert's index in the Hugging Face names of what every expert has of its own."""
+
+
+@dataclass(frozen=True)
+class Router:
+    """Which experts get a token, and with what weights.
+
+    The router's product is the experts' logits. `scores` of them are probabilities: of all experts
+    together (``softmax``), or of each alone (``sigmoid``). The few best are taken (after adding
+    ``exp_probs_b.bias`` if there is one), and their probabilities divided by their sum + `eps`.
+    `routed` are the roles of blocks with experts, `dense` those of the first blocks without.
+    """
+
+    scores: Literal["softmax", "sigmoid"]
+    routed: tuple[str, ...]
+    dense: tuple[str, ...] = ()
+    eps: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -124,6 +147,8 @@ class Architecture:
     `shapes` are those of roles that differ from the usual (`checkpoint._layout.SHAPES`).
     `gguf_names` are stems of tensors that GGUF calls otherwise than our role. `stored` are tensors
     that files have instead: their rows are those of one role or, in equal parts, of several.
+
+    Names of what an expert has of its own hold `EXPERT` where its index is.
 
     `kind_roles` are roles that only blocks of a kind have; a role that no kind names is in all
     blocks.
@@ -200,6 +225,7 @@ class Architecture:
     sliding_theta: float | None = None
     head: Literal["", "tied", "untied"] = ""
     yarn_betas: bool = False
+    router: Router | None = None
     mixed: bool = False
     period: tuple[str, ...] = ()
     ignored: frozenset[str] = frozenset()
@@ -222,22 +248,31 @@ class Architecture:
         roles = {**self.block, **self.optional}
         return "attn_norm" in roles and not any(norm in roles for norm in BEHIND.values())
 
-    def roles(self, kind: str | None = None) -> tuple[str, ...]:
-        """The roles that a block of some kind may have, the optional ones last."""
+    def roles(self, kind: str | None = None, *, routed: bool = True) -> tuple[str, ...]:
+        """The roles that a block of some kind may have, the optional ones last; `routed` says
+        whether it has experts where the family has them."""
         others = {role for roles in self.kind_roles.values() for role in roles}
-        own = self.kind_roles.get(kind or "", ())
-        return tuple(r for r in (*self.block, *self.optional) if r not in others or r in own)
+        others -= set(self.kind_roles.get(kind or "", ()))
+        if self.router is not None:
+            others |= set(self.router.dense if routed else self.router.routed)
+        return tuple(r for r in (*self.block, *self.optional) if r not in others)
 
-    def hf_name(self, role: str, block: int | None = None) -> str:
+    def is_stack(self, role: str) -> bool:
+        """Whether every expert has a weight of that role."""
+        return EXPERT in {**self.block, **self.optional}.get(role, "")
+
+    def hf_name(self, role: str, block: int | None = None, expert: int | None = None) -> str:
         """The Hugging Face name of a role (outside the blocks when `block` is None)."""
         if block is None:
             return self.outside[role]
-        return f"{self.layers}.{block}." + {**self.block, **self.optional}[role]
+        name = f"{self.layers}.{block}." + {**self.block, **self.optional}[role]
+        return name if expert is None else name.replace(EXPERT, str(expert))
 
-    def gguf_name(self, role: str, block: int | None = None) -> str:
-        """The GGUF tensor name of a role."""
+    def gguf_name(self, role: str, block: int | None = None, expert: int | None = None) -> str:
+        """The GGUF tensor name of a role. Files have stacks of all experts; what one expert has
+        there is named with its index (`part_name`)."""
         stem, _, kind = role.partition(".")
-        name = f"{self.gguf_names.get(stem, stem)}.{kind or 'weight'}"
+        name = part_name(f"{self.gguf_names.get(stem, stem)}.{kind or 'weight'}", expert)
         if role in NO_WEIGHT_SUFFIX:
             name = stem
         return name if block is None else f"blk.{block}.{name}"

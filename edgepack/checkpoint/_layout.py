@@ -38,6 +38,11 @@ SHAPES = {
     "ffn_gate": ("ffn", "hidden"),
     "ffn_up": ("ffn", "hidden"),
     "ffn_down": ("hidden", "ffn"),
+    "ffn_gate_inp": ("experts", "hidden"),
+    "exp_probs_b.bias": ("experts",),
+    "ffn_gate_exps": ("expert_ffn", "hidden"),
+    "ffn_up_exps": ("expert_ffn", "hidden"),
+    "ffn_down_exps": ("hidden", "expert_ffn"),
     "attn_norm.bias": ("hidden",),
     "attn_output.bias": ("hidden",),
     "ffn_norm.bias": ("hidden",),
@@ -73,6 +78,11 @@ def shape_words(architecture: Architecture, role: str) -> tuple[str, ...]:
     return architecture.shapes.get(role) or SHAPES.get(role, ("hidden", "hidden"))
 
 
+Where = tuple[str, int | None, int | None]
+"""Role, block and expert of a weight; None: of no block, of no expert."""
+NameOf = Callable[[str, int | None, int | None], str]
+
+
 @dataclass(frozen=True)
 class TensorInfo:
     """Shape and type of a tensor in a file's header."""
@@ -86,16 +96,16 @@ def match(
     architecture: Architecture,
     dimensions: Dimensions,
     tensors: Mapping[str, TensorInfo],
-    name_of: Callable[[str, int | None], str],
+    name_of: NameOf,
     *,
     sliced: bool = False,
 ) -> tuple[dict[str, WeightSpec], dict[str, str]]:
     """The specs by Hugging Face name, and the name under which each weight is stored.
 
-    `name_of(role, block)` is the name in the source. In a `sliced` model, the residual stream may
-    be narrower than the hidden size, and blocks have shortcut matrices. Missing, unexpected and
-    misshapen tensors are errors, because a model that differs from its family computes something
-    else.
+    `name_of(role, block, expert)` is the name in the source. In a `sliced` model, the residual
+    stream may be narrower than the hidden size, and blocks have shortcut matrices. Missing,
+    unexpected and misshapen tensors are errors, because a model that differs from its family
+    computes something else.
     """
     blocks = dimensions.num_hidden_layers
     if blocks > len(tensors):  # checked before anything loops over the blocks
@@ -104,8 +114,15 @@ def match(
             f"and there are {len(tensors)} tensors",
             hint="the configuration and the weights are not of the same model",
         )
-    places = list(_places(architecture, dimensions, tensors, name_of))
-    stored = {name_of(role, block): (role, block) for role, block in places}
+    routed = blocks - dimensions.num_dense_layers
+    if routed * dimensions.num_experts > len(tensors):
+        raise CheckpointError(
+            f"{place}: the configuration says {dimensions.num_experts} experts in {routed} blocks, "
+            f"and there are {len(tensors)} tensors",
+            hint="the configuration and the weights are not of the same model",
+        )
+    places = _places(architecture, dimensions, tensors, name_of)
+    stored = {name_of(*one): one for one in places}
     _refuse(place, "lacks tensors", [name for name in stored if name not in tensors])
     unread = set(_unread(architecture, dimensions, name_of))
     _refuse(
@@ -115,7 +132,7 @@ def match(
     )
     kinds = _sizes_by_kind(architecture, dimensions)
     specs, names = {}, {}
-    for name, (role, block) in stored.items():
+    for name, (role, block, expert) in stored.items():
         widths = kinds[None if block is None else dimensions.kind(block)]
         words = shape_words(architecture, role)
         wanted = tuple(widths[word] for word in words)
@@ -129,8 +146,8 @@ def match(
                 f"its configuration says {list(wanted)}",
                 hint="the configuration and the weights are not of the same model",
             )
-        hf = architecture.hf_name(role, block)
-        specs[hf] = WeightSpec(hf, wanted, tensors[name].dtype, role, block)
+        hf = architecture.hf_name(role, block, expert)
+        specs[hf] = WeightSpec(hf, wanted, tensors[name].dtype, role, block, expert)
         names[hf] = name
     return specs, names
 
@@ -164,38 +181,52 @@ def _places(
     architecture: Architecture,
     dimensions: Dimensions,
     tensors: Mapping[str, TensorInfo],
-    name_of: Callable[[str, int | None], str],
-) -> Iterator[tuple[str, int | None]]:
-    """(role, block) of every weight. Optional weights exist in all blocks or in none; a weight
-    without rows or columns does not exist."""
+    name_of: NameOf,
+) -> Iterator[Where]:
+    """Role, block and expert of every weight. Optional weights exist in all blocks or in none; a
+    weight without rows or columns does not exist."""
     blocks = range(dimensions.num_hidden_layers)
     empty = {word for word, size in sizes(architecture, dimensions).items() if not size}
 
     def is_empty(role: str) -> bool:
         return not empty.isdisjoint(shape_words(architecture, role))
 
-    absent = {r for r in architecture.optional if all(name_of(r, i) not in tensors for i in blocks)}
-    yield "token_embd", None
+    absent = {
+        role
+        for role in architecture.optional
+        if all(name_of(role, i, None) not in tensors for i in blocks)
+    }
+    yield "token_embd", None, None
     for block in blocks:
-        for role in architecture.roles(dimensions.kind(block)):
+        for role, expert in block_parts(architecture, dimensions, block):
             if role not in absent and not is_empty(role):
-                yield role, block
+                yield role, block, expert
     for role in architecture.outside:
         if role == "token_embd" or (role == "output" and dimensions.tie_word_embeddings):
             continue
         if not is_empty(role):
+            yield role, None, None
+
+
+def block_parts(
+    architecture: Architecture, dimensions: Dimensions, block: int
+) -> Iterator[tuple[str, int | None]]:
+    """Role and expert of what a block may have."""
+    routed = block >= dimensions.num_dense_layers
+    for role in architecture.roles(dimensions.kind(block), routed=routed):
+        if architecture.is_stack(role):
+            yield from ((role, expert) for expert in range(dimensions.num_experts))
+        else:
             yield role, None
 
 
-def _unread(
-    architecture: Architecture, dimensions: Dimensions, name_of: Callable[[str, int | None], str]
-) -> Iterator[str]:
+def _unread(architecture: Architecture, dimensions: Dimensions, name_of: NameOf) -> Iterator[str]:
     """Names of weights of keys and values in blocks that read those of another block: published
     files have them, and nothing reads them."""
     others = {role for roles in architecture.kind_roles.values() for role in roles}
     for block, kind in enumerate(dimensions.layer_types):
         if kind in SHARES_WITH:
-            yield from (name_of(role, block) for role in sorted(others))
+            yield from (name_of(role, block, None) for role in sorted(others))
 
 
 def _sizes_by_kind(
@@ -221,6 +252,8 @@ def sizes(architecture: Architecture, dimensions: Dimensions) -> dict[str, int]:
         "qkv": (dimensions.num_attention_heads + 2 * dimensions.num_key_value_heads)
         * dimensions.head_dim,
         "ffn": dimensions.intermediate_size,
+        "experts": dimensions.num_experts,
+        "expert_ffn": dimensions.moe_intermediate_size,
         "gate_up": 2 * dimensions.intermediate_size,
         "one": 1,
         "per_layer": dimensions.hidden_size_per_layer_input,

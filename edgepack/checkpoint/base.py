@@ -30,8 +30,9 @@ class Dimensions:
     every block, empty if all are alike; `kinds` says what blocks of a kind have instead. A causal
     convolution sees `conv_kernel` positions. The heads of a gated delta net have sizes of their
     own. Every block gets an input of `hidden_size_per_layer_input` columns from a second table of
-    embeddings (0: none). `rope_sections` are the shares of an image's axes in the rotary positions;
-    in text all axes have the same position.
+    embeddings (0: none). A token meets `num_experts_per_tok` of `num_experts` experts, in all
+    blocks but the first `num_dense_layers`. `rope_sections` are the shares of an image's axes in
+    the rotary positions; in text all axes have the same position.
     """
 
     num_hidden_layers: int
@@ -61,6 +62,10 @@ class Dimensions:
     linear_num_value_heads: int = 0
     linear_key_head_dim: int = 0
     linear_value_head_dim: int = 0
+    num_experts: int = 0
+    num_experts_per_tok: int = 0
+    moe_intermediate_size: int = 0
+    num_dense_layers: int = 0
     rope_sections: tuple[int, ...] = ()
     hidden_size_per_layer_input: int = 0
 

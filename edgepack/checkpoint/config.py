@@ -35,6 +35,8 @@ MIXERS = (
     "linear_value_head_dim",
 )
 """Dimensions of convolutions and gated delta nets."""
+EXPERTS = ("num_experts", "num_experts_per_tok", "moe_intermediate_size", "num_dense_layers")
+"""Dimensions of families with experts."""
 
 
 class Config(rope.Rotary):
@@ -66,6 +68,10 @@ class Config(rope.Rotary):
     use_double_wide_mlp: bool = False
     attention_k_eq_v: bool = False
     per_layer_config: dict[str, dict[str, Width]] | None = None
+    num_experts: Size = 0
+    num_experts_per_tok: Size = 0
+    moe_intermediate_size: Size = 0
+    num_dense_layers: Size = 0
     bos_token_id: TokenId | list[TokenId] | None = None
     eos_token_id: TokenId | list[TokenId] | None = None
     unk_token_id: TokenId | list[TokenId] | None = None
@@ -156,6 +162,7 @@ def read_dimensions(
         rope_sections=rope.sections(config, architecture),
         hidden_size_per_layer_input=config.hidden_size_per_layer_input,
         **{name: getattr(config, name) for name in MIXERS},
+        **_experts(config, architecture, place),
         **positions[FULL],
         **_numbers(heard, architecture, head_dim, where),
         **architecture.fixed,
@@ -242,6 +249,26 @@ def _check_types(config: Config, family: Architecture, place: str) -> None:
         )
 
 
+def _experts(config: Config, family: Architecture, place: str) -> dict[str, Any]:
+    """The dimensions of experts, of a family that has them."""
+    if family.router is None:
+        return {}
+    found: dict[str, Any] = {name: getattr(config, name) for name in EXPERTS}
+    check_experts(found, f"{place}: config.json")
+    return found
+
+
+def check_experts(found: Mapping[str, int], place: str) -> None:
+    """Raise unless a token can meet as many experts as it should."""
+    count, used = found["num_experts"], found["num_experts_per_tok"]
+    if not (1 <= used <= count and found["moe_intermediate_size"] >= 1):
+        raise CheckpointError(
+            f"{place}: {used} of {count} experts of width {found['moe_intermediate_size']} for "
+            "every token",
+            hint="the configuration is damaged, or of another model",
+        )
+
+
 def _check_value_heads(config: Config, place: str) -> None:
     """Raise unless the value heads of a gated delta net divide into groups."""
     keys, values = config.linear_num_key_heads, config.linear_num_value_heads
@@ -288,6 +315,7 @@ def _model_of(architecture: Architecture) -> type[Config]:
         "rms_norm_eps": architecture.usual_eps,
         "tie_word_embeddings": architecture.tied,
         "conv_kernel": 0,
+        "num_experts": 0,
     }
     named = tuple(
         (ours, architecture.renamed.get(ours, ours), default) for ours, default in defaults.items()

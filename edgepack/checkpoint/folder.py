@@ -233,7 +233,7 @@ class FolderCheckpoint(Checkpoint):
     def _description(self) -> tuple[gguf.Metadata, tuple[str, ...]]:
         """Name, licence, size …, and warnings about entries of the model card that are lost."""
         name = Path(self.model.partition("@")[0] if self.revision else self.folder.resolve())
-        return card.describe(self.folder, name, sum(spec.numel for spec in self.specs.values()))
+        return card.describe(self.folder, name, self.specs.values())
 
     def _read_config(self) -> dict[str, Any]:
         path = self.folder / CONFIG

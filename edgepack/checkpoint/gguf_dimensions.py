@@ -9,7 +9,7 @@ from typing import Any
 from gguf import GGUFWriter, RopeScalingType
 
 from edgepack.architectures.base import FULL, NO_ROPE, SLIDING, Architecture, Number
-from edgepack.checkpoint import gguf_mixers, gguf_sized_kinds, rope
+from edgepack.checkpoint import gguf_experts, gguf_mixers, gguf_sized_kinds, rope
 from edgepack.checkpoint.base import Dimensions
 from edgepack.checkpoint.gguf_keys import HINT, Numbers, decimal
 from edgepack.errors import CheckpointError
@@ -39,6 +39,7 @@ def write(writer: GGUFWriter, family: Architecture, d: Dimensions, place: str) -
     _write_kinds(writer, family, d)
     gguf_mixers.write(writer, family, d)
     gguf_sized_kinds.write(writer, family, d)
+    gguf_experts.write(writer, family, d)
     for ours, number in family.numbers.items():
         value = getattr(d, ours)
         if number.gguf and value is not None:

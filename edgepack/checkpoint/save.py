@@ -16,7 +16,7 @@ from torch import Tensor
 from edgepack.architectures.base import FULL, NO_ROPE, SLIDING, Architecture, Number
 from edgepack.checkpoint import sized_kinds, values
 from edgepack.checkpoint.base import Checkpoint, Dimensions
-from edgepack.checkpoint.config import bias_switch
+from edgepack.checkpoint.config import EXPERTS, bias_switch
 from edgepack.core import plugins
 from edgepack.core.disk import atomic
 from edgepack.core.progress import Progress, Steps
@@ -114,6 +114,7 @@ def config(checkpoint: Checkpoint) -> dict[str, Any]:
         "model_type": family.name,
         **family.required,
         **{family.renamed[key]: getattr(d, key) for key in family.renamed},
+        **({key: getattr(d, key) for key in EXPERTS} if family.router else {}),
         "dtype": str(dtype_of(largest)).removeprefix("torch."),
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,

@@ -17,14 +17,17 @@ from torch.nn import functional
 
 from edgepack.architectures.base import BEHIND, LINEAR_ROLES, Architecture
 from edgepack.checkpoint.base import Dimensions
+from edgepack.core.parts import stem
 from edgepack.model.carried import Carried, Shared
+from edgepack.model.experts import mixture, route
 from edgepack.model.gated_delta import DeltaCache, gated_delta
 from edgepack.model.rotary import Rotary
 from edgepack.model.short_conv import ConvolutionCache, short_conv
 
 Linear = Callable[[str, Tensor], Tensor]
 """(role, x ``[batch, time, in]``) → y ``[batch, time, out]``: the function by which a block applies
-its weights. Calibration passes one that records every x and y."""
+its weights. Calibration passes one that records every x and y. An expert's role has its index
+(`core.parts.part_name`), and x are the tokens that it gets, ``[tokens, in]``."""
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, width: int | None = None) -> Tensor:
@@ -106,7 +109,9 @@ class Block:
     @property
     def linears(self) -> tuple[str, ...]:
         """The roles that the block calls `Linear` with, in the order of use."""
-        return tuple(role for role in LINEAR_ROLES if role in self.weights)
+        names = [name for name in self.weights if not name.endswith(".bias")]
+        found = (name for name in names if stem(name) in LINEAR_ROLES)
+        return tuple(sorted(found, key=lambda name: LINEAR_ROLES.index(stem(name))))
 
     def to(self, device: torch.device) -> Block:
         """The same block with its weights on a device."""
@@ -179,6 +184,10 @@ class Block:
 
     def _mlp(self, h: Tensor, linear: Linear | None) -> Tensor:
         linear, act = linear or self.linear, ACTIVATIONS[self.family.activation]
+        if "ffn_gate_inp" in self.weights:
+            assert self.family.router is not None
+            routing = route(self.weights, self.family.router, self.dimensions, h)
+            return mixture(routing, h, linear, act)
         if "ffn_gate" in self.weights:
             return linear("ffn_down", act(linear("ffn_gate", h)) * linear("ffn_up", h))
         up = linear("ffn_up", h)

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from edgepack.checkpoint._layout import block_parts
 from edgepack.checkpoint.base import Checkpoint, Dimensions
 from edgepack.core.hardware import available_memory
+from edgepack.core.parts import part_name
 from edgepack.errors import CheckpointError
 from edgepack.model import carried, rotary
 from edgepack.model.block import Block, Cache, empty_cache, norm, soft_cap
@@ -82,10 +84,13 @@ class Decoder:
         return self.carried[index] if self.carried is not None else None
 
     def block_names(self, index: int) -> dict[str, str]:
-        """Role → name of the tensors that block `index` has."""
-        architecture = self.checkpoint.architecture
-        roles = (*architecture.block, *architecture.optional)
-        names = {role: architecture.hf_name(role, index) for role in roles}
+        """Role → name of the tensors that block `index` has; for experts' see
+        `core.parts.part_name`."""
+        family, d = self.checkpoint.architecture, self.checkpoint.dimensions
+        names = {
+            part_name(role, expert): family.hf_name(role, index, expert)
+            for role, expert in block_parts(family, d, index)
+        }
         return {role: name for role, name in names.items() if name in self.checkpoint.specs}
 
     def caches(self, batch: int, capacity: int) -> list[Cache]:

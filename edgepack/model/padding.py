@@ -35,6 +35,11 @@ def pad(checkpoint: Checkpoint, multiple: int) -> Checkpoint:
 def _refuse_sized(checkpoint: Checkpoint) -> None:
     """Refuse families whose computation depends on a width in another way than through norms."""
     family = checkpoint.architecture
+    if family.router is not None:
+        raise RecipeError(
+            f"compress.pad_width: {family.name} models have experts, whose widths are not padded",
+            hint="remove compress.pad_width, and use formats whose blocks divide the widths",
+        )
     by_width = any(number.rule == "root" for number in family.numbers.values())
     if by_width or "attn_q_norm" in family.shapes:
         what = "scale embeddings by their width" if by_width else "norm all heads together"

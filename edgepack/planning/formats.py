@@ -56,7 +56,21 @@ def choose(
         if fallback:
             fallbacks.append(fallback)
     check_overrides(checkpoint, compress)
+    _check_stacks(checkpoint, choices)
     return choices, tuple(fallbacks)
+
+
+def _check_stacks(checkpoint: Checkpoint, choices: Mapping[str, WeightFormat]) -> None:
+    """All experts' weights of a role in a block are one tensor of a file, of one format."""
+    first: dict[tuple[int | None, str], str] = {}
+    for name, fmt in choices.items():
+        stack = checkpoint.specs[name].stack
+        if stack is None or choices[other := first.setdefault(stack, name)] == fmt:
+            continue
+        raise RecipeError(
+            f"compress.overrides: {name} and {other} have several formats, and are one tensor",
+            hint="give all experts one format and one rank, as in '*.experts.*.down_proj'",
+        )
 
 
 def check_overrides(checkpoint: Checkpoint, compress: Compress | None) -> None:

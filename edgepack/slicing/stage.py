@@ -117,6 +117,8 @@ def why_not(family: Architecture, method: str) -> str | None:
     """Why models of a family cannot be sliced by a method; None if they can."""
     if not family.rotates_freely:
         return f"{family.name} models have norms behind attention and MLP, which no rotation passes"
+    if family.router is not None:
+        return f"{family.name} models have experts, whose weights are not sliced"
     if family.kind_roles:
         kinds = ", ".join(family.kind_roles)
         return f"{family.name} models have blocks of several kinds ({kinds})"

@@ -26,6 +26,17 @@ def made(request, tmp_path_factory):
     return folder, make_model(folder, family, tied=tied, head_dim=head_dim), tied
 
 
+def experts(family, prefix, stored, value):
+    """The weights of a stack, as transformers' files have them: each of its own."""
+    kinds = ("gate", "up") if "gate_up" in stored else ("down",)
+    parts = zip(kinds, value.chunk(len(kinds), dim=1), strict=True)
+    return {
+        f"{prefix}.{family.block[f'ffn_{kind}_exps']}".format(expert=i): W
+        for kind, stack in parts
+        for i, W in enumerate(stack)
+    }
+
+
 def parameters(model, tied):
     """What a checkpoint gives: gains as they multiply, weights that are stored together apart."""
     family = plugins.find("architectures", model.config.model_type)
@@ -37,6 +48,9 @@ def parameters(model, tied):
         prefix, stored = name, ""
         if name.startswith("model.layers."):
             prefix, stored = name.rsplit(".", name.count(".") - 2)[0], name.split(".", 3)[3]
+        if ".experts." in name:
+            found |= experts(family, prefix, stored, value)
+            continue
         roles = family.stored.get(stored, ())
         parts = value.chunk(len(roles)) if roles else ()
         found |= {f"{prefix}.{family.block[r]}": v for r, v in zip(roles, parts, strict=True)}
@@ -55,7 +69,8 @@ def test_names_shapes_and_tensors_are_those_of_transformers(made):
     }
     for name, value in wanted.items():
         assert torch.equal(checkpoint.tensor(name), value), name
-        assert checkpoint.specs[name].dtype == "BF16"
+        buffer = name.endswith("expert_bias")
+        assert checkpoint.specs[name].dtype == ("F32" if buffer else "BF16")
         assert checkpoint.quantized(name) is None
 
 

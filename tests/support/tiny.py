@@ -12,9 +12,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from edgepack.checkpoint import Checkpoint
 from edgepack.core import plugins
+from edgepack.export._gguf_stacks import in_stacks
 
 FAMILIES = [f for f in plugins.names("architectures") if plugins.find("architectures", f).gguf]
 """Those that can be packed; the others can be sliced."""
+WITHOUT_EXPERTS = [f for f in FAMILIES if plugins.find("architectures", f).router is None]
+"""Those whose blocks have one MLP."""
 ROTATABLE = [f for f in FAMILIES if plugins.find("architectures", f).rotates_freely]
 """Those whose residual stream may be rotated, so that they can be sliced."""
 TIES = [
@@ -102,6 +105,22 @@ OWN_CONFIG: dict[str, dict[str, object]] = {
         "hidden_size_per_layer_input": 32,
     },
     "phi3": {"pad_token_id": 0},
+    "qwen3_moe": {
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 64,
+        "norm_topk_prob": True,
+        "head_dim": 16,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+    },
+    "lfm2_moe": {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "num_dense_layers": 1,
+        "moe_intermediate_size": 64,
+        "layer_types": ["conv", "full_attention"],
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+    },
     "lfm2": {
         "layer_types": ["conv", "full_attention"],
         "block_auto_adjust_ff_dim": False,
@@ -271,9 +290,11 @@ def write_gguf(path: Path, checkpoint: Checkpoint, kind: str = "F32") -> None:
     for key, (value, value_type, element) in checkpoint.gguf_metadata().items():
         if key != "general.architecture":
             writer.add_key_value(key, value, value_type, element)
-    for name, spec in checkpoint.specs.items():
-        W = checkpoint.tensor(name).numpy()
-        W = W.squeeze(1) if W.ndim == 3 else W  # kernels
+    for several in in_stacks(checkpoint.specs.values()):
+        spec = several[0]
+        W = np.stack([checkpoint.tensor(one.name).numpy() for one in several])
+        W = W[0] if spec.expert is None else W
+        W = W.squeeze(1) if len(spec.shape) == 3 else W  # kernels
         n = heads.get(spec.role.partition(".")[0])
         if n is not None and architecture.permute_qk:
             pairs = W.reshape(n, 2, W.shape[0] // n // 2, *W.shape[1:])
