@@ -68,9 +68,9 @@ class Config(rope.Rotary):
     use_double_wide_mlp: bool = False
     attention_k_eq_v: bool = False
     per_layer_config: dict[str, dict[str, Width]] | None = None
-    num_experts: Size = 0
-    num_experts_per_tok: Size = 0
-    moe_intermediate_size: Size = 0
+    num_experts: Size | None = 0
+    num_experts_per_tok: Size | None = 0
+    moe_intermediate_size: Size | None = 0
     num_dense_layers: Size = 0
     bos_token_id: TokenId | list[TokenId] | None = None
     eos_token_id: TokenId | list[TokenId] | None = None
@@ -253,7 +253,7 @@ def _experts(config: Config, family: Architecture, place: str) -> dict[str, Any]
     """The dimensions of experts, of a family that has them."""
     if family.router is None:
         return {}
-    found: dict[str, Any] = {name: getattr(config, name) for name in EXPERTS}
+    found: dict[str, Any] = {name: getattr(config, name) or 0 for name in EXPERTS}
     check_experts(found, f"{place}: config.json")
     return found
 
