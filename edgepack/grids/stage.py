@@ -170,14 +170,11 @@ def join(plan: Plan) -> Plan:
 
 def _types(plan: Plan, compress: Compress) -> tuple[str, ...]:
     """The types that are looked for, the smallest first: those of the target, but for ones that
-    the recipe leaves out of its candidates, or that are slow on the device."""
+    the recipe leaves out of its candidates (a device's profile leaves out slow ones there)."""
     every = [formats.get(name) for name in plugins.names("formats") if name != UNTOUCHED]
     usable = [f for f in every if plan.target.stores(f) and allowed(f, compress)]
     if compress.candidates is not None:
         named = {find_format(n, PLACE, plan.target, compress).name for n in compress.candidates}
         usable = [f for f in usable if f.name in named]
     usable.sort(key=lambda f: (f.bits_per_weight, f.block_size, f.name))
-    names = [f.name for f in usable]
-    if plan.profile is None or plan.target.name != "gguf":
-        return tuple(names)
-    return tuple(n for n in names if plan.profile.faster(n, plan.target.ladder) is None)
+    return tuple(f.name for f in usable)

@@ -40,6 +40,12 @@ def _refuse_sized(checkpoint: Checkpoint) -> None:
             f"compress.pad_width: {family.name} models have experts, whose widths are not padded",
             hint="remove compress.pad_width, and use formats whose blocks divide the widths",
         )
+    if family.gated_queries:
+        raise RecipeError(
+            f"compress.pad_width: {family.name} models have gates in their queries and heads of a "
+            "delta net, whose widths are not padded",
+            hint="remove compress.pad_width, and use formats whose blocks divide the widths",
+        )
     by_width = any(number.rule == "root" for number in family.numbers.values())
     if by_width or "attn_q_norm" in family.shapes:
         what = "scale embeddings by their width" if by_width else "norm all heads together"

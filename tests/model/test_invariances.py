@@ -12,7 +12,7 @@ from edgepack.errors import RecipeError
 from edgepack.model.decoder import Decoder
 from edgepack.model.padding import Padded, pad
 from edgepack.model.rotation import Rotated
-from tests.support.tiny import SQUARE, TIES, make_model, write_gguf
+from tests.support.tiny import PADDED, SQUARE, make_model, write_gguf
 
 CHANGES = {
     "padded": lambda checkpoint: pad(checkpoint, 256),
@@ -21,7 +21,7 @@ CHANGES = {
 }
 
 
-@pytest.fixture(scope="module", params=TIES, ids=str)
+@pytest.fixture(scope="module", params=PADDED, ids=str)
 def checkpoint(request, tmp_path_factory):
     family, tied = request.param
     folder = tmp_path_factory.mktemp("models") / "made"

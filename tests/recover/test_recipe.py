@@ -46,6 +46,7 @@ def test_scales_and_norms_move_and_nothing_else(folder: Path):
     assert found["best"] <= found["start"]
     assert list(after.manifest["stages"]) == [
         "check",
+        "grids",
         "calibrate",
         "decompose",
         "recover",

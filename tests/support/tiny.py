@@ -10,9 +10,11 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from edgepack.architectures.base import Architecture
 from edgepack.checkpoint import Checkpoint
 from edgepack.core import plugins
 from edgepack.export._gguf_stacks import in_stacks
+from edgepack.slicing.stage import why_not
 
 FAMILIES = [f for f in plugins.names("architectures") if plugins.find("architectures", f).gguf]
 """Those that can be packed; the others can be sliced."""
@@ -28,8 +30,20 @@ TIES = [
 ]
 """Families that can be rotated, the oldest ones with tied heads and with others."""
 SLICED = [
-    (f, tied) for f, tied in TIES if f != "phi3"
-]  # llama.cpp wants its q as wide as the stream
+    (family, tied)
+    for family, tied in TIES
+    if why_not(plugins.find("architectures", family), "global") is None
+]
+"""Those whose models stay in the family when they are sliced."""
+
+
+def pads(family: Architecture) -> bool:
+    by_width = any(number.rule == "root" for number in family.numbers.values())
+    return not (family.router or family.gated_queries or by_width)
+
+
+PADDED = [(f, tied) for f, tied in TIES if pads(plugins.find("architectures", f))]
+"""Those whose widths may be padded."""
 SQUARE = {f for f in FAMILIES if plugins.find("architectures", f).square_q}
 """Those whose heads llama.cpp takes to be as wide together as the hidden state."""
 LAYER_NORM = [f for f in plugins.names("architectures") if f not in FAMILIES]
