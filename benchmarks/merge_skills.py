@@ -89,8 +89,8 @@ def grid() -> dict[str, list[Setting]]:
         "ties": [Setting("ties", whole) for whole in ties],
         "dare_ties": [Setting("dare_ties", whole) for whole in ties],
         "fisher": [
-            Setting("task_arithmetic", mean | {"lambda": step}, 1.0, metric)
-            for metric, step in (("guided", 1.0), ("guided", 1.5), ("model", 1.0))
+            Setting("task_arithmetic", mean | {"lambda": step}, 1.0, "guided")
+            for step in (1.0, 1.5)
         ],
     }
 
