@@ -86,10 +86,10 @@ def _comparable(keys: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str,
     """Without what a vocabulary says of tokens that are no texts: llama.cpp reads no scores of
     them, and whether <unk> is unknown or control (as for Phi-3) is the same to it."""
     types = [file.get(TYPES, []) for file in (keys, others)]
-    texts = [{a, b} == {NORMAL} for a, b in zip(*types, strict=True)]
+    texts = [{a, b} == {NORMAL} for a, b in zip(*types, strict=False)]
     found = dict(keys) | {TYPES: [CONTROL if kind == UNKNOWN else kind for kind in types[0]]}
     if SCORES in keys:
-        scores = zip(keys[SCORES], texts, strict=True)
+        scores = zip(keys[SCORES], texts, strict=False)
         found[SCORES] = [score for score, is_text in scores if is_text]
     return found
 

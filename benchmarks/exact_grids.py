@@ -4,10 +4,12 @@
 
 SmolLM2-135M-Instruct's Q4_1 file is written as a folder of bfloat16, float16 or float32, as
 dequantized checkpoints and QAT releases are. Then it is built with ``compress.exact: demand``, and
-beside it the file that llama-quantize makes of the folder in q4_1 and in q4_0, without an
-imatrix. All are measured through llama.cpp on the first 12 × 512 tokens of WikiText-2's test split
-against the folder as f16. The reference is f16, so the source's own rounding to bfloat16 counts:
-an exact file computes what the floats were before that.
+beside it the file that llama-quantize makes of the folder in q4_1 and in q4_0, without an imatrix;
+the embedding has the exact file's type (q8_0) in all of them. All are measured through llama.cpp on
+the first 12 × 512 tokens of WikiText-2's test split against the folder as f16. The reference is
+f16, so the source's own rounding to bfloat16 counts: an exact file computes what the floats were
+before that. The rest of an exact file's KL is not the weights': llama.cpp multiplies by activations
+that it rounds to 8 bits.
 
 Writes results/exact_grids.json: KL, share of top-1 tokens, bytes, and seconds of the search per
 million weights, once for a model on grids and once for one on none.
@@ -107,7 +109,10 @@ def measured(dtype: str, shared: Path, work: Path) -> Iterator[dict[str, Any]]:
     (reference,) = [finish(plan.target.write_original(model, work, "benchmark"))]
     others = []
     for name in STOCK:
-        types = dict.fromkeys(manifest["weights"], name)
+        types = {
+            weight: about["formats"]["Q"] if model.specs[weight].block is None else name
+            for weight, about in manifest["weights"].items()
+        }
         path = work / f"{dtype}-{name}.gguf"
         _stock.write(model, lambda w: torch.ones(model.specs[w].shape[1]), types, path)
         others.append(Model(f"llama-quantize {name}", path))

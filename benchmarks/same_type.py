@@ -73,7 +73,7 @@ def layer_errors(
         spec = checkpoint.specs[weight]
         if about["formats"]["Q"] != name or spec.block is None:
             continue
-        H = load_hessian(calibration / str(spec.block), spec.role)
+        H = load_hessian(calibration / str(spec.block), spec.part)
         W = checkpoint.tensor(weight)
         data = torch.from_numpy(stock_quantize(name, W.numpy(), H.imatrix.numpy()))
         stock = form.parse(data).dequantize()

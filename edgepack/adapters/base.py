@@ -86,7 +86,7 @@ class PackedBase:
         return {
             name: (spec.shape[0], spec.shape[1])
             for name, spec in self.checkpoint.specs.items()
-            if len(spec.shape) == 2 and not spec.role.endswith("_embd")
+            if spec.is_matrix and not spec.role.endswith("_embd")
         }
 
     @cached_property

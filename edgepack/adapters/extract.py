@@ -22,6 +22,7 @@ from edgepack.adapters.difference import Choice, factor
 from edgepack.adapters.gguf import TYPES, Dtype
 from edgepack.checkpoint import Checkpoint
 from edgepack.checkpoint.peft import CONFIG, WEIGHTS
+from edgepack.checkpoint.values import pair_to_hf
 from edgepack.core.artifact import digest
 from edgepack.core.progress import Progress, Steps
 from edgepack.core.tables import markdown
@@ -179,7 +180,7 @@ def extract(
 def _is_linear(base: Checkpoint, name: str) -> bool:
     """Whether an adapter can hold a weight: embeddings are read row by row, not multiplied by."""
     spec = base.specs[name]
-    return len(spec.shape) == 2 and not spec.role.endswith("_embd")
+    return spec.is_matrix and not spec.role.endswith("_embd")
 
 
 def _same_shape(finetune: Checkpoint, base: Checkpoint, name: str) -> bool:
@@ -213,7 +214,7 @@ def write(folder: Path, found: Extracted, base: Checkpoint, dtype: Dtype = "f16"
     loras = found.loras
 
     def pair(name: str) -> tuple[torch.Tensor, torch.Tensor]:
-        return loras[name].lora_A, loras[name].lora_B
+        return pair_to_hf(base, name, loras[name].lora_A, loras[name].lora_B)
 
     write_pairs(folder, loras, pair, base=found.base, dtype=TYPES[dtype])
     names = [CONFIG, WEIGHTS]

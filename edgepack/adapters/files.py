@@ -17,7 +17,9 @@ from edgepack.adapters import gguf, onnx, peft
 from edgepack.adapters.adapter import Adapter, BaseId, Lora
 from edgepack.adapters.base import GGUF, ONNX, PackedBase
 from edgepack.adapters.gguf import TYPES, Dtype
+from edgepack.checkpoint import Checkpoint
 from edgepack.checkpoint.peft import CONFIG, WEIGHTS
+from edgepack.checkpoint.values import pair_from_hf, pair_to_hf
 from edgepack.core.adapters import (
     ABOUT,
     FILE,
@@ -71,7 +73,7 @@ def write(
     (folder / ABOUT).unlink(missing_ok=True)
     loras = {name: lora.balanced() for name, lora in adapter.weights.items()}
     marks = {NAME: identity.name, DIGEST: identity.digest}
-    files = _write_peft(folder / PEFT, loras, marks, dtype)
+    files = _write_peft(folder / PEFT, loras, base.checkpoint, marks, dtype)
     if base.target == GGUF:
         files[FILE] = gguf.write(folder / FILE, loras, base.checkpoint, marks, dtype)
         if tuned := trained or gguf.tuned(loras, base, dtype):
@@ -103,7 +105,11 @@ def read(path: Path, base: PackedBase) -> Adapter:
         path = path / (FILE if FILE in described.files else PEFT)
     metadata: Mapping[str, object]
     if (path / CONFIG).is_file():
-        weights, metadata = peft.read(path, base.matrices)
+        stored_pairs, metadata = peft.read(path, base.matrices)
+        weights = {
+            name: Lora(*pair_from_hf(base.checkpoint, name, lora.lora_A, lora.lora_B))
+            for name, lora in stored_pairs.items()
+        }
     elif path.is_file() and base.target == GGUF:
         weights, metadata = gguf.read(path, base.checkpoint)
     else:
@@ -132,12 +138,16 @@ def _check_weights(adapter: Adapter, matrices: Mapping[str, tuple[int, int]]) ->
 
 
 def _write_peft(
-    folder: Path, loras: Mapping[str, Lora], marks: Mapping[str, str], dtype: Dtype
+    folder: Path,
+    loras: Mapping[str, Lora],
+    base: Checkpoint,
+    marks: Mapping[str, str],
+    dtype: Dtype,
 ) -> dict[str, Path]:
     """The PEFT folder; name in the adapter's folder → path."""
 
     def pair(name: str) -> tuple[Tensor, Tensor]:
-        return loras[name].lora_A, loras[name].lora_B
+        return pair_to_hf(base, name, loras[name].lora_A, loras[name].lora_B)
 
     write_pairs(folder, loras, pair, base=marks[NAME], dtype=TYPES[dtype], about=marks)
     ranks = sorted({lora.rank for lora in loras.values()})

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgepack import formats
+from edgepack.allocate import stacks
 from edgepack.allocate.costs import MAX_BITS_FOR_RANKS, Costs, Search, load_costs
 from edgepack.allocate.knapsack import Option, allocate, cheapest
 from edgepack.checkpoint import Checkpoint
@@ -100,9 +101,10 @@ def spend(
         for name, spec in specs.items()
     }
     target, size_of = _target(checkpoint, compress, specs, files)
-    chosen = _within(options, target, size_of)
+    options = stacks.alike(options, specs)
+    chosen = _within(options, specs, target, size_of)
     plain = {name: [o for o in found if not o.rank] or found for name, found in options.items()}
-    control = _within(plain, target, size_of)
+    control = _within(plain, specs, target, size_of)
     kl = sum(o.cost for o in chosen.values())
     return Allocation(
         {name: _choice(specs[name], compress, o.format, o.rank) for name, o in chosen.items()},
@@ -182,9 +184,16 @@ def _matrices(chosen: Mapping[str, Option]) -> int:
     return sum(option.nbytes for option in chosen.values())
 
 
-def _within(options: Mapping[str, list[Option]], target: int, size_of: Size) -> dict[str, Option]:
+def _within(
+    options: Mapping[str, list[Option]],
+    specs: Mapping[str, WeightSpec],
+    target: int,
+    size_of: Size,
+) -> dict[str, Option]:
     """The best choice whose files are no larger than `target`."""
-    smallest = {name: cheapest(found) for name, found in options.items()}
+    together = stacks.together(options, specs)
+    fewest = {key: cheapest(found) for key, found in together.items()}
+    smallest = stacks.apart(fewest, options, specs)
     overhead = size_of(smallest) - _matrices(smallest)
     if size_of(smallest) > target:
         raise RecipeError(
@@ -194,7 +203,7 @@ def _within(options: Mapping[str, list[Option]], target: int, size_of: Size) -> 
         )
     budget = target - overhead
     while True:
-        chosen = allocate(options, budget)
+        chosen = stacks.apart(allocate(together, budget), options, specs)
         over = size_of(chosen) - target
         if over <= 0:
             return chosen

@@ -6,11 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from edgepack.core.parts import part_name
+
 LINEAR_ROLES = (
     *("attn_qkv", "attn_q", "attn_k", "attn_v", "attn_output"),
     *("conv_in", "conv_out"),
-    *("ssm_qkv", "ssm_gate", "ssm_alpha", "ssm_beta", "ssm_out"),
+    *("ssm_qkv", "ssm_gate", "ssm_out"),
     *("ffn_gate", "ffn_up", "ffn_down"),
+    *("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"),
+    *("inp_gate", "proj"),
 )
 """The weights of a block that are compressed, in the order in which they are used."""
 
@@ -47,8 +51,8 @@ NORMS = ("attn_norm", "ffn_norm", "output_norm")
 ATTENTION_READS = ("attn_qkv", "attn_q", "attn_k", "attn_v")
 MIXER_READS = ("conv_in", "ssm_qkv", "ssm_gate", "ssm_alpha", "ssm_beta")
 """What reads the stream in blocks that have another mixer than attention."""
-FEED_READS = ("ffn_gate", "ffn_up")
-WRITE = ("attn_output", "conv_out", "ssm_out", "ffn_down")
+FEED_READS = ("ffn_gate", "ffn_up", "ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps")
+WRITE = ("attn_output", "conv_out", "ssm_out", "ffn_down", "ffn_down_exps")
 """What adds to the residual stream."""
 START = ("token_embd", "position_embd")
 """What it starts as the sum of."""
@@ -67,8 +71,35 @@ FULL, SLIDING, NO_ROPE = "full_attention", "sliding_attention", "no_rope"
 """
 CONV, LINEAR = "conv", "linear_attention"
 """Kinds of blocks without attention: a short convolution (LFM2), a gated delta net (Qwen3.5)."""
+SHARED_SLIDING, SHARED_FULL = "shared_sliding_attention", "shared_full_attention"
+"""Kinds of attention that have no keys and values of their own: they read those of the last block
+before them that has some, with a window or without."""
+KEYS_ONLY = "keys_only_attention"
+"""Attention to all positions whose values are its keys, before the norms of both."""
+SHARES_WITH = {SHARED_SLIDING: (SLIDING,), SHARED_FULL: (FULL, KEYS_ONLY)}
+"""Kinds without keys and values → the kinds whose they read."""
 NO_WEIGHT_SUFFIX = frozenset({"ssm_a"})
 """Roles whose GGUF tensors are called by their stem alone."""
+
+
+EXPERT = "{expert}"
+"""Stands for an expert's index in the Hugging Face names of what every expert has of its own."""
+
+
+@dataclass(frozen=True)
+class Router:
+    """Which experts get a token, and with what weights.
+
+    The router's product is the experts' logits. `scores` of them are probabilities: of all experts
+    together (``softmax``), or of each alone (``sigmoid``). The few best are taken (after adding
+    ``exp_probs_b.bias`` if there is one), and their probabilities divided by their sum + `eps`.
+    `routed` are the roles of blocks with experts, `dense` those of the first blocks without.
+    """
+
+    scores: Literal["softmax", "sigmoid"]
+    routed: tuple[str, ...]
+    dense: tuple[str, ...] = ()
+    eps: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -117,8 +148,10 @@ class Architecture:
     `gguf_names` are stems of tensors that GGUF calls otherwise than our role. `stored` are tensors
     that files have instead: their rows are those of one role or, in equal parts, of several.
 
+    Names of what an expert has of its own hold `EXPERT` where its index is.
+
     `kind_roles` are roles that only blocks of a kind have; a role that no kind names is in all
-    blocks. A tensor whose name begins with one of `passed_over` is no part of the forward pass.
+    blocks.
 
     **config.json.** `required` are settings that have no other value here, `renamed` those of our
     dimensions that are called otherwise there, `ignored` are keys that mean something in other
@@ -140,12 +173,15 @@ class Architecture:
     that of the others). Learned positions begin with
     `unused_positions` rows that no token meets. In a `parallel` block attention and feed-forward
     part read the residual stream behind the same norm. With `gated_queries`, attn_q has a gate
-    behind every head's query, and attention's output is multiplied by its sigmoid.
+    behind every head's query, and attention's output is multiplied by its sigmoid. `value_norm`:
+    values have an RMSNorm without a gain. `fixed` are dimensions that no file says. In a family
+    of `sized_kinds`, kinds of blocks differ in the sizes of heads or inner widths.
 
     **GGUF.** `gguf` is the architecture's name there, "" if it has none. `permute_qk` says whether
     its q and k rows are stored in llama.cpp's interleaved rotary order, `square_q` whether
     llama.cpp takes q to be as wide as the hidden state, `head` whether it knows only heads that
-    are "tied" to the embeddings or only "untied" ones. `period` are the kinds of blocks, over and
+    are "tied" to the embeddings or only "untied" ones,
+    `yarn_betas` whether it reads YaRN's betas. `period` are the kinds of blocks, over and
     over, that llama.cpp assumes.
     """
 
@@ -162,7 +198,6 @@ class Architecture:
     gguf_names: Mapping[str, str] = field(default_factory=dict)
     stored: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     kind_roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    passed_over: tuple[str, ...] = ()
     activation: str = "silu"
     required: Mapping[str, Any] = field(default_factory=lambda: {"hidden_act": "silu"})
     renamed: Mapping[str, str] = field(default_factory=dict)
@@ -174,6 +209,9 @@ class Architecture:
     head_norms_last: bool = False
     neighbours: bool = False
     gated_queries: bool = False
+    value_norm: bool = False
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    sized_kinds: bool = False
     parallel: bool = False
     tied: bool = False
     partial_rotary: bool = False
@@ -186,6 +224,8 @@ class Architecture:
     usual_window: int | None = 4096
     sliding_theta: float | None = None
     head: Literal["", "tied", "untied"] = ""
+    yarn_betas: bool = False
+    router: Router | None = None
     mixed: bool = False
     period: tuple[str, ...] = ()
     ignored: frozenset[str] = frozenset()
@@ -208,22 +248,31 @@ class Architecture:
         roles = {**self.block, **self.optional}
         return "attn_norm" in roles and not any(norm in roles for norm in BEHIND.values())
 
-    def roles(self, kind: str | None = None) -> tuple[str, ...]:
-        """The roles that a block of some kind may have, the optional ones last."""
+    def roles(self, kind: str | None = None, *, routed: bool = True) -> tuple[str, ...]:
+        """The roles that a block of some kind may have, the optional ones last; `routed` says
+        whether it has experts where the family has them."""
         others = {role for roles in self.kind_roles.values() for role in roles}
-        own = self.kind_roles.get(kind or "", ())
-        return tuple(r for r in (*self.block, *self.optional) if r not in others or r in own)
+        others -= set(self.kind_roles.get(kind or "", ()))
+        if self.router is not None:
+            others |= set(self.router.dense if routed else self.router.routed)
+        return tuple(r for r in (*self.block, *self.optional) if r not in others)
 
-    def hf_name(self, role: str, block: int | None = None) -> str:
+    def is_stack(self, role: str) -> bool:
+        """Whether every expert has a weight of that role."""
+        return EXPERT in {**self.block, **self.optional}.get(role, "")
+
+    def hf_name(self, role: str, block: int | None = None, expert: int | None = None) -> str:
         """The Hugging Face name of a role (outside the blocks when `block` is None)."""
         if block is None:
             return self.outside[role]
-        return f"{self.layers}.{block}." + {**self.block, **self.optional}[role]
+        name = f"{self.layers}.{block}." + {**self.block, **self.optional}[role]
+        return name if expert is None else name.replace(EXPERT, str(expert))
 
-    def gguf_name(self, role: str, block: int | None = None) -> str:
-        """The GGUF tensor name of a role."""
+    def gguf_name(self, role: str, block: int | None = None, expert: int | None = None) -> str:
+        """The GGUF tensor name of a role. Files have stacks of all experts; what one expert has
+        there is named with its index (`part_name`)."""
         stem, _, kind = role.partition(".")
-        name = f"{self.gguf_names.get(stem, stem)}.{kind or 'weight'}"
+        name = part_name(f"{self.gguf_names.get(stem, stem)}.{kind or 'weight'}", expert)
         if role in NO_WEIGHT_SUFFIX:
             name = stem
         return name if block is None else f"blk.{block}.{name}"

@@ -2,6 +2,12 @@
 
 from edgepack.architectures.base import BLOCK, QKV_BIAS, Architecture, Number
 
+BIASES = {
+    "attn_output.bias": "self_attn.o_proj.bias",
+    "ffn_gate.bias": "mlp.gate_proj.bias",
+    "ffn_up.bias": "mlp.up_proj.bias",
+    "ffn_down.bias": "mlp.down_proj.bias",
+}
 NUMBERS = {
     "embedding_scale": Number("embedding_multiplier", "embedding_scale"),
     "residual_scale": Number("residual_multiplier", "residual_scale"),
@@ -14,9 +20,9 @@ PLUGIN = Architecture(
     class_name="GraniteForCausalLM",
     gguf="granite",
     block=BLOCK,
-    optional=QKV_BIAS,
+    optional=QKV_BIAS | BIASES,
     permute_qk=True,
-    required={"hidden_act": "silu", "mlp_bias": False},
+    required={"hidden_act": "silu"},
     completed=True,
     numbers=NUMBERS,
 )

@@ -3,12 +3,14 @@ stored as one."""
 
 from dataclasses import replace
 
+from edgepack.architectures.base import QKV_BIAS
 from edgepack.architectures.granite import PLUGIN as GRANITE
 
 PLUGIN = replace(
     GRANITE,
     name="granitemoehybrid",
     class_name="GraniteMoeHybridForCausalLM",
+    optional=QKV_BIAS,
     stored={
         "shared_mlp.input_linear.weight": ("ffn_gate", "ffn_up"),
         "shared_mlp.output_linear.weight": ("ffn_down",),

@@ -10,5 +10,6 @@ PLUGIN = Architecture(
     permute_qk=True,
     required={"hidden_act": "silu", "sliding_window": None},
     completed=True,
+    yarn_betas=True,
     wrapper=("mistral3",),
 )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -37,6 +40,8 @@ class Moments:
     rows: dict[str, Tensor] = field(default_factory=dict)
     """Diagonals ``[out]`` of output sides that are too large for a matrix (a vocabulary)."""
     tokens: dict[bool, int] = field(default_factory=lambda: {False: 0, True: 0})
+    met: dict[tuple[str, bool], int] = field(default_factory=dict)
+    """Inputs that a weight has had; an expert gets some of the tokens only."""
 
     def add(self, name: str, x: Tensor, weight: Tensor | None, held_out: bool) -> None:
         """Add inputs x ``[…, n]`` with token weights ``[…]`` (1 where None)."""
@@ -48,6 +53,7 @@ class Moments:
             x = x * weight.reshape(-1, 1).sqrt()
         product = (x.T @ x).double()
         key = (name, held_out)
+        self.met[key] = self.met.get(key, 0) + len(x)
         self.sums[key] = self.sums[key] + product if key in self.sums else product
 
     def add_rows(self, name: str, weight: Tensor) -> None:
@@ -88,8 +94,10 @@ def normalize(diagonal: Tensor) -> Tensor:
     return diagonal / mean if mean > 0 else torch.ones_like(diagonal)
 
 
-def save_hessians(path: Path, hessians: dict[str, Hessian]) -> None:
-    """Write Hessians as float32 upper triangles into one file."""
+def save_hessians(
+    path: Path, hessians: Mapping[str, Hessian], about: Mapping[str, Any] = MappingProxyType({})
+) -> None:
+    """Write Hessians as float32 upper triangles into one file, with a description."""
     tensors = {}
     for name, H in hessians.items():
         tensors[f"{name}.train"] = pack_symmetric(H.train)
@@ -101,7 +109,7 @@ def save_hessians(path: Path, hessians: dict[str, Hessian]) -> None:
                 tensors[f"{name}.{part}"] = pack_symmetric(side)
             elif side is not None:
                 tensors[f"{name}.out_rows"] = side.float()
-    save_tensors(path, tensors, {})
+    save_tensors(path, tensors, dict(about))
 
 
 def load_hessian(path: Path, name: str) -> Hessian:
@@ -137,7 +145,7 @@ def weight_hessian(folder: Path, spec: WeightSpec, *, tied: bool) -> Hessian:
     (learned positions, shortcuts) take the identity too; they stay float16.
     """
     if spec.role in LINEAR_ROLES and spec.block is not None:
-        return load_hessian(folder / str(spec.block), spec.role)
+        return load_hessian(folder / str(spec.block), spec.part)
     if spec.role == OUTPUT:
         return load_hessian(folder / HEAD, HEAD)
     if spec.role != EMBEDDING:

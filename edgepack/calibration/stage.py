@@ -9,16 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from edgepack import formats
-from edgepack.calibration import self_text
+from edgepack.calibration import experts, self_text
 from edgepack.calibration.sweep import LABELS_AT_ONCE, guided_hessians
 from edgepack.calibration.text import MIN_SEQUENCES, check, counts, read_tokens, write_tokens
 from edgepack.checkpoint import Checkpoint
 from edgepack.core.executor import Executor
+from edgepack.core.hardware import available_memory
 from edgepack.core.progress import Steps, finish
 from edgepack.core.stage import Stage
+from edgepack.core.weight_files import read_about
 from edgepack.core.weights import WeightFormat, WeightSpec
-from edgepack.errors import RecipeError
+from edgepack.errors import CalibrationError, RecipeError
+from edgepack.model.carried import extra_floats
 from edgepack.model.decoder import Decoder, fits_in_memory
+from edgepack.model.gated_delta import kept_floats
 from edgepack.model.stream import TOKENS_AT_ONCE, Tokens
 from edgepack.planning.formats import options_of
 from edgepack.planning.plan import READS, Plan, Text
@@ -129,6 +133,7 @@ class Calibrate(Stage):
     def run(self, folder: Path, executor: Executor) -> Steps[None]:  # noqa: D102
         if self.objective == "layer":
             return
+        self._refuse_too_large()
         yield from guided_hessians(
             Decoder(self.model),
             self.text.tokens,
@@ -137,13 +142,42 @@ class Calibrate(Stage):
             output_side=self.objective == "model",
         )
 
+    def _refuse_too_large(self) -> None:
+        """H of all experts of a block is in memory at once, which no disk makes up for."""
+        needed, there = self.memory(), available_memory()
+        if self.model.architecture.router is not None and needed > there:
+            raise CalibrationError(
+                f"calibrate: H of all experts of a block takes {needed / 1e9:.1f} GB of memory, "
+                f"and {there / 1e9:.1f} GB are free",
+                hint="calibrate.objective: guided takes less; or run it on a machine with more",
+            )
+
+    def facts(self) -> dict[str, Any]:
+        """How many experts of all blocks were met by few tokens."""
+        if self.model.architecture.router is None or self.hessians is None or not self.is_done:
+            return {}
+        blocks = range(self.model.dimensions.num_hidden_layers)
+        return {"experts": experts.summed([read_about(self.folder / str(i)) for i in blocks])}
+
+    def warnings(self) -> list[str]:
+        """That many experts were met by few tokens."""
+        found = self.facts().get("experts", {})
+        if not found.get("few_tokens"):
+            return []
+        return [
+            f"calibrate.tokens: {found['few_tokens']} of {found['experts']} experts were met by "
+            f"fewer than {experts.FEW} tokens per column, {found['no_tokens']} by none; their H is "
+            "drawn towards that of all experts of the block"
+        ]
+
     def memory(self) -> int:
         """A block with its Hessians in float64 and the activations of a batch with their gradients,
         or the head with the logits of a few tokens."""
         d = self.model.dimensions
         tokens = max(TOKENS_AT_ONCE, self.calibrate.sequence_length)
         heads = d.num_attention_heads * d.head_dim
-        activations = tokens * (10 * d.hidden_size + 6 * heads + 8 * d.intermediate_size)
+        inside = 6 * heads + 8 * d.intermediate_size + 2 * kept_floats(d) + extra_floats(d)
+        activations = tokens * (10 * d.hidden_size + inside)
         blocks = list(matrices_by_block(self.model))
         weights = max(sum(s.numel for s in specs) for specs in blocks)
         sides = slice(0, 2) if self.objective == "model" else slice(1, 2)
@@ -161,7 +195,7 @@ def matrices_by_block(model: Checkpoint) -> Iterator[list[WeightSpec]]:
     """The matrices of every block."""
     blocks: dict[int, list[WeightSpec]] = {}
     for spec in model.specs.values():
-        if spec.block is not None and len(spec.shape) == 2:
+        if spec.block is not None and spec.is_matrix:
             blocks.setdefault(spec.block, []).append(spec)
     yield from blocks.values()
 

@@ -14,13 +14,14 @@ H_out = Σ ‖x_t‖² g_t g_tᵀ, so that H_out ⊗ H approximates the Fisher m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from edgepack.calibration import experts
 from edgepack.calibration.finite import check_finite
 from edgepack.calibration.moments import EMBEDDING, HEAD, OUT, OUTPUT, Moments, save_hessians
 from edgepack.calibration.sampling import sample
@@ -83,7 +84,8 @@ def guided_hessians(
         parts = _backward(
             decoder.block(i), inputs[i], gradients[i + 1], batches, moments, some=some
         )
-        _write_after(gradients[i], parts, partial(_save, folder / str(i), moments))
+        names = decoder.block_names(i)
+        _write_after(gradients[i], parts, partial(_save, folder / str(i), moments, names))
         gradients[i + 1].path.unlink()
         inputs[i].path.unlink()
     if output_side and not (folder / EMBEDDING).exists():
@@ -98,7 +100,7 @@ def _embedding(
     token's count, so that tokens absent from the calibration text still get some weight."""
     moments = Moments()
     for batch in batches:
-        gradient = decoder.dimensions.embedding_scale * g.read(batch.rows)
+        gradient = decoder.embedding_gradient(tokens.all[batch.rows], g.read(batch.rows))
         size = gradient.square().sum(-1)
         clip = token_weights(gradient) / size.clamp_min(1e-30)
         moments.add(EMBEDDING, gradient, clip, batch.held_out)
@@ -109,8 +111,10 @@ def _embedding(
     return moments.hessians()
 
 
-def _save(path: Path, moments: Moments) -> None:
-    save_hessians(path, moments.hessians())
+def _save(path: Path, moments: Moments, names: Collection[str] = ()) -> None:
+    """Write the Hessians of the weights `names` of a block, or those of the head."""
+    experts.draw_together(moments, names)
+    save_hessians(path, moments.hessians(), experts.few(moments, names))
 
 
 def _write_after(target: Activations, parts: Iterable[Tensor], before: Callable[[], None]) -> None:
@@ -226,9 +230,10 @@ def _backward(
         hidden = x.read(batch.rows).requires_grad_()
         with torch.enable_grad():
             out = block(hidden, linear=linear)
-        outputs = [taps[role][1] for role in block.linears]
+        met = [role for role in block.linears if role in taps]  # not all experts may be
+        outputs = [taps[role][1] for role in met]
         grads = torch.autograd.grad(out, [hidden, *outputs], g.read(batch.rows))
-        for role, grad in zip(block.linears, grads[1:], strict=True):
+        for role, grad in zip(met, grads[1:], strict=True):
             x_in = taps[role][0]
             moments.add(role, x_in, token_weights(grad, some=some), batch.held_out)
             if moments.output_side:
@@ -250,6 +255,7 @@ def layer_hessians(block: Block, x: Activations, batches: list[Batch]) -> dict[s
         hidden = x.read(batch.rows)
         block(hidden, linear=linear)
         moments.count(hidden.shape[0] * hidden.shape[1], batch.held_out)
+    experts.draw_together(moments, block.linears)
     return moments.hessians()
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from edgepack.architectures.base import Architecture
+from edgepack.architectures.base import SHARES_WITH, Architecture
 from edgepack.checkpoint.base import Dimensions
 from edgepack.core.untrusted import shorten
 from edgepack.core.weights import WeightSpec
@@ -38,9 +38,15 @@ SHAPES = {
     "ffn_gate": ("ffn", "hidden"),
     "ffn_up": ("ffn", "hidden"),
     "ffn_down": ("hidden", "ffn"),
+    "ffn_gate_inp": ("experts", "hidden"),
+    "exp_probs_b.bias": ("experts",),
+    "ffn_gate_exps": ("expert_ffn", "hidden"),
+    "ffn_up_exps": ("expert_ffn", "hidden"),
+    "ffn_down_exps": ("hidden", "expert_ffn"),
     "attn_norm.bias": ("hidden",),
     "attn_output.bias": ("hidden",),
     "ffn_norm.bias": ("hidden",),
+    "ffn_gate.bias": ("ffn",),
     "ffn_up.bias": ("ffn",),
     "ffn_down.bias": ("hidden",),
     "conv_in": ("bcx", "hidden"),
@@ -55,6 +61,13 @@ SHAPES = {
     "ssm_dt.bias": ("delta_heads",),
     "ssm_norm": ("delta_head",),
     "ssm_out": ("hidden", "delta_v"),
+    "inp_gate": ("per_layer", "hidden"),
+    "proj": ("hidden", "per_layer"),
+    "post_norm": ("per_layer_hidden",),
+    "layer_output_scale": ("one",),
+    "per_layer_token_embd": ("vocab", "per_layers"),
+    "per_layer_model_proj": ("per_layers", "hidden"),
+    "per_layer_proj_norm": ("per_layer",),
 }
 """Role → shape, as keys of `sizes`; a family may have others (`Architecture.shapes`). GGUF leaves
 out dimensions of one."""
@@ -63,6 +76,11 @@ out dimensions of one."""
 def shape_words(architecture: Architecture, role: str) -> tuple[str, ...]:
     """The shape of a role, as keys of `sizes`; that of a shortcut if the role is unknown."""
     return architecture.shapes.get(role) or SHAPES.get(role, ("hidden", "hidden"))
+
+
+Where = tuple[str, int | None, int | None]
+"""Role, block and expert of a weight; None: of no block, of no expert."""
+NameOf = Callable[[str, int | None, int | None], str]
 
 
 @dataclass(frozen=True)
@@ -78,16 +96,16 @@ def match(
     architecture: Architecture,
     dimensions: Dimensions,
     tensors: Mapping[str, TensorInfo],
-    name_of: Callable[[str, int | None], str],
+    name_of: NameOf,
     *,
     sliced: bool = False,
 ) -> tuple[dict[str, WeightSpec], dict[str, str]]:
     """The specs by Hugging Face name, and the name under which each weight is stored.
 
-    `name_of(role, block)` is the name in the source. In a `sliced` model, the residual stream may
-    be narrower than the hidden size, and blocks have shortcut matrices. Missing, unexpected and
-    misshapen tensors are errors, because a model that differs from its family computes something
-    else.
+    `name_of(role, block, expert)` is the name in the source. In a `sliced` model, the residual
+    stream may be narrower than the hidden size, and blocks have shortcut matrices. Missing,
+    unexpected and misshapen tensors are errors, because a model that differs from its family
+    computes something else.
     """
     blocks = dimensions.num_hidden_layers
     if blocks > len(tensors):  # checked before anything loops over the blocks
@@ -96,16 +114,26 @@ def match(
             f"and there are {len(tensors)} tensors",
             hint="the configuration and the weights are not of the same model",
         )
-    places = list(_places(architecture, dimensions, tensors, name_of))
-    stored = {name_of(role, block): (role, block) for role, block in places}
+    routed = blocks - dimensions.num_dense_layers
+    if routed * dimensions.num_experts > len(tensors):
+        raise CheckpointError(
+            f"{place}: the configuration says {dimensions.num_experts} experts in {routed} blocks, "
+            f"and there are {len(tensors)} tensors",
+            hint="the configuration and the weights are not of the same model",
+        )
+    places = _places(architecture, dimensions, tensors, name_of)
+    stored = {name_of(*one): one for one in places}
     _refuse(place, "lacks tensors", [name for name in stored if name not in tensors])
+    unread = set(_unread(architecture, dimensions, name_of))
     _refuse(
         place,
         f"has tensors that are no part of a {architecture.name} model",
-        [name for name in tensors if name not in stored],
+        [name for name in tensors if name not in stored and name not in unread],
     )
-    widths, specs, names = sizes(architecture, dimensions), {}, {}
-    for name, (role, block) in stored.items():
+    kinds = _sizes_by_kind(architecture, dimensions)
+    specs, names = {}, {}
+    for name, (role, block, expert) in stored.items():
+        widths = kinds[None if block is None else dimensions.kind(block)]
         words = shape_words(architecture, role)
         wanted = tuple(widths[word] for word in words)
         flat = tuple(widths[word] for word in words if word != "one")
@@ -118,8 +146,8 @@ def match(
                 f"its configuration says {list(wanted)}",
                 hint="the configuration and the weights are not of the same model",
             )
-        hf = architecture.hf_name(role, block)
-        specs[hf] = WeightSpec(hf, wanted, tensors[name].dtype, role, block)
+        hf = architecture.hf_name(role, block, expert)
+        specs[hf] = WeightSpec(hf, wanted, tensors[name].dtype, role, block, expert)
         names[hf] = name
     return specs, names
 
@@ -153,19 +181,63 @@ def _places(
     architecture: Architecture,
     dimensions: Dimensions,
     tensors: Mapping[str, TensorInfo],
-    name_of: Callable[[str, int | None], str],
-) -> Iterator[tuple[str, int | None]]:
-    """(role, block) of every weight. Optional weights exist in all blocks or in none."""
+    name_of: NameOf,
+) -> Iterator[Where]:
+    """Role, block and expert of every weight. Optional weights exist in all blocks or in none; a
+    weight without rows or columns does not exist."""
     blocks = range(dimensions.num_hidden_layers)
-    absent = {r for r in architecture.optional if all(name_of(r, i) not in tensors for i in blocks)}
-    yield "token_embd", None
+    empty = {word for word, size in sizes(architecture, dimensions).items() if not size}
+
+    def is_empty(role: str) -> bool:
+        return not empty.isdisjoint(shape_words(architecture, role))
+
+    absent = {
+        role
+        for role in architecture.optional
+        if all(name_of(role, i, None) not in tensors for i in blocks)
+    }
+    yield "token_embd", None, None
     for block in blocks:
-        for role in architecture.roles(dimensions.kind(block)):
-            if role not in absent:
-                yield role, block
+        for role, expert in block_parts(architecture, dimensions, block):
+            if role not in absent and not is_empty(role):
+                yield role, block, expert
     for role in architecture.outside:
-        if role != "token_embd" and not (role == "output" and dimensions.tie_word_embeddings):
+        if role == "token_embd" or (role == "output" and dimensions.tie_word_embeddings):
+            continue
+        if not is_empty(role):
+            yield role, None, None
+
+
+def block_parts(
+    architecture: Architecture, dimensions: Dimensions, block: int
+) -> Iterator[tuple[str, int | None]]:
+    """Role and expert of what a block may have."""
+    routed = block >= dimensions.num_dense_layers
+    for role in architecture.roles(dimensions.kind(block), routed=routed):
+        if architecture.is_stack(role):
+            yield from ((role, expert) for expert in range(dimensions.num_experts))
+        else:
             yield role, None
+
+
+def _unread(architecture: Architecture, dimensions: Dimensions, name_of: NameOf) -> Iterator[str]:
+    """Names of weights of keys and values in blocks that read those of another block: published
+    files have them, and nothing reads them."""
+    others = {role for roles in architecture.kind_roles.values() for role in roles}
+    for block, kind in enumerate(dimensions.layer_types):
+        if kind in SHARES_WITH:
+            yield from (name_of(role, block, None) for role in sorted(others))
+
+
+def _sizes_by_kind(
+    architecture: Architecture, dimensions: Dimensions
+) -> dict[str | None, dict[str, int]]:
+    """`sizes` of the blocks of every kind, and under None those of the model."""
+    first = {kind: index for index, kind in reversed([*enumerate(dimensions.layer_types)])}
+    found: dict[str | None, dict[str, int]] = {
+        kind: sizes(architecture, dimensions.block(index)) for kind, index in first.items()
+    }
+    return found | {None: sizes(architecture, dimensions)}
 
 
 def sizes(architecture: Architecture, dimensions: Dimensions) -> dict[str, int]:
@@ -180,8 +252,13 @@ def sizes(architecture: Architecture, dimensions: Dimensions) -> dict[str, int]:
         "qkv": (dimensions.num_attention_heads + 2 * dimensions.num_key_value_heads)
         * dimensions.head_dim,
         "ffn": dimensions.intermediate_size,
+        "experts": dimensions.num_experts,
+        "expert_ffn": dimensions.moe_intermediate_size,
         "gate_up": 2 * dimensions.intermediate_size,
         "one": 1,
+        "per_layer": dimensions.hidden_size_per_layer_input,
+        "per_layer_hidden": dimensions.hidden_size if dimensions.hidden_size_per_layer_input else 0,
+        "per_layers": dimensions.num_hidden_layers * dimensions.hidden_size_per_layer_input,
         "kernel": dimensions.conv_kernel,
         "bcx": 3 * dimensions.hidden_size,
         **_delta_sizes(dimensions),

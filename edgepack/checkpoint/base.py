@@ -29,8 +29,10 @@ class Dimensions:
     logits by `logit_scale`. A soft cap c turns x into c·tanh(x/c). `layer_types` has the kind of
     every block, empty if all are alike; `kinds` says what blocks of a kind have instead. A causal
     convolution sees `conv_kernel` positions. The heads of a gated delta net have sizes of their
-    own. `rope_sections` are the shares of an image's axes in the rotary positions; in text all
-    axes have the same position.
+    own. Every block gets an input of `hidden_size_per_layer_input` columns from a second table of
+    embeddings (0: none). A token meets `num_experts_per_tok` of `num_experts` experts, in all
+    blocks but the first `num_dense_layers`. `rope_sections` are the shares of an image's axes in
+    the rotary positions; in text all axes have the same position.
     """
 
     num_hidden_layers: int
@@ -60,7 +62,12 @@ class Dimensions:
     linear_num_value_heads: int = 0
     linear_key_head_dim: int = 0
     linear_value_head_dim: int = 0
+    num_experts: int = 0
+    num_experts_per_tok: int = 0
+    moe_intermediate_size: int = 0
+    num_dense_layers: int = 0
     rope_sections: tuple[int, ...] = ()
+    hidden_size_per_layer_input: int = 0
 
     def kind(self, index: int) -> str | None:
         """The kind of block `index`; None if all are alike."""
@@ -98,7 +105,8 @@ class Checkpoint(ABC):
     """Lazy tensors, dimensions and tokenizer of one model.
 
     Opening reads headers only. Names, shapes and the order of rows are always Hugging Face's: q and
-    k of a llama GGUF are converted from llama.cpp's rotary order on reading.
+    k of a llama GGUF are converted from llama.cpp's rotary order on reading. Only the value heads
+    of a gated delta net are in llama.cpp's order (see `values`).
     """
 
     architecture: Architecture
@@ -136,6 +144,11 @@ class Checkpoint(ABC):
     @abstractmethod
     def tensor(self, name: str) -> Tensor:
         """One weight as float32, lossless for every source type that float32 can hold."""
+
+    def rows(self, name: str, rows: Tensor) -> Tensor:
+        """Some rows of a matrix as float32, by their numbers ``[n]``; checkpoints whose files allow
+        it read nothing else."""
+        return self.tensor(name)[rows]
 
     def stored(self, name: str) -> tuple[Tensor, str]:
         """A weight as the file stores it, and its type (`WeightSpec.dtype`): a float tensor, or for

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import gguf
 import yaml
+
+from edgepack.core.weights import WeightSpec
 
 MAX_CARD = 256 << 10
 """Largest README.md that is read; the longest of the Hub's popular models has a tenth of it."""
@@ -19,23 +22,38 @@ STORED = ("name", "license", "license_name", "license_link", "language", "tags",
 """Entries whose loss is warned about; GGUF cannot store many others of a card."""
 
 
-def describe(folder: Path, name: Path, numel: int) -> tuple[gguf.Metadata, tuple[str, ...]]:
+def describe(
+    folder: Path, name: Path, specs: Collection[WeightSpec]
+) -> tuple[gguf.Metadata, tuple[str, ...]]:
     """A GGUF's description of the model, and warnings about entries of the card that are lost."""
     card, warnings = read(folder)
-    metadata, more = apply(card, name, numel)
+    metadata, more = apply(card, name, specs)
     return metadata, (*warnings, *more)
 
 
-def apply(card: dict[str, Any], name: Path, numel: int) -> tuple[gguf.Metadata, tuple[str, ...]]:
+def apply(
+    card: dict[str, Any], name: Path, specs: Collection[WeightSpec]
+) -> tuple[gguf.Metadata, tuple[str, ...]]:
     """A GGUF's description of a model with these entries in its card, and warnings."""
     warnings: tuple[str, ...] = ()
+    numel = sum(spec.numel for spec in specs)
     metadata = _apply(card, name, numel)
     if metadata is None:  # gguf's heuristics fail at entries that they do not expect
         warnings = ("README.md: its description of the model cannot be stored in GGUF",)
         metadata = _apply({}, name, numel) or gguf.Metadata()
     metadata.name = metadata.name or _text(name.name) or "model"
-    metadata.size_label = metadata.size_label or gguf.size_label(numel, numel, 0, 0)
+    metadata.size_label = metadata.size_label or _size_label(specs)
     return metadata, warnings
+
+
+def _size_label(specs: Collection[WeightSpec]) -> str:
+    """The number of weights; with experts their number, and the weights if there were but one."""
+    count = 1 + max((spec.expert for spec in specs if spec.expert is not None), default=-1)
+    total = sum(spec.numel for spec in specs)
+    of_experts = sum(spec.numel for spec in specs if spec.expert is not None)
+    one = of_experts // count if count else 0
+    label: str = gguf.size_label(total, total - of_experts, one, count)
+    return label
 
 
 def licence(folder: Path) -> str | None:
@@ -59,9 +77,8 @@ def _apply(card: dict[str, Any], name: Path, numel: int) -> gguf.Metadata | None
         named = Path(_text(str(name)) or "model")
         metadata = gguf.Metadata.apply_metadata_heuristic(gguf.Metadata(), card, None, named, numel)
         metadata.name = metadata.name or named.name
-        metadata.size_label = metadata.size_label or "?"
         trial = gguf.GGUFWriter(None, "llama")
-        metadata.set_gguf_meta_model(trial)
+        replace(metadata, size_label="?").set_gguf_meta_model(trial)
         entries = trial.kv_data[0].values()
         if not all(_fits(entry.value) for entry in entries):
             return None

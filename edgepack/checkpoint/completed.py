@@ -31,6 +31,12 @@ def wrappers() -> dict[str, Architecture]:
     return found
 
 
+def is_wrapped(content: Mapping[str, Any]) -> bool:
+    """Whether a configuration is that of a multimodal repository."""
+    kind = content.get("model_type")
+    return isinstance(kind, str) and kind in wrappers()
+
+
 def text_config(content: Mapping[str, Any], place: str) -> dict[str, Any]:
     """The configuration of the language model: `content` itself, or its ``text_config``."""
     kind = content.get("model_type")

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, create_model
 
 from edgepack.architectures.base import CONV, FULL, LINEAR, NO_ROPE, SLIDING, Architecture
-from edgepack.checkpoint import completed, detect, rope
+from edgepack.checkpoint import completed, detect, rope, sized_kinds
 from edgepack.checkpoint.base import Dimensions
 from edgepack.core.untrusted import Untrusted, quote, shorten, validate
 from edgepack.errors import CheckpointError
@@ -35,6 +35,8 @@ MIXERS = (
     "linear_value_head_dim",
 )
 """Dimensions of convolutions and gated delta nets."""
+EXPERTS = ("num_experts", "num_experts_per_tok", "moe_intermediate_size", "num_dense_layers")
+"""Dimensions of families with experts."""
 
 
 class Config(rope.Rotary):
@@ -55,11 +57,21 @@ class Config(rope.Rotary):
     layer_types: Annotated[list[str], Field(max_length=100_000)] | None = None
     no_rope_layers: Annotated[list[int], Field(max_length=100_000)] | None = None
     attention_bias: bool = False
+    mlp_bias: bool = False
     conv_kernel: Size = 0
     linear_num_key_heads: Size = 0
     linear_num_value_heads: Size = 0
     linear_key_head_dim: Size = 0
     linear_value_head_dim: Size = 0
+    hidden_size_per_layer_input: Size = 0
+    num_kv_shared_layers: Size = 0
+    use_double_wide_mlp: bool = False
+    attention_k_eq_v: bool = False
+    per_layer_config: dict[str, dict[str, Width]] | None = None
+    num_experts: Size | None = 0
+    num_experts_per_tok: Size | None = 0
+    moe_intermediate_size: Size | None = 0
+    num_dense_layers: Size = 0
     bos_token_id: TokenId | list[TokenId] | None = None
     eos_token_id: TokenId | list[TokenId] | None = None
     unk_token_id: TokenId | list[TokenId] | None = None
@@ -131,7 +143,7 @@ def read_dimensions(
     config = validate(_model_of(architecture), heard, where, CheckpointError, hint=HINT)
     heads = config.num_attention_heads
     head_dim = config.head_dim or config.hidden_size // heads
-    positions = rope.from_config(config, architecture, place)
+    positions = rope.from_config(config, architecture, head_dim, place)
     types, kinds = _blocks(config, architecture, positions, place)
     dimensions = Dimensions(
         num_hidden_layers=config.num_hidden_layers,
@@ -148,10 +160,15 @@ def read_dimensions(
         layer_types=types,
         kinds=kinds,
         rope_sections=rope.sections(config, architecture),
+        hidden_size_per_layer_input=config.hidden_size_per_layer_input,
         **{name: getattr(config, name) for name in MIXERS},
+        **_experts(config, architecture, place),
         **positions[FULL],
         **_numbers(heard, architecture, head_dim, where),
+        **architecture.fixed,
     )
+    if architecture.sized_kinds:
+        dimensions = sized_kinds.of_config(dimensions, config, where)
     if config.head_dim is None and config.hidden_size % heads:
         raise CheckpointError(
             f"{place}: config.json: hidden_size {config.hidden_size} is no multiple of "
@@ -159,6 +176,7 @@ def read_dimensions(
             hint=HINT,
         )
     check_heads(dimensions, architecture, f"{place}: config.json")
+    _check_value_heads(config, place)
     return config, dimensions
 
 
@@ -215,7 +233,9 @@ def _blocks(
 def _check_types(config: Config, family: Architecture, place: str) -> None:
     """Refuse kinds of blocks that the family does not have, or too few of them."""
     types = config.layer_types or ()
-    known = tuple(family.kind_roles) or (FULL, SLIDING)
+    known: tuple[str, ...] = (FULL, SLIDING)
+    if family.kind_roles and not family.sized_kinds:
+        known = tuple(family.kind_roles)
     if len(types) != config.num_hidden_layers:
         raise CheckpointError(
             f"{place}: config.json: layer_types has {len(types)} entries for "
@@ -227,6 +247,42 @@ def _check_types(config: Config, family: Architecture, place: str) -> None:
             f"{place}: config.json: layer_types {quote(min(unknown))} is not supported",
             hint=f"supported: {', '.join(known)}",
         )
+
+
+def _experts(config: Config, family: Architecture, place: str) -> dict[str, Any]:
+    """The dimensions of experts, of a family that has them."""
+    if family.router is None:
+        return {}
+    found: dict[str, Any] = {name: getattr(config, name) or 0 for name in EXPERTS}
+    check_experts(found, f"{place}: config.json")
+    return found
+
+
+def check_experts(found: Mapping[str, int], place: str) -> None:
+    """Raise unless a token can meet as many experts as it should."""
+    count, used = found["num_experts"], found["num_experts_per_tok"]
+    if not (1 <= used <= count and found["moe_intermediate_size"] >= 1):
+        raise CheckpointError(
+            f"{place}: {used} of {count} experts of width {found['moe_intermediate_size']} for "
+            "every token",
+            hint="the configuration is damaged, or of another model",
+        )
+
+
+def _check_value_heads(config: Config, place: str) -> None:
+    """Raise unless the value heads of a gated delta net divide into groups."""
+    keys, values = config.linear_num_key_heads, config.linear_num_value_heads
+    if keys and values % keys:
+        raise CheckpointError(
+            f"{place}: config.json: linear_num_value_heads {values} is no multiple of "
+            f"linear_num_key_heads {keys}",
+            hint=HINT,
+        )
+
+
+def bias_switch(role: str) -> str:
+    """The entry of config.json that says whether a role's optional bias is there."""
+    return "mlp_bias" if role.startswith("ffn_") else "attention_bias"
 
 
 def check_heads(dims: Dimensions, architecture: Architecture, place: str) -> None:
@@ -259,6 +315,7 @@ def _model_of(architecture: Architecture) -> type[Config]:
         "rms_norm_eps": architecture.usual_eps,
         "tie_word_embeddings": architecture.tied,
         "conv_kernel": 0,
+        "num_experts": 0,
     }
     named = tuple(
         (ours, architecture.renamed.get(ours, ours), default) for ours, default in defaults.items()

@@ -25,7 +25,8 @@ def architecture(config: Mapping[str, Any], place: str) -> Architecture:
         raise _unknown(name, known, place)
     found: Architecture = plugins.find("architectures", name)
     _refuse_other_class(config, found, place)
-    for key in ("transformers_weights", "per_layer_config"):
+    unread = ("transformers_weights", *(() if found.sized_kinds else ("per_layer_config",)))
+    for key in unread:
         if config.get(key) is not None:
             raise CheckpointError(
                 f"{place}: config.json: {key} is not supported",

@@ -27,10 +27,11 @@ from edgepack.checkpoint import (
     shards,
     special,
     tokenizer,
+    values,
     vocabulary,
 )
 from edgepack.checkpoint.base import Checkpoint, Dimensions, reopened
-from edgepack.checkpoint.config import Generation, read
+from edgepack.checkpoint.config import Generation, bias_switch, read
 from edgepack.checkpoint.source_files import SourceFiles
 from edgepack.core.untrusted import shorten, validate
 from edgepack.core.weights import QuantizedTensor
@@ -81,7 +82,7 @@ class FolderCheckpoint(Checkpoint):
         self.place = shorten(model if revision else folder.resolve().name, 80)
         self._files = SourceFiles()
         whole = self._read_config()
-        self._wrapped = whole.get("model_type") in completed.wrappers()
+        self._wrapped = completed.is_wrapped(whole)
         self.architecture, self._config, self.dimensions = read(whole, self.place)
         self._weights = shards.weight_files(folder, self._files, self.place)
         places = self._read_headers(whole)
@@ -165,9 +166,16 @@ class FolderCheckpoint(Checkpoint):
         return place.read(self._files), place.kind
 
     def tensor(self, name: str) -> Tensor:  # noqa: D102
-        stored = self._places[name].read(self._files).to(torch.float32)
-        shift = self.architecture.norm_shift
-        return stored + shift if shift and self.specs[name].role.endswith("_norm") else stored
+        stored, role = self._places[name].read(self._files), self.specs[name].role
+        return values.from_hf(self.architecture, self.dimensions, role, stored)
+
+    def rows(self, name: str, rows: Tensor) -> Tensor:  # noqa: D102
+        place = self._places[name]
+        if not isinstance(place, shards.Place):
+            return super().rows(name, rows)
+        count = place.shape[0]
+        read = [place.rows(index, count).read(self._files) for index in rows.tolist()]
+        return torch.cat(read).to(torch.float32)
 
     def quantized(self, name: str) -> QuantizedTensor | None:  # noqa: D102
         return None
@@ -225,7 +233,7 @@ class FolderCheckpoint(Checkpoint):
     def _description(self) -> tuple[gguf.Metadata, tuple[str, ...]]:
         """Name, licence, size …, and warnings about entries of the model card that are lost."""
         name = Path(self.model.partition("@")[0] if self.revision else self.folder.resolve())
-        return card.describe(self.folder, name, sum(spec.numel for spec in self.specs.values()))
+        return card.describe(self.folder, name, self.specs.values())
 
     def _read_config(self) -> dict[str, Any]:
         path = self.folder / CONFIG
@@ -259,12 +267,13 @@ class FolderCheckpoint(Checkpoint):
     def _refuse_unread_biases(self) -> None:
         """Refuse biases that transformers would not load, because the configuration lacks them."""
         optional = {role for role in self.architecture.optional if role.endswith(".bias")}
-        unread = [spec.name for spec in self.specs.values() if spec.role in optional]
-        if unread and not self._config.attention_bias:
-            raise CheckpointError(
-                f"{self.place}: {unread[0]} is there, but config.json has no attention_bias: true",
-                hint="set attention_bias to true if the biases are meant, or remove them",
-            )
+        for spec in self.specs.values():
+            switch = bias_switch(spec.role)
+            if spec.role in optional and not getattr(self._config, switch):
+                raise CheckpointError(
+                    f"{self.place}: {spec.name} is there, but config.json has no {switch}: true",
+                    hint=f"set {switch} to true if the biases are meant, or remove them",
+                )
 
 
 def _window_warning(dims: Dimensions) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 from gguf import GGUFWriter, RopeScalingType
 
 from edgepack.architectures.base import FULL, NO_ROPE, SLIDING, Architecture, Number
-from edgepack.checkpoint import gguf_mixers
+from edgepack.checkpoint import gguf_experts, gguf_mixers, gguf_sized_kinds, rope
 from edgepack.checkpoint.base import Dimensions
 from edgepack.checkpoint.gguf_keys import HINT, Numbers, decimal
 from edgepack.errors import CheckpointError
@@ -26,7 +26,7 @@ def write(writer: GGUFWriter, family: Architecture, d: Dimensions, place: str) -
     writer.add_block_count(d.num_hidden_layers)
     writer.add_context_length(min(d.max_position_embeddings, uniform or 1 << 31))
     writer.add_embedding_length(d.hidden_size)
-    writer.add_feed_forward_length(d.intermediate_size)
+    writer.add_feed_forward_length(gguf_sized_kinds.inner_widths(d))
     writer.add_head_count(d.num_attention_heads)
     writer.add_head_count_kv(gguf_mixers.kv_heads(d))
     writer.add_key_length(d.head_dim)
@@ -37,7 +37,9 @@ def write(writer: GGUFWriter, family: Architecture, d: Dimensions, place: str) -
     writer.add_rope_freq_base(d.rope_theta)
     _write_scaling(writer, family, d)
     _write_kinds(writer, family, d)
-    gguf_mixers.write(writer, d)
+    gguf_mixers.write(writer, family, d)
+    gguf_sized_kinds.write(writer, family, d)
+    gguf_experts.write(writer, family, d)
     for ours, number in family.numbers.items():
         value = getattr(d, ours)
         if number.gguf and value is not None:
@@ -54,12 +56,13 @@ def _write_scaling(writer: GGUFWriter, family: Architecture, d: Dimensions) -> N
         writer.add_rope_scaling_type(RopeScalingType.YARN)
         writer.add_rope_scaling_factor(scaling["factor"])
         writer.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
-        writer.add_rope_scaling_yarn_beta_fast(scaling["beta_fast"])
-        writer.add_rope_scaling_yarn_beta_slow(scaling["beta_slow"])
+        if family.yarn_betas:
+            writer.add_rope_scaling_yarn_beta_fast(scaling["beta_fast"])
+            writer.add_rope_scaling_yarn_beta_slow(scaling["beta_slow"])
         if scaling.get("llama_4_scaling_beta"):
             writer.add_rope_scaling_yarn_log_mul(scaling.get("mscale_all_dim") or 0.0)
             writer.add_attn_temperature_scale(scaling["llama_4_scaling_beta"])
-    elif kind == "longrope":
+    elif kind == "longrope" and not rope.is_fixed(scaling):
         writer.add_rope_scaling_type(RopeScalingType.LONGROPE)
         writer.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
         writer.add_rope_scaling_attn_factors(scaling["attention_factor"])
@@ -71,7 +74,9 @@ def _write_kinds(writer: GGUFWriter, family: Architecture, d: Dimensions) -> Non
     assert d.sliding_window is not None
     writer.add_sliding_window(d.sliding_window)
     if d.layer_types != assumed_types(family, d.num_hidden_layers):
-        writer.add_sliding_window_pattern([kind == SLIDING for kind in d.layer_types])
+        writer.add_sliding_window_pattern(
+            [kind in gguf_sized_kinds.SLIDES for kind in d.layer_types]
+        )
     if "rope_theta" in d.kinds[SLIDING]:
         writer.add_rope_freq_base_swa(d.kinds[SLIDING]["rope_theta"])
 
@@ -121,7 +126,7 @@ def read_numbers(
         number = family.numbers.get(ours)
         if number is None and value not in (None, 0, 1):
             raise CheckpointError(
-                f"{place}: {ours} {value:g} is not supported in {family.gguf} models", hint=HINT
+                f"{place}: {family.gguf}.{numbers.key(ours)} {value:g} is not supported", hint=HINT
             )
         if number is None or not number.gguf:
             continue
@@ -157,14 +162,20 @@ def _assumed_otherwise(family: Architecture, d: Dimensions) -> Iterator[str]:
         yield "with layer_types"
     if family.head == ("untied" if d.tie_word_embeddings else "tied"):
         yield f"whose head is {family.head}"
+    yield from gguf_sized_kinds.assumed_otherwise(family, d)
     own: dict[str, Any] = {**d.kinds.get(SLIDING, {})}
+    if family.sliding_theta == 0.0 and own.get("rope_theta", d.rope_theta) != d.rope_theta:
+        yield "with one rope_theta for all blocks"
     if own.get("rope_scaling") is not None:
         yield "without scaled rotary positions in sliding_attention"
+    yield from gguf_mixers.assumed_otherwise(d)
     for ours, number in family.numbers.items():
         if number.assumed is not None and getattr(d, ours) is None:
             yield f"with {number.key}, which is null here"
     scaling = d.rope_scaling or {}
     if scaling.get("rope_type") == "yarn":
+        if not family.yarn_betas and (scaling["beta_fast"], scaling["beta_slow"]) != (32.0, 1.0):
+            yield "with beta_fast 32 and beta_slow 1"
         yield from _yarn_otherwise(scaling)
     if (scale := family.numbers.get("attention_scale")) and not scale.gguf:
         usual = d.head_dim if d.num_hidden_layers != _LARGEST.get(family.gguf) else None

@@ -17,7 +17,9 @@ from edgepack.checkpoint import (
     _layout,
     digests,
     gguf_dimensions,
+    gguf_experts,
     gguf_mixers,
+    gguf_sized_kinds,
     rope,
     rounded,
     special,
@@ -70,19 +72,24 @@ class GgufCheckpoint(Checkpoint):
         self._header = GgufParts(path, self._files)
         self._fields = {key: value for key, (value, *_) in self._header.metadata.items()}
         self.architecture = self._architecture()
-        self._numbers = read_numbers(self._fields, self.architecture.gguf, self.place)
+        fields = gguf_sized_kinds.uniform(self._fields, self.architecture)
+        self._numbers = read_numbers(fields, self.architecture.gguf, self.place)
         self._tokens = read_tokenizer(self._fields, self.place).tokens or []
         self.dimensions = self._dimensions()
-        found = {
-            name: _layout.TensorInfo(stored.shape, stored.kind.name)
-            for name, stored in self._header.tensors.items()
-            if name not in DIVISORS
-        }
-        self.specs, self._stored = _layout.match(
+        shapes = {n: s.shape for n, s in self._header.tensors.items() if n not in DIVISORS}
+        parts = gguf_experts.parts(shapes, self.architecture, self.dimensions)
+        found = {name: self._info(place) for name, place in parts.items()}
+        self.specs, names = _layout.match(
             self.place, self.architecture, self.dimensions, found, self.architecture.gguf_name
         )
-        for name in found:
+        self._stored = {name: parts[stored] for name, stored in names.items()}
+        for name in shapes:
             self._refuse_unreadable(name)
+
+    def _info(self, place: gguf_experts.Part) -> _layout.TensorInfo:
+        stored = self._header.tensors[place.tensor]
+        shape = stored.shape if place.expert is None else stored.shape[1:]
+        return _layout.TensorInfo(shape, stored.kind.name)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as the place that it is opened from."""
@@ -111,24 +118,35 @@ class GgufCheckpoint(Checkpoint):
         return values if order is None else values[order]
 
     def stored(self, name: str) -> tuple[Tensor, str]:  # noqa: D102
-        stored = self._header.tensors[self._stored[name]]
-        data = self._header.bytes_of(self._stored[name])
-        if stored.kind in FLOATS:
-            return data.view(FLOATS[stored.kind]).reshape(stored.shape), stored.kind.name
-        return data.reshape(*stored.shape[:-1], -1), stored.kind.name
+        kind, shape, data = self._bytes(self._stored[name])
+        if kind in FLOATS:
+            return data.view(FLOATS[kind]).reshape(shape), kind.name
+        return data.reshape(*shape[:-1], -1), kind.name
 
     def stored_rows(self, name: str, rows: range) -> tuple[Tensor, str]:
         """Some rows of `stored`; nothing else of the file is read."""
-        kind = self._header.tensors[self._stored[name]].kind
-        data = self._header.bytes_of_rows(self._stored[name], rows)
+        place = self._stored[name]
+        kind = self._header.tensors[place.tensor].kind
+        if place.expert is not None:
+            data, name_of_kind = self.stored(name)
+            return data[rows.start : rows.stop : rows.step], name_of_kind
+        data = self._header.bytes_of_rows(place.tensor, rows)
         return data.view(FLOATS[kind]) if kind in FLOATS else data, kind.name
+
+    def rows(self, name: str, rows: Tensor) -> Tensor:  # noqa: D102
+        if self._hf_rows(name) is not None:
+            return super().rows(name, rows)
+        stored = self._header.tensors[self._stored[name].tensor]
+        found = [self.stored_rows(name, range(i, i + 1))[0] for i in rows.tolist()]
+        together = torch.stack([row.reshape(-1) for row in found])
+        return together.float() if stored.kind in FLOATS else _decode(together, stored.kind)
 
     def quantized(self, name: str) -> QuantizedTensor | None:  # noqa: D102
         spec = self.specs[name]
         format_name = spec.dtype.lower()
-        if len(spec.shape) != 2 or format_name not in plugins.names("formats"):
+        if not spec.is_matrix or format_name not in plugins.names("formats"):
             return None
-        data = self._header.bytes_of(self._stored[name])
+        _, _, data = self._bytes(self._stored[name])
         data, order = data.reshape(spec.shape[0], -1), self._hf_rows(name)
         parsed: QuantizedTensor = plugins.find("formats", format_name).parse(
             data if order is None else data[order]
@@ -151,14 +169,25 @@ class GgufCheckpoint(Checkpoint):
         return {special.EOS: ends} if len(ends) > 1 else {}
 
     def extra_tensors(self) -> Mapping[str, Tensor]:  # noqa: D102
-        return {name: self._values(name) for name in DIVISORS if name in self._header.tensors}
+        part = gguf_experts.Part
+        return {name: self._values(part(name)) for name in DIVISORS if name in self._header.tensors}
 
-    def _values(self, stored_name: str) -> Tensor:
+    def _bytes(
+        self, place: gguf_experts.Part
+    ) -> tuple[GGMLQuantizationType, tuple[int, ...], Tensor]:
+        """Type, shape and bytes of a stored tensor, or of one expert's part of it."""
+        stored = self._header.tensors[place.tensor]
+        if place.expert is None:
+            return stored.kind, stored.shape, self._header.bytes_of(place.tensor)
+        data = self._header.bytes_of_rows(place.tensor, range(place.expert, place.expert + 1))
+        return stored.kind, stored.shape[1:], data.flatten()
+
+    def _values(self, place: gguf_experts.Part) -> Tensor:
         """A stored tensor as float32, with rows in the file's order."""
-        stored, data = self._header.tensors[stored_name], self._header.bytes_of(stored_name)
-        if stored.kind in FLOATS:
-            return data.view(FLOATS[stored.kind]).reshape(stored.shape).to(torch.float32)
-        return _decode(data.reshape(*stored.shape[:-1], -1), stored.kind).reshape(stored.shape)
+        kind, shape, data = self._bytes(place)
+        if kind in FLOATS:
+            return data.view(FLOATS[kind]).reshape(shape).to(torch.float32)
+        return _decode(data.reshape(*shape[:-1], -1), kind).reshape(shape)
 
     def _hf_rows(self, name: str) -> Tensor | None:
         """The stored row of each of Hugging Face's rows; None if the orders agree."""
@@ -205,7 +234,7 @@ class GgufCheckpoint(Checkpoint):
                 hint="convert the model again with llama.cpp's convert_hf_to_gguf.py",
             )
         blocks = numbers.block_count
-        if family.kind_roles:
+        if family.kind_roles and not family.sized_kinds:
             kinds = gguf_mixers.read(self._fields, family, blocks, self.place)
         else:
             types, own = gguf_dimensions.read_kinds(family, numbers, theta, self.place)
@@ -213,10 +242,7 @@ class GgufCheckpoint(Checkpoint):
         turning = numbers.dimension_count or head_dim
         scaling = rope.from_gguf(
             numbers.scaling_type,
-            {
-                key: v if not isinstance(v, float) else decimal(v)
-                for key, v in numbers.scaling.items()
-            },
+            numbers.scaling,
             self._divisors(turning),
             theta,
             turning,
@@ -238,8 +264,14 @@ class GgufCheckpoint(Checkpoint):
             tie_word_embeddings="output.weight" not in self._header.tensors,
             partial_rotary_factor=turning / head_dim,
             **gguf_dimensions.read_numbers(family, numbers, head_dim, self.place),
+            **gguf_experts.read(family, numbers, self.place),
             **kinds,
+            **family.fixed,
         )
+        if family.sized_kinds:
+            dimensions = gguf_sized_kinds.read(
+                dimensions, self._fields, self._header.tensors, family, self.place
+            )
         check_heads(dimensions, family, self.place)
         return dimensions
 
@@ -266,7 +298,7 @@ class GgufCheckpoint(Checkpoint):
                     f"[{turning // 2}]",
                     hint="convert the model again with llama.cpp's convert_hf_to_gguf.py",
                 )
-        return {name: self._values(name) for name in found}
+        return {name: self._values(gguf_experts.Part(name)) for name in found}
 
 
 def _decode(data: Tensor, kind: GGMLQuantizationType) -> Tensor:

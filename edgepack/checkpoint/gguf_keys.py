@@ -15,6 +15,8 @@ from edgepack.checkpoint.rope import Positions
 from edgepack.core.untrusted import Untrusted, quote, shorten, validate
 from edgepack.errors import CheckpointError
 
+MAX_EXPERTS = 512
+"""llama.cpp's own limit."""
 MAX_TOKEN = 1024
 """Most characters of a token; merges are found by cutting every token at every position."""
 MAX_CHARACTERS = 16 << 20
@@ -85,7 +87,12 @@ class Numbers(Untrusted):
     scale_linear: Annotated[float, Field(ge=0, le=1e9)] | None = Field(
         None, alias="rope.scale_linear"
     )
-    expert_count: Annotated[int, Field(ge=0, le=0)] = 0
+    expert_count: Annotated[int, Field(ge=0, le=MAX_EXPERTS)] = 0
+    expert_used_count: Annotated[int, Field(ge=0, le=MAX_EXPERTS)] = 0
+    expert_length: Annotated[Width, Same] | None = Field(None, alias="expert_feed_forward_length")
+    dense_blocks: Annotated[int, Field(ge=0)] = Field(0, alias="leading_dense_block_count")
+    gating: int | None = Field(None, alias="expert_gating_func")
+    weights_scale: Neutral = Field(None, alias="expert_weights_scale")
     causal: Literal[True] = Field(True, alias="attention.causal")
     attention_scale: Scale = Field(None, alias="attention.scale")
     logit_scale: Scale = None
@@ -112,6 +119,11 @@ class Numbers(Untrusted):
         0.0, alias="attention.temperature_scale"
     )
 
+    @classmethod
+    def key(cls, name: str) -> str:
+        """GGUF's key of a field, without the architecture's name."""
+        return cls.model_fields[name].alias or name
+
     @property
     def scales(self) -> dict[str, float | None]:
         """Factors and soft caps by our names."""
@@ -129,7 +141,7 @@ class Numbers(Untrusted):
         """Numbers about the scaling of rotary positions, as config.json calls them."""
         found = {
             "factor": self.rope_factor,
-            "original_max_position_embeddings": self.original_context,
+            "original_max_position_embeddings": self.original_context or self.context_length,
             "beta_fast": self.beta_fast,
             "beta_slow": self.beta_slow,
             "mscale_all_dim": self.log_multiplier,

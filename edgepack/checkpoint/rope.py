@@ -23,6 +23,9 @@ LONGROPE = {
 }
 """GGUF's tensors of LongRoPE's divisors, beyond and up to the original context."""
 
+NEVER = float(torch.tensor(1e30))
+"""A divisor by which llama.cpp's converter stops pairs from turning."""
+
 Theta = Annotated[float, Field(gt=0, le=1e30)]
 Factor = Annotated[float, Field(gt=0, le=1e9)]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -40,6 +43,7 @@ class Parameters(Untrusted):
     rope_theta: Theta | None = None
     partial_rotary_factor: Share | None = None
     factor: Factor | None = None
+    alpha: Factor | None = None
     low_freq_factor: Factor | None = None
     high_freq_factor: Factor | None = None
     original_max_position_embeddings: Annotated[int, Field(ge=1, le=1 << 31)] | None = None
@@ -77,6 +81,7 @@ SUPPORTED: Mapping[str, tuple[str, ...]] = {
     ),
     "yarn": ("factor", "original_max_position_embeddings"),
     "longrope": ("short_factor", "long_factor", "original_max_position_embeddings"),
+    "proportional": ("partial_rotary_factor",),
 }
 """``rope_type`` → the parameters that it cannot do without."""
 
@@ -91,7 +96,7 @@ HINT = "supported: " + ", ".join(SUPPORTED)
 
 
 def from_config(
-    config: Rotary, architecture: Architecture, place: str
+    config: Rotary, architecture: Architecture, head_dim: int, place: str
 ) -> dict[str, dict[str, Any]]:
     """Our dimensions ``rope_theta``, ``rope_scaling`` and ``partial_rotary_factor`` by kind of
     block, ``full_attention`` always among them. Resolved as in transformers: ``rope_scaling``
@@ -106,12 +111,14 @@ def from_config(
             hint=f"the layers of {architecture.name} models all turn alike",
         )
     if not nested:
-        return {FULL: _resolved(config, given, architecture, place)}
+        return {FULL: _resolved(config, given, architecture, head_dim, place)}
     where = f"{place}: rope_parameters"
     parts = {k: validate(Parameters, v, where, CheckpointError) for k, v in nested.items()}
     if FULL not in parts:
         raise CheckpointError(f"{where}: {FULL} is missing", hint="take the published config.json")
-    return {kind: _resolved(config, part, architecture, place) for kind, part in parts.items()}
+    return {
+        kind: _resolved(config, part, architecture, head_dim, place) for kind, part in parts.items()
+    }
 
 
 def sections(config: Rotary, architecture: Architecture) -> tuple[int, ...]:
@@ -121,17 +128,19 @@ def sections(config: Rotary, architecture: Architecture) -> tuple[int, ...]:
 
 
 def _resolved(
-    config: Rotary, given: Parameters, architecture: Architecture, place: str
+    config: Rotary, given: Parameters, architecture: Architecture, head_dim: int, place: str
 ) -> dict[str, Any]:
-    """Our dimensions of one kind of block."""
+    """Our dimensions of one kind of block. "dynamic" with a fixed alpha is another theta."""
     inside = given.model_fields_set
     theta = given.rope_theta if "rope_theta" in inside else config.rope_theta
     kind = given.rope_type if "rope_type" in inside else given.type or "default"
     if theta is None:
         raise CheckpointError(f"{place}: rope_theta is null", hint="10000 is the usual value")
+    if kind == "dynamic" and given.alpha:
+        theta, kind = theta * given.alpha ** (head_dim / (head_dim - 2)), "default"
     if kind is None or kind not in SUPPORTED:
         raise CheckpointError(f"{place}: rope type {quote(kind)} is not supported", hint=HINT)
-    share = _share(config, given, architecture)
+    share = 1.0 if kind == "proportional" else _share(config, given, architecture)
     if share != 1.0 and not architecture.partial_rotary:
         raise CheckpointError(
             f"{place}: a partial rotary factor is not supported", hint="whole heads have to turn"
@@ -173,6 +182,11 @@ def _scaling(kind: str, config: Rotary, given: Parameters, place: str) -> dict[s
         raise CheckpointError(
             f"{place}: rope type {kind!r} without {missing[0]}",
             hint="config.json is incomplete; take the one published with the model",
+        )
+    if kind == "proportional" and (given.factor or 1.0) != 1.0:
+        raise CheckpointError(
+            f"{place}: rope type {kind!r} with factor {given.factor} is not supported",
+            hint="published models have none",
         )
     if kind == "llama3" and values["high_freq_factor"] <= values["low_freq_factor"]:
         raise CheckpointError(
@@ -231,42 +245,66 @@ def from_gguf(
     if kind not in ("linear", "none", "yarn", "longrope"):
         raise CheckpointError(f"{place}: rope scaling {quote(kind)} is not supported", hint=HINT)
     length = "original_max_position_embeddings"
+    if TENSOR in divisors and float(divisors[TENSOR].max()) == NEVER:
+        return _proportional_from(divisors[TENSOR], place)
     if set(LONGROPE) <= set(divisors):
         factors = {key: divisors[name].tolist() for name, key in LONGROPE.items()}
         about = {length: given[length], "attention_factor": given["attention_factor"] or 1.0}
         return {"rope_type": "longrope"} | factors | about
     if TENSOR in divisors:
-        return _llama3_from(divisors[TENSOR], theta, width, place)
+        return _llama3_from(divisors[TENSOR], theta, width, given, place)
     if kind == "yarn":
-        return _yarn_from(given, place)
+        return _yarn_from(given)
     factor = given["factor"]
     return {"rope_type": "linear", "factor": factor} if kind == "linear" and factor != 1 else None
 
 
-def _llama3_from(divisors: Tensor, theta: float, width: int, place: str) -> dict[str, Any]:
+def _proportional_from(divisors: Tensor, place: str) -> dict[str, Any]:
+    """The share of pairs that turn: the first ones, whose divisors are 1."""
+    turning = int((divisors == 1).sum())
+    if not torch.equal(divisors, proportional_divisors(turning, len(divisors))):
+        raise CheckpointError(f"{place}: {TENSOR} is no proportional rotary scaling", hint=HINT)
+    return {"rope_type": "proportional", "partial_rotary_factor": turning / len(divisors)}
+
+
+def _llama3_from(
+    divisors: Tensor, theta: float, width: int, given: Mapping[str, Any], place: str
+) -> dict[str, Any]:
+    """Llama 3's scaling, or LongRoPE with the same divisors at every length."""
     largest = float(divisors.max())
     scaling = {"rope_type": "llama3", "factor": largest} | LLAMA3
     again = llama3_divisors(theta, width, scaling) if largest > 0 else divisors[:0]
-    if again.shape != divisors.shape or not torch.allclose(again, divisors, rtol=1e-5):
-        raise CheckpointError(f"{place}: {TENSOR} is not Llama 3's rotary scaling", hint=HINT)
-    return scaling
+    if again.shape == divisors.shape and torch.allclose(again, divisors, rtol=1e-5):
+        return scaling
+    if not bool((divisors > 0).all()) or not bool(torch.isfinite(divisors).all()):
+        raise CheckpointError(f"{place}: {TENSOR} has values that are no divisors", hint=HINT)
+    values = divisors.tolist()
+    return {
+        "rope_type": "longrope",
+        "short_factor": values,
+        "long_factor": values,
+        "original_max_position_embeddings": given["original_max_position_embeddings"],
+        "attention_factor": 1.0,
+    }
 
 
-def _yarn_from(given: Mapping[str, Any], place: str) -> dict[str, Any]:
+def _yarn_from(given: Mapping[str, Any]) -> dict[str, Any]:
     """YaRN as llama.cpp computes it: the factor of cos and sin follows from the others."""
-    length = "original_max_position_embeddings"
-    if given[length] is None:
-        raise CheckpointError(
-            f"{place}: rope scaling yarn without an original context",
-            hint="convert the model again with llama.cpp's convert_hf_to_gguf.py",
-        )
     fields = {key: value for key, value in given.items() if value and key != "attention_factor"}
     if given["mscale_all_dim"]:
         fields["mscale"] = 1.0
     values = {key: given[key] for key in SUPPORTED["yarn"]}
     read = Parameters(**fields)
-    config = Rotary(max_position_embeddings=given[length])
+    config = Rotary(max_position_embeddings=given["original_max_position_embeddings"])
     return {"rope_type": "yarn"} | values | _yarn(config, read, values)
+
+
+def is_fixed(scaling: Mapping[str, Any]) -> bool:
+    """Whether a scaling only divides every frequency, at all lengths, as llama.cpp does it by
+    `TENSOR`."""
+    if scaling.get("rope_type") != "longrope" or scaling["attention_factor"] != 1.0:
+        return False
+    return bool(scaling["short_factor"] == scaling["long_factor"])
 
 
 def extra_tensors(d: Dimensions) -> dict[str, Tensor]:
@@ -274,9 +312,19 @@ def extra_tensors(d: Dimensions) -> dict[str, Tensor]:
     scaling = d.rope_scaling or {}
     if scaling.get("rope_type") == "llama3":
         return {TENSOR: llama3_divisors(d.rope_theta, d.head_dim, scaling)}
+    if scaling.get("rope_type") == "proportional":
+        turning = int(scaling["partial_rotary_factor"] * d.head_dim // 2)
+        return {TENSOR: proportional_divisors(turning, d.head_dim // 2)}
+    if is_fixed(scaling):
+        return {TENSOR: torch.tensor(scaling["short_factor"])}
     if scaling.get("rope_type") == "longrope":
         return {name: torch.tensor(scaling[key]) for name, key in LONGROPE.items()}
     return {}
+
+
+def proportional_divisors(turning: int, pairs: int) -> Tensor:
+    """Float32 ``[pairs]``: 1 for those that turn, and what stops the others."""
+    return torch.where(torch.arange(pairs) < turning, 1.0, NEVER)
 
 
 def llama3_divisors(theta: float, head_dim: int, scaling: Mapping[str, Any]) -> Tensor:

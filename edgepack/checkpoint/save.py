@@ -14,7 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from edgepack.architectures.base import FULL, NO_ROPE, SLIDING, Architecture, Number
+from edgepack.checkpoint import sized_kinds, values
 from edgepack.checkpoint.base import Checkpoint, Dimensions
+from edgepack.checkpoint.config import EXPERTS, bias_switch
 from edgepack.core import plugins
 from edgepack.core.disk import atomic
 from edgepack.core.progress import Progress, Steps
@@ -57,8 +59,8 @@ def save(
 
 def _as_stored(checkpoint: Checkpoint, spec: WeightSpec, value: Tensor) -> Tensor:
     """A weight as the family's files have it."""
-    if spec.role.endswith("_norm"):
-        value = value - checkpoint.architecture.norm_shift
+    family, d = checkpoint.architecture, checkpoint.dimensions
+    value = values.to_hf(family, d, spec.role, value)
     return value.to(dtype_of(spec)).contiguous()
 
 
@@ -105,13 +107,14 @@ def config(checkpoint: Checkpoint) -> dict[str, Any]:
         auto_map = {"AutoModelForCausalLM": f"{own.file.stem}.{classes}"}
         more = {"auto_map": auto_map, **own.config}
     largest = max(checkpoint.specs.values(), key=lambda spec: spec.numel)
-    if any(spec.role in family.optional for spec in checkpoint.specs.values()):
-        more["attention_bias"] = True
+    optional = {spec.role for spec in checkpoint.specs.values()} & set(family.optional)
+    more |= {bias_switch(role): True for role in optional}
     return {
         "architectures": [classes],
         "model_type": family.name,
         **family.required,
         **{family.renamed[key]: getattr(d, key) for key in family.renamed},
+        **({key: getattr(d, key) for key in EXPERTS} if family.router else {}),
         "dtype": str(dtype_of(largest)).removeprefix("torch."),
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
@@ -120,6 +123,7 @@ def config(checkpoint: Checkpoint) -> dict[str, Any]:
         **_positions(d, family),
         **more,
         **(_kinds(d) if family.mixed else _window(checkpoint, family)),
+        **(sized_kinds.to_config(d) if family.sized_kinds else {}),
         **{n.key: _number(d, ours, n) for ours, n in family.numbers.items() if n.rule != "root"},
     }
 
@@ -163,6 +167,8 @@ def _positions(d: Dimensions, family: Architecture) -> dict[str, Any]:
         return found | {"rope_parameters": whole}
     local = replace(d, layer_types=(), kinds={}, **d.kinds.get(SLIDING, {}))
     kinds = {FULL: whole, SLIDING: _parameters(local, family)}
+    if family.sized_kinds:  # no older transformers knows the family
+        return {"rope_parameters": kinds}
     return found | {"rope_local_base_freq": local.rope_theta, "rope_parameters": kinds}
 
 

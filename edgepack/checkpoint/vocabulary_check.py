@@ -13,7 +13,7 @@ from edgepack.checkpoint.base import Checkpoint
 from edgepack.checkpoint.llama_vocab import LlamaVocab
 from edgepack.checkpoint.pretokenizers import BY_NAME
 from edgepack.checkpoint.probes import Difference, Verdict
-from edgepack.checkpoint.tokenizer import SPACE, TEMPLATE, byte_splits
+from edgepack.checkpoint.tokenizer import SPACE, TEMPLATE, byte_splits, splitting_of
 from edgepack.core.untrusted import quote, shorten
 from edgepack.errors import CheckpointError
 
@@ -240,9 +240,9 @@ def _wrapping(vocab: LlamaVocab, tokenizer: PreTrainedTokenizerFast) -> list[str
 
 def _whole_pieces(fields: Mapping[str, Any], reasons: Reasons) -> list[str]:
     """A warning about tokens that only one side finds without merges."""
-    if fields["tokenizer.ggml.model"] != "gpt2":
+    if fields["tokenizer.ggml.model"] == "llama":
         return []
-    ignored = BY_NAME[fields["tokenizer.ggml.pre"]].ignore_merges
+    ignored = splitting_of(fields, "the vocabulary").ignore_merges
     if ignored == reasons.ignores_merges or not (tokens := reasons.unmerged()):
         return []
     here, there = ("cut", "keeps whole") if ignored else ("kept whole", "cuts")

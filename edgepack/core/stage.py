@@ -14,6 +14,7 @@ import shutil
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import Field
 from importlib.metadata import version
@@ -30,6 +31,8 @@ from edgepack.errors import EdgepackError
 CACHE = "_handed_over_from"
 LIST = "stage.json"
 """What a finished stage says of itself: what it was made of and with, and its files' sha256."""
+HASHING = 4
+"""Files that are hashed side by side."""
 VERSIONS = ("edgepack", "numba", "numpy", "torch")
 """Told in `LIST`, not part of the key: a cache survives an upgrade of these."""
 
@@ -196,7 +199,10 @@ class Stage(ABC):
     def _write_list(self) -> None:
         for leftover in self.partial.rglob(f"*{TEMPORARY}"):  # of a killed run
             leftover.unlink()
-        files = (p for p in sorted(self.partial.rglob("*")) if p.is_file() and p.name != LIST)
+        files = [p for p in sorted(self.partial.rglob("*")) if p.is_file() and p.name != LIST]
+        with ThreadPoolExecutor(HASHING) as pool:
+            digests = list(pool.map(_digest, files))
+        names = (path.relative_to(self.partial).as_posix() for path in files)
         content = {
             "stage": self.name,
             "options": self.options(),
@@ -205,7 +211,7 @@ class Stage(ABC):
                 "python": sys.version.split()[0],
                 **{name: version(name) for name in VERSIONS},
             },
-            "files": {p.relative_to(self.partial).as_posix(): _digest(p) for p in files},
+            "files": dict(zip(names, digests, strict=True)),
         }
         with atomic(self.partial / LIST) as temporary:
             temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")

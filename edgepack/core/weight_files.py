@@ -48,6 +48,13 @@ def damaged_error(path: Path, error: Exception) -> EdgepackError:
     )
 
 
+def read_about(path: Path) -> dict[str, Any]:
+    """The description of a file, without reading its tensors."""
+    with _opened(path) as file:
+        found: dict[str, Any] = json.loads(file.metadata()["edgepack"])
+        return found
+
+
 IMATRIX = "imatrix"
 """The tensor in a weight's file that belongs to neither Q, L nor R."""
 
@@ -65,9 +72,7 @@ def load_weight(folder: Path, name: str) -> tuple[FactoredWeight, dict[str, Any]
 
 def load_about(folder: Path, name: str) -> dict[str, Any]:
     """The description of a decomposed weight, without reading its tensors."""
-    with _opened(weight_path(folder, name)) as file:
-        about: dict[str, Any] = json.loads(file.metadata()["edgepack"])
-        return about
+    return read_about(weight_path(folder, name))
 
 
 def load_imatrix(folder: Path, name: str) -> Tensor:

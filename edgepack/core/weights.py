@@ -11,8 +11,13 @@ import torch
 from torch import Tensor
 
 from edgepack.core import plugins
+from edgepack.core.parts import part_name
 
 _ROWS = 8192  # rows at once in float64, so that no second copy of an embedding is in memory
+
+
+FLOATS = frozenset({"ffn_gate_inp"})
+"""Roles of matrices that stay float32, as llama.cpp's own tools keep them: routers of experts."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +26,8 @@ class WeightSpec:
 
     `name` is the Hugging Face name, `dtype` the storage type at the source (``BF16``, ``Q4_1``),
     `role` the weight's part in the architecture (``attn_q``, ``ffn_down``, ``token_embd`` …),
-    `block` the transformer block it belongs to, None outside the blocks.
+    `block` the transformer block it belongs to, None outside the blocks, `expert` the index of the
+    expert whose it is, None for what the whole block has.
     """
 
     name: str
@@ -29,6 +35,7 @@ class WeightSpec:
     dtype: str
     role: str
     block: int | None
+    expert: int | None = None
 
     @property
     def numel(self) -> int:
@@ -36,9 +43,21 @@ class WeightSpec:
         return math.prod(self.shape)
 
     @property
+    def part(self) -> str:
+        """Its name in its block: the role, with an expert's index (``ffn_up_exps.3``)."""
+        return part_name(self.role, self.expert)
+
+    @property
+    def stack(self) -> tuple[int | None, str] | None:
+        """What all experts' weights of its kind have in common: files store them as one tensor,
+        with one format and one rank. None for a weight of its own."""
+        return None if self.expert is None else (self.block, self.role)
+
+    @property
     def is_matrix(self) -> bool:
-        """Whether it has a format; norms, biases and kernels of convolutions stay float32."""
-        return len(self.shape) == 2
+        """Whether it has a format; norms, biases, kernels of convolutions and what chooses experts
+        stay float32."""
+        return len(self.shape) == 2 and self.role not in FLOATS
 
 
 Grid = Mapping[str, Tensor]

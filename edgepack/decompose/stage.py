@@ -101,7 +101,7 @@ class Decompose(Stage):
     def _weight_bytes(self, spec: WeightSpec) -> int:
         square = spec.shape[-1] ** 2
         two_sided = self.calibration is not None and self.calibration.objective == "model"
-        if two_sided and spec.block is not None and len(spec.shape) == 2:
+        if two_sided and spec.block is not None and spec.is_matrix:
             square += spec.shape[0] ** 2
         return 6 * FLOAT * spec.numel + 9 * DOUBLE * square
 

@@ -88,7 +88,7 @@ def _hessian(item: Item) -> Hessian:
     if item.hessians.name != LAYER:
         return weight_hessian(item.hessians, item.spec, tied=tied)
     if item.spec.block is not None:
-        return _load_layer(item.hessians, item.spec.role, item.spec)
+        return _load_layer(item.hessians, item.spec.part, item.spec)
     multiplied = (OUTPUT, EMBEDDING) if tied else (OUTPUT,)
     return _load_layer(item.hessians, HEAD if item.spec.role in multiplied else "", item.spec)
 

@@ -16,6 +16,7 @@ from edgepack.checkpoint import Checkpoint, gguf_rows, gguf_shape
 from edgepack.core import plugins
 from edgepack.core.weights import QuantizedTensor, WeightFormat, WeightSpec
 from edgepack.errors import ExportError
+from edgepack.export._gguf_stacks import in_stacks, one_format, reading
 from edgepack.export._gguf_writer import Entry, size_of, write
 from edgepack.export.values import F32, plain_formats
 from edgepack.formats import f16
@@ -101,17 +102,18 @@ def _model_entries(
     if missing := [spec.name for spec in matrices if spec.name not in formats]:
         raise ValueError(f"no format for {missing}")
     entries: list[Entry] = []
-    for spec in sorted(checkpoint.specs.values(), key=_position):
+    for several in in_stacks(sorted(checkpoint.specs.values(), key=_position)):
+        spec, count = several[0], () if several[0].expert is None else (len(several),)
         name = checkpoint.architecture.gguf_name(spec.role, spec.block)
         rows = gguf_rows(checkpoint.architecture, checkpoint.dimensions, spec.role)
         if spec.is_matrix:
-            wanted = formats[spec.name]
+            wanted = one_format(several, formats)
             fmt = None if wanted == F32 else _format(wanted, spec.shape, spec.name)
-            entries.append(Entry(name, spec.shape, partial(load, spec.name), fmt, rows))
+            entries.append(Entry(name, count + spec.shape, reading(several, load, fmt), fmt, rows))
         else:
             source = norms.__getitem__ if norms and spec.name in norms else checkpoint.tensor
-            read = partial(source, spec.name)
-            entries.append(Entry(name, gguf_shape(spec), read, None, rows))
+            read = reading(several, source, None)
+            entries.append(Entry(name, count + gguf_shape(spec), read, None, rows))
     for name, value in checkpoint.extra_tensors().items():
         entries.append(Entry(name, tuple(value.shape), partial(Tensor.float, value)))
     return entries
@@ -175,10 +177,15 @@ def _factor_entries(
     load: Callable[[str], Factors],
 ) -> list[Entry]:
     entries: list[Entry] = []
-    for spec in sorted((checkpoint.specs[name] for name in factors), key=_position):
-        if spec.role == "token_embd":  # it is stored transposed, and a tied head could not use it
+    specs = sorted((checkpoint.specs[name] for name in factors), key=_position)
+    for several in in_stacks(specs):
+        spec, count = several[0], () if several[0].expert is None else (len(several),)
+        if spec.role in (
+            "token_embd",
+            "per_layer_token_embd",
+        ):  # it is stored transposed, and a tied head could not use it
             raise ExportError(f"{spec.name}: llama.cpp has no place for factors of the embedding")
-        known = factors[spec.name]
+        known = one_format(several, factors)
         rows = gguf_rows(checkpoint.architecture, checkpoint.dimensions, spec.role)
         name = checkpoint.architecture.gguf_name(spec.role, spec.block)
         parts = (
@@ -188,8 +195,8 @@ def _factor_entries(
         for part, shape, suffix, order in parts:
             wanted = getattr(known, part)
             fmt = None if wanted == F32 else _format(wanted, shape, spec.name)
-            read = partial(_part, load, spec.name, part)
-            entries.append(Entry(f"{name}.{suffix}", shape, read, fmt, order))
+            read = reading(several, partial(_part, load, part), fmt)
+            entries.append(Entry(f"{name}.{suffix}", count + shape, read, fmt, order))
     return entries
 
 
@@ -207,8 +214,8 @@ def _factor_metadata(checkpoint: Checkpoint) -> dict[str, tuple[Any, Any, Any]]:
 
 def _position(spec: WeightSpec) -> tuple[int, int]:
     """Sort key: embedding, blocks in order, output norm, head; blocks keep the source's order."""
-    outside = {"token_embd": 0, "output_norm": 2, "output": 3}
-    return (1, spec.block) if spec.block is not None else (outside[spec.role], 0)
+    outside = {"output_norm": 2, "output": 3}
+    return (1, spec.block) if spec.block is not None else (outside.get(spec.role, 0), 0)
 
 
 def _format(name: str, shape: tuple[int, ...], weight: str) -> GgmlFormat:
@@ -218,7 +225,7 @@ def _format(name: str, shape: tuple[int, ...], weight: str) -> GgmlFormat:
     return fmt
 
 
-def _part(load: Callable[[str], Factors], name: str, part: str) -> QuantizedTensor | Tensor:
+def _part(load: Callable[[str], Factors], part: str, name: str) -> QuantizedTensor | Tensor:
     found: QuantizedTensor = getattr(load(name), part)
     return found.codes if found.format == F32 else found
 

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from edgepack.checkpoint import Checkpoint
+from edgepack.checkpoint.values import pair_to_hf
 from edgepack.core.executor import Executor
 from edgepack.core.progress import Progress, Steps
 from edgepack.core.stage import Stage
@@ -15,7 +18,7 @@ from edgepack.core.weight_files import load_weight
 from edgepack.core.weights import FactoredWeight
 from edgepack.decompose.stage import Decompose
 from edgepack.export.merge_factors import MergeFactors
-from edgepack.export.peft import write_adapter
+from edgepack.export.peft import write_pairs
 from edgepack.planning.plan import Plan
 from edgepack.planning.target import Target
 from edgepack.recover.stage import Recover
@@ -69,17 +72,23 @@ class Export(Stage):
         yield from self.target.write(self.model, formats, self._load, norms, folder)
         if ranked := [name for name, fmt in formats.items() if fmt.rank]:
             base = str(self.original.source["model"])
-            write_adapter(folder / "adapter", ranked, self._load, base=base)
-        yield from self._verify(folder)
+            write_pairs(folder / "adapter", ranked, self._pair, base=base)
+        if self.target.packs and self.target.can_open(formats):
+            yield from self._verify(folder)
 
     def _load(self, name: str) -> FactoredWeight:
         assert self.weights is not None
         return load_weight(self.weights.folder, name)[0]
 
+    def _pair(self, name: str) -> tuple[Tensor, Tensor]:
+        """lora_A and lora_B as PEFT has them."""
+        weight = self._load(name)
+        if weight.L is None or weight.R is None:
+            raise ValueError(f"{name} has no factors")
+        return pair_to_hf(self.model, name, weight.R.dequantize(), weight.L.dequantize())
+
     def _verify(self, folder: Path) -> Steps[None]:
         """The runtime, where it is installed, loads the files, and reads text as the model does."""
-        if not (self.target.packs and self.target.runtime.is_installed):
-            return
         yield Progress("export", 0, 1, "the files in their runtime")
         with self.target.written(folder, self.model).open(CONTEXT) as runtime:
             agreement(runtime, self.original.tokenizer)

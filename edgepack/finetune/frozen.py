@@ -163,7 +163,10 @@ class FrozenModel:
         on; only the rows in use are decoded."""
         name = self.checkpoint.architecture.hf_name("token_embd")
         used, places = torch.unique(tokens, return_inverse=True)
-        return self.decoder.embed(places, self.reader.picked(name, used).clone(), start)
+        table, per_layer = self.reader.picked(name, used).clone(), None
+        if self.checkpoint.dimensions.hidden_size_per_layer_input:
+            per_layer = self.reader.picked(self.decoder.per_layer_table, used)[places]
+        return self.decoder.embed(places, table, start, per_layer)
 
     def apply(self, index: int, x: Tensor, pairs: PairsOf) -> Tensor:
         """Block `index` on x ``[batch, time, hidden]``; differentiable by x and trained pairs."""
@@ -180,7 +183,8 @@ class FrozenModel:
             return y + weights[bias] if bias in weights else y
 
         d, family = self.checkpoint.dimensions.block(index), self.checkpoint.architecture
-        return PackedBlock(d, weights, self.decoder.rotary(index), family, product)
+        carried = self.decoder.carried_by(index)
+        return PackedBlock(d, weights, self.decoder.rotary(index), family, carried, product)
 
     def _product(self, name: str, x: Tensor, pairs: Sequence[Pair]) -> Tensor:
         leaves = [leaf for pair in pairs if pair.A.requires_grad for leaf in (pair.A, pair.B)]

@@ -15,6 +15,8 @@ from edgepack.errors import EdgepackError
 from edgepack.finetune import general
 from edgepack.finetune.activations import BYTES, Kind
 from edgepack.finetune.loss import LOGITS_AT_ONCE
+from edgepack.model.carried import extra_floats, widths
+from edgepack.model.gated_delta import kept_floats
 from edgepack.recipe.training import Finetune
 
 PROCESS, A_TOKEN = 330 << 20, 2000
@@ -109,9 +111,11 @@ def _parameters(packed: Packed, names: Sequence[str], options: Finetune) -> int:
 def _activations(model: Checkpoint, positions: int, kind: Kind) -> int:
     """Block inputs, one block's inside, one decoded matrix, a run of logits."""
     d = model.dimensions
-    saved = d.num_hidden_layers * d.hidden_size * BYTES[kind]
+    saved = sum(widths(d)[:-1]) * BYTES[kind]
     heads = (d.num_attention_heads + 2 * d.num_key_value_heads) * d.head_dim
-    inside = FLOAT * (8 * d.hidden_size + 4 * heads + 6 * d.intermediate_size)
+    inside = FLOAT * (
+        8 * d.hidden_size + 4 * heads + 6 * d.intermediate_size + kept_floats(d) + extra_floats(d)
+    )
     shapes = (s.shape for s in model.specs.values() if s.block is not None)
     widest = max(shape[0] * shape[1] for shape in shapes if len(shape) == 2)
     return int(positions * (saved + inside)) + FLOAT * widest + 4 * FLOAT * LOGITS_AT_ONCE

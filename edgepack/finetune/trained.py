@@ -37,14 +37,22 @@ learning rate is meant for."""
 
 def targets(model: Checkpoint, options: Finetune) -> list[str]:
     """Weights of the blocks that the options name, as PEFT reads ``target_modules`` (names or their
-    ends, a regular expression, or ``all-linear``) and ``layers_to_transform``."""
+    ends, a regular expression, or ``all-linear``, which leaves experts out: they are not trained)
+    and ``layers_to_transform``."""
     wanted, layers = options.target_modules, options.layers_to_transform
     linear = [
         spec
         for spec in model.specs.values()
         if spec.role in LINEAR_ROLES and (layers is None or spec.block in layers)
     ]
+    if wanted == "all-linear":
+        linear = [spec for spec in linear if spec.expert is None]
     found = [s.name for s in linear if _is_target(s.name.removesuffix(".weight"), wanted)]
+    if experts := [s.name for s in linear if s.expert is not None and s.name in found]:
+        raise EdgepackError(
+            f"finetune.target_modules: {experts[0]} is an expert's, and experts are not trained",
+            hint="name the attention's modules, such as [q_proj, k_proj, v_proj, o_proj]",
+        )
     if not found:
         known = sorted({s.name.removesuffix(".weight").rpartition(".")[2] for s in linear})
         raise EdgepackError(

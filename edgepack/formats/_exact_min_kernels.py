@@ -21,6 +21,12 @@ OPTIONS = 8
 
 
 @inline  # type: ignore[untyped-decorator]
+def _reach(x: Any, lo: Any, hi: Any, j: Any) -> Any:
+    """How far from x[j] a number may be that rounds to it; at powers of two the sides differ."""
+    return max(hi[j] - x[j], x[j] - lo[j])
+
+
+@inline  # type: ignore[untyped-decorator]
 def _strips(x: Any, lo: Any, hi: Any, s: Any, t: Any, wide: Any, L: Any, H: Any) -> Any:
     """Write the strips of the codes nearest on s·q − t; False if an element is further from its
     code than bounds and anchors (`wide`) allow."""
@@ -28,7 +34,7 @@ def _strips(x: Any, lo: Any, hi: Any, s: Any, t: Any, wide: Any, L: Any, H: Any)
     L[:], H[:] = -np.inf, np.inf
     for j in range(len(x)):
         q = min(max(np.rint((x[j] + t) / s), 0.0), float(top))
-        if abs(x[j] - (s * q - t)) > 0.5000001 * (hi[j] - lo[j] + wide):
+        if abs(x[j] - (s * q - t)) > _reach(x, lo, hi, j) + wide:
             return False
         at = int(q)
         L[at], H[at] = max(L[at], lo[j]), min(H[at], hi[j])
@@ -73,8 +79,8 @@ def _assign(x: Any, lo: Any, hi: Any, keep: Any, ranges: Any, L: Any, H: Any) ->
             L[n, q], H[n, q] = lo[i], hi[i]
             ranges[n, 0], ranges[n, 1] = 0.0, np.inf
         return min(keep, top + 1)
-    wide = max(hi[i] - lo[i], hi[j] - lo[j])
     slack = SLACK * max(abs(x[i]), abs(x[j]))
+    wide = max(_reach(x, lo, hi, i), _reach(x, lo, hi, j)) + slack
     for r in range(top, 0, -1):
         s = (np.float64(x[j]) - np.float64(x[i])) / r
         for a in range(top - r + 1):

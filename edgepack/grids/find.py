@@ -49,7 +49,7 @@ class Item:
 def matrices(checkpoint: Checkpoint) -> Iterator[WeightSpec]:
     """The weights that can be stored in a format."""
     for spec in checkpoint.specs.values():
-        if len(spec.shape) == 2 and spec.role not in UNQUANTIZED:
+        if spec.is_matrix and spec.role not in UNQUANTIZED:
             yield spec
 
 

@@ -22,6 +22,7 @@ from edgepack.planning.plan import READS, Chosen, Plan
 from edgepack.recipe.sections import Compress, Exact
 
 KEY = "compress.exact"
+PLACE = "compress.candidates"
 NAMED = 3
 """Weights that a message names."""
 UNTOUCHED = "f16"
@@ -173,7 +174,7 @@ def _types(plan: Plan, compress: Compress) -> tuple[str, ...]:
     every = [formats.get(name) for name in plugins.names("formats") if name != UNTOUCHED]
     usable = [f for f in every if plan.target.stores(f) and allowed(f, compress)]
     if compress.candidates is not None:
-        named = {find_format(n, "", plan.target, compress).name for n in compress.candidates}
+        named = {find_format(n, PLACE, plan.target, compress).name for n in compress.candidates}
         usable = [f for f in usable if f.name in named]
     usable.sort(key=lambda f: (f.bits_per_weight, f.block_size, f.name))
     names = [f.name for f in usable]

@@ -150,7 +150,7 @@ def _is_calibrated(model: Checkpoint, kernels: Kernels) -> bool:
 def _matrices(model: Checkpoint) -> Iterator[WeightSpec]:
     """The weights that have a format to be chosen."""
     for spec in model.specs.values():
-        if len(spec.shape) > 1 and spec.role not in UNQUANTIZED:
+        if spec.is_matrix and spec.role not in UNQUANTIZED:
             yield spec
 
 
@@ -174,7 +174,7 @@ def _overhead(model: Checkpoint, kind: Target, names: Sequence[str]) -> int:
     chosen = {
         spec.name: WeightFormat("f16" if spec.role in UNQUANTIZED else _smallest(spec, names))
         for spec in model.specs.values()
-        if len(spec.shape) > 1
+        if spec.is_matrix
     }
     return kind.files_size(model, chosen) - _bytes(list(_matrices(model)), names)
 

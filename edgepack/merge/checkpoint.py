@@ -76,5 +76,4 @@ class MergedCheckpoint(FolderCheckpoint):
 
     @cached_property
     def _description(self) -> tuple[gguf.Metadata, tuple[str, ...]]:
-        numel = sum(spec.numel for spec in self.specs.values())
-        return card.apply(self.stage.card_entries, Path(self.model), numel)
+        return card.apply(self.stage.card_entries, Path(self.model), self.specs.values())

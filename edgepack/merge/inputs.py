@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from edgepack.architectures.base import Architecture
-from edgepack.checkpoint import Checkpoint, hub, open_checkpoint
+from edgepack.checkpoint import Checkpoint, hub, open_checkpoint, values
 from edgepack.checkpoint._layout import TensorInfo
 from edgepack.checkpoint.adapter_folder import open_adapter
 from edgepack.checkpoint.completed import text_config
@@ -160,8 +160,8 @@ class Input:
             return self.model.read(name)
         if isinstance(self.model, GgufCheckpoint):
             W = self.model.tensor(name)
-            if self.model.specs[name].role.endswith("_norm"):
-                W = W - self.model.architecture.norm_shift
+            role = self.model.specs[name].role
+            W = values.to_hf(self.model.architecture, self.model.dimensions, role, W)
             kind = self.tensors[name].dtype
             return W.to({"F16": torch.float16, "BF16": torch.bfloat16}.get(kind, torch.float32))
         return self.model.stored(name)[0]

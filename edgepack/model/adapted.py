@@ -18,7 +18,7 @@ import torch
 from gguf import GGUFValueType
 from torch import Tensor
 
-from edgepack.checkpoint import Checkpoint, gguf_dimensions, passed_over, vocabulary
+from edgepack.checkpoint import Checkpoint, gguf_dimensions, passed_over, values, vocabulary
 from edgepack.checkpoint.adapter_folder import tokenizer_files
 from edgepack.checkpoint.digests import combine, sha256
 from edgepack.checkpoint.lora import OTHER_MODEL, LoraAdapter
@@ -122,11 +122,13 @@ class Adapted(Rewritten):
         return combine({"original": self.base.key, "adapters": digests})
 
     def tensor(self, name: str) -> Tensor:
-        shift = self.architecture.norm_shift if self.specs[name].role.endswith("_norm") else 0.0
-        W = self.base.tensor(self._stored_name(name)) - shift  # as adapters and files store it
+        if not self._changes(name):
+            return self.base.tensor(self._stored_name(name))
+        about = self.architecture, self.base.dimensions, self.specs[name].role
+        W = values.to_hf(*about, self.base.tensor(self._stored_name(name)))  # as adapters know it
         for adapter, known_as in zip(self.adapters, self._names(name), strict=True):
             W = adapter.apply(known_as, W)
-        return W + shift
+        return values.from_hf(*about, W)
 
     def stored(self, name: str) -> tuple[Tensor, str]:
         if self._changes(name):

@@ -17,12 +17,17 @@ from torch.nn import functional
 
 from edgepack.architectures.base import BEHIND, LINEAR_ROLES, Architecture
 from edgepack.checkpoint.base import Dimensions
+from edgepack.core.parts import stem
+from edgepack.model.carried import Carried, Shared
+from edgepack.model.experts import mixture, route
+from edgepack.model.gated_delta import DeltaCache, gated_delta
 from edgepack.model.rotary import Rotary
 from edgepack.model.short_conv import ConvolutionCache, short_conv
 
 Linear = Callable[[str, Tensor], Tensor]
 """(role, x ``[batch, time, in]``) → y ``[batch, time, out]``: the function by which a block applies
-its weights. Calibration passes one that records every x and y."""
+its weights. Calibration passes one that records every x and y. An expert's role has its index
+(`core.parts.part_name`), and x are the tokens that it gets, ``[tokens, in]``."""
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, width: int | None = None) -> Tensor:
@@ -76,7 +81,7 @@ class KeyValueCache:
         return self.keys[:, :, :end], self.values[:, :, :end]
 
 
-Cache = KeyValueCache | ConvolutionCache
+Cache = KeyValueCache | ConvolutionCache | DeltaCache
 """What a block keeps of earlier positions."""
 
 
@@ -84,6 +89,8 @@ def empty_cache(roles: Collection[str], batch: int, capacity: int, d: Dimensions
     """The cache of a block with some roles and dimensions, for `capacity` positions."""
     if "conv" in roles:
         return ConvolutionCache.empty(batch, d.hidden_size, d)
+    if "ssm_out" in roles:
+        return DeltaCache.empty(batch, d)
     return KeyValueCache.empty(batch, capacity, d)
 
 
@@ -91,17 +98,20 @@ def empty_cache(roles: Collection[str], batch: int, capacity: int, d: Dimensions
 class Block:
     """One transformer block; `weights` maps roles to float32 tensors. A sliced block also has the
     matrices ``attn_shortcut`` and ``ffn_shortcut``, which move its residual stream from one basis
-    to the next (SliceGPT, figure 3)."""
+    to the next (SliceGPT, figure 3). `carried` says what the stream has beside the hidden state."""
 
     dimensions: Dimensions
     weights: Mapping[str, Tensor]
     rotary: Rotary | None
     family: Architecture
+    carried: Carried | None = None
 
     @property
     def linears(self) -> tuple[str, ...]:
         """The roles that the block calls `Linear` with, in the order of use."""
-        return tuple(role for role in LINEAR_ROLES if role in self.weights)
+        names = [name for name in self.weights if not name.endswith(".bias")]
+        found = (name for name in names if stem(name) in LINEAR_ROLES)
+        return tuple(sorted(found, key=lambda name: LINEAR_ROLES.index(stem(name))))
 
     def to(self, device: torch.device) -> Block:
         """The same block with its weights on a device."""
@@ -118,24 +128,54 @@ class Block:
     def __call__(
         self, x: Tensor, linear: Linear | None = None, cache: Cache | None = None
     ) -> Tensor:
-        """x ``[batch, time, hidden]`` → the next block's input of the same shape."""
+        """x ``[batch, time, hidden]`` → the next block's input of the same shape; both have more
+        columns where something else is carried."""
+        if self.carried is not None:
+            return self._carrying(self.carried, x, linear, cache)
         if self.family.parallel:
             h = self._normed("attn_norm", x)
             return self.attend(x, linear, cache) + self._written(self._mlp(h, linear), "ffn_down")
         return self.feed(self.attend(x, linear, cache), linear)
 
-    def attend(self, x: Tensor, linear: Linear | None = None, cache: Cache | None = None) -> Tensor:
+    def _carrying(
+        self, carried: Carried, x: Tensor, linear: Linear | None, cache: Cache | None
+    ) -> Tensor:
+        """The block where the stream carries more: inputs of blocks, shared keys and values."""
+        shared = carried.shared(x, self.dimensions.num_key_value_heads)
+        h = self.attend(x[..., : carried.hidden], linear, cache, shared)
+        h = self.feed(h, linear)
+        if carried.inputs:
+            h = self._fed_by_layer(h, carried.own_input(x), linear or self.linear)
+        if "layer_output_scale" in self.weights:
+            h = h * self.weights["layer_output_scale"]
+        return carried.passed_on(x, h, shared)
+
+    def _fed_by_layer(self, h: Tensor, own: Tensor, linear: Linear) -> Tensor:
+        """h + norm(W_proj (act(W_gate h) ∘ the block's own input)), as in Gemma 3n and 4."""
+        gate = ACTIVATIONS[self.family.activation](linear("inp_gate", h))
+        return h + self._normed("post_norm", linear("proj", gate * own))
+
+    def attend(
+        self,
+        x: Tensor,
+        linear: Linear | None = None,
+        cache: Cache | None = None,
+        shared: Shared | None = None,
+    ) -> Tensor:
         """x + what the mixer makes of it, the first half of the block."""
-        out = self._mix(self._normed("attn_norm", x), linear or self.linear, cache)
+        out = self._mix(self._normed("attn_norm", x), linear or self.linear, cache, shared)
         return self._shortcut("attn_shortcut", x) + self._written(out, "attn_output")
 
-    def _mix(self, x: Tensor, linear: Linear, cache: Cache | None) -> Tensor:
+    def _mix(self, x: Tensor, linear: Linear, cache: Cache | None, shared: Shared | None) -> Tensor:
         """The output of the mixer that the block has the roles of."""
         if "conv" in self.weights:
-            assert not isinstance(cache, KeyValueCache)
+            assert cache is None or isinstance(cache, ConvolutionCache)
             return short_conv(self.weights, x, linear, cache)
+        if "ssm_out" in self.weights:
+            assert cache is None or isinstance(cache, DeltaCache)
+            return gated_delta(self.weights, self.dimensions, x, linear, cache)
         assert cache is None or isinstance(cache, KeyValueCache)
-        return self._attention(x, linear, cache)
+        return self._attention(x, linear, cache, shared or Shared())
 
     def feed(self, x: Tensor, linear: Linear | None = None) -> Tensor:
         """x + feed-forward, the second half."""
@@ -144,6 +184,10 @@ class Block:
 
     def _mlp(self, h: Tensor, linear: Linear | None) -> Tensor:
         linear, act = linear or self.linear, ACTIVATIONS[self.family.activation]
+        if "ffn_gate_inp" in self.weights:
+            assert self.family.router is not None
+            routing = route(self.weights, self.family.router, self.dimensions, h)
+            return mixture(routing, h, linear, act)
         if "ffn_gate" in self.weights:
             return linear("ffn_down", act(linear("ffn_gate", h)) * linear("ffn_up", h))
         up = linear("ffn_up", h)
@@ -169,17 +213,23 @@ class Block:
     def _shortcut(self, role: str, x: Tensor) -> Tensor:
         return x @ self.weights[role] if role in self.weights else x
 
-    def _projections(self, x: Tensor, linear: Linear) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k and v as heads ``[batch, heads, time, head_dim]``, after their norms if any."""
+    def _projections(self, x: Tensor, linear: Linear) -> tuple[Tensor | None, list[Tensor]]:
+        """The queries' gates ``[batch, time, heads · head_dim]`` if they have such; and q, k and v
+        as heads ``[batch, heads, time, head_dim]``, after their norms if any: q alone in a block
+        that has no keys. Without a matrix of their own, values are the keys."""
         d, roles = self.dimensions, ("attn_q", "attn_k", "attn_v")
         if "attn_qkv" in self.weights:
             heads = (d.num_attention_heads, d.num_key_value_heads, d.num_key_value_heads)
             widths = [count * d.head_dim for count in heads]
-            parts = torch.split(linear("attn_qkv", x), widths, dim=-1)
+            parts = list(torch.split(linear("attn_qkv", x), widths, dim=-1))
         else:
-            parts = tuple(linear(role, x) for role in roles)
-        q, k, v = (self._heads(role, y) for role, y in zip(roles, parts, strict=True))
-        return q, k, v
+            parts = [linear(role, x) for role in roles if role in self.weights]
+            parts += parts[1:] if len(parts) == 2 else []
+        gate = None
+        if self.family.gated_queries:
+            both = torch.unflatten(parts[0], -1, (-1, 2, d.head_dim))
+            parts[0], gate = (t.flatten(2) for t in both.unbind(-2))
+        return gate, [self._heads(role, y) for role, y in zip(roles, parts, strict=False)]
 
     def _heads(self, role: str, y: Tensor) -> Tensor:
         """A projection ``[batch, time, width]`` as heads, after their norm: of all heads together
@@ -189,6 +239,8 @@ class Block:
         if gain is not None and together:
             y = rms_norm(y, gain, d.rms_norm_eps)
         y = torch.unflatten(y, -1, (-1, d.head_dim)).transpose(1, 2)
+        if role == "attn_v" and self.family.value_norm:
+            return functional.rms_norm(y, (d.head_dim,), None, d.rms_norm_eps)
         if gain is None or together or self.family.head_norms_last:
             return y
         return rms_norm(y, gain, d.rms_norm_eps)
@@ -202,16 +254,23 @@ class Block:
             y = rms_norm(y, self.weights[f"{role}_norm"], self.dimensions.rms_norm_eps)
         return y
 
-    def _attention(self, x: Tensor, linear: Linear, cache: KeyValueCache | None) -> Tensor:
+    def _attention(
+        self, x: Tensor, linear: Linear, cache: KeyValueCache | None, shared: Shared
+    ) -> Tensor:
         start, d = cache.length if cache else 0, self.dimensions
-        q, k, v = self._projections(x, linear)
-        q, k = self._turned("attn_q", q, start), self._turned("attn_k", k, start)
+        gate, (q, *own) = self._projections(x, linear)
+        q = self._turned("attn_q", q, start)
+        if shared.pair is None:
+            k, v = own
+            shared.pair = self._turned("attn_k", k, start), v
+        k, v = shared.pair
         if self.rotary is not None:
             q = self.rotary.tempered(q, start)
         if cache is not None:
             k, v = cache.extend(k, v)
         out = attention(q, k, v, d.sliding_window, scale=d.score_scale, softcap=d.attention_softcap)
-        return linear("attn_output", out.transpose(1, 2).flatten(2))
+        out = out.transpose(1, 2).flatten(2)
+        return linear("attn_output", out if gate is None else out * gate.sigmoid())
 
 
 def attention(

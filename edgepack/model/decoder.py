@@ -8,17 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from edgepack.checkpoint._layout import block_parts
 from edgepack.checkpoint.base import Checkpoint, Dimensions
 from edgepack.core.hardware import available_memory
+from edgepack.core.parts import part_name
 from edgepack.errors import CheckpointError
-from edgepack.model import rotary
+from edgepack.model import carried, rotary
 from edgepack.model.block import Block, Cache, empty_cache, norm, soft_cap
+from edgepack.model.carried import Carried, with_inputs
 from edgepack.model.rotary import Rotary
 
 
@@ -38,6 +42,9 @@ class Decoder:
         self.dimensions = self.checkpoint.dimensions
         self._learned = "position_embd" in self.checkpoint.architecture.outside
         self._rotaries: dict[tuple[object, ...], Rotary] = {}
+        self.carried = None
+        if self.checkpoint.architecture.sized_kinds:
+            self.carried = carried.plan(self.dimensions)
 
     def rotary(self, index: int) -> Rotary | None:
         """The rotary positions of block `index`, None if it has none."""
@@ -53,7 +60,10 @@ class Decoder:
     @property
     def widths(self) -> tuple[int, ...]:
         """Widths of the hidden states before every block and, last, before the head. They differ
-        only in a model that is sliced per block."""
+        only in a model that is sliced per block, or whose stream carries more than the hidden state
+        (`model.carried`)."""
+        if self.carried is not None:
+            return carried.widths(self.dimensions)
         family, specs = self.checkpoint.architecture, self.checkpoint.specs
         blocks = range(self.dimensions.num_hidden_layers)
         first = "attn_norm" if "attn_norm" in family.block else "ffn_up"
@@ -67,13 +77,20 @@ class Decoder:
         """Block `index` with its weights in memory."""
         weights = {role: self._load(name) for role, name in self.block_names(index).items()}
         d, family = self.dimensions.block(index), self.checkpoint.architecture
-        return Block(d, weights, self.rotary(index), family)
+        return Block(d, weights, self.rotary(index), family, self.carried_by(index))
+
+    def carried_by(self, index: int) -> Carried | None:
+        """What the input of block `index` carries beside the hidden state."""
+        return self.carried[index] if self.carried is not None else None
 
     def block_names(self, index: int) -> dict[str, str]:
-        """Role → name of the tensors that block `index` has."""
-        architecture = self.checkpoint.architecture
-        roles = (*architecture.block, *architecture.optional)
-        names = {role: architecture.hf_name(role, index) for role in roles}
+        """Role → name of the tensors that block `index` has; for experts' see
+        `core.parts.part_name`."""
+        family, d = self.checkpoint.architecture, self.checkpoint.dimensions
+        names = {
+            part_name(role, expert): family.hf_name(role, index, expert)
+            for role, expert in block_parts(family, d, index)
+        }
         return {role: name for role, name in names.items() if name in self.checkpoint.specs}
 
     def caches(self, batch: int, capacity: int) -> list[Cache]:
@@ -88,19 +105,61 @@ class Decoder:
         """Token embeddings ``[vocab, hidden]``."""
         return self._load(self.checkpoint.architecture.hf_name("token_embd"))
 
-    def embed(self, tokens: Tensor, embedding: Tensor | None = None, start: int = 0) -> Tensor:
+    def embed(
+        self,
+        tokens: Tensor,
+        embedding: Tensor | None = None,
+        start: int = 0,
+        per_layer: Tensor | None = None,
+    ) -> Tensor:
         """The first block's inputs ``[…, time, hidden]`` for token ids ``[…, time]`` at the
         positions from `start` on: the token embeddings (read from disk unless given), plus position
-        embeddings if the model has them."""
+        embeddings if the model has them. If blocks have inputs of their own, these are columns
+        behind, from the rows `per_layer` of their table (read from disk unless given)."""
         x = (self.embedding() if embedding is None else embedding)[tokens]
         if (scale := self.dimensions.embedding_scale) != 1.0:
             x = scale * x
+        if self.dimensions.hidden_size_per_layer_input:
+            rows = self._rows(self.per_layer_table, tokens) if per_layer is None else per_layer
+            return with_inputs(x, rows, *self._projection, self.dimensions)
         if not self._learned:
             return x
         architecture = self.checkpoint.architecture
         table = self._load(architecture.hf_name("position_embd"))
         first = architecture.unused_positions + start
         return x + table[first : first + tokens.shape[-1]]
+
+    @property
+    def per_layer_table(self) -> str:
+        """The name of the table from whose rows blocks have inputs of their own."""
+        return self.checkpoint.architecture.hf_name("per_layer_token_embd")
+
+    @cached_property
+    def _projection(self) -> tuple[Tensor, Tensor]:
+        """What turns embeddings into inputs of blocks, and the gain of the norm behind."""
+        name = self.checkpoint.architecture.hf_name
+        return self._load(name("per_layer_model_proj")), self._load(name("per_layer_proj_norm"))
+
+    def _rows(self, name: str, tokens: Tensor) -> Tensor:
+        """The rows of a table that tokens have; nothing else of the file is read."""
+        if name in self.replaced:
+            return self.replaced[name]()[tokens]
+        used, places = torch.unique(tokens, return_inverse=True)
+        return self.checkpoint.rows(name, used)[places]
+
+    def embedding_gradient(self, tokens: Tensor, g: Tensor) -> Tensor:
+        """The gradient at the rows of the embedding that tokens have, from that at the first
+        block's input `g` ``[…, time, width]``."""
+        if not self.dimensions.hidden_size_per_layer_input:
+            return self.dimensions.embedding_scale * g
+        used, places = torch.unique(tokens, return_inverse=True)
+        name = self.checkpoint.architecture.hf_name("token_embd")
+        rows = self._rows(name, used)[places].requires_grad_()
+        flat = torch.arange(tokens.numel()).view(tokens.shape)
+        with torch.enable_grad():
+            per_layer = self._rows(self.per_layer_table, tokens)
+            x = self.embed(flat, rows.flatten(0, -2), per_layer=per_layer)
+        return torch.autograd.grad(x, rows, g)[0]
 
     def embed_parts(self, parts: Iterable[Tensor]) -> Iterator[Tensor]:
         """`embed` of several runs of token ids; the embeddings are read once."""

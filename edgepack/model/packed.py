@@ -23,7 +23,7 @@ class Packed(Rewritten):
         self._load = load
 
     def tensor(self, name: str) -> Tensor:
-        weight = self._load(name) if len(self.specs[name].shape) == 2 else None
+        weight = self._load(name) if self.specs[name].is_matrix else None
         return self.base.tensor(name) if weight is None else weight.dense()
 
     def quantized(self, name: str) -> QuantizedTensor | None:

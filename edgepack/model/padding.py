@@ -35,6 +35,11 @@ def pad(checkpoint: Checkpoint, multiple: int) -> Checkpoint:
 def _refuse_sized(checkpoint: Checkpoint) -> None:
     """Refuse families whose computation depends on a width in another way than through norms."""
     family = checkpoint.architecture
+    if family.router is not None:
+        raise RecipeError(
+            f"compress.pad_width: {family.name} models have experts, whose widths are not padded",
+            hint="remove compress.pad_width, and use formats whose blocks divide the widths",
+        )
     by_width = any(number.rule == "root" for number in family.numbers.values())
     if by_width or "attn_q_norm" in family.shapes:
         what = "scale embeddings by their width" if by_width else "norm all heads together"
@@ -97,12 +102,13 @@ class Padded(Rewritten):
             starts = (sum(widths[:i]) for i in range(len(widths)))
             places = (self._places(p) + s for p, s in zip(PARTS[word], starts, strict=True))
             return torch.cat(list(places))
-        if word != "q":
+        if word not in ("q", "q_gated"):
             return torch.arange(sizes(self.architecture, old)[word])
         groups = [d.num_attention_heads // d.num_key_value_heads for d in (old, new)]
         head = torch.arange(old.num_attention_heads)
         moved = head // groups[0] * groups[1] + head % groups[0]
-        return (moved[:, None] * old.head_dim + torch.arange(old.head_dim)).flatten()
+        rows = (2 if word == "q_gated" else 1) * old.head_dim
+        return (moved[:, None] * rows + torch.arange(rows)).flatten()
 
     def describe(self) -> str:
         """The dimensions that grew, in one line."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gguf import GGUFValueType
 from torch import Tensor
 
-from edgepack.checkpoint import gguf_mixers
+from edgepack.checkpoint import gguf_mixers, gguf_sized_kinds
 from edgepack.checkpoint.base import Checkpoint, Dimensions
 from edgepack.checkpoint.digests import combine
 from edgepack.core.weights import QuantizedTensor, WeightSpec
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 SIZES = {
     "embedding_length": "hidden_size",
-    "feed_forward_length": "intermediate_size",
     "attention.head_count": "num_attention_heads",
     "attention.key_length": "head_dim",
     "attention.value_length": "head_dim",
@@ -28,7 +27,7 @@ SIZES = {
 }
 """GGUF's key → our name of a dimension. A rewriting may change these, or llama.cpp would otherwise
 derive them from ones that it changes."""
-KV_HEADS = "attention.head_count_kv"
+KV_HEADS, WIDTHS = "attention.head_count_kv", "feed_forward_length"
 EPSILON = "attention.layer_norm_rms_epsilon"
 ARCHITECTURE = "general.architecture"
 
@@ -90,6 +89,7 @@ class Rewritten(Checkpoint):
         }
         own = {f"{prefix}.{key}": getattr(self.dimensions, name) for key, name in SIZES.items()}
         own[f"{prefix}.{KV_HEADS}"] = gguf_mixers.kv_heads(self.dimensions)
+        own[f"{prefix}.{WIDTHS}"] = gguf_sized_kinds.inner_widths(self.dimensions)
         return {
             **kept,
             ARCHITECTURE: (prefix, GGUFValueType.STRING, None),

@@ -23,6 +23,8 @@ class Rotary:
         exponent = torch.arange(0, width, 2).double() / width
         self.neighbours = neighbours
         self.frequency = d.rope_theta**-exponent
+        self.long: Tensor | None = None
+        """The frequencies beyond the original context, where they are others (LongRoPE)."""
         self.factor = 1.0
         """cos and sin are multiplied by this."""
         self.beta, self.original = 0.0, 1
@@ -31,11 +33,17 @@ class Rotary:
             self.frequency, self.factor = scale(self.frequency, d)
             self.beta = float(d.rope_scaling.get("llama_4_scaling_beta") or 0.0)
             self.original = int(d.rope_scaling.get("original_max_position_embeddings", 1))
+            if "long_factor" in d.rope_scaling:
+                divisors = torch.tensor(d.rope_scaling["long_factor"], dtype=torch.float64)
+                self.long = d.rope_theta**-exponent / divisors
 
     def __call__(self, start: int, length: int) -> tuple[Tensor, Tensor]:
         """cos and sin for the positions start … start+length−1, each ``[length, head_dim]`` (or the
-        part of head_dim that is rotated)."""
-        angle = torch.arange(start, start + length).double()[:, None] * self.frequency
+        part of head_dim that is rotated). With LongRoPE, all of them turn as the last one does, as
+        in transformers."""
+        beyond = self.long is not None and start + length > self.original
+        frequency = self.long if self.long is not None and beyond else self.frequency
+        angle = torch.arange(start, start + length).double()[:, None] * frequency
         if self.neighbours:
             angle = angle.repeat_interleave(2, dim=-1)
         else:
@@ -115,11 +123,19 @@ def _longrope(frequency: Tensor, d: Dimensions) -> tuple[Tensor, float]:
     return frequency / divisors, d.rope_scaling["attention_factor"]
 
 
+def _proportional(frequency: Tensor, d: Dimensions) -> tuple[Tensor, float]:
+    """Gemma 4's: the slow pairs stay as they are, and the others turn as in a whole head."""
+    assert d.rope_scaling is not None
+    turning = int(d.rope_scaling["partial_rotary_factor"] * d.head_dim // 2)
+    return torch.where(torch.arange(len(frequency)) < turning, frequency, 0.0), 1.0
+
+
 SCALINGS: Mapping[str, Scaling] = {
     "linear": _linear,
     "llama3": _llama3,
     "yarn": _yarn,
     "longrope": _longrope,
+    "proportional": _proportional,
 }
 
 

@@ -18,7 +18,7 @@ from edgepack.architectures.base import NORMS, WRITE
 from edgepack.checkpoint import Checkpoint
 from edgepack.core.hadamard import paley_order, random_hadamard
 from edgepack.core.weights import WeightSpec
-from edgepack.errors import while_doing
+from edgepack.errors import RecipeError, while_doing
 from edgepack.model._plain import refuse_other_streams
 from edgepack.model.rewritten import Rewritten
 
@@ -33,6 +33,7 @@ class Rotated(Rewritten):
 
     def __init__(self, original: Checkpoint) -> None:
         refuse_other_streams(original, "compress.rotate")
+        _refuse_fixed(original)
         about = {"rotate": "hadamard"}
         super().__init__(original, original.dimensions, original.specs, about)
         with while_doing("compress.rotate"):  # widths without a Hadamard matrix are refused here
@@ -60,7 +61,7 @@ class Rotated(Rewritten):
             width = self.dimensions.num_key_value_heads * self.dimensions.head_dim
             rows = _by_head(value[-width:], self._values, 0)
             value = torch.cat([value[:-width].double(), rows])
-        elif stem in VALUES:
+        elif stem in VALUES and not self.architecture.gated_queries:
             value = _by_head(value, self._values, VALUES[stem])
         if self.stream and kind != "bias":
             value = self._in_stream(value, spec)
@@ -79,6 +80,17 @@ class Rotated(Rewritten):
         elif spec.role != "token_embd":
             return value  # norms of heads
         return torch.cat([(rows.double() @ R).float() for rows in torch.split(value, _ROWS)])
+
+
+def _refuse_fixed(checkpoint: Checkpoint) -> None:
+    """Refuse a model in which neither the residual stream nor the values can be rotated."""
+    family = checkpoint.architecture
+    if family.gated_queries and checkpoint.dimensions.tie_word_embeddings:
+        raise RecipeError(
+            f"compress.rotate: a {family.name} model whose head is tied to the embeddings has "
+            "nothing that can be rotated, because attention's output is gated",
+            hint="remove compress.rotate",
+        )
 
 
 def _by_head(value: Tensor, R: Tensor, dim: int) -> Tensor:

@@ -17,8 +17,13 @@ from edgepack.formats.base import Format, GgmlFormat
 from edgepack.planning.target import Target
 from edgepack.recipe.sections import Compress, WeightOptions
 
-UNQUANTIZED = ("position_embd", "attn_shortcut", "ffn_shortcut")
-"""Matrices that nothing multiplies as W x, which stay f16."""
+UNQUANTIZED = (
+    *("position_embd", "attn_shortcut", "ffn_shortcut"),
+    *("ssm_alpha", "ssm_beta", "per_layer_model_proj"),
+)
+"""Matrices that stay f16: those that nothing multiplies as W x, those with one row a head, of a few
+bytes that decide what a gated delta net forgets, and one that llama.cpp's quantizer never touches.
+"""
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,21 @@ def choose(
         if fallback:
             fallbacks.append(fallback)
     check_overrides(checkpoint, compress)
+    _check_stacks(checkpoint, choices)
     return choices, tuple(fallbacks)
+
+
+def _check_stacks(checkpoint: Checkpoint, choices: Mapping[str, WeightFormat]) -> None:
+    """All experts' weights of a role in a block are one tensor of a file, of one format."""
+    first: dict[tuple[int | None, str], str] = {}
+    for name, fmt in choices.items():
+        stack = checkpoint.specs[name].stack
+        if stack is None or choices[other := first.setdefault(stack, name)] == fmt:
+            continue
+        raise RecipeError(
+            f"compress.overrides: {name} and {other} have several formats, and are one tensor",
+            hint="give all experts one format and one rank, as in '*.experts.*.down_proj'",
+        )
 
 
 def check_overrides(checkpoint: Checkpoint, compress: Compress | None) -> None:
@@ -130,7 +149,7 @@ def with_rank(spec: WeightSpec, fmt: Format, wanted: WeightOptions, place: str) 
     rank, factors = wanted.rank or 0, wanted.factors or "f16"
     if not rank:
         return WeightFormat(fmt.name)
-    if spec.role == "token_embd":
+    if spec.role in ("token_embd", "per_layer_token_embd"):
         raise RecipeError(
             f"{place}: llama.cpp has no place for factors of {spec.name}", hint="give it rank 0"
         )

@@ -28,6 +28,8 @@ BLOCKS, VECTORS = "blocks", "norms and biases"
 PARTS = {
     "token_embd": "embeddings",
     "position_embd": "embeddings",
+    "per_layer_token_embd": "embeddings",
+    "per_layer_model_proj": "embeddings",
     "output": "head",
     "attn_shortcut": "shortcuts",
     "ffn_shortcut": "shortcuts",

@@ -181,6 +181,10 @@ class Target(ABC):
         """Raise `EdgepackError` where files cannot be run without L and R."""
         return
 
+    def can_open(self, formats: Formats) -> bool:
+        """Whether the runtime, as it is installed, reads files with these formats."""
+        return self.runtime.is_installed
+
     def commands(self, manifest: Mapping[str, Any], folder: PurePath) -> list[str]:
         """Lines that talk to an output folder."""
         return [f"edgepack chat {folder}"]

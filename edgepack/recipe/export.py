@@ -45,7 +45,8 @@ class Onnx(Section):
         ge=64,
         le=MAX_LENGTH,
         description="Positions the graph knows, whose cosines and sines it holds; default: 8192, "
-        "or as many as the model has.",
+        "or as many as the model has (with LongRoPE, its original context: a longer graph rotates "
+        "short texts as long ones).",
     )
     adapters: bool = Field(
         False,

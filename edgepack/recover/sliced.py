@@ -148,7 +148,7 @@ def _split(sliced: Sliced, rank: int, folder: Path) -> Steps[None]:
     """Write every matrix as `recover` reads it: those of blocks as Q + L·R with the closest L·R of
     that rank; shortcuts, embeddings and head unchanged."""
     folder.mkdir(exist_ok=True)
-    matrices = [spec for spec in sliced.specs.values() if len(spec.shape) == 2]
+    matrices = [spec for spec in sliced.specs.values() if spec.is_matrix]
     for done, spec in enumerate(matrices):
         path = folder / f"{spec.name}.safetensors"
         yield Progress("rft", done, len(matrices), f"factors of {spec.name}")

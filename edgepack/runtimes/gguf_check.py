@@ -78,6 +78,7 @@ def check_model(path: Path) -> GgufHeader:
     _check_keys(header, keys)
     _check_experts(header, architecture)
     _check_heads(header, architecture)
+    _check_sections(header, architecture)
     _check_vocabulary(header)
     for name, stored in header.tensors.items():
         _check_tensor(path, name, stored)
@@ -176,6 +177,18 @@ def _check_heads(header: GgufHeader, architecture: str) -> None:
     for block, heads in enumerate(value if isinstance(value, list) else []):
         if heads == 0 and f"blk.{block}.attn_q.weight" in header.tensors:
             raise _wrong(header.path, key, "no 0", f"0 in block {block}")
+
+
+def _check_sections(header: GgufHeader, architecture: str) -> None:
+    """Check that the sections of rotary positions fit into a head."""
+    key = f"{architecture}.rope.dimension_sections"
+    value: Any = header.metadata.get(key, ([],))[0]
+    heads = max(1, _number(header, f"{architecture}.attention.head_count"))
+    width = _number(header, f"{architecture}.attention.key_length")
+    width = width or _number(header, f"{architecture}.embedding_length") // heads
+    sections = [n for n in value if isinstance(n, int)] if isinstance(value, list) else []
+    if sum(sections) > width:
+        raise _wrong(header.path, key, f"at most {width} together", quote(value))
 
 
 def cache_bytes(header: GgufHeader) -> int:

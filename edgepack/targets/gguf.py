@@ -76,6 +76,10 @@ class Gguf(Target):
         types = {name: fmt.Q for name, fmt in formats.items()}
         return gguf.files_size(model, types, _with_factors(formats))
 
+    def can_open(self, formats: Formats) -> bool:  # noqa: D102
+        proposed = programs.PROPOSED.intersection(fmt.Q for fmt in formats.values())
+        return super().can_open(formats) and not proposed
+
     def remarks(self, model: Checkpoint, formats: Formats) -> list[str]:  # noqa: D102
         architecture = str(model.gguf_metadata()["general.architecture"][0])
         types = {fmt.Q for fmt in formats.values()}

@@ -18,6 +18,7 @@ from edgepack.checkpoint import digests, gguf_rows, interleaved_rows, open_check
 from edgepack.checkpoint.gguf_header import GgufHeader
 from edgepack.core import plugins
 from edgepack.errors import CheckpointError
+from edgepack.model.rotary import Rotary
 from tests.support.tiny import make_model, write_gguf
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -265,15 +266,15 @@ def test_source_says_where_the_model_came_from(folder, gguf_path):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"model_type": "gpt_neox"}, "supported: ernie4_5, gemma2"),
-        ({"model_type": "gemma2"}, "whose norms behind attention and MLP no rotation passes"),
+        ({"model_type": "gpt_neox"}, "supported: ernie4_5, "),
+        ({"model_type": "gemma2"}, "edgepack packs language models: Gemma2ForCausalLM"),
         ({"model_type": ...}, "model_type None"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "gptq"),
         ({"hidden_act": "gelu"}, "'gelu'"),
         ({"hidden_size": ...}, "hidden_size"),
         ({"vocab_size": 100}, "model.embed_tokens.weight has shape"),
         ({"num_hidden_layers": 3}, "lacks tensors: model.layers.2"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "'yarn'"),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 4.0}}, "'dynamic'"),
         ({"rope_parameters": {"rope_type": "llama3", "factor": 4.0}}, "low_freq_factor"),
         ({"partial_rotary_factor": 0.5}, "partial rotary"),
     ],
@@ -354,8 +355,8 @@ def test_corrupted_gguf_headers(gguf_path):
 @pytest.mark.parametrize(
     ("key", "value", "named"),
     [
-        ("general.architecture", "falcon", "supported: llama, qwen2, qwen3"),
-        ("llama.rope.scaling.type", "yarn", "'yarn'"),
+        ("general.architecture", "falcon", "supported: ernie4_5, "),
+        ("llama.rope.scaling.type", "ntk", "'ntk'"),
         ("llama.attention.value_length", 8, "llama.attention.value_length is 8"),
         ("llama.rope.dimension_count", 8, "llama.rope.dimension_count is 8"),
         ("llama.attention.head_count_kv", [2, 1], "differs from block to block"),
@@ -383,10 +384,14 @@ def test_refused_metadata(folder, key, value, named):
     assert named in refusal("bad.gguf", folder.parent)
 
 
-def test_unknown_rotary_divisors_are_refused(tmp_path):
+def test_other_rotary_divisors_than_llama_3s_are_read_as_they_are(tmp_path):
     make_model(tmp_path / "m", rope_parameters=LLAMA3 | {"low_freq_factor": 2.0}, head_dim=64)
-    write_gguf(tmp_path / "m.gguf", open_checkpoint("m", tmp_path))
-    assert "rope_freqs.weight" in refusal("m.gguf", tmp_path)
+    original = open_checkpoint("m", tmp_path)
+    write_gguf(tmp_path / "m.gguf", original)
+    again = open_checkpoint("m.gguf", tmp_path)
+    wanted, found = (Rotary(c.dimensions).frequency for c in (original, again))
+    assert torch.allclose(found, wanted, rtol=1e-6)
+    assert torch.equal(*(c.extra_tensors()["rope_freqs.weight"] for c in (original, again)))
 
 
 # Names: files, packages, the Hub

@@ -112,7 +112,7 @@ REFUSED = [
     ("llama", {"num_key_value_heads": 3}, "3 key-value heads"),
     ("llama", {"rope_theta": None, "rope_parameters": ...}, "rope_theta"),
     ("llama", {"rope_parameters": PLAIN | {"rope_theta": None}}, "rope_theta"),
-    ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "'yarn'"),
+    ("llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, "'dynamic'"),
     ("llama", {"rope_scaling": {"rope_type": "linear"}}, "factor"),
     ("llama", {"rope_scaling": LLAMA3 | {"high_freq_factor": 1.0}}, "high_freq_factor"),
     ("llama", {"rope_scaling": {"rope_type": None, "factor": 4.0}}, "None"),

@@ -19,6 +19,7 @@ from edgepack.checkpoint import (
     vocabulary,
 )
 from edgepack.checkpoint.llama_vocab import LlamaVocab
+from edgepack.checkpoint.tokenizer import from_gguf
 from edgepack.checkpoint.vocabulary_check import compare
 from edgepack.errors import CheckpointError, EdgepackError
 from edgepack.pipeline import make_plan as plan
@@ -241,6 +242,12 @@ def test_what_llama_cpp_is_known_to_do_otherwise_is_a_warning(name):
     assert sum(re.search(expected, warning) is not None for warning in found) == 1, found
     assert len(found) == 1
     assert all("\n" not in warning and len(warning) < 400 for warning in found)
+
+
+def test_files_without_a_pretokenizers_name_have_llama_cpps_default():
+    fields = fields_of(make_tokenizer(splits("default")))
+    assert fields.pop("tokenizer.ggml.pre") == "default"
+    assert compare(fields, from_gguf(fields, "x")) == ()
 
 
 def test_tokens_that_only_one_side_finds_whole_are_a_warning():

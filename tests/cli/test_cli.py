@@ -82,7 +82,7 @@ def test_build_says_what_it_made_and_what_to_do_next(built):
     assert f"llama-cli -m {out}/base.gguf --lora {out}/factors.gguf" in result.stdout
     assert max(len(x) for x in result.stdout.splitlines() if str(out) not in x) <= 80
     stages = [line.split()[0] for line in result.stderr.splitlines() if "done in" in line]
-    assert stages == ["check", "calibrate", "decompose", "export", "measure"]
+    assert stages == ["check", "grids", "calibrate", "decompose", "export", "measure"]
     report = (out / "report.md").read_text()
     assert "| mlp.down_proj" in report
     assert "| model.layers.1.mlp.down_proj" in report
@@ -357,7 +357,7 @@ def test_init_writes_a_recipe_that_is_one_and_overwrites_none(place):
     assert load(place / "mine.yaml").export.onnx.profile == "web"
     assert "already exists" in fails("init", "smollm2-web", "--out", "mine.yaml")[0]
     error, hint, code = fails("init", "quickstrt")
-    assert "no recipe 'quickstrt'" in error
+    assert "no model or example 'quickstrt'" in error
     assert "quickstart" in hint
     assert code == 2
 

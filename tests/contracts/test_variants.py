@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from edgepack.architectures.base import Architecture
 from edgepack.checkpoint import Checkpoint, open_checkpoint
 from edgepack.core import plugins
 from edgepack.core.progress import finish
@@ -20,39 +21,38 @@ from edgepack.errors import EdgepackError
 from edgepack.export.gguf import write_model
 from edgepack.export.profiles import GraphOptions
 from edgepack.export.values import F32
-from edgepack.model.block import KeyValueCache
 from edgepack.model.decoder import Decoder
 from edgepack.runtimes.forks import Fork
+from edgepack.targets.onnx import Onnx
 from tests.support.families import VARIANTS, Variant, logits, save, tokens
 from tests.support.families.variant import NO_WINDOW, WINDOW
 from tests.support.llama import exact_logits
 
-EXACT, GELU = 1e-4, 2e-2
-"""Largest differences over the deviation of logits; ggml reads GELU from a table of float16."""
+EXACT, GELU, DELTA = 1e-4, 2e-2, 5e-4
+"""Largest differences over the deviation of logits. ggml reads GELU from a table of float16. A
+random gated delta net makes 2e-4 of what float32 rounds; products in float64 leave 8e-6."""
 FLAT = 0.3
 FAMILIES = plugins.names("architectures")
 NOT_YET = {
+    "gemma4_text/experts": "enable_moe_block True",
     "llama/biases": "no part of a llama model",
     "llama/mlp-biases": "no part of a llama model",
-    "llama/yarn": "rope type 'yarn' is not supported",
-    "llama/yarn-wide": "rope type 'yarn' is not supported",
-    "llama/betas": "rope type 'yarn' is not supported",
-    "llama/attention-factor": "rope type 'yarn' is not supported",
-    "qwen2/yarn": "rope type 'yarn' is not supported",
     "qwen2/window": "only some layers have a sliding window",
     "qwen3/biases": "no part of a qwen3 model",
-    "qwen3/yarn": "rope type 'yarn' is not supported",
-    "qwen3/older-keys": "rope type 'yarn' is not supported",
+    "exaone4/64-blocks": "sliding_window 8 is not supported",
     "qwen3/window": "only some layers have a sliding window",
 }
 """Variants that edgepack does not read, and the words that it refuses them with."""
-NO_WAY_BACK = {
-    "llama/llama3": "is not Llama 3's rotary scaling",
-    "llama/older-keys": "is not Llama 3's rotary scaling",
-}
-"""Variants whose GGUF edgepack writes and does not read, and the words that it refuses it with."""
+BY_LENGTH = ("phi3/long", "phi3/older-keys")
+"""Variants whose tokens turn in another way in longer sequences."""
 
 KNOWN = [key for key, v in VARIANTS.items() if v.family in FAMILIES]
+
+
+def family_of(key: str) -> Architecture:
+    return plugins.find("architectures", VARIANTS[key].family)
+
+
 READ = [key for key in KNOWN if key not in NOT_YET]
 PACKED = [key for key in READ if not VARIANTS[key].refused]
 REFUSED = [key for key in READ if VARIANTS[key].refused]
@@ -91,6 +91,10 @@ def assert_near(found, wanted, tolerance=EXACT):
     assert off <= tolerance
 
 
+def tolerance(variant: Variant) -> float:
+    return DELTA if variant.double else EXACT
+
+
 @torch.no_grad()
 def our_logits(checkpoint: Checkpoint, ids: list[int]) -> np.ndarray:
     return Decoder(checkpoint).logits(torch.tensor([ids]))[0].numpy()
@@ -101,8 +105,7 @@ def step_by_step(checkpoint: Checkpoint, ids: list[int]) -> np.ndarray:
     """Logits of our forward pass when it gets one token after the other."""
     decoder, d = Decoder(checkpoint), checkpoint.dimensions
     blocks = [decoder.block(i) for i in range(d.num_hidden_layers)]
-    shape = (1, d.num_key_value_heads, len(ids), d.head_dim)
-    caches = [KeyValueCache(torch.empty(shape), torch.empty(shape)) for _ in blocks]
+    caches = decoder.caches(1, len(ids))
     head, embed = decoder.ends()
     found = []
     for position, token in enumerate(ids):
@@ -123,7 +126,7 @@ def packed(made, tmp_path_factory):
 
 
 def write_gguf(path, checkpoint: Checkpoint):
-    formats = {s.name: F32 for s in checkpoint.specs.values() if len(s.shape) > 1}
+    formats = {s.name: F32 for s in checkpoint.specs.values() if s.is_matrix}
     write_model(path, checkpoint, formats, checkpoint.tensor)
     return path
 
@@ -131,13 +134,13 @@ def write_gguf(path, checkpoint: Checkpoint):
 @pytest.mark.parametrize("key", READ)
 def test_our_forward_pass_is_that_of_transformers(made, key):
     found = made(key)
-    assert_near(our_logits(found.open(), found.ids), found.wanted)
+    assert_near(our_logits(found.open(), found.ids), found.wanted, tolerance(found.variant))
 
 
-@pytest.mark.parametrize("key", READ)
+@pytest.mark.parametrize("key", [key for key in READ if key not in BY_LENGTH])
 def test_tokens_one_by_one_give_the_same(made, key):
     found = made(key)
-    assert_near(step_by_step(found.open(), found.ids), found.wanted)
+    assert_near(step_by_step(found.open(), found.ids), found.wanted, tolerance(found.variant))
 
 
 @pytest.mark.slow
@@ -145,30 +148,27 @@ def test_tokens_one_by_one_give_the_same(made, key):
 def test_our_gguf_gives_the_same_in_llama_cpp(made, packed, key):
     pytest.importorskip("llama_cpp")
     found = made(key)
-    tolerance = GELU if found.variant.gelu else EXACT
-    assert_near(exact_logits(packed(key), found.ids), found.wanted, tolerance)
+    near = GELU if found.variant.gelu else tolerance(found.variant)
+    assert_near(exact_logits(packed(key), found.ids), found.wanted, near)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("key", PACKED)
 def test_our_gguf_gives_the_same_when_it_is_read_back(made, packed, key):
     found = made(key)
-    if key in NO_WAY_BACK:
-        with pytest.raises(EdgepackError, match=NO_WAY_BACK[key]):
-            open_checkpoint(str(packed(key)))
-        return
-    assert_near(our_logits(open_checkpoint(str(packed(key))), found.ids), found.wanted)
+    again = our_logits(open_checkpoint(str(packed(key))), found.ids)
+    assert_near(again, found.wanted, tolerance(found.variant))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("key", READ)
+@pytest.mark.parametrize("key", [key for key in READ if Onnx.why_not(family_of(key)) is None])
 def test_our_graph_gives_the_same_in_onnx_runtime(made, tmp_path, key):
     """At once, and when a part of the tokens comes out of the cache."""
     onnx = pytest.importorskip("edgepack.export.onnx")
     onnx_runtime = pytest.importorskip("edgepack.runtimes.onnx_runtime")
     found = made(key)
     checkpoint = found.open()
-    formats = {s.name: F32 for s in checkpoint.specs.values() if len(s.shape) > 1}
+    formats = {s.name: F32 for s in checkpoint.specs.values() if s.is_matrix}
     path = finish(onnx.write_plain(tmp_path, checkpoint, formats, GraphOptions(128)))
     half = len(found.ids) // 2
     fork = Fork(tuple(found.ids[:half]), (tuple(found.ids[half:]),))

@@ -25,9 +25,9 @@ from edgepack.runtimes.chat import chat
 from edgepack.runtimes.forks import Fork
 from edgepack.runtimes.onnx_runtime import OnnxRuntime
 from tests.support.dying import survives
-from tests.support.graphs import FORMATS, IDS, INT8, distance, logits, rounded, write
+from tests.support.graphs import DRAWN, FORMATS, IDS, INT8, distance, logits, rounded, write
 from tests.support.slices import recipe, says
-from tests.support.tiny import FAMILIES, LAYER_NORM, LONGROPE, make_model
+from tests.support.tiny import LAYER_NORM, LONGROPE, make_model
 
 onnx = pytest.importorskip("edgepack.export.onnx", reason="onnx is not installed")
 pytest.importorskip("onnxruntime")
@@ -38,7 +38,7 @@ def expected(checkpoint, weights):
     return Decoder(checkpoint, replaced).logits(IDS)[0].numpy()
 
 
-@pytest.fixture(params=[(f, t) for f in [*FAMILIES, *LAYER_NORM] for t in (True, False)], ids=str)
+@pytest.fixture(params=[(f, t) for f in DRAWN for t in (True, False)], ids=str)
 def dense(request, tmp_path):
     family, tied = request.param
     if family == "phi" and tied:
@@ -146,7 +146,7 @@ def test_codes_of_stock_types_are_those_of_the_gguf(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", [*FAMILIES, *LAYER_NORM])
+@pytest.mark.parametrize("family", DRAWN)
 def test_rows_padded_on_the_left_are_as_if_alone(family, tmp_path):
     make_model(tmp_path / "model", family, tied=False, dtype=torch.float16)
     checkpoint = open_checkpoint(str(tmp_path / "model"))

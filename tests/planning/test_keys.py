@@ -95,9 +95,10 @@ RECIPES = {
     "adapted": (ADAPTED, "gguf"),
 }
 
-CHAIN = ("merge", "text", "slice", "rft", "calibrate", "allocate", "decompose", "recover")
+CHAIN = ("merge", "grids", "text", "slice", "rft", "calibrate", "allocate", "decompose", "recover")
 CHAIN += ("merge_factors", "export", "measure")
 """Every stage but `check`, each made of those before it."""
+GRIDS_AND = {name: {"grids", *CHAIN[i:]} for i, name in enumerate(CHAIN)}
 
 ONE, OTHER = ({"model": name, "parameters": {"weight": 0.5}} for name in ("model", "other"))
 PART = STACKED["merge"]["slices"][0]
@@ -214,7 +215,7 @@ OPTIONS = {
     "compress.target_size": [
         ("sized", {"target_size": "150kB", "bits_per_weight": None}, "decompose")
     ],
-    "compress.candidates": [("sized", ["q4_0", "q8_0"], "allocate")],
+    "compress.candidates": [("sized", ["q4_0", "q8_0"], GRIDS_AND["allocate"])],
     "compress.ranks": [("sized", [0, 2], {"allocate"})],
     "compress.format": [("plain", "q5_0", "decompose")],
     "compress.rank": [("plain", 8, "decompose"), ("merged", 8, "decompose")],
@@ -227,8 +228,14 @@ OPTIONS = {
         ("plain", [0.1, 0.2], "decompose"),
         ("sized", [0.2], "allocate"),
     ],
-    "compress.pad_width": [("plain", 256, "calibrate")],
-    "compress.rotate": [("plain", "hadamard", "calibrate")],
+    "compress.exact": [
+        ("plain", "ignore", {"grids"}),
+        ("sized", "ignore", {"grids", "allocate"}),
+        ("plain", "demand", {"grids"}),
+    ],
+    "compress.experimental_types": [("plain", True, {"grids"})],
+    "compress.pad_width": [("plain", 256, GRIDS_AND["calibrate"])],
+    "compress.rotate": [("plain", "hadamard", GRIDS_AND["calibrate"])],
     "compress.overrides.*.v_proj.format": [("plain", "q4_0", "decompose")],
     "compress.overrides.*.v_proj.rank": [("plain", 3, "decompose")],
     "compress.overrides.*.v_proj.factors": [("plain", "q8_0", "decompose")],
@@ -398,7 +405,7 @@ def test_another_text_is_in_every_key_whatever_its_name(place, name):
     kept = (place / "text.txt").read_text()
     try:
         (place / "text.txt").write_text(kept.replace("fox", "cat"))
-        assert moved(before, keys(place, recipe)) == set(before) - {"check"}
+        assert moved(before, keys(place, recipe)) == set(before) - {"check", "grids"}
     finally:
         (place / "text.txt").write_text(kept)
     shutil.copy(place / "text.txt", place / "copy.txt")

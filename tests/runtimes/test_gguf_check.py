@@ -77,6 +77,7 @@ KEYS = {
     "an epsilon of infinity": (EPSILON, (float("inf"), F32, None)),
     "an epsilon that is whole": (EPSILON, (0, U32, None)),
     "a block without keys": ("llama.attention.head_count_kv", ([2, 0], LIST, U32)),
+    "sections wider than a head": ("llama.rope.dimension_sections", ([999] * 4, LIST, U32)),
     "experts that nobody asks": ("llama.expert_count", (4, U32, None)),
     "experts without a count": ("llama.expert_used_count", (2, U32, None)),
     "an unknown stretching": ("llama.rope.scaling.type", ("llama3", TEXT, None)),

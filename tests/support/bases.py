@@ -7,6 +7,7 @@ from torch.nn import functional
 
 from edgepack.adapters.base import PackedBase
 from edgepack.checkpoint import open_checkpoint
+from edgepack.core import plugins
 from edgepack.core.disk import sha256
 from edgepack.core.weights import WeightFormat
 from edgepack.export.gguf import write_factors, write_model
@@ -21,7 +22,8 @@ WORDS = 300
 
 def packed_base(folder, family="llama", target="gguf", form="q4_0", rank=4, factors="f16", **given):
     """(base, its packed weights) of a random model."""
-    given = {"hidden": 64, "intermediate": 96, "tied": family != "phi"} | given
+    tied = family != "phi" and plugins.find("architectures", family).head != "untied"
+    given = {"hidden": 64, "intermediate": 96, "tied": tied} | given
     make_model(folder / "m", family, dtype=torch.float16, **given)
     checkpoint = open_checkpoint(str(folder / "m"))
     weights = rounded(checkpoint, form, rank=rank, factors=factors)

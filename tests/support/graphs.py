@@ -7,6 +7,7 @@ import torch
 from edgepack.core import plugins
 from edgepack.core.progress import finish
 from edgepack.core.weights import FactoredWeight, WeightFormat
+from edgepack.export import onnx_families
 from edgepack.export.profiles import GraphOptions
 from edgepack.runtimes.onnx_runtime import OnnxRuntime
 
@@ -16,6 +17,9 @@ pytest.importorskip("onnxruntime")
 IDS = torch.arange(3, 40)[None]
 PLAIN = GraphOptions(128)
 FORMATS = [n for n in plugins.names("formats") if onnx.stores(plugins.find("formats", n))]
+_NAMES = plugins.names("architectures")
+DRAWN = [f for f in _NAMES if not onnx_families.why_not(plugins.find("architectures", f))]
+"""Families that graphs compute."""
 INT8 = 0.06
 """What rounding activations to 8 bits may change in logits, relative, on weights this random."""
 

@@ -12,9 +12,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from edgepack.checkpoint import Checkpoint
 from edgepack.core import plugins
+from edgepack.export._gguf_stacks import in_stacks
 
 FAMILIES = [f for f in plugins.names("architectures") if plugins.find("architectures", f).gguf]
 """Those that can be packed; the others can be sliced."""
+WITHOUT_EXPERTS = [f for f in FAMILIES if plugins.find("architectures", f).router is None]
+"""Those whose blocks have one MLP."""
 ROTATABLE = [f for f in FAMILIES if plugins.find("architectures", f).rotates_freely]
 """Those whose residual stream may be rotated, so that they can be sliced."""
 TIES = [
@@ -85,14 +88,57 @@ OWN_CONFIG: dict[str, dict[str, object]] = {
         "mamba_n_heads": 4,
     },
     "ernie4_5": {"head_dim": 16},
+    "gemma": {"head_dim": 16},
+    "exaone4": {"sliding_window": None, "layer_types": ["full_attention"]},
+    "hunyuan_v1_dense": {
+        "head_dim": 16,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+    },
     "olmo3": {"sliding_window": 24},
     "gemma2": {"head_dim": 16, "sliding_window": 24},
     "gemma3_text": {"head_dim": 16, "sliding_window": 24},
+    "gemma4_text": {
+        "head_dim": 16,
+        "global_head_dim": 32,
+        "sliding_window": 24,
+        "final_logit_softcapping": 30.0,
+        "hidden_size_per_layer_input": 32,
+    },
     "phi3": {"pad_token_id": 0},
+    "qwen3_moe": {
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 64,
+        "norm_topk_prob": True,
+        "head_dim": 16,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+    },
+    "lfm2_moe": {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "num_dense_layers": 1,
+        "moe_intermediate_size": 64,
+        "layer_types": ["conv", "full_attention"],
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+    },
     "lfm2": {
         "layer_types": ["conv", "full_attention"],
         "block_auto_adjust_ff_dim": False,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+    },
+    "qwen3_5_text": {
+        "layer_types": ["linear_attention", "full_attention"],
+        "head_dim": 16,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 16,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e4,
+            "partial_rotary_factor": 0.5,
+            "mrope_section": [2, 1, 1],
+        },
     },
 }
 LONGROPE = {
@@ -110,6 +156,7 @@ LONGROPE = {
 """Phi-4-mini's rotary positions for heads of 16: other divisors beyond the original context."""
 KINDS = {
     "gemma3_text": ("sliding_attention", "full_attention"),
+    "gemma4_text": ("sliding_attention", "full_attention"),
     "olmo3": ("sliding_attention", "full_attention"),
 }
 """Kinds of blocks, so that two blocks have both."""
@@ -185,7 +232,9 @@ def make_model(
     tokenizer = make_tokenizer(vocab=vocab)
     if family == "qwen3" or "head_dim" in config or (head_dim is not None and family in FAMILIES):
         config["head_dim"] = head_dim or hidden // heads
-    if family.startswith("gemma"):  # as llama.cpp takes it
+    if family == "gemma4_text":
+        config["vocab_size_per_layer_input"] = rows or len(tokenizer)
+    if family in ("gemma2", "gemma3_text"):  # as llama.cpp takes it
         config.setdefault("query_pre_attn_scalar", config["head_dim"])
     if family == "opt":
         config["word_embed_proj_dim"] = hidden
@@ -218,10 +267,12 @@ def make_model(
 @torch.no_grad()
 def _randomise(model: torch.nn.Module) -> None:
     """Weights wide enough that logits are not flat; norms and biases away from 1 and 0."""
-    shifted = model.config.model_type.startswith("gemma")  # their gains are stored as γ − 1
+    shift = plugins.find("architectures", model.config.model_type).norm_shift  # stored as γ − 1
     for name, value in model.named_parameters():
-        if "norm" in name:
-            value.normal_(0.0 if shifted else 1.0, 0.1)
+        if name.endswith("A_log"):
+            value.normal_(-1.0, 0.5)
+        elif "norm" in name:
+            value.normal_(1.0 if "linear_attn" in name else 1.0 - shift, 0.1)
         elif value.ndim == 1:
             value.normal_(0.0, 0.1)
         else:
@@ -239,9 +290,11 @@ def write_gguf(path: Path, checkpoint: Checkpoint, kind: str = "F32") -> None:
     for key, (value, value_type, element) in checkpoint.gguf_metadata().items():
         if key != "general.architecture":
             writer.add_key_value(key, value, value_type, element)
-    for name, spec in checkpoint.specs.items():
-        W = checkpoint.tensor(name).numpy()
-        W = W.squeeze(1) if W.ndim == 3 else W  # kernels
+    for several in in_stacks(checkpoint.specs.values()):
+        spec = several[0]
+        W = np.stack([checkpoint.tensor(one.name).numpy() for one in several])
+        W = W[0] if spec.expert is None else W
+        W = W.squeeze(1) if len(spec.shape) == 3 else W  # kernels
         n = heads.get(spec.role.partition(".")[0])
         if n is not None and architecture.permute_qk:
             pairs = W.reshape(n, 2, W.shape[0] // n // 2, *W.shape[1:])

@@ -34,10 +34,13 @@ def open_base(folder: Path) -> Base:
     Raises `EdgepackError` for formats that ONNX cannot hold, and names the first such weight.
     """
     base = _open(folder)
-    if kinds := base.checkpoint.architecture.kind_roles:
+    family = base.checkpoint.architecture
+    parts = "experts" if family.router else ""
+    if family.kind_roles:
+        parts = f"blocks of several kinds ({', '.join(family.kind_roles)})"
+    if parts:
         raise EdgepackError(
-            f"{shorten(str(folder), 100)}: blocks of several kinds ({', '.join(kinds)}) have no "
-            "training graph",
+            f"{shorten(str(folder), 100)}: {parts} have no training graph",
             hint="use edgepack finetune",
         )
     for name, known in base.formats.items():

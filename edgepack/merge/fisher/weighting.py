@@ -110,7 +110,7 @@ class Weighting:
     def _hessian(self, place: int, name: str) -> Hessian:
         spec = self._spec(place, name)
         assert spec is not None
-        return load_hessian(self.calibrations[place].folder / str(spec.block), spec.role)
+        return load_hessian(self.calibrations[place].folder / str(spec.block), spec.part)
 
     def _spec(self, place: int, name: str) -> WeightSpec | None:
         return self.calibrations[place].model.specs.get(name)
@@ -124,7 +124,7 @@ class Weighting:
         """Σ tr H over all weights of each model; 1 for one that has nothing at stake."""
         return {
             place: sum(
-                trace(stage.folder / str(spec.block), spec.role)
+                trace(stage.folder / str(spec.block), spec.part)
                 for spec in stage.model.specs.values()
                 if has_hessian(spec)
             )

@@ -12,9 +12,9 @@ from edgepack.core import plugins
 from edgepack.core.progress import finish
 from edgepack.core.weights import FactoredWeight
 from edgepack.errors import EdgepackError
-from tests.support.graphs import FORMATS
+from tests.support.graphs import DRAWN, FORMATS
 from tests.support.slices import recipe as slicing
-from tests.support.tiny import FAMILIES, LAYER_NORM, LONGROPE, TEMPERED, make_model
+from tests.support.tiny import LONGROPE, TEMPERED, make_model
 from tests.support.training import Reference, packed, rows
 
 pytest.importorskip("onnx", reason="onnx is not installed")
@@ -60,7 +60,7 @@ def assert_near(*given, **more):
 
 
 @pytest.mark.parametrize("mode", ["factors", "stack"])
-@pytest.mark.parametrize("family", [*FAMILIES, *LAYER_NORM])
+@pytest.mark.parametrize("family", DRAWN)
 def test_every_family(family, mode, tmp_path):
     checkpoint, weights = packed(tmp_path, family)
     assert_near(tmp_path, checkpoint, weights, options(mode=mode))

@@ -111,7 +111,7 @@ HYBRIDS = [
     qwen3_moe.but("not-normed", {"norm_topk_prob": False}, refused="llama.cpp always divides"),
     qwen3_moe.but("dense-block", {"mlp_only_layers": [1]}, refused="every block has experts there"),
     lfm2_moe,
-    lfm2_moe.but("older-keys", older=True),
+    lfm2_moe.but("older-keys", older=True, seed=1),
     lfm2_moe.but("no-bias", {"use_expert_bias": False}, refused="llama.cpp wants the bias"),
     lfm2_moe.but("not-normed", {"norm_topk_prob": False}, refused="llama.cpp always divides"),
     lfm2_moe.but("scaled", {"routed_scaling_factor": 2.5}, refused="llama.cpp does not scale"),

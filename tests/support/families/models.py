@@ -39,7 +39,7 @@ def save(variant: Variant, folder: Path) -> transformers.PreTrainedModel:
     model_class = getattr(transformers, variant.class_name)
     config = _config(model_class.config_class, given, variant)
     config._attn_implementation = "eager"
-    torch.manual_seed(zlib.crc32(variant.key.encode()))
+    torch.manual_seed(zlib.crc32(variant.key.encode()) + variant.seed)
     model = model_class(config).eval()
     _randomise(model, transposed=variant.family == "gpt_oss")
     model.save_pretrained(folder)

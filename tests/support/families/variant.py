@@ -63,7 +63,8 @@ class Variant:
     otherwise in published checkpoints, `passed_over` tensors that are no part of the model, `rows`
     rows of the embedding beyond the tokenizer's. `older` writes config.json with the keys of
     transformers 4, as most published checkpoints have it. `double` is for models of which
-    transformers itself is 1e-4 off in float32. `refused` says why llama.cpp would compute something
+    transformers itself is 1e-4 off in float32, another `seed` for models in which two experts are
+    equally good for a token but for rounding. `refused` says why llama.cpp would compute something
     else, so that there must be no GGUF; `converter` what llama.cpp's converter gets wrong, so that
     only its file is off.
     """
@@ -77,6 +78,7 @@ class Variant:
     rows: int = 0
     gelu: bool = False
     double: bool = False
+    seed: int = 0
     older: bool = False
     published: Config = field(default_factory=dict)
     passed_over: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
