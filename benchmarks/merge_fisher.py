@@ -12,8 +12,6 @@ answers. Differences are to the plain mean at the same λ, paired by row, ± one
 - **mass**: each model's metric is divided by its Fisher mass, or not.
 - **choice**: held-out tokens choose for each weight how far to go from the mean, as merges do, or
   the ridge is fixed (λ of 1 only).
-
-`moved` is ‖D‖ relative to half the distance of the two fine-tunes, over all weights together.
 """
 
 from __future__ import annotations
@@ -24,7 +22,8 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice, product
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ from torch import Tensor
 from benchmarks._merge_memory import merged, planned, validated
 from benchmarks._merge_tables import error, mean
 from benchmarks._merge_tasks import COLA, SQL
-from benchmarks.merge_skills import Merges, Options, Setting, prepare
+from benchmarks.merge_skills import Merges, Options, Setting, about, prepare
 from benchmarks.same_type import MODEL, RESULTS
 from edgepack.calibration.stage import FileText
 from edgepack.checkpoint import open_checkpoint
@@ -46,7 +45,7 @@ from edgepack.merge.fisher.plan import Fisher
 from edgepack.merge.fisher.solve import Term, closed_form, conjugate_gradients, cost
 from edgepack.merge.fisher.weighting import Weighting
 
-PAGE, KEPT = "merge_fisher.md", "merge_fisher.json"
+PAGE = "merge_fisher.md"
 LAMBDAS = (1.0, 1.5, 2.0)
 Losses = Mapping[str, Sequence[float]]
 
@@ -72,20 +71,18 @@ class Way:
 
 def ways() -> list[Way]:
     """All that are measured, the most important ones first."""
-    metrics, texts = ("guided", "model"), ("rows", "answers")
-    found = [Way(metric, text) for metric, text in product(metrics, texts)]
-    found += [Way("guided", text, mass=False) for text in texts]
-    found += [Way("guided", "answers", ridge=ridge) for ridge in (1e-3, 1e-2, 1e-1, 1.0)]
-    return [*found, Way("model", "answers", mass=False)]
+    texts = ("rows", "answers")
+    found = [*(Way("guided", text) for text in texts), Way("model", "rows")]
+    found += [Way("guided", text, mass=False) for text in texts[::-1]]
+    found += [Way("guided", "answers", ridge=ridge) for ridge in (1e-2, 1.0, 1e-1, 1e-3)]
+    return [*found, Way("model", "answers")]
 
 
 @dataclass
 class Free(Weighting):
-    """A weighting of any of the ways, on calibrations with the output side. It keeps what it
-    adds."""
+    """A weighting of any of the ways, on calibrations with the output side."""
 
     way: Way = Way("model")
-    added: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
     def _mass(self, place: int) -> float:
         return super()._mass(place) if self.way.mass else 1.0
@@ -120,10 +117,17 @@ class Bench:
     def __init__(self, merges: Merges) -> None:
         self.merges, self.folder = merges, merges.options.work / "ways"
         self.folder.mkdir(exist_ok=True)
+
+    @cached_property
+    def base(self) -> dict[str, Tensor]:
+        """The base's tensors."""
         checkpoint = open_checkpoint(MODEL)
-        means = merged(self._stage(None))
-        self.base = {name: checkpoint.tensor(name) for name in means}
-        self.mean = {name: W - self.base[name] for name, W in means.items()}
+        return {name: checkpoint.tensor(name) for name in checkpoint.specs}
+
+    @cached_property
+    def mean(self) -> dict[str, Tensor]:
+        """The mean of the fine-tunes' changes."""
+        return {name: W - self.base[name] for name, W in merged(self._stage(None)).items()}
 
     def _stage(self, metric: str | None) -> Any:
         """The merge of the plain mean, or a weighted one."""
@@ -164,16 +168,6 @@ class Bench:
             save_file(D, path)
         return load_file(path)
 
-    def moved(self, way: Way) -> float:
-        """‖D‖ relative to half the distance of the fine-tunes."""
-        D = self.added(way)
-        stages = [
-            planned(self.merges.alone(t.name), self.folder / "one.yaml") for t in self.merges.tasks
-        ]
-        first = merged(stages[0])
-        half = sum(float((first[n] - self.base[n] - self.mean[n]).square().sum()) for n in D)
-        return (sum(float(d.square().sum()) for d in D.values()) / half) ** 0.5
-
 
 def with_labels(fisher: Fisher, *, only_answers: bool) -> Fisher:
     """The calibrations, on the gradients of all labels or of those of answers only."""
@@ -187,15 +181,13 @@ def with_labels(fisher: Fisher, *, only_answers: bool) -> Fisher:
     return Fisher(tuple(models))
 
 
-def table(
-    results: Mapping[tuple[Way | None, float], Losses], moved: Mapping[Way, float]
-) -> Iterator[str]:
+def table(results: Mapping[tuple[Way | None, float], Losses]) -> Iterator[str]:
     """Losses, and differences to the plain mean."""
     yield (
-        "| metric | text | mass | choice | moved | λ "
+        "| metric | text | mass | choice | λ "
         "| SQL loss | less the mean's | CoLA loss | less the mean's |"
     )
-    yield "|---|---|---|---|---:|---:|---:|---:|---:|---:|"
+    yield "|---|---|---|---|---:|---:|---:|---:|---:|"
     for (way, step), found in results.items():
         plain = results[None, step]
         cells = []
@@ -203,8 +195,8 @@ def table(
             gaps = [a - b for a, b in zip(found[task], plain[task], strict=True)]
             gap = "–" if way is None else f"{mean(gaps):+.4f} ± {error(gaps):.4f}"
             cells += [f"{mean(found[task]):.4f}", gap]
-        about = "plain mean | – | – | – | 0" if way is None else f"{way} | {moved[way]:.3f}"
-        yield f"| {about} | {step:g} | " + " | ".join(cells) + " |"
+        name = "plain mean | – | – | –" if way is None else str(way)
+        yield f"| {name} | {step:g} | " + " | ".join(cells) + " |"
 
 
 def main() -> None:
@@ -222,15 +214,12 @@ def main() -> None:
     began = time.perf_counter()
     bench = Bench(prepare(given.data.resolve(), options))
     results: dict[tuple[Way | None, float], Losses] = {}
-    moved: dict[Way, float] = {}
     for way in [None, *ways()[: given.ways]]:
-        if way is not None:
-            moved[way] = bench.moved(way)
         for step in LAMBDAS if way is None or way.ridge is None else LAMBDAS[:1]:
             results[way, step] = found = bench.losses(way, step)
             shown = {task: round(mean(values), 4) for task, values in found.items()}
             print(way, step, shown, f"{time.perf_counter() - began:.0f} s", flush=True)
-    lines = list(table(results, moved))
+    lines = [about(options), "", *table(results)]
     (given.results / PAGE).write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines), flush=True)
 

@@ -89,8 +89,8 @@ def grid() -> dict[str, list[Setting]]:
         "ties": [Setting("ties", whole) for whole in ties],
         "dare_ties": [Setting("dare_ties", whole) for whole in ties],
         "fisher": [
-            Setting("task_arithmetic", mean | {"lambda": step}, 1.0, metric)
-            for metric, step in (("guided", 1.0), ("guided", 1.5), ("model", 1.0))
+            Setting("task_arithmetic", mean | {"lambda": step}, 1.0, "guided")
+            for step in (1.0, 1.5)
         ],
     }
 
@@ -227,14 +227,23 @@ def run(data: Path, options: Options) -> dict[str, Any]:
     for name, settings in grid().items():
         if name in options.methods:
             models[name] = chosen(merges, settings, own)
-    for name, about in models.items():
-        section = about.pop("section")
-        for one in about.get("tried", ()):
+    for name, model in models.items():
+        section = model.pop("section")
+        for one in model.get("tried", ()):
             one.pop("section", None)
-        about["forms"] = {form: merges.packed(section, form, name) for form in ("f16", "q4_0")}
+        model["forms"] = {form: merges.packed(section, form, name) for form in ("f16", "q4_0")}
         print(f"{name} is tested", flush=True)
     rows = {part: getattr(options, part) for part in PARTS}
     return {"rows": rows, "tokens": options.tokens, "models": models}
+
+
+def about(options: Options) -> str:
+    """A sentence on the size of a run."""
+    return (
+        f"Rows a task: {options.train} of training, {options.valid} of validation, "
+        f"{options.test} of test. "
+        f"Calibration tokens of fisher: {options.tokens} a model."
+    )
 
 
 def main() -> None:
@@ -264,7 +273,8 @@ def main() -> None:
     )
     results = run(given.data.resolve(), options)
     seconds = time.perf_counter() - began
-    lines = [*table(results), *differences(results), *validation(results)]
+    size = f"{about(options)} Those of q4_0: {options.rounding_tokens}."
+    lines = [size, "", *table(results), *differences(results), *validation(results)]
     (given.results / PAGE.name).write_text("\n".join(lines) + "\n", encoding="utf-8")
     (given.results / KEPT.name).write_text(json.dumps(results, indent=1) + "\n")
     print("\n".join(lines), f"\n{seconds:.0f} s", flush=True)
