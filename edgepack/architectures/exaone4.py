@@ -12,4 +12,5 @@ PLUGIN = Architecture(
     square_q=True,
     required={"hidden_act": "silu", "sliding_window": None},
     completed=True,
+    mixed=True,
 )

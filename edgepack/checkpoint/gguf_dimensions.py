@@ -88,7 +88,9 @@ def read_kinds(
     if not family.mixed:
         return (), {}
     blocks, pattern, period = numbers.block_count, numbers.pattern, family.period
-    if isinstance(pattern, list):
+    if not numbers.sliding_window and not period:
+        types: tuple[str, ...] = (FULL,) * blocks
+    elif isinstance(pattern, list):
         if len(pattern) != blocks:
             raise CheckpointError(
                 f"{place}: {len(pattern)} entries of attention.sliding_window_pattern for "
