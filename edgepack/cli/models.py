@@ -49,11 +49,11 @@ def _table(found: Sequence[Family]) -> Table:
 
     from edgepack.catalogue.families import CAPABILITIES
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("family", no_wrap=True)
     table.add_column("sizes", no_wrap=True)
     for one in CAPABILITIES:
-        table.add_column(one.title, justify="center")
+        table.add_column(one.title, justify="center", min_width=max(map(len, one.title.split())))
     for family in found:
         marks = [NO if family.answers[one.key] else YES for one in CAPABILITIES]
         table.add_row(family.name, family.sizes, *marks)
