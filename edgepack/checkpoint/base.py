@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
 from torch import Tensor
 
-from edgepack.architectures.base import Architecture
+from edgepack.architectures.base import CONV, FULL, LINEAR, NO_ROPE, SLIDING, Architecture
 from edgepack.core.weights import QuantizedTensor, WeightSpec
 from edgepack.errors import CheckpointError
 
@@ -89,6 +91,32 @@ class Dimensions:
     def score_scale(self) -> float:
         """The factor of q·k."""
         return self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale
+
+
+def factors(found: Mapping[str, float], head_dim: int) -> dict[str, Any]:
+    """Factors and soft caps as `Dimensions` has them: those that it has anyway are left out."""
+
+    def is_usual(name: str, value: float) -> bool:
+        if name == "attention_scale":
+            return math.isclose(value, head_dim**-0.5)
+        return bool(value == getattr(Dimensions, name))
+
+    return {name: value for name, value in found.items() if not is_usual(name, value)}
+
+
+def kinds_of(
+    types: Sequence[str], sliding: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, dict[str, Any]]:
+    """`Dimensions.kinds` of some `layer_types`; `sliding` is what blocks with a window have of
+    their own."""
+    own: dict[str, dict[str, Any]] = {
+        FULL: {"sliding_window": None},
+        SLIDING: dict(sliding),
+        NO_ROPE: {"sliding_window": None, "partial_rotary_factor": 0.0},
+        CONV: {"partial_rotary_factor": 0.0},
+        LINEAR: {"partial_rotary_factor": 0.0},
+    }
+    return {kind: own[kind] for kind in sorted(set(types))}
 
 
 @dataclass(frozen=True)

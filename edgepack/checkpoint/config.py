@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from functools import cache
 from pathlib import PurePosixPath
@@ -10,13 +9,12 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, create_model
 
-from edgepack.architectures.base import CONV, FULL, LINEAR, NO_ROPE, SLIDING, Architecture
+from edgepack.architectures.base import FULL, NO_ROPE, SLIDING, Architecture
 from edgepack.checkpoint import completed, detect, rope, sized_kinds
-from edgepack.checkpoint.base import Dimensions
+from edgepack.checkpoint.base import Dimensions, factors, kinds_of
+from edgepack.checkpoint.completed import HINT
 from edgepack.core.untrusted import Untrusted, quote, shorten, validate
 from edgepack.errors import CheckpointError
-
-HINT = "take the config.json published with the model"
 
 Width = Annotated[int, Field(ge=1, le=1 << 24)]
 """Width of a matrix; GPT-4's vocabulary has 2^17 rows."""
@@ -195,9 +193,7 @@ def _numbers(
                 f"{where}: {number.key} should be a positive number, not {quote(value)}", hint=HINT
             )
         read[ours] = number.read(value)
-    if "attention_scale" in read and math.isclose(read["attention_scale"], head_dim**-0.5):
-        del read["attention_scale"]
-    return {ours: value for ours, value in read.items() if value != getattr(Dimensions, ours)}
+    return factors(read, head_dim)
 
 
 def _blocks(
@@ -220,14 +216,7 @@ def _blocks(
     found = tuple(
         kind if turns else NO_ROPE for kind, turns in zip(types, turning[:layers], strict=True)
     )
-    own: dict[str, dict[str, Any]] = {
-        FULL: {"sliding_window": None},
-        SLIDING: dict(positions.get(SLIDING, {})),
-        NO_ROPE: {"sliding_window": None, "partial_rotary_factor": 0.0},
-        CONV: {"partial_rotary_factor": 0.0},
-        LINEAR: {"partial_rotary_factor": 0.0},
-    }
-    return found, {kind: own[kind] for kind in sorted(set(found))}
+    return found, kinds_of(found, positions.get(SLIDING, {}))
 
 
 def _check_types(config: Config, family: Architecture, place: str) -> None:
@@ -293,7 +282,7 @@ def check_heads(dims: Dimensions, architecture: Architecture, place: str) -> Non
             f"{place}: {heads} attention heads do not divide into {groups} key-value heads",
             hint="the configuration is damaged, or of another model",
         )
-    turning = int(dims.head_dim * dims.partial_rotary_factor)
+    turning = dims.rotary_dim
     if "position_embd" not in architecture.outside and (turning % 2 or not turning):
         raise CheckpointError(
             f"{place}: {turning} columns of a head of {dims.head_dim} turn with the position, "

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from gguf import GGUFWriter, RopeScalingType
 
 from edgepack.architectures.base import FULL, NO_ROPE, SLIDING, Architecture, Number
 from edgepack.checkpoint import gguf_experts, gguf_mixers, gguf_sized_kinds, rope
-from edgepack.checkpoint.base import Dimensions
+from edgepack.checkpoint.base import Dimensions, factors, kinds_of
 from edgepack.checkpoint.gguf_keys import HINT, Numbers, decimal
 from edgepack.errors import CheckpointError
 
@@ -104,18 +105,8 @@ def read_kinds(
     else:
         types = assumed_types(family, blocks)
     local = decimal(numbers.freq_base_swa) if numbers.freq_base_swa else family.sliding_theta
-    own: dict[str, dict[str, Any]] = {
-        FULL: {"sliding_window": None},
-        SLIDING: {}
-        if family.sliding_theta is None
-        else {
-            "rope_theta": local or theta,
-            "rope_scaling": None,
-            "partial_rotary_factor": 1.0,
-        },
-        NO_ROPE: {"sliding_window": None, "partial_rotary_factor": 0.0},
-    }
-    return types, {kind: own[kind] for kind in sorted(set(types))}
+    unscaled = {"rope_theta": local or theta, "rope_scaling": None, "partial_rotary_factor": 1.0}
+    return types, kinds_of(types, {} if family.sliding_theta is None else unscaled)
 
 
 def read_numbers(
@@ -139,10 +130,7 @@ def read_numbers(
         read["embedding_scale"] = math.sqrt(numbers.embedding_length)
     if numbers.block_count == _LARGEST.get(family.gguf):
         read["attention_scale"] = (numbers.embedding_length // numbers.head_count) ** -0.5
-    scale = read.get("attention_scale")
-    if scale is not None and math.isclose(scale, head_dim**-0.5):
-        del read["attention_scale"]
-    return {ours: value for ours, value in read.items() if value != 1.0 or "cap" in ours}
+    return factors(read, head_dim)
 
 
 def assumed_types(family: Architecture, blocks: int) -> tuple[str, ...]:
@@ -160,8 +148,6 @@ def _assumed_otherwise(family: Architecture, d: Dimensions) -> Iterator[str]:
         yield f"with no rotary positions in every {every}th block and nowhere else"
     if SLIDING in d.layer_types and d.sliding_window is None:
         yield "with a sliding_window where layer_types has sliding_attention"
-    if SLIDING in assumed and FULL not in d.layer_types and SLIDING not in d.layer_types:
-        yield "with layer_types"
     if family.head == ("untied" if d.tie_word_embeddings else "tied"):
         yield f"whose head is {family.head}"
     yield from gguf_sized_kinds.assumed_otherwise(family, d)
@@ -192,9 +178,7 @@ _LARGEST = {"gemma2": 46, "gemma3": 62}
 
 
 def _yarn_otherwise(scaling: Mapping[str, Any]) -> Iterator[str]:
-    def growth(mscale: float) -> float:
-        return 0.1 * mscale * math.log(max(scaling["factor"], 1.0)) + 1.0
-
+    growth = partial(rope.yarn_growth, scaling["factor"])
     tempered = scaling.get("llama_4_scaling_beta") and scaling.get("mscale_all_dim")
     wanted = growth(1.0) / growth((tempered and scaling["mscale_all_dim"]) or 0.0)
     if not math.isclose(scaling["attention_factor"], wanted, rel_tol=1e-3):

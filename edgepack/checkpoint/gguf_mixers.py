@@ -9,10 +9,10 @@ from typing import Any
 from gguf import GGUFWriter
 
 from edgepack.architectures.base import CONV, FULL, LINEAR, Architecture
-from edgepack.checkpoint.base import Dimensions
+from edgepack.checkpoint.base import Dimensions, kinds_of
+from edgepack.checkpoint.gguf_keys import HINT
 from edgepack.errors import CheckpointError
 
-HINT = "convert the model again with llama.cpp's convert_hf_to_gguf.py"
 SIZES = {
     CONV: {"shortconv.l_cache": "conv_kernel"},
     LINEAR: {
@@ -109,7 +109,8 @@ def read(
         if kind == LINEAR:
             heads = found["linear_num_value_heads"]
             found["linear_value_head_dim"] = about.size("ssm.inner_size") // heads
-        found |= _kinds(read_types(about))
+        types = read_types(about)
+        found |= {"layer_types": types, "kinds": kinds_of(types)}
     if family.rope_sections:
         sections = about.list("rope.dimension_sections", SECTIONS)
         found["rope_sections"] = tuple(n for n in sections if n)
@@ -135,13 +136,3 @@ TYPES: Mapping[str, Callable[[_Fields], tuple[str, ...]]] = {
     CONV: _conv_types,
     LINEAR: _linear_types,
 }
-
-
-def _kinds(types: tuple[str, ...]) -> dict[str, Any]:
-    """The kinds of blocks, as `config.read_dimensions` has them."""
-    own: dict[str, dict[str, Any]] = {
-        FULL: {"sliding_window": None},
-        CONV: {"partial_rotary_factor": 0.0},
-        LINEAR: {"partial_rotary_factor": 0.0},
-    }
-    return {"layer_types": types, "kinds": {kind: own[kind] for kind in sorted(set(types))}}

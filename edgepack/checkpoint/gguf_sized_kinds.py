@@ -16,11 +16,11 @@ from edgepack.architectures.base import (
     Architecture,
 )
 from edgepack.checkpoint.base import Dimensions
+from edgepack.checkpoint.gguf_keys import HINT
 from edgepack.checkpoint.sized_kinds import Kinds, maker_of
 from edgepack.core.untrusted import quote
 from edgepack.errors import CheckpointError
 
-HINT = "convert the model again with llama.cpp's convert_hf_to_gguf.py"
 SLIDES = (SLIDING, SHARED_SLIDING)
 """Kinds with a window."""
 WIDTHS, KV_HEADS = "feed_forward_length", "attention.head_count_kv"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -199,13 +200,15 @@ def _scaling(kind: str, config: Rotary, given: Parameters, place: str) -> dict[s
     return {"rope_type": kind} | values if values else None
 
 
+def yarn_growth(factor: float, mscale: float) -> float:
+    """By how much cos and sin grow with the factor of YaRN (equation 22, times `mscale`)."""
+    return 0.1 * mscale * math.log(max(factor, 1.0)) + 1.0
+
+
 def _yarn(config: Rotary, given: Parameters, values: Mapping[str, Any]) -> dict[str, Any]:
     """What YaRN leaves to defaults, and the factor of cos and sin (Peng et al., arXiv 2309.00071,
     equation 22; with DeepSeek's ``mscale``)."""
-
-    def growth(mscale: float) -> float:
-        return 0.1 * mscale * math.log(max(values["factor"], 1.0)) + 1.0
-
+    growth = partial(yarn_growth, values["factor"])
     factor = given.attention_factor
     if factor is None and given.mscale and given.mscale_all_dim:
         factor = growth(given.mscale) / growth(given.mscale_all_dim)

@@ -16,9 +16,9 @@ from edgepack.architectures.base import (
     SLIDING,
 )
 from edgepack.checkpoint.base import Dimensions
+from edgepack.checkpoint.completed import HINT
 from edgepack.errors import CheckpointError
 
-HINT = "take the config.json published with the model"
 SIZES = ("head_dim", "num_key_value_heads")
 """What ``per_layer_config`` may say of a block."""
 

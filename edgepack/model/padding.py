@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from edgepack.architectures.base import BEHIND, NORMS
+from edgepack.architectures.base import BEHIND, NORMS, Architecture
 from edgepack.checkpoint import Checkpoint, Dimensions
 from edgepack.checkpoint._layout import shape_words, sizes
 from edgepack.errors import RecipeError
@@ -27,32 +27,26 @@ PARTS = {"qkv": ("q", "kv", "kv"), "gate_up": ("ffn", "ffn"), "bcx": ("hidden",)
 def pad(checkpoint: Checkpoint, multiple: int) -> Checkpoint:
     """The model with all widths a multiple of `multiple`; `checkpoint` itself if they are so."""
     refuse_other_streams(checkpoint, "compress.pad_width")
-    _refuse_sized(checkpoint)
+    if reason := why_not(checkpoint.architecture):
+        hint = "remove compress.pad_width, and use formats whose blocks divide the widths"
+        raise RecipeError(f"compress.pad_width: {reason}", hint=hint)
     wider = _wider(checkpoint.dimensions, multiple, square_q=checkpoint.architecture.square_q)
     return checkpoint if wider == checkpoint.dimensions else Padded(checkpoint, wider, multiple)
 
 
-def _refuse_sized(checkpoint: Checkpoint) -> None:
-    """Refuse families whose computation depends on a width in another way than through norms."""
-    family = checkpoint.architecture
-    if family.router is not None:
-        raise RecipeError(
-            f"compress.pad_width: {family.name} models have experts, whose widths are not padded",
-            hint="remove compress.pad_width, and use formats whose blocks divide the widths",
-        )
-    if family.gated_queries:
-        raise RecipeError(
-            f"compress.pad_width: {family.name} models have gates in their queries and heads of a "
-            "delta net, whose widths are not padded",
-            hint="remove compress.pad_width, and use formats whose blocks divide the widths",
-        )
-    by_width = any(number.rule == "root" for number in family.numbers.values())
-    if by_width or "attn_q_norm" in family.shapes:
-        what = "scale embeddings by their width" if by_width else "norm all heads together"
-        raise RecipeError(
-            f"compress.pad_width: {family.name} models {what}, which zeros would change",
-            hint="remove compress.pad_width, and use formats whose blocks divide the widths",
-        )
+def why_not(family: Architecture) -> str | None:
+    """Why models of a family cannot be padded: their computation depends on a width in another way
+    than through norms over the stream. None if they can."""
+    reasons = {
+        "have experts, whose widths are not padded": family.router is not None,
+        "have gated queries, whose widths are not padded": family.gated_queries,
+        "scale embeddings by their width, which zeros would change": any(
+            number.rule == "root" for number in family.numbers.values()
+        ),
+        "norm all heads together, which zeros would change": "attn_q_norm" in family.shapes,
+    }
+    what = next((reason for reason, holds in reasons.items() if holds), None)
+    return what and f"{family.name} models {what}"
 
 
 def _wider(d: Dimensions, multiple: int, *, square_q: bool) -> Dimensions:

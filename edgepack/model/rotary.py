@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -34,8 +34,7 @@ class Rotary:
             self.beta = float(d.rope_scaling.get("llama_4_scaling_beta") or 0.0)
             self.original = int(d.rope_scaling.get("original_max_position_embeddings", 1))
             if "long_factor" in d.rope_scaling:
-                divisors = torch.tensor(d.rope_scaling["long_factor"], dtype=torch.float64)
-                self.long = d.rope_theta**-exponent / divisors
+                self.long = _divided(d.rope_theta**-exponent, d.rope_scaling["long_factor"])
 
     def __call__(self, start: int, length: int) -> tuple[Tensor, Tensor]:
         """cos and sin for the positions start … start+length−1, each ``[length, head_dim]`` (or the
@@ -119,8 +118,12 @@ def _longrope(frequency: Tensor, d: Dimensions) -> tuple[Tensor, float]:
     """LongRoPE (Ding et al., arXiv 2402.13753): a divisor for every frequency; the short ones,
     which are right up to the original context."""
     assert d.rope_scaling is not None
-    divisors = torch.tensor(d.rope_scaling["short_factor"], dtype=torch.float64)
-    return frequency / divisors, d.rope_scaling["attention_factor"]
+    short = _divided(frequency, d.rope_scaling["short_factor"])
+    return short, d.rope_scaling["attention_factor"]
+
+
+def _divided(frequency: Tensor, divisors: Sequence[float]) -> Tensor:
+    return frequency / torch.tensor(divisors, dtype=torch.float64)
 
 
 def _proportional(frequency: Tensor, d: Dimensions) -> tuple[Tensor, float]:

@@ -10,10 +10,10 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from edgepack.architectures.base import Architecture
 from edgepack.checkpoint import Checkpoint
 from edgepack.core import plugins
 from edgepack.export._gguf_stacks import in_stacks
+from edgepack.model import padding
 from edgepack.slicing.stage import why_not
 
 FAMILIES = [f for f in plugins.names("architectures") if plugins.find("architectures", f).gguf]
@@ -35,14 +35,9 @@ SLICED = [
     if why_not(plugins.find("architectures", family), "global") is None
 ]
 """Those whose models stay in the family when they are sliced."""
-
-
-def pads(family: Architecture) -> bool:
-    by_width = any(number.rule == "root" for number in family.numbers.values())
-    return not (family.router or family.gated_queries or by_width)
-
-
-PADDED = [(f, tied) for f, tied in TIES if pads(plugins.find("architectures", f))]
+PADDED = [
+    (f, tied) for f, tied in TIES if padding.why_not(plugins.find("architectures", f)) is None
+]
 """Those whose widths may be padded."""
 SQUARE = {f for f in FAMILIES if plugins.find("architectures", f).square_q}
 """Those whose heads llama.cpp takes to be as wide together as the hidden state."""
