@@ -88,6 +88,11 @@ def _refuse_unknown(model: str, examples: tuple[str, ...]) -> None:
     """Refuse a word that is neither a path nor an id with an owner before the hub is asked."""
     is_word = not {"/", "\\", ":"} & set(model) and not model.endswith(".gguf")
     if is_word and not Path(model).expanduser().exists():
+        if model in examples:
+            raise RecipeError(
+                f"init: {model} is an example, written as it is: it takes no --device or --target",
+                hint="name its model to write a recipe for a device; --target is for build",
+            )
         import difflib
 
         near = difflib.get_close_matches(model, examples, n=1, cutoff=0.5)

@@ -296,6 +296,7 @@ def test_what_is_no_model_is_one_line(tmp_path, monkeypatch):
     wrong = {
         (): "for which model?",
         ("quickstrt",): "no model or example 'quickstrt'",
+        ("quickstart", "--device", "laptop"): "quickstart is an example, written as it is",
         ("./nothing/here/at/all",): "no such file or folder",
         ("empty",): "there is no readable config.json",
         ("text.gguf",): "text.gguf",
