@@ -26,7 +26,8 @@ from edgepack.errors import CheckpointError, EdgepackError, RecipeError
 from edgepack.model.decoder import Decoder
 from edgepack.model.stream import Tokens
 from edgepack.targets.onnx import Onnx
-from tests.support.tiny import TEXT, make_model, write_gguf
+from tests.support.recipes import write_recipe, write_texts
+from tests.support.tiny import make_model, write_gguf
 
 FAMILIES = ("qwen3_moe", "lfm2_moe")
 IDS = torch.arange(3, 67)
@@ -39,22 +40,8 @@ def place(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     tied = request.param == "lfm2_moe"
     make_model(folder / "model", request.param, tied=tied, hidden=128, dtype=torch.float16)
-    (folder / "text.txt").write_text("\n".join(TEXT * 30))
-    rows = ({"prompt": f"{i} + 1?", "completion": f"{i + 1}"} for i in range(12))
-    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    write_texts(folder, 12)
     return folder
-
-
-def write_recipe(folder, name="recipe", **sections):
-    recipe = {
-        "model": "model",
-        "calibrate": {"source": "text.txt", "tokens": 1024, "sequence_length": 64},
-        "export": {"measure": {"tokens": 0}},
-        **sections,
-    }
-    path = folder / f"{name}.yaml"
-    path.write_text(json.dumps(recipe))
-    return path
 
 
 @torch.no_grad()

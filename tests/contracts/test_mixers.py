@@ -22,7 +22,8 @@ from edgepack.errors import CheckpointError, EdgepackError, RecipeError
 from edgepack.export.gguf import write_model, write_plain
 from edgepack.model.decoder import Decoder
 from edgepack.model.gated_delta import delta_rule, gated_delta, kept_floats
-from tests.support.tiny import TEXT, make_model
+from tests.support.recipes import write_recipe, write_texts
+from tests.support.tiny import make_model
 
 CONV, FULL, LINEAR = "conv", "full_attention", "linear_attention"
 VARIANTS = {
@@ -287,7 +288,7 @@ def test_lfm2_s_inner_width_is_the_adjusted_one(models):
 # ------------------------------------------------------------------------ packing and tuning
 
 
-def write_recipe(folder, family: str, **sections) -> None:
+def write_project(folder, family: str, **sections) -> None:
     make_model(
         folder / "model",
         family,
@@ -296,17 +297,8 @@ def write_recipe(folder, family: str, **sections) -> None:
         intermediate=128,
         dtype=torch.float16,
     )
-    (folder / "text.txt").write_text("\n".join(TEXT * 30))
-    rows = ({"prompt": f"{i} + 1?", "completion": f"{i + 1}"} for i in range(30))
-    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    calibrate = {"source": "text.txt", "tokens": 1024, "sequence_length": 64}
-    recipe = {
-        "model": "model",
-        "calibrate": calibrate,
-        "export": {"measure": {"tokens": 0}},
-        **sections,
-    }
-    (folder / "recipe.yaml").write_text(json.dumps(recipe))
+    write_texts(folder, 30)
+    write_recipe(folder, **sections)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -315,7 +307,7 @@ def built(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     finetune = {"data": "rows.jsonl", "steps": 12, "learning_rate": 0.001}
     compress = {"format": "q4_0", "rank": 8}
-    write_recipe(folder, request.param, compress=compress, finetune=finetune)
+    write_project(folder, request.param, compress=compress, finetune=finetune)
     artifact = edgepack.build(folder / "recipe.yaml", "gguf", out=folder / "out")
     plan = edgepack.plan(folder / "recipe.yaml", "gguf")
     return plan, artifact
@@ -385,7 +377,7 @@ def write_f32(path, checkpoint):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_not_supported_is_refused_in_one_line(family, tmp_path):
-    write_recipe(tmp_path, family, compress={"format": "q4_0"})
+    write_project(tmp_path, family, compress={"format": "q4_0"})
     with pytest.raises(RecipeError, match="blocks of several kinds"):
         edgepack.plan(tmp_path / "recipe.yaml", "onnx")
     recipe = json.loads((tmp_path / "recipe.yaml").read_text())

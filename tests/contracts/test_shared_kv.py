@@ -18,7 +18,8 @@ from edgepack.errors import CheckpointError, EdgepackError, RecipeError
 from edgepack.export.gguf import write_plain
 from edgepack.model.decoder import Decoder
 from tests.merge.recipes import LINEAR, made, plan
-from tests.support.tiny import TEXT, make_model
+from tests.support.recipes import write_recipe, write_texts
+from tests.support.tiny import make_model
 
 LAYERS = 6
 SHARED = {"num_kv_shared_layers": 2, "use_double_wide_mlp": True}
@@ -188,7 +189,7 @@ def test_merged_models_are_the_mean_weight_by_weight(tmp_path):
 # ------------------------------------------------------------------------ packing and tuning
 
 
-def write_recipe(folder, **sections):
+def write_project(folder, **sections):
     make(
         folder / "model",
         tied=True,
@@ -197,25 +198,15 @@ def write_recipe(folder, **sections):
         layers=LAYERS,
         dtype=torch.float16,
     )
-    (folder / "text.txt").write_text("\n".join(TEXT * 30))
-    rows = ({"prompt": f"{i} + 1?", "completion": f"{i + 1}"} for i in range(12))
-    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    calibrate = {"source": "text.txt", "tokens": 1024, "sequence_length": 64}
-    recipe = {
-        "model": "model",
-        "calibrate": calibrate | sections.pop("calibrate", {}),
-        "export": {"measure": {"tokens": 0}},
-        **sections,
-    }
-    (folder / "recipe.yaml").write_text(json.dumps(recipe))
-    return folder / "recipe.yaml"
+    write_texts(folder, 12)
+    return write_recipe(folder, **sections)
 
 
 @pytest.fixture(scope="module", params=["layer", "guided", "model"])
 def built(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     more = {"finetune": {"data": "rows.jsonl", "steps": 4, "learning_rate": 0.01}}
-    recipe = write_recipe(
+    recipe = write_project(
         folder,
         calibrate={"objective": request.param},
         compress={"format": "q4_0", "rank": 8},
@@ -262,7 +253,7 @@ def test_tuning_learns(built):
 
 
 def test_what_is_not_supported_is_refused_in_one_line(tmp_path):
-    recipe = write_recipe(tmp_path, compress={"format": "q4_0"})
+    recipe = write_project(tmp_path, compress={"format": "q4_0"})
     with pytest.raises(RecipeError, match="blocks of several kinds"):
         edgepack.plan(recipe, "onnx")
     given = json.loads(recipe.read_text())
