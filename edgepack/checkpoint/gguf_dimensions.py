@@ -36,7 +36,7 @@ def write(writer: GGUFWriter, family: Architecture, d: Dimensions, place: str) -
     writer.add_vocab_size(d.vocab_size)
     writer.add_rope_dimension_count(d.rotary_dim)
     writer.add_rope_freq_base(d.rope_theta)
-    _write_scaling(writer, family, d)
+    _write_scaling(writer, d)
     _write_kinds(writer, family, d)
     gguf_mixers.write(writer, family, d)
     gguf_sized_kinds.write(writer, family, d)
@@ -47,7 +47,7 @@ def write(writer: GGUFWriter, family: Architecture, d: Dimensions, place: str) -
             writer.add_float32(f"{family.gguf}.{number.gguf}", number.written(value))
 
 
-def _write_scaling(writer: GGUFWriter, family: Architecture, d: Dimensions) -> None:
+def _write_scaling(writer: GGUFWriter, d: Dimensions) -> None:
     scaling = d.rope_scaling or {}
     kind = scaling.get("rope_type")
     if kind == "linear":
@@ -57,9 +57,8 @@ def _write_scaling(writer: GGUFWriter, family: Architecture, d: Dimensions) -> N
         writer.add_rope_scaling_type(RopeScalingType.YARN)
         writer.add_rope_scaling_factor(scaling["factor"])
         writer.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
-        if family.yarn_betas:
-            writer.add_rope_scaling_yarn_beta_fast(scaling["beta_fast"])
-            writer.add_rope_scaling_yarn_beta_slow(scaling["beta_slow"])
+        writer.add_rope_scaling_yarn_beta_fast(scaling["beta_fast"])
+        writer.add_rope_scaling_yarn_beta_slow(scaling["beta_slow"])
         if scaling.get("llama_4_scaling_beta"):
             writer.add_rope_scaling_yarn_log_mul(scaling.get("mscale_all_dim") or 0.0)
             writer.add_attn_temperature_scale(scaling["llama_4_scaling_beta"])
