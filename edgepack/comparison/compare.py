@@ -11,16 +11,21 @@ measured in one run on the same text.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgepack.calibration.moments import weight_hessian
-from edgepack.calibration.stage import Calibrate
+import torch
+
+from edgepack.core.accelerator import CPU
 from edgepack.core.disk import scratch
+from edgepack.core.executor import Executor
 from edgepack.core.progress import Steps
 from edgepack.core.tables import format_size
+from edgepack.core.weight_files import load_imatrix
+from edgepack.decompose.stage import Decompose
 from edgepack.device_profile.profile import DeviceProfile
 from edgepack.errors import RecipeError
 from edgepack.measure.stage import Measure, compare_models
@@ -34,8 +39,6 @@ from edgepack.recipe.sections import FIXED, Recipe
 from edgepack.runtimes.models import Model, Runnable
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from edgepack.planning.target import Types
 
 OTHERS = "others"
@@ -75,11 +78,13 @@ def compare(
     tasks: Mapping[str, Sequence[Item]] | None = None,
     target: str = "gguf",
     profile: DeviceProfile | None = None,
+    device: torch.device = CPU,
+    executor: Executor | None = None,
 ) -> Steps[list[Point]]:
     """Build every recipe (given with its folder) at every size into `out`, write the peers' files
     beside them for as long as it takes, and measure all, those `against` it and zero-shot `tasks`
-    included. Types that are slow on the device of a `profile` are left out. What
-    cannot be is found before any work.
+    included. Types that are slow on the device of a `profile` are left out. `device`
+    computes. What cannot be is found before any work.
     """
     kind = get(target)
     if kind.maker is None:
@@ -95,12 +100,20 @@ def compare(
     }
     makers = {model.name: OTHERS for model in others}
     makers |= {f"edgepack {name}": f"edgepack, {name.rpartition('-')[0]}" for name in wanted}
-    plans = {name: make_plan(one, target, base, profile) for name, (one, base) in wanted.items()}
+    plan_for = partial(make_plan, target=target, profile=profile, device=device)
+    plans = {name: plan_for(one, base=base) for name, (one, base) in wanted.items()}
     plan = next(iter(plans.values()))
     models, expected, mixtures = [], {}, {}
     for name, (recipe, base) in wanted.items():
         artifact = yield from build(
-            recipe, target, base=base, out=out / name, force=True, profile=profile
+            recipe,
+            target,
+            base=base,
+            out=out / name,
+            force=True,
+            profile=profile,
+            device=device,
+            executor=executor,
         )
         models.append(Model(f"edgepack {name}", artifact.base, artifact.factors))
         expected[models[-1].name] = artifact.manifest["allocation"]["expected_kl"]
@@ -108,17 +121,17 @@ def compare(
             weights = artifact.manifest["weights"].items()
             label = f"{kind.maker}, in the types of {name}"
             mixtures[label] = {weight: about["formats"]["Q"] for weight, about in weights}
-    yield from run(plan, until=Calibrate.name)
     first, base = next(iter(recipes.values()))
-    plain = make_plan(first, target, base, profile)
+    plain = plan_for(first, base=base)
     measure = plain.find(Measure)  # with what it says of measuring
     assert measure is not None
     every = kind.all_baselines(plan.model, plan.formats) | mixtures
-    with scratch() as temporary:
+    with ExitStack() as uses, scratch() as temporary:
+        yield from run(plan, until=Decompose.name, uses=uses)
         reference = yield from kind.write_original(plan.original, temporary, "original")
         models += others
         models += yield from _baselines(plan, every, temporary)
-        found = yield from _metrics(measure, reference, models)
+        found = yield from _metrics(measure, reference, models, executor)
         taken = yield from _speeds(models)
         right = yield from _accuracies(models, tasks or {})
     points = [
@@ -139,25 +152,23 @@ def compare(
 
 def _baselines(plan: Plan, every: Mapping[str, Types], folder: Path) -> Steps[list[Model]]:
     """Others' files, given as label → types."""
-    calibration = plan.find(Calibrate)
-    assert calibration is not None
-    tied = plan.model.dimensions.tie_word_embeddings
-
-    def imatrix(name: str) -> Tensor:
-        spec = plan.model.specs[name]
-        return weight_hessian(calibration.folder, spec, tied=tied).imatrix
-
+    decomposed = plan.find(Decompose)
+    assert decomposed is not None
+    imatrix = partial(load_imatrix, decomposed.folder)
     steps = plan.target.write_baselines(plan.model, every, imatrix, folder, "baselines")
     return [Model(label, path) for label, path in (yield from steps).items()]
 
 
 def _metrics(
-    measure: Measure, reference: Runnable, models: Sequence[Model]
+    measure: Measure,
+    reference: Runnable,
+    models: Sequence[Model],
+    executor: Executor | None,
 ) -> Steps[dict[str, dict[str, float]]]:
     found: dict[str, dict[str, float]] = {}
     for start in range(0, len(models), AT_ONCE):
         some = models[start : start + AT_ONCE]
-        steps = compare_models(measure.measure, measure.text, reference, some)
+        steps = compare_models(measure.measure, measure.text, reference, some, executor=executor)
         found |= (yield from steps)["results"]
     return found
 

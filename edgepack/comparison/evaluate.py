@@ -9,13 +9,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from edgepack.calibration import text as calibration_text
 from edgepack.comparison.scoreboard import Scoreboard
+from edgepack.core.accelerator import CPU, described
 from edgepack.core.artifact import Artifact
 from edgepack.core.disk import scratch
+from edgepack.core.executor import Executor, Spread
 from edgepack.core.progress import Steps
 from edgepack.core.stage import Stage
 from edgepack.errors import CheckpointError, EdgepackError, RecipeError
+from edgepack.metrics.chunks import spread_chunks
 from edgepack.metrics.divergence import Divergence, Perplexity, divergence, perplexity
 from edgepack.metrics.multiple_choice import CONTEXT, SEQUENCES, answer
 from edgepack.metrics.tasks import load_all
@@ -24,6 +29,7 @@ from edgepack.model.open import open_model
 from edgepack.output.provenance import changed, gone, is_same, located
 from edgepack.pipeline import make_plan
 from edgepack.planning.target import get
+from edgepack.recipe.sections import Recipe
 from edgepack.recipe.texts import SOURCE
 from edgepack.runtimes.models import Model, Runnable
 
@@ -44,6 +50,10 @@ class Request:
     data: Path | None = None
     limit: int | None = None
     adapters: tuple[tuple[Path, float], ...] = ()
+    original: str | None = None
+    source: Path | None = None
+    """Where the folder's original is, and the text that its build read, if not where they were."""
+    device: torch.device = CPU
 
     @property
     def folder(self) -> Path | None:
@@ -56,9 +66,9 @@ class Request:
         return self.tokens > 0 and (self.text is not None or self.folder is not None)
 
 
-def evaluate(request: Request) -> Steps[Scoreboard]:
+def evaluate(request: Request, executor: Executor | None = None) -> Steps[Scoreboard]:
     """Measure. Missing files, unknown tasks and unreadable items are found before any model is
-    loaded."""
+    loaded. The machines of `executor`, if it has several, share the chunks of the text."""
     models = {m.name: m for m in map(Model.from_path, (request.path, *request.against))}
     if request.adapters:
         first = models[str(request.path)]
@@ -70,15 +80,16 @@ def evaluate(request: Request) -> Steps[Scoreboard]:
             hint="--text FILE, or --tasks NAMES with --data FOLDER",
         )
     items = load_all(request.tasks, request.data, request.limit)
-    text = _text(request) if request.wants_text else None
+    text = find_text(request) if request.wants_text else None
     with ExitStack() as stack:
-        reference = yield from _reference(request, stack)
+        reference = yield from find_reference(request, stack)
         every = {m.name: m for m in (reference, *models.values()) if m}
         sizes = {name: model.bytes for name, model in every.items()}
         about: dict[str, Any] | None = None
         predictions: dict[str, Divergence | Perplexity] = {}
         if text is not None:
-            about, predictions = yield from _predictions(request, text, reference, models)
+            steps = _predictions(request, text, reference, models, executor)
+            about, predictions = yield from steps
         context = max(request.context, CONTEXT)
         openers = {name: partial(m.open, context, SEQUENCES) for name, m in every.items()}
         answers = (yield from answer(openers, items)) if items else {}
@@ -86,7 +97,7 @@ def evaluate(request: Request) -> Steps[Scoreboard]:
     return Scoreboard(name, sizes, about, predictions, answers)
 
 
-def _reference(request: Request, stack: ExitStack) -> Steps[Runnable | None]:
+def find_reference(request: Request, stack: ExitStack) -> Steps[Runnable | None]:
     """What KL is measured from: `reference`, else the folder's original as f16, which `stack` will
     delete."""
     if request.reference is not None:
@@ -94,7 +105,7 @@ def _reference(request: Request, stack: ExitStack) -> Steps[Runnable | None]:
     if request.folder is None:
         return None
     artifact = Artifact.open(request.folder)
-    recipe = located(artifact)
+    recipe = _located(request, artifact)
     if recipe.model is None:  # of a merge
         raise gone(recipe, artifact)
     try:
@@ -105,27 +116,50 @@ def _reference(request: Request, stack: ExitStack) -> Steps[Runnable | None]:
         raise changed(recipe, artifact)
     folder = stack.enter_context(scratch())
     target = get(artifact.manifest["target"])
-    return (yield from target.write_original(original, folder, "original"))
+    found = yield from target.write_original(original, folder, "original")
+    return found.on(request.device)
 
 
-def _text(request: Request) -> Text:
+def _located(request: Request, artifact: Artifact) -> Recipe:
+    """The folder's recipe, with what is known here of where its sources are."""
+    recipe = located(artifact)
+    if request.original is not None:
+        name = str(Path(request.original).resolve())
+        model = name if Path(name).exists() else request.original
+        recipe = recipe.model_copy(update={"model": model, "merge": None})
+    if request.source is None:
+        return recipe
+    place = str(request.source.resolve())
+    if recipe.export.measure.text is None:
+        calibrate = recipe.calibrate.model_copy(update={"source": place})
+        return recipe.model_copy(update={"calibrate": calibrate})
+    measure = recipe.export.measure.model_copy(update={"text": place})
+    export = recipe.export.model_copy(update={"measure": measure})
+    return recipe.model_copy(update={"export": export})
+
+
+def find_text(request: Request) -> Text:
     """`text`, else what the folder's own build measured on."""
     if request.text is not None:
         return _read(request.text)
     assert request.folder is not None
     artifact = Artifact.open(request.folder)
-    recipe = located(artifact)
+    recipe = _located(request, artifact)
     if recipe.export.measure.text is not None:
         return _read(request.folder / recipe.export.measure.text)
     try:
-        plan = make_plan(recipe, artifact.manifest["target"], request.folder)
+        where = described(artifact.manifest["device"])  # it wrote the text
+        plan = make_plan(recipe, artifact.manifest["target"], request.folder, device=where)
         if plan.text is None:
             raise EdgepackError("nothing was calibrated")
-        if isinstance(plan.text, Stage) and not plan.text.is_whole():
-            raise EdgepackError("it is not in the cache any more")
         if plan.texts.get(SOURCE) != artifact.manifest["sources"].get(SOURCE):
             raise EdgepackError(f"{SOURCE}: the text has changed since the build")
-        held_out = plan.text.tokens.held_out
+        with ExitStack() as uses:
+            if isinstance(plan.text, Stage):
+                uses.enter_context(plan.text.in_use())
+                if not plan.text.is_whole():
+                    raise EdgepackError("it is not in the cache any more")
+            held_out = plan.text.tokens.held_out
     except EdgepackError as error:
         message = f"{request.folder}: has no held-out calibration text ({error})"
         raise EdgepackError(message, hint=NO_TEXT) from None
@@ -140,7 +174,11 @@ def _read(path: Path) -> Text:
 
 
 def _predictions(
-    request: Request, text: Text, reference: Runnable | None, models: Mapping[str, Model]
+    request: Request,
+    text: Text,
+    reference: Runnable | None,
+    models: Mapping[str, Model],
+    executor: Executor | None,
 ) -> Steps[tuple[dict[str, Any], dict[str, Divergence | Perplexity]]]:
     """What the table says of a text: about the text, and by model."""
     context = request.context
@@ -160,7 +198,10 @@ def _predictions(
             found |= yield from perplexity(opened, chunks)
         else:
             assert reference is not None
-            results = yield from divergence(start, opened, chunks)
+            kept = stack.enter_context(scratch()) if isinstance(executor, Spread) else None
+            if kept is not None:
+                yield from spread_chunks(executor, reference, [*models.values()], chunks, kept)
+            results = yield from divergence(start, opened, chunks, kept)
             one = next(iter(results.values()))
             own = one.positions, one.reference_perplexity, one.reference_perplexity_error
             found |= {reference.name: Perplexity(*own), **results}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepack.comparison.compare import OTHERS, Point, frontier
+from edgepack.core.pictures import save
 from edgepack.errors import missing_extra
 from edgepack.planning.target import get, names
 
@@ -73,7 +74,7 @@ def pareto(points: Sequence[Point], paths: Sequence[Path]) -> None:
     _annotate(axes, labels)
     axes.legend(frameon=False)
     for path in paths:
-        figure.savefig(path, dpi=160)
+        save(figure, path)
 
 
 def _annotate(axes: Axes, labels: Sequence[tuple[Point, bool, str]]) -> None:

@@ -13,9 +13,10 @@ from typing import Any
 from torch import Tensor
 
 from edgepack.checkpoint import digests, quantization, scaled, shards
+from edgepack.checkpoint.base import reopened
 from edgepack.checkpoint.folder import CONFIG, GENERATION, TOKENIZER
 from edgepack.checkpoint.passed_over import BUFFERS
-from edgepack.checkpoint.source_files import SourceFiles
+from edgepack.checkpoint.source_files import Known, SourceFiles
 from edgepack.core.untrusted import shorten
 from edgepack.errors import CheckpointError
 
@@ -80,6 +81,19 @@ class ByName:
             name = self.model.partition("@")[0]
             return {"model": name, "kind": "hub", "revision": self.revision}
         return {"model": self.place, "kind": "folder", "files": self.digests}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as the place that it is opened from."""
+        arguments = self.folder.resolve(), self.model, self.revision
+        return reopened, (ByName, arguments, self.key, self._files.known())
+
+    def file_digests(self) -> Mapping[str, str]:
+        """See `Checkpoint`."""
+        return self.digests
+
+    def trust(self, known: tuple[Known, ...]) -> None:
+        """See `Checkpoint`."""
+        self._files.trust(known)
 
     def read(self, name: str) -> Tensor:
         """A tensor as it is stored."""

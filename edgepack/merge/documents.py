@@ -83,7 +83,10 @@ def _with_inputs(
             found = known.get(reference.model)
             if found is not None:
                 if reference.lora is not None:
-                    raise RecipeError(f"{reference}: a merge's result takes no adapter here")
+                    raise RecipeError(
+                        f"{reference}: a merge's result takes no adapter here",
+                        hint="add the adapter to a model of that merge",
+                    )
                 inputs[reference] = Input(reference, reference.model, found.checkpoint)
             else:
                 inputs[reference] = opened.get(reference) or open_input(reference, base)
@@ -154,7 +157,9 @@ def in_order(merges: Sequence[merging.Merge]) -> list[merging.Merge]:
     for merge in merges:
         if merge.name is not None:
             if merge.name in named:
-                raise RecipeError(f"name: two merges are called {quote(merge.name)}")
+                raise RecipeError(
+                    f"name: two merges are called {quote(merge.name)}", hint="give each its own"
+                )
             named[merge.name] = merge
     final = [merge for merge in merges if merge.name is None]
     if len(final) > 1:

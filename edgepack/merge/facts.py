@@ -15,6 +15,7 @@ from edgepack.checkpoint.digests import combine, sha256
 from edgepack.checkpoint.folder import TOKENIZER, FolderCheckpoint
 from edgepack.checkpoint.gguf_file import GgufCheckpoint
 from edgepack.checkpoint.tokenizer import from_folder
+from edgepack.core.untrusted import whole_number
 from edgepack.merge.embeddings import ROLES
 from edgepack.merge.inputs import Input
 from edgepack.merge.vocabulary import Vocabulary
@@ -95,8 +96,9 @@ class Facts:
         start = self.prefix + "."
         for name, info in self.tensors.items():
             number, _, inner = name.removeprefix(start).partition(".")
-            if name.startswith(start) and number.isdecimal():
-                found.setdefault(int(number), {})[inner] = info
+            layer = whole_number(number) if name.startswith(start) else None
+            if layer is not None:
+                found.setdefault(layer, {})[inner] = info
         return found
 
 

@@ -17,7 +17,7 @@ from edgepack.core import plugins
 from edgepack.core.disk import atomic
 from edgepack.core.executor import Executor
 from edgepack.core.progress import Steps
-from edgepack.core.stage import Stage
+from edgepack.core.stage import Disk, Stage
 from edgepack.merge import card
 from edgepack.merge.checkpoint import MergedCheckpoint
 from edgepack.merge.copying import copy_tokenizer
@@ -178,7 +178,7 @@ class Merge(Stage):
         work = self.work
         if work.weighting is not None:
             work.weighting.folder = folder
-        yield from stream(work, folder, self.more.shard_size)
+        yield from stream(work, folder, self.more.shard_size, executor=executor)
         if work.weighting is not None:
             work.weighting.finish()
 
@@ -221,6 +221,10 @@ class Merge(Stage):
         """The tensors in work, or the largest one where it needs more."""
         work = self.work
         return max(LIMIT, *(work.needs(tensor) for tensor in self.layout.tensors))
+
+    def disk(self) -> Disk:
+        """The files of the result."""
+        return Disk(self.layout.nbytes, self.layout.nbytes)
 
 
 def join(plan: Plan) -> Plan:

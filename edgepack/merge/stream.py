@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from edgepack.core.executor import Executor, Spread
 from edgepack.core.hardware import trim_memory
 from edgepack.core.progress import Progress, Steps
 from edgepack.errors import CheckpointError, while_doing
 from edgepack.merge.inputs import FLOATS, Input
 from edgepack.merge.layout import BYTES, Layout, MergedTensor, Operand
 from edgepack.merge.methods.base import Job, Method
+from edgepack.merge.spread import spread, travels
 from edgepack.merge.write import Writer, torch_dtype
 from edgepack.recipe.merging import DTYPES
 
@@ -142,8 +144,15 @@ def _counterpart(other: Input, model: Input, name: str) -> str:
     return other.architecture.outside["token_embd"]
 
 
-def stream(work: Work, folder: Path, shard_size: int, threads: int | None = None) -> Steps[None]:
-    """Merge all tensors into safetensors in `folder`, which may hold those of a killed run."""
+def stream(
+    work: Work,
+    folder: Path,
+    shard_size: int,
+    threads: int | None = None,
+    executor: Executor | None = None,
+) -> Steps[None]:
+    """Merge all tensors into safetensors in `folder`, which may hold those of a killed run. The
+    machines of `executor`, if it has several, share those that can travel."""
     writer = Writer(folder, work.layout.tensors, shard_size)
     try:
         writer.check_space()
@@ -152,6 +161,11 @@ def stream(work: Work, folder: Path, shard_size: int, threads: int | None = None
         total = work.layout.nbytes
         done = total - sum(tensor.nbytes for tensor in todo)
         yield Progress(STAGE, done, total, "merging")
+        if isinstance(executor, Spread):
+            there = [tensor for tensor in todo if travels(work, tensor)]
+            todo = [tensor for tensor in todo if not travels(work, tensor)]
+            yield from spread(work, there, folder, writer, executor)
+            done = total - sum(tensor.nbytes for tensor in todo)
         for tensor in _in_threads(work, todo, writer, threads):
             done += tensor.nbytes
             yield Progress(STAGE, done, total, tensor.name)

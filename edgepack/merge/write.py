@@ -110,7 +110,7 @@ class Writer:
         free = shutil.disk_usage(self._folder).free
         if needed > free:
             raise ExportError(
-                f"merge: the result needs {format_size(needed)} more, and the disk has "
+                f"merge: the result needs {format_size(needed)} more, and {self._folder} has "
                 f"{format_size(free)} free",
                 hint="free some space, or let EDGEPACK_CACHE name a folder on another disk",
             )

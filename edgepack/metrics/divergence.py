@@ -168,19 +168,13 @@ def divergence(
     candidates and chunks.
     """
     found: dict[str, list[Positions]] = {name: [] for name in candidates}
-    first = chunks.shape[1] // 2
     for done, row in enumerate(chunks):
         yield Progress("measure", done, len(chunks), "predictions beside the original's")
-        tokens, targets = row[:-1].tolist(), row[first + 1 :]
-        path = None if kept is None else kept / f"{CHUNK}{done:05d}.safetensors"
+        path = None if kept is None else chunk_path(kept, done)
         if path is None or not path.exists():
-            expected = reference.logits(tokens, first)
-            parts = {
-                name: compare(expected, candidate.logits(tokens, first), targets)
-                for name, candidate in candidates.items()
-            }
+            parts = score_chunk(reference, candidates, row)
             if path is not None:
-                _save(path, parts)
+                save_positions(path, parts)
         else:
             parts = _load(path)
         for name, part in parts.items():
@@ -188,7 +182,26 @@ def divergence(
     return {name: Positions.join(parts).summary() for name, parts in found.items()}
 
 
-def _save(path: Path, parts: Mapping[str, Positions]) -> None:
+def score_chunk(
+    reference: Scorer, candidates: Mapping[str, Scorer], row: NDArray[np.integer]
+) -> dict[str, Positions]:
+    """Every candidate against the reference on one chunk ``[context]``."""
+    first = len(row) // 2
+    tokens, targets = row[:-1].tolist(), row[first + 1 :]
+    expected = reference.logits(tokens, first)
+    return {
+        name: compare(expected, candidate.logits(tokens, first), targets)
+        for name, candidate in candidates.items()
+    }
+
+
+def chunk_path(folder: Path, index: int) -> Path:
+    """The file of a chunk's results."""
+    return folder / f"{CHUNK}{index:05d}.safetensors"
+
+
+def save_positions(path: Path, parts: Mapping[str, Positions]) -> None:
+    """Keep the results of a chunk, by model."""
     names = list(parts)
     tensors = {
         f"{names.index(name)} {key}": torch.from_numpy(value)

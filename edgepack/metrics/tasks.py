@@ -97,7 +97,9 @@ def load(name: str, folder: Path, limit: int | None = None) -> list[Item]:
     except (OSError, ValueError, EOFError, csv.Error, RecursionError) as error:
         reason = shorten(getattr(error, "strerror", None) or str(error), 120)
         where = shorten(str(path), 120)
-        raise EdgepackError(f"{name}: {where} cannot be read ({reason})") from None
+        raise EdgepackError(
+            f"{name}: {where} cannot be read ({reason})", hint="fetch the file again"
+        ) from None
     if not rows:
         raise EdgepackError(f"{name}: {path} is empty", hint="is the download complete?")
     count = min(limit or len(rows), len(rows))
