@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgepack.decompose import _group_kernels, _kernels
+from edgepack.core.accelerator import CPU, moved
+from edgepack.decompose import _group_kernels, _kernels, _row_loops
 from edgepack.formats._codebook import Codebook
 from edgepack.formats._scalar import Scalar
 from edgepack.formats.base import Format
@@ -18,6 +19,10 @@ from edgepack.formats.base import Format
 
 class Rounder(Protocol):
     """The part of LDLQ that depends on how a format chooses codes; tensors are float32."""
+
+    anywhere: bool
+    """Whether independent rows are rounded on the device that they are on. All else comes to the
+    CPU for its loops."""
 
     def importance(self, U: Tensor) -> Tensor:
         """Cost of an error in each column after error feedback into the later columns, 1/U_jj²,
@@ -57,8 +62,11 @@ def rounder(fmt: Format) -> Rounder:
 class ScalarRounder:
     """Rounds column by column."""
 
+    anywhere = True
+
     def __init__(self, fmt: Scalar) -> None:
         bins, first = fmt.code_levels.bins
+        self.tensors = (fmt.levels, bins, float(first))
         self.lookup = (fmt.levels.numpy(), bins.numpy(), np.float32(first))
 
     def importance(self, U: Tensor) -> Tensor:
@@ -75,6 +83,9 @@ class ScalarRounder:
         out: Sequence[Tensor],
     ) -> None:
         """See `Rounder`."""
+        if x.device != CPU and not len(U_out):
+            _row_loops.sweep(x, U, units, unit, moved(self.tensors, x.device), out)
+            return
         _call(_kernels.sweep, (x, U, *units, unit), self.lookup, (U_out.contiguous(), *out))
 
     def descend(
@@ -86,11 +97,16 @@ class ScalarRounder:
         out: Sequence[Tensor],
     ) -> None:
         """See `Rounder`."""
+        if gradient.device != CPU and not len(H_out):
+            _row_loops.descend(gradient, H, affine, moved(self.tensors, gradient.device), out)
+            return
         _call(_kernels.descend, (gradient, H, H_out, *affine), self.lookup, out)
 
 
 class CodebookRounder:
     """Rounds group by group; the columns of a group are neighbours in the order of processing."""
+
+    anywhere = False
 
     def __init__(self, fmt: Codebook) -> None:
         self.book, self.group = fmt.book, fmt.group
@@ -148,6 +164,11 @@ def _(fmt: Codebook) -> Rounder:
 def _call(
     kernel: Callable[..., None], inputs: Sequence[Tensor], facts: Any, outputs: Sequence[Tensor]
 ) -> None:
-    """Run a compiled kernel on tensors; `outputs` are filled in place."""
-    arrays = (t.contiguous().numpy() for t in inputs)
-    kernel(*arrays, *facts, *(t.numpy() for t in outputs))
+    """Run a compiled kernel on tensors; `outputs` are filled in place. Those of another device come
+    to the CPU for it."""
+    arrays = (t.cpu().contiguous().numpy() for t in inputs)
+    filled = [t.cpu() for t in outputs]
+    kernel(*arrays, *facts, *(t.numpy() for t in filled))
+    for output, new in zip(outputs, filled, strict=True):
+        if new is not output:
+            output.copy_(new)

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from edgepack.core.linalg import NOISE, damp, inverse_factor_up_to_rounding
+from edgepack.core.accelerator import CPU, moved
+from edgepack.core.linalg import NOISE, damp, damped_diagonal, inverse_factor_up_to_rounding
 from edgepack.core.weights import Grid, QuantizedTensor
 from edgepack.decompose._rounders import rounder
 from edgepack.formats._affine import Affine
@@ -53,20 +54,25 @@ def metric(
 ) -> Metric:
     """Prepare H ``[in, in]`` (and H_out ``[out, out]``) for sweeps over blocks of `block_size`
     columns, `group` of which are encoded together."""
-    H = damp(H, max(damping, NOISE))
-    by_group = H.diagonal().view(-1, block_size // group, group).sum(2)
+    damping = max(damping, NOISE)
+    by_group = damped_diagonal(H, damping).view(-1, block_size // group, group).sum(2)
     inside = by_group.argsort(dim=1, descending=True, stable=True)
     blocks = by_group.sum(1).argsort(descending=True, stable=True)
-    groups = (inside + torch.arange(len(blocks))[:, None] * (block_size // group))[blocks].flatten()
-    columns = (groups[:, None] * group + torch.arange(group)).flatten()
-    U = inverse_factor_up_to_rounding(H[columns][:, columns])
+    first = torch.arange(len(blocks), device=H.device)[:, None] * (block_size // group)
+    groups = (inside + first)[blocks].flatten()
+    columns = (groups[:, None] * group + torch.arange(group, device=H.device)).flatten()
+    U = _factored(H, damping, columns)
+    H = damp(H, damping, dtype=torch.float32)
     if H_out is None or H_out.dim() == 1:
-        return Metric(H.float(), U.float(), columns, group)
-    H_out = damp(H_out, OUT_DAMPING)
-    rows = H_out.diagonal().argsort(descending=True, stable=True)
-    H_out = H_out[rows][:, rows]
-    U_out = inverse_factor_up_to_rounding(H_out)
-    return Metric(H.float(), U.float(), columns, group, H_out.float(), U_out.float(), rows)
+        return Metric(H, U, columns, group)
+    rows = damped_diagonal(H_out, OUT_DAMPING).argsort(descending=True, stable=True)
+    U_out = _factored(H_out, OUT_DAMPING, rows)
+    return Metric(H, U, columns, group, damp(H_out, OUT_DAMPING, rows, torch.float32), U_out, rows)
+
+
+def _factored(H: Tensor, damping: float, order: Tensor) -> Tensor:
+    """U of `Metric`. The one float64 copy of H is freed before anything else is made of H."""
+    return inverse_factor_up_to_rounding(damp(H, damping, order)).float()
 
 
 def ldlq(W: Tensor, m: Metric, fmt: Affine, passes: int = 2) -> QuantizedTensor:
@@ -100,8 +106,8 @@ def _sweep(W: Tensor, m: Metric, fmt: Affine) -> tuple[Tensor, Grid]:
     size, (rows, width) = fmt.block_size, W.shape
     W = W[:, m.columns]
     effect = torch.zeros_like(W)  # Ẽ·U of the errors so far
-    errors = torch.empty(rows, size)
-    codes: Tensor = torch.empty(rows, width, dtype=torch.uint8)
+    errors = W.new_empty(rows, size)
+    codes: Tensor = W.new_empty(rows, width, dtype=torch.uint8)
     grids: list[Grid] = [{}] * (width // size)
     for start in range(0, width, size):
         here, after = slice(start, start + size), slice(start + size, width)
@@ -127,18 +133,23 @@ def _block(
     """Grid, codes and normalised errors of a block x ``[rows, size]`` with columns in the order
     `inside`. Each row takes the format's candidate grid that costs least after error feedback
     inside the block."""
+    how = rounder(fmt)
+    if x.device != CPU and (len(U_out) or not how.anywhere):  # only the products are the device's
+        on_cpu = _block(fmt, *moved((x, U, U_out, inside), CPU))
+        found: tuple[Grid, Tensor, Tensor] = moved(on_cpu, x.device)
+        return found
     rows, size = x.shape
     in_storage = inside.argsort()
-    how = rounder(fmt)
     importance = how.importance(U)[in_storage]
-    candidates = fmt.candidates(x[:, in_storage].contiguous(), importance)
+    proposed = fmt.candidates(x[:, in_storage].contiguous().cpu(), importance.cpu())
+    candidates: Grid = moved(proposed, x.device)
     K = next(iter(candidates.values())).shape[1]
     flat = {field: v.reshape(rows * K, 1, *v.shape[2:]) for field, v in candidates.items()}
     units = [v[:, :: fmt.unit].view(rows, K, -1).transpose(1, 2) for v in fmt.affine(flat)]
-    best = torch.zeros(rows, dtype=torch.int64)
-    codes, errors = torch.zeros(rows, size, dtype=torch.uint8), torch.zeros(rows, size)
+    best = x.new_zeros(rows, dtype=torch.int64)
+    codes, errors = x.new_zeros(rows, size, dtype=torch.uint8), x.new_zeros(rows, size)
     how.sweep(x, U, U_out, units, inside // fmt.unit, (best, codes, errors))
-    row = torch.arange(rows)
+    row = torch.arange(rows, device=x.device)
     return {field: v[row, best][:, None] for field, v in candidates.items()}, codes, errors
 
 

@@ -17,8 +17,12 @@ from edgepack import formats
 from edgepack.core.linalg import (
     NOISE,
     damp,
+    matmul64,
+    mirror,
+    slabs,
     solve_up_to_rounding,
     top_left_singular_vectors,
+    upper_factor,
 )
 from edgepack.core.weights import QuantizedTensor
 from edgepack.decompose.ldlq import OUT_DAMPING, ldlq, metric
@@ -38,7 +42,7 @@ def low_rank(
     """
     R = _round(exact_low_rank(A, H, rank, H_out)[1], H, factors)
     R_shipped = R.dequantize().double()
-    RH = R_shipped @ H.double()
+    RH = matmul64(R_shipped, H)
     gram = _gram(RH, R_shipped)
     L = solve_up_to_rounding(gram, RH @ A.double().T).T
     return _round(L, gram, factors, H_out), R
@@ -57,9 +61,10 @@ def exact_low_rank(
         c = (H_out.double() + OUT_DAMPING).sqrt()[:, None]
         vectors = top_left_singular_vectors(c * A, H, rank)
         return vectors / c, vectors.T @ (c * A)
-    C = torch.linalg.cholesky(damp(H_out, OUT_DAMPING))
-    vectors = top_left_singular_vectors(C.T @ A, H, rank)
-    return torch.linalg.solve_triangular(C.T, vectors, upper=True), vectors.T @ (C.T @ A)
+    C = upper_factor(damp(H_out, OUT_DAMPING))
+    A = C.T @ A
+    vectors = top_left_singular_vectors(A, H, rank)
+    return torch.linalg.solve_triangular(C.T, vectors, upper=False), vectors.T @ A
 
 
 def _gram(RH: Tensor, R: Tensor) -> Tensor:
@@ -67,14 +72,14 @@ def _gram(RH: Tensor, R: Tensor) -> Tensor:
     gram = RH @ R.T
     gram = (gram + gram.T) / 2
     jitter = 1e-9 * gram.diagonal().mean() + torch.finfo(gram.dtype).tiny
-    return gram + jitter * torch.eye(gram.shape[0], dtype=gram.dtype)
+    return gram + jitter * torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
 
 
 def _round(factor: Tensor, H: Tensor, factors: str, H_out: Tensor | None = None) -> QuantizedTensor:
     """A factor ``[rows, columns]`` on the grid of `factors`, or f16 where that does not fit."""
     fmt = formats.get(formats.factor_format(factors, factor.shape[1]))
     if not isinstance(fmt, Affine):
-        return fmt.quantize(factor.float())
+        return fmt.quantize_anywhere(factor.float())
     return ldlq(factor.float(), metric(H, fmt.block_size, _DAMPING, H_out, fmt.group), fmt)
 
 
@@ -82,15 +87,18 @@ def downdate(H: Tensor, R: Tensor) -> Tensor:
     """H − H Rᵀ (R H Rᵀ)⁻¹ R H: the metric of Q's error if L is fitted anew for this R.
 
     The closed form of CALDERA's Hessian update (its code forms it through a Cholesky factor and
-    singular vectors). Float64 ``[in, in]``, positive semidefinite up to rounding. A column is zero
-    where R explains all of it but rounding noise. For a text with fewer directions than R has rows,
-    that is all of H.
+    singular vectors). ``[in, in]`` of H's type, positive semidefinite up to rounding. A column is
+    zero where R explains all of it but rounding noise. For a text with fewer directions than R has
+    rows, that is all of H.
     """
-    H, R = H.double(), R.double()
-    RH = R @ H
-    down = H - RH.T @ solve_up_to_rounding(_gram(RH, R), RH)
-    down = (down + down.T) / 2
+    R = R.double()
+    RH = matmul64(R, H)
+    explained = solve_up_to_rounding(_gram(RH, R), RH)
+    down = torch.empty_like(H)
+    for rows in slabs(len(H)):
+        down[rows] = H[rows].double() - RH[:, rows].T @ explained
+    mirror(down)
     left = (down.diagonal() > NOISE * H.diagonal()).to(H.dtype)
     if float(down.diagonal() @ left) <= NOISE * float(H.trace()):
-        return torch.zeros_like(H)
-    return down * left[:, None] * left
+        return down.zero_()
+    return down.mul_(left[:, None]).mul_(left)

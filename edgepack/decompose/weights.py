@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from edgepack import formats
-from edgepack.calibration.moments import EMBEDDING, HEAD, OUTPUT, identity_hessian, weight_hessian
-from edgepack.calibration.sweep import embed_batches, head_moments, layer_hessians
+from edgepack.calibration.moments import (
+    EMBEDDING,
+    HEAD,
+    OUTPUT,
+    hessian_files,
+    identity_hessian,
+    weight_hessian,
+)
+from edgepack.calibration.sweep import Use, embed_batches, head_moments, layer_hessians
 from edgepack.checkpoint import Checkpoint
+from edgepack.core.accelerator import CPU
 from edgepack.core.executor import Executor
 from edgepack.core.progress import Progress, Steps
+from edgepack.core.travel import Part
 from edgepack.core.weight_files import IMATRIX, load_weight, save_tensors, weight_path
 from edgepack.core.weights import Hessian, WeightFormat, WeightSpec
-from edgepack.decompose.caldera import Decomposition, caldera
+from edgepack.decompose.caldera import Decomposition, caldera, needed_memory
 from edgepack.errors import while_doing
 from edgepack.formats._exact import DTYPES, recover
 from edgepack.model.decoder import Decoder
@@ -41,6 +51,7 @@ class Item:
     iterations: int
     hessians: Path | None
     folder: Path
+    device: torch.device = CPU
 
     @property
     def spec(self) -> WeightSpec:
@@ -57,17 +68,49 @@ class Item:
         """The file to write."""
         return weight_path(self.folder, self.name)
 
+    def writes(self) -> tuple[Path]:
+        """The file."""
+        return (self.path,)
+
+    def reads(self) -> list[Part]:
+        """Its Hessian."""
+        if self.hessians is None:
+            return []
+        tied = self.model.dimensions.tie_word_embeddings
+        if self.hessians.name != LAYER:
+            return hessian_files(self.hessians, self.spec, tied=tied)
+        return [Part(self.hessians, f"{self.layer_name}.")]
+
+    def weights(self) -> tuple[str]:
+        """The weight itself."""
+        return (self.name,)
+
+    @property
+    def layer_name(self) -> str:
+        """The name of its Hessian in the file `LAYER`; empty if it has none there."""
+        if self.spec.block is not None:
+            return self.spec.part
+        tied = self.model.dimensions.tie_word_embeddings
+        multiplied = (OUTPUT, EMBEDDING) if tied else (OUTPUT,)
+        return HEAD if self.spec.role in multiplied else ""
+
+    @property
+    def memory(self) -> int:
+        """Bytes that the work takes."""
+        two_sided = self.spec.block is not None and self.hessians is not None
+        return needed_memory(self.spec.shape, rank=self.fmt.rank, two_sided=two_sided)
+
 
 def decompose_weight(item: Item) -> None:
     """Write the file of one weight."""
     with while_doing(f"decomposing {item.label}"):
-        H, W, fmt = _hessian(item), item.model.tensor(item.name), formats.get(item.fmt.Q)
+        W, H, fmt = item.model.tensor(item.name), _hessian(item), formats.get(item.fmt.Q)
         source = item.model.quantized(item.name)
         if item.fmt.exact and source is None:
             source = recover(W, DTYPES[item.spec.dtype], fmt)
         found = caldera(
-            W,
-            H,
+            W.to(item.device),
+            H.to(item.device),
             fmt,
             rank=item.fmt.rank,
             factors=item.fmt.factors,
@@ -87,20 +130,29 @@ def _hessian(item: Item) -> Hessian:
     tied = item.model.dimensions.tie_word_embeddings
     if item.hessians.name != LAYER:
         return weight_hessian(item.hessians, item.spec, tied=tied)
-    if item.spec.block is not None:
-        return _load_layer(item.hessians, item.spec.part, item.spec)
-    multiplied = (OUTPUT, EMBEDDING) if tied else (OUTPUT,)
-    return _load_layer(item.hessians, HEAD if item.spec.role in multiplied else "", item.spec)
+    return _load_layer(item.hessians, item.layer_name, item.spec)
 
 
-def decompose(items: list[Item], tokens: Tokens | None, executor: Executor) -> Steps[None]:
+def decompose(
+    items: list[Item], tokens: Tokens | None, executor: Executor, device: torch.device = CPU
+) -> Steps[None]:
     """Write one file per matrix, leaving out those already there.
 
     With `tokens`, each block is calibrated on them as the blocks already packed pass them on
-    (objective ``layer``), else by what the items name.
+    (objective ``layer``) on a `device`, else by what the items name.
     """
     run = _Run(items, executor)
-    yield from run.one_shot() if tokens is None else run.sequential(tokens)
+    yield from run.one_shot() if tokens is None else run.sequential(tokens, device)
+
+
+def decompose_streamed(items: list[Item], stream: Stream, executor: Executor) -> Steps[None]:
+    """`decompose` while `stream` has H made, block by block from the top."""
+    run = _Run(items, executor)
+    yield from run.streamed(stream)
+
+
+Stream = Callable[[Executor, Use], Steps[None]]
+"""Has the Hessians made, and used as they come (`calibration.streamed`)."""
 
 
 class _Run:
@@ -111,15 +163,26 @@ class _Run:
         self.done = 0
 
     def one_shot(self) -> Steps[None]:
-        """All weights against the original's statistics."""
-        for group in self._groups():
-            yield from self._group(group)
+        """All weights against the original's statistics, those outside the blocks first: they are
+        the largest, and no core waits for them at the end."""
+        yield from self._group([item for group in self._groups() for item in group])
 
-    def sequential(self, tokens: Tokens) -> Steps[None]:
+    def streamed(self, stream: Stream) -> Steps[None]:
+        """The weights of a block as soon as their H is there, those outside the blocks last."""
+        outside, *blocks = self._groups()
+
+        def use(block: int | None, hessians: Path) -> Steps[None]:
+            group = outside if block is None else blocks[block]
+            yield from self._group([replace(item, hessians=hessians) for item in group])
+
+        yield from stream(self.executor, use)
+
+    def sequential(self, tokens: Tokens, device: torch.device) -> Steps[None]:
         """Block after block, each on what the packed blocks before it pass on."""
-        batches, decoder, file = micro_batches(tokens), Decoder(self.model), self.folder / LAYER
+        batches, file = micro_batches(tokens), self.folder / LAYER
+        decoder = Decoder(self.model, device=device)
         dense = {item.name: partial(_dense, self.folder, item.name) for item in self.items}
-        packed = Decoder(self.model, dense)
+        packed = Decoder(self.model, dense, device)
         outside, *blocks = self._groups()
         stream = states(decoder, tokens.all, self.folder, "x")
         if not any(state.exists for state in stream):
@@ -131,7 +194,8 @@ class _Run:
             yield from self._group([replace(item, hessians=file) for item in group])
             if inputs.exists and not output.exists:
                 block = packed.block(index)
-                output.write(block(inputs.read(batch.rows)) for batch in batches)
+                read = (inputs.read(batch.rows).to(device) for batch in batches)
+                output.write(map(block, read))
             inputs.path.unlink(missing_ok=True)
         _save_layer(file, head_moments(decoder.head(), stream[-1], batches))
         yield from self._group([replace(item, hessians=file) for item in outside])

@@ -27,16 +27,20 @@ def finetune(
     folder: str | Path,
     *,
     force: bool = False,
+    device: str = "cpu",
     progress: Callable[[Progress], None] | None = None,
     **options: Any,
 ) -> Tuned:
     """Train an adapter of an output folder; it is written into ``FOLDER/adapters/NAME``.
 
     `options` are the keys of a recipe's section ``finetune`` (`recipe.training.Finetune`), of which
-    ``data`` must be given. An adapter of that name is replaced only with `force`. `progress` hears
-    what is being done. A killed run goes on where it stopped.
+    ``data`` must be given. An adapter of that name is replaced only with `force`. `device` is where
+    this machine computes (see `edgepack.build`). `progress` hears what is being done. A killed run
+    goes on where it stopped.
     """
+    from edgepack.core import accelerator
     from edgepack.core.progress import finish
     from edgepack.finetune.run import run
 
-    return finish(run(Path(folder), options, force=force), progress)
+    chosen = accelerator.choose(device)
+    return finish(run(Path(folder), options, force=force, device=chosen), progress)

@@ -81,21 +81,21 @@ class OnDisk(Saved):
 
     def __init__(self, folder: Path | None = None) -> None:
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  (see `close`)
-        self._kept: list[tuple[int, torch.Size]] = []
+        self._kept: list[tuple[int, torch.Size, torch.device]] = []
 
     def push(self, x: Tensor) -> None:
         """See `Saved`."""
-        self._kept.append((self._file.tell(), x.shape))
-        self._file.write(x.detach().contiguous().view(torch.uint8).numpy().data)
+        self._kept.append((self._file.tell(), x.shape, x.device))
+        self._file.write(x.detach().cpu().contiguous().view(torch.uint8).numpy().data)
 
     def pop(self) -> Tensor:
         """See `Saved`."""
-        start, shape = self._kept.pop()
+        start, shape, device = self._kept.pop()
         found = torch.empty(shape)
         self._file.seek(start)
         self._file.readinto(found.view(torch.uint8).numpy().data)
         self._file.seek(start)
-        return found
+        return found.to(device)
 
     def close(self) -> None:
         """See `Saved`."""

@@ -12,7 +12,8 @@ from typing import Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
-from edgepack.core.hardware import multiplies_bfloat16, multiplies_int8
+from edgepack.core.accelerator import multiplies_bfloat16
+from edgepack.core.hardware import multiplies_int8
 from edgepack.errors import EdgepackError, RecipeError
 from edgepack.finetune.int4 import sampling
 from edgepack.finetune.int4.hadamard import block_sizes, rotate
@@ -71,7 +72,7 @@ def choose(
         return Int4(seed)
     if name == "int8" and not _multiplies_int8(device):
         missing = f"{device.type} has no fast products of 8-bit integers here"
-    elif name == "bfloat16" and not _multiplies_bfloat16(device):
+    elif name == "bfloat16" and not multiplies_bfloat16(device):
         missing = f"{device.type} has no products of bfloat16 numbers here"
     else:
         kinds: dict[str, Arithmetic]
@@ -122,7 +123,7 @@ class Bfloat16:
 
 @dataclass
 class _Random:
-    """Generators numbered by seed, step and call."""
+    """Generators numbered by seed, step and call; of the CPU, so that all devices draw alike."""
 
     seed: int
     step: int = 0
@@ -131,9 +132,9 @@ class _Random:
     def start_step(self, step: int) -> None:
         self.step, self.calls = step, 0
 
-    def next(self, device: torch.device) -> torch.Generator:
+    def next(self) -> torch.Generator:
         self.calls += 1
-        return sampling.make_generator(device, self.seed, self.step, self.calls)
+        return sampling.make_generator("cpu", self.seed, self.step, self.calls)
 
 
 @dataclass
@@ -168,7 +169,7 @@ class Int8:
     def input_gradient(self, g: Tensor, W: Tensor) -> Tensor:
         """g W."""
         W_codes, W_scale = row_codes(W)
-        generator = self.random.next(g.device) if self.stochastic else None
+        generator = self.random.next() if self.stochastic else None
         g_codes, g_scale = row_codes(g * W_scale.T, generator)
         return integer_product(g_codes, W_codes).float().mul_(g_scale)
 
@@ -215,7 +216,7 @@ class Int4:
     def input_gradient(self, g: Tensor, W: Tensor) -> Tensor:
         """g W."""
         W_codes, W_step = rotated_codes(W)
-        generator = self.random.next(g.device)
+        generator = self.random.next()
         halves = sampling.split_bits(g.float() * W_step.T, generator, by_row=True)
         p = sampling.activation_probabilities(halves) if self.sampled else None
         gradient = sampling.activation_gradient(halves, W_codes, p, generator)
@@ -236,12 +237,6 @@ def rotated_codes(x: Tensor) -> tuple[Tensor, Tensor]:
     x = rotate(x.float(), widest_block(x.shape[1]))
     step = (INT4_STEP * x.square().mean(1, keepdim=True).sqrt()).clamp_min(SMALLEST)
     return codes(x, step, INT4_BITS), step
-
-
-def _multiplies_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and multiplies_bfloat16()
 
 
 def _multiplies_int8(device: torch.device) -> bool:

@@ -8,7 +8,7 @@ h = A·x: W is decoded again, h multiplied again (MeSP, arXiv 2602.13069).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,9 +17,10 @@ from torch.nn import functional
 
 from edgepack.adapters.base import PackedBase
 from edgepack.checkpoint import Checkpoint, Dimensions
+from edgepack.core.accelerator import CPU
 from edgepack.errors import EdgepackError
 from edgepack.finetune.arithmetic import Arithmetic
-from edgepack.finetune.reader import Reader
+from edgepack.finetune.reader import Reader, reader_for
 from edgepack.model.block import Block, Linear, norm
 from edgepack.model.decoder import Decoder, finish
 
@@ -41,7 +42,11 @@ class Pair:
             return x
         generator = torch.Generator().manual_seed(self.seed)
         kept = torch.rand(x.shape, generator=generator) >= self.dropout
-        return x * kept / (1 - self.dropout)
+        return x * kept.to(x.device) / (1 - self.dropout)
+
+    def to(self, device: torch.device) -> Pair:
+        """The same on a device."""
+        return replace(self, A=self.A.to(device), B=self.B.to(device))
 
     def add_to(self, y: Tensor, x: Tensor) -> None:
         """y += scale · (x Aᵀ) Bᵀ."""
@@ -143,15 +148,17 @@ class PackedBlock(Block):
 
 @dataclass
 class FrozenModel:
-    """The model of a packed `checkpoint` (Q). Its products are computed by `arithmetic`."""
+    """The model of a packed `checkpoint` (Q). Its products are computed by `arithmetic`, on
+    `device`; pairs may lie elsewhere, trained ones excepted."""
 
     checkpoint: Checkpoint
     arithmetic: Arithmetic
     vectors: dict[str, Tensor] = field(default_factory=dict)
+    device: torch.device = CPU
 
     def __post_init__(self) -> None:
-        self.reader = Reader(self.checkpoint)
-        self.decoder = Decoder(self.checkpoint)
+        self.reader = reader_for(self.checkpoint, self.device)
+        self.decoder = Decoder(self.checkpoint, device=self.device)
 
     @property
     def blocks(self) -> int:
@@ -162,10 +169,11 @@ class FrozenModel:
         """The first block's inputs ``[batch, time, hidden]`` of tokens from the position `start`
         on; only the rows in use are decoded."""
         name = self.checkpoint.architecture.hf_name("token_embd")
-        used, places = torch.unique(tokens, return_inverse=True)
+        used, places = torch.unique(tokens.cpu(), return_inverse=True)
         table, per_layer = self.reader.picked(name, used).clone(), None
         if self.checkpoint.dimensions.hidden_size_per_layer_input:
-            per_layer = self.reader.picked(self.decoder.per_layer_table, used)[places]
+            rows = self.reader.picked(self.decoder.per_layer_table, used)
+            per_layer = rows[places.to(self.device)]
         return self.decoder.embed(places, table, start, per_layer)
 
     def apply(self, index: int, x: Tensor, pairs: PairsOf) -> Tensor:
@@ -187,6 +195,7 @@ class FrozenModel:
         return PackedBlock(d, weights, self.decoder.rotary(index), family, carried, product)
 
     def _product(self, name: str, x: Tensor, pairs: Sequence[Pair]) -> Tensor:
+        pairs = [pair.to(self.device) for pair in pairs]
         leaves = [leaf for pair in pairs if pair.A.requires_grad for leaf in (pair.A, pair.B)]
         y: Tensor = _Product.apply(  # type: ignore[no-untyped-call]
             x, lambda: self.reader.matrix(name), self.arithmetic, pairs, *leaves
@@ -198,7 +207,7 @@ class FrozenModel:
         if self.checkpoint.specs[name].is_matrix:
             return self.reader.matrix(name)
         if name not in self.vectors:
-            self.vectors[name] = self.checkpoint.tensor(name)
+            self.vectors[name] = self.checkpoint.tensor(name).to(self.device)
         return self.vectors[name]
 
     def head(self, pairs: PairsOf) -> PackedHead:
@@ -208,7 +217,7 @@ class FrozenModel:
         vectors = {role: self._tensor(vector) for role, vector in names.items()}
         if "output_norm" not in vectors:
             raise EdgepackError("the model has no final norm")
-        pair = next(iter(pairs(name)), None)
+        pair = next((pair.to(self.device) for pair in pairs(name)), None)
         return PackedHead(self.reader, name, vectors, d, pair)
 
 

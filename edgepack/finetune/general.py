@@ -39,7 +39,7 @@ class PackedDecoder(Decoder):
 
     def __init__(self, base: PackedBase, model: FrozenModel) -> None:
         self.base, self.model = base, model
-        super().__init__(base.checkpoint)
+        super().__init__(base.checkpoint, device=model.device)
 
     def block(self, index: int) -> Block:
         """See `Decoder`."""

@@ -53,8 +53,8 @@ def hidden(model: FrozenModel, ids: Tensor, pairs: PairsOf) -> Tensor:
 def score(model: FrozenModel, batch: Batch, pairs: PairsOf) -> Score:
     """The loss of a batch."""
     places = batch.learnt
-    x = hidden(model, batch.ids, pairs).flatten(0, 1)[places]
-    labels = batch.labels.flatten()[places]
+    x = hidden(model, batch.ids, pairs).flatten(0, 1)[places.to(model.device)]
+    labels = batch.labels.flatten()[places].to(model.device)
     found = cross_entropy(model.head(pairs), x, labels, gradient=False)
     return Score(found.total, len(labels), found.hits)
 
@@ -92,10 +92,10 @@ def _at_the_end(
     head: PackedHead, batch: Batch, x: Tensor, teacher: Tensor | None
 ) -> tuple[Score, Tensor]:
     """The loss, and its gradient at the last hidden states x ``[batch, time, hidden]``."""
-    places = batch.learnt
+    places = batch.learnt.to(x.device)
     own = x.flatten(0, 1)[places]
     if teacher is None:
-        found = cross_entropy(head, own, batch.labels.flatten()[places])
+        found = cross_entropy(head, own, batch.labels.flatten().to(x.device)[places])
     else:
         found = divergence(head, own, teacher.flatten(0, 1)[places])
     g = torch.zeros_like(x).flatten(0, 1)

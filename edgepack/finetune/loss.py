@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from edgepack.core.accelerator import wide
 from edgepack.finetune.frozen import PackedHead
 from edgepack.model.decoder import slope
 
@@ -50,15 +51,15 @@ def cross_entropy(
         normed = head.normalize(x)
     h = normed.detach()
     rows = rows_at_once(head, len(h))
-    logsum = torch.full((len(h),), -torch.inf)
-    at_label, best = torch.empty(len(h)), torch.full((len(h),), -torch.inf)
+    logsum, best = (h.new_full((len(h),), -torch.inf) for _ in range(2))
+    at_label = h.new_empty(len(h))
     for part, W, bias in head.chunks(rows):
         logits = head.logits(h, W, bias)
         logsum = torch.logaddexp(logsum, logits.logsumexp(-1))
         best = best.maximum(logits.amax(-1))
         mine = (labels >= part.start) & (labels < part.stop)
         at_label[mine] = logits[mine, labels[mine] - part.start]
-    total = float((logsum - at_label).sum(dtype=torch.float64))
+    total = float(wide(logsum - at_label).sum())
     hits = int((at_label >= best).sum())
     if not gradient:
         return LossGradient(total, hits)
@@ -86,9 +87,9 @@ def divergence(
     with torch.no_grad():
         now, then = normed.detach(), head.normalize(before)
         rows = rows_at_once(head, len(now))
-        sums = [torch.full((len(now),), -torch.inf) for _ in range(2)]
-        best = [torch.full((len(now),), -torch.inf) for _ in range(2)]
-        place = [torch.zeros(len(now), dtype=torch.long) for _ in range(2)]
+        sums = [now.new_full((len(now),), -torch.inf) for _ in range(2)]
+        best = [now.new_full((len(now),), -torch.inf) for _ in range(2)]
+        place = [now.new_zeros(len(now), dtype=torch.long) for _ in range(2)]
         for part, W, bias in head.chunks(rows):
             for i, h in enumerate((now, then)):
                 logits = head.logits(h, W, bias)
@@ -102,7 +103,7 @@ def divergence(
             log_q = logits - sums[0][:, None]
             log_p = head.logits(then, W, bias) - sums[1][:, None]
             p = log_p.exp()
-            total += float((p * (log_p - log_q)).sum(dtype=torch.float64))
+            total += float(wide(p * (log_p - log_q)).sum())
             if gradient:
                 g = log_q.exp_().sub_(p).mul_(slope(logits, head.dimensions))
                 at_h.addmm_(g, W)

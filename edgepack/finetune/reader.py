@@ -12,7 +12,13 @@ from torch import Tensor
 
 from edgepack.checkpoint import Checkpoint, gguf_rows
 from edgepack.checkpoint.gguf_file import GgufCheckpoint
+from edgepack.core.accelerator import free_memory
 from edgepack.core.weights import QuantizedTensor
+
+
+def reader_for(checkpoint: Checkpoint, device: torch.device) -> Reader:
+    """A reader whose matrices are on a device."""
+    return Reader(checkpoint) if device.type == "cpu" else DeviceReader(checkpoint, device)
 
 
 class Reader:
@@ -73,8 +79,7 @@ class Reader:
             return self.checkpoint.tensor(name)[rows]
         if self.checkpoint.specs[name].block is None:
             self._tables[name] = Q
-        grid = {field: value[rows] for field, value in Q.grid.items()}
-        return QuantizedTensor(Q.format, Q.codes[rows], grid).dequantize()
+        return _some(Q, rows)
 
     def _decoded(self, data: Tensor, kind: str, columns: int) -> Tensor:
         """The values of GGUF blocks ``[rows, bytes]``."""
@@ -96,3 +101,50 @@ class Reader:
         )
         list(done)  # raises what a part raised
         return out
+
+
+class DeviceReader(Reader):
+    """The same on a `device`, where formats decode by operations of torch, to the same bits.
+
+    Codes are sent once and stay there, the first ones that fit: a step reads all of them in turn.
+    Matrices in no format of edgepack's are decoded on the CPU.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+        super().__init__(checkpoint)
+        self.device, self._kept = device, dict[str, QuantizedTensor | None]()
+        self._room_left = free_memory(device) // 2
+
+    def matrix(self, name: str) -> Tensor:
+        """See `Reader`."""
+        Q = self._codes(name)
+        return super().matrix(name).to(self.device) if Q is None else Q.dequantize()
+
+    def rows(self, name: str, rows: range) -> Tensor:
+        """See `Reader`."""
+        Q, part = self._codes(name), slice(rows.start, rows.stop)
+        return super().rows(name, rows).to(self.device) if Q is None else _some(Q, part)
+
+    def picked(self, name: str, rows: Tensor) -> Tensor:
+        """See `Reader`."""
+        return super().picked(name, rows.cpu()).to(self.device)
+
+    def _codes(self, name: str) -> QuantizedTensor | None:
+        if name in self._kept:
+            return self._kept[name]
+        Q = self.checkpoint.quantized(name)
+        if Q is None:
+            self._kept[name] = None
+            return None
+        Q = Q.to(self.device)
+        size = sum(part.nbytes for part in (Q.codes, *Q.grid.values()))
+        if size <= self._room_left:
+            self._room_left -= size
+            self._kept[name] = Q
+        return Q
+
+
+def _some(Q: QuantizedTensor, rows: slice | Tensor) -> Tensor:
+    """The values of some rows."""
+    grid = {field: value[rows] for field, value in Q.grid.items()}
+    return QuantizedTensor(Q.format, Q.codes[rows], grid).dequantize()

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from edgepack.core.pictures import save
 from edgepack.core.tables import format_size, markdown
 
 LEARNT, HELD_OUT = "#1b6ca8", "#d1495b"
@@ -88,5 +89,5 @@ def draw(result: Mapping[str, Any], path: Path) -> bool:
     axes.grid(alpha=0.2)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=120, metadata={"Software": None})
+    save(figure, path, dpi=120)
     return True

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from edgepack.adapters.base import PackedBase
+from edgepack.core.accelerator import CPU
 from edgepack.core.adapters import ABOUT, place
-from edgepack.core.disk import clean, sync_tree
+from edgepack.core.disk import clean, lock_of, locked, sync, sync_tree, writing_to
 from edgepack.core.executor import Threads
 from edgepack.core.progress import Steps
+from edgepack.core.results import handing_over, settle
 from edgepack.core.tables import format_size
 from edgepack.core.untrusted import quote, shorten
 from edgepack.errors import EdgepackError, RecipeError
-from edgepack.finetune.stage import RESULT, make
+from edgepack.finetune.stage import RESULT, Finetune, make
+from edgepack.recipe import plain_yaml
 from edgepack.recipe.read import parse
-from edgepack.recipe.training import Finetune
+from edgepack.recipe.training import Finetune as Options
 
 
 @dataclass(frozen=True)
@@ -59,22 +64,27 @@ class Tuned:
 
 
 @torch.no_grad()
-def run(folder: Path, options: Mapping[str, Any], *, force: bool = False) -> Steps[Tuned]:
+def run(
+    folder: Path, options: Mapping[str, Any], *, force: bool = False, device: torch.device = CPU
+) -> Steps[Tuned]:
     """Train an adapter of the output folder `folder`; see `edgepack.finetune.finetune`."""
     section = read_options(options)
     base = PackedBase.open(folder)
-    stage = make(section, Path(), finished=base)
+    stage = make(section, Path(), finished=base, device=device)
     out = place(folder, stage.adapter_name)
-    _check_place(out, force=force)
-    stage.prepare()
     clean()
-    yield from stage.complete(Threads())
-    _publish(stage.folder, list(stage.files()), out)
-    stage.drop()
+    with _own(out):
+        _check_place(out, force=force)
+        stage.prepare()
+        with stage.in_use():
+            yield from stage.complete(Threads())
+            working = _copy(stage, out)
+        with handing_over([stage.result], working, out):
+            _publish(working, out)
     return Tuned(out, json.loads((out / RESULT).read_text(encoding="utf-8")))
 
 
-def read_options(options: Mapping[str, Any]) -> Finetune:
+def read_options(options: Mapping[str, Any]) -> Options:
     """The section `finetune` of a recipe, from its keys."""
     given = {
         key: str(value) if isinstance(value, Path) else value
@@ -94,9 +104,10 @@ def pairs(settings: Sequence[str]) -> dict[str, Any]:
         if not sign:
             raise RecipeError(f"--set {quote(setting)}: is not KEY=VALUE", hint="--set r=16")
         try:
-            found[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise RecipeError(f"--set {quote(setting)}: no value of YAML") from None
+            found[key.strip()] = plain_yaml.parse(value, "the value")
+        except RecipeError as error:
+            message = f"--set {quote(setting)}: {error.message}"
+            raise RecipeError(message, hint="--set r=16") from None
     return found
 
 
@@ -115,19 +126,46 @@ def _check_place(out: Path, *, force: bool) -> None:
         )
 
 
-def _publish(stage: Path, names: Sequence[str], out: Path) -> None:
-    """Put files in their place: whole, or not at all."""
-    working = out.with_name(f".{out.name}.new")
-    shutil.rmtree(working, ignore_errors=True)  # of a killed run
-    for name in names:
-        (working / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(stage / name, working / name)
-    sync_tree(working)
+@contextmanager
+def _own(out: Path) -> Iterator[None]:
+    """Write `out` alone, once what a killed process left of writing it is finished or removed."""
+    name = hashlib.sha256(os.fsencode(out.resolve())).hexdigest()[:16]
+    with locked(lock_of(f"adapter-{name}")) as mine:
+        if not mine:
+            raise EdgepackError(
+                f"{shorten(str(out), 120)}: another edgepack is writing it",
+                hint="wait for it to end; --name NAME writes elsewhere",
+            )
+        working, replaced = _aside(out)
+        if replaced.exists() and not out.exists():  # killed between the two renames
+            working.rename(out)
+        for leftover in (working, replaced):
+            shutil.rmtree(leftover, ignore_errors=True)
+        settle()  # it is published now, or gone
+        yield
+
+
+def _aside(out: Path) -> tuple[Path, Path]:
+    """Beside an adapter: the new one, and the one whose place it takes."""
+    return out.with_name(f".{out.name}.new"), out.with_name(f".{out.name}.old")
+
+
+def _copy(stage: Finetune, out: Path) -> Path:
+    """The files of a stage on the disk of `out`, under another name."""
+    working, _ = _aside(out)
+    with writing_to(out):
+        for name in stage.files():
+            (working / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(stage.folder / name, working / name)
+        sync_tree(working)
+    return working
+
+
+def _publish(working: Path, out: Path) -> None:
+    """Give what was copied its name: the old adapter or the new one is whole at every moment."""
+    _, replaced = _aside(out)
     if out.exists():
-        replaced = out.with_name(f".{out.name}.old")
-        shutil.rmtree(replaced, ignore_errors=True)
         out.rename(replaced)
-        working.rename(out)
-        shutil.rmtree(replaced)
-    else:
-        working.rename(out)
+    working.rename(out)
+    sync(out.parent)
+    shutil.rmtree(replaced, ignore_errors=True)

@@ -9,11 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from edgepack.adapters import files, onnx
 from edgepack.adapters.adapter import Adapter
 from edgepack.adapters.base import ONNX, PackedBase
 from edgepack.calibration.stage import Calibrate
 from edgepack.checkpoint import Checkpoint
+from edgepack.core.accelerator import CPU, describe, keyed
 from edgepack.core.adapters import FOLDER, check_name, only_weights
 from edgepack.core.disk import atomic, sha256
 from edgepack.core.executor import Executor
@@ -31,6 +34,7 @@ from edgepack.finetune.frozen import FrozenModel
 from edgepack.finetune.memory import Layout, Packed, choose_layout
 from edgepack.finetune.trained import Factors, Stack, Trained, targets
 from edgepack.finetune.training import Data, Run
+from edgepack.output.environment import environment
 from edgepack.planning.plan import Plan
 from edgepack.recipe.texts import EXAMPLES, VALIDATION
 from edgepack.recipe.training import Finetune as Options
@@ -67,6 +71,7 @@ class Finetune(Stage):
     finished: PackedBase | None = None
     original: Checkpoint | None = None
     hessians: Path | None = None
+    device: torch.device = CPU
 
     name = "finetune"
     code = ("edgepack.finetune", "edgepack.adapters", "edgepack.checkpoint", "edgepack.model")
@@ -81,7 +86,7 @@ class Finetune(Stage):
 
     def options(self) -> dict[str, Any]:  # noqa: D102
         kept = self.options_.model_dump(mode="json", exclude=set(NOT_KEYED))
-        return kept | {"data": self.data.suffix}
+        return kept | {"data": self.data.suffix} | keyed(self.device)
 
     @property
     def _exported(self) -> Export:
@@ -99,12 +104,17 @@ class Finetune(Stage):
 
     def run(self, folder: Path, executor: Executor) -> Steps[None]:  # noqa: D102
         yield Progress("finetune", 0, 1, "reading examples")
+        if (folder / RESULT).exists():  # written last: killed when all was done
+            (folder / STATE).unlink(missing_ok=True)
+            return
         if self.options_.memory:  # it costs time
             return_freed_memory()
         o, base = self.options_, self.base
         ready = self.prepare()
         trained = yield from self._trained(ready.names)
-        model = FrozenModel(base.checkpoint, choose(o.arithmetic, seed=o.seed))
+        trained.to(self.device)
+        arithmetic = choose(o.arithmetic, seed=o.seed, device=self.device)
+        model = FrozenModel(base.checkpoint, arithmetic, device=self.device)
         data, judges = yield from self._data(model, ready.learnt, ready.held_out)
         layout = ready.layout
         run = Run(model, trained, data, o, folder / STATE, layout.kind, layout.positions)
@@ -128,10 +138,12 @@ class Finetune(Stage):
             "planned_memory": layout.peak,
             "activations": layout.kind,
             "arithmetic": model.arithmetic.name,
+            **keyed(self.device),
             "note": model.arithmetic.note,
             "curve": asdict(curve),
         }
         yield Progress("finetune", run.steps, run.steps, "writing the adapter")
+        trained.to(CPU)
         self._write(folder, trained, result)
         (folder / STATE).unlink(missing_ok=True)
 
@@ -145,7 +157,7 @@ class Finetune(Stage):
         changed = [name for name in names if o.mode == "stack" or name in packed.ranks]
         if self.finished is not None and self.finished.target == ONNX:
             onnx.check_room(self.finished, changed)
-        choose(o.arithmetic)
+        choose(o.arithmetic, device=self.device)
         learnt, held_out = self._examples(packed.model)
         every = [*learnt.examples, *(held_out.examples if held_out else ())]
         longest = max(len(example.ids) for example in every)
@@ -206,6 +218,7 @@ class Finetune(Stage):
         """The adapter's files, the picture and the report."""
         base = self.base
         about = {key: value for key, value in result.items() if key not in report.SPEEDS}
+        about["environment"] = environment(describe(self.device))
         adapter = Adapter(trained.difference(), base.identity, about)
         picture = report.draw(result, folder / "loss.png")
         (folder / "report.md").write_text(report.page(result, picture=picture), encoding="utf-8")
@@ -249,7 +262,14 @@ def join(plan: Plan) -> Plan:
         )
     calibrate = plan.find(Calibrate)
     hessians = calibrate.hessians if calibrate and plan.find(Decompose) else None
-    stage = make(o, plan.base, exported=exported, original=plan.model, hessians=hessians)
+    stage = make(
+        o,
+        plan.base,
+        exported=exported,
+        original=plan.model,
+        hessians=hessians,
+        device=plan.device,
+    )
     stage.prepare()
     _check_room(plan, o)
     texts = {EXAMPLES: stage.digest}
@@ -281,6 +301,7 @@ def make(
     finished: PackedBase | None = None,
     original: Checkpoint | None = None,
     hessians: Path | None = None,
+    device: torch.device = CPU,
 ) -> Finetune:
     """The stage for some options, whose paths are relative to `place`."""
     data = _existing(place / Path(options.data).expanduser(), "data")
@@ -296,6 +317,7 @@ def make(
         finished,
         original,
         hessians,
+        device,
     )
     check_name(stage.adapter_name)
     return stage

@@ -22,6 +22,7 @@ from edgepack.adapters.base import PackedBase
 from edgepack.adapters.gguf import Pair as StoredPair
 from edgepack.architectures.base import LINEAR_ROLES
 from edgepack.checkpoint import Checkpoint
+from edgepack.core.accelerator import moved
 from edgepack.core.weights import FactoredWeight, QuantizedTensor
 from edgepack.errors import EdgepackError
 from edgepack.finetune.frozen import Pair, frozen_pairs
@@ -85,6 +86,10 @@ class Trained(ABC):
         own = [self.pair(name)] if f"{name} lora_A" in self.masters else []
         return [*self._fixed(name), *own]
 
+    def to(self, device: torch.device) -> None:
+        """Move it all to a device."""
+        self.masters = moved(self.masters, device)
+
     def without(self, name: str) -> list[Pair]:
         """The same before any training: the model as it was packed."""
         return frozen_pairs(self.base, name)
@@ -134,6 +139,11 @@ class Factors(Trained):
                 "finetune.mode: factors, but the model has no factors L·R to train there",
                 hint="use mode: stack, or build the recipe with a rank",
             )
+
+    def to(self, device: torch.device) -> None:
+        """See `Trained`."""
+        super().to(device)
+        self.stored = {name: weight.to(device) for name, weight in self.stored.items()}
 
     def _fixed(self, name: str) -> list[Pair]:
         return [] if name in self.stored else frozen_pairs(self.base, name)
@@ -203,6 +213,11 @@ class Stack(Trained):
         if options.init_lora_weights == "pissa":
             made.origin = {name: made._subtracted(name) for name in names}
         return made
+
+    def to(self, device: torch.device) -> None:
+        """See `Trained`."""
+        super().to(device)
+        self.origin = {name: pair.to(device) for name, pair in self.origin.items()}
 
     def _subtracted(self, name: str) -> Pair:
         """The pair as it is now, frozen, with the other sign."""

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 from torch import Tensor
 
+from edgepack.core.accelerator import wide
 from edgepack.core.hardware import trim_memory
 from edgepack.core.progress import Progress, Steps
 from edgepack.core.weight_files import load_tensors, save_tensors
@@ -137,7 +137,7 @@ class Run:
         self.model.arithmetic.start_step(number)
         self.trained.step = number
         gradients, found = self.gradients(number)
-        squares = (float(g.square().sum(dtype=torch.float64)) for g in gradients.values())
+        squares = (float(wide(g.square()).sum()) for g in gradients.values())
         length = math.sqrt(sum(squares))
         if not math.isfinite(length):
             raise EdgepackError(
@@ -260,7 +260,7 @@ class Run:
         self.best = {}
         for key, value in tensors.items():
             group, _, rest = key.partition("/")
-            own = value.clone()  # rounding depends on memory alignment
+            own = value.to(self.model.device, copy=True)  # rounding depends on memory alignment
             if group == "state":
                 name, _, part = rest.partition("/")
                 self.states[name][part] = own

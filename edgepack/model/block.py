@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from edgepack.architectures.base import BEHIND, LINEAR_ROLES, Architecture
 from edgepack.checkpoint.base import Dimensions
+from edgepack.core.accelerator import CPU
 from edgepack.core.parts import stem
 from edgepack.model.carried import Carried, Shared
 from edgepack.model.experts import mixture, route
@@ -67,10 +68,10 @@ class KeyValueCache:
     length: int = 0
 
     @classmethod
-    def empty(cls, batch: int, capacity: int, d: Dimensions) -> KeyValueCache:
+    def empty(cls, batch: int, capacity: int, d: Dimensions, device: torch.device) -> KeyValueCache:
         """Room for `capacity` positions."""
         shape = (batch, d.num_key_value_heads, capacity, d.head_dim)
-        return cls(torch.empty(shape), torch.empty(shape))
+        return cls(torch.empty(shape, device=device), torch.empty(shape, device=device))
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Append k and v ``[batch, kv_heads, time, head_dim]``; returns all keys and values."""
@@ -85,13 +86,15 @@ Cache = KeyValueCache | ConvolutionCache | DeltaCache
 """What a block keeps of earlier positions."""
 
 
-def empty_cache(roles: Collection[str], batch: int, capacity: int, d: Dimensions) -> Cache:
+def empty_cache(
+    roles: Collection[str], batch: int, capacity: int, d: Dimensions, device: torch.device = CPU
+) -> Cache:
     """The cache of a block with some roles and dimensions, for `capacity` positions."""
     if "conv" in roles:
-        return ConvolutionCache.empty(batch, d.hidden_size, d)
+        return ConvolutionCache.empty(batch, d.hidden_size, d, device)
     if "ssm_out" in roles:
-        return DeltaCache.empty(batch, d)
-    return KeyValueCache.empty(batch, capacity, d)
+        return DeltaCache.empty(batch, d, device)
+    return KeyValueCache.empty(batch, capacity, d, device)
 
 
 @dataclass(frozen=True)
@@ -113,14 +116,27 @@ class Block:
         found = (name for name in names if stem(name) in LINEAR_ROLES)
         return tuple(sorted(found, key=lambda name: LINEAR_ROLES.index(stem(name))))
 
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are, and its input has to be."""
+        return next(iter(self.weights.values())).device
+
     def to(self, device: torch.device) -> Block:
         """The same block with its weights on a device."""
         return replace(self, weights={role: w.to(device) for role, w in self.weights.items()})
 
+    def multiplying(self, dtype: torch.dtype) -> Block:
+        """The same block with the matrices of its products in `dtype`, in which they are then
+        computed."""
+        linears = set(self.linears)
+        weights = {k: w.to(dtype) if k in linears else w for k, w in self.weights.items()}
+        return replace(self, weights=weights)
+
     def linear(self, role: str, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """x Wᵀ + b in float32; with a `dtype`, the product is computed in that."""
+        """x Wᵀ + b as float32; the product is computed in `dtype`, or else in W's."""
         W, bias = self.weights[role], self.weights.get(f"{role}.bias")
-        if dtype is None:
+        dtype = W.dtype if dtype is None else dtype
+        if dtype == x.dtype:
             return functional.linear(x, W, bias)
         y = functional.linear(x.to(dtype), W.to(dtype)).float()
         return y if bias is None else y + bias

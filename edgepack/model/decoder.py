@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from edgepack.checkpoint._layout import block_parts
 from edgepack.checkpoint.base import Checkpoint, Dimensions
+from edgepack.core.accelerator import CPU, free_memory
 from edgepack.core.hardware import available_memory
 from edgepack.core.parts import part_name
 from edgepack.errors import CheckpointError
@@ -28,13 +29,15 @@ from edgepack.model.rotary import Rotary
 
 @dataclass
 class Decoder:
-    """Embedding, blocks and head of a checkpoint, loaded on demand.
+    """Embedding, blocks and head of a checkpoint, loaded on demand, onto `device`.
 
-    `replaced` gives other float32 weights for some names (for example the packed ones).
+    `replaced` gives other float32 weights for some names (for example the packed ones). Token ids
+    may lie anywhere; hidden states come out on the device, and have to be there to go in.
     """
 
     checkpoint: Checkpoint
     replaced: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
+    device: torch.device = CPU
     stays: ClassVar[bool] = True
     """Whether all of it may stay in memory where it fits."""
 
@@ -71,7 +74,8 @@ class Decoder:
         return tuple(specs[reader].shape[-1] for reader in readers)
 
     def _load(self, name: str) -> Tensor:
-        return self.replaced[name]() if name in self.replaced else self.checkpoint.tensor(name)
+        own = name in self.replaced
+        return (self.replaced[name]() if own else self.checkpoint.tensor(name)).to(self.device)
 
     def block(self, index: int) -> Block:
         """Block `index` with its weights in memory."""
@@ -97,7 +101,7 @@ class Decoder:
         """An empty cache for every block."""
         d = self.dimensions
         return [
-            empty_cache(self.block_names(i), batch, capacity, d.block(i))
+            empty_cache(self.block_names(i), batch, capacity, d.block(i), self.device)
             for i in range(d.num_hidden_layers)
         ]
 
@@ -116,6 +120,7 @@ class Decoder:
         positions from `start` on: the token embeddings (read from disk unless given), plus position
         embeddings if the model has them. If blocks have inputs of their own, these are columns
         behind, from the rows `per_layer` of their table (read from disk unless given)."""
+        tokens = tokens.to(self.device)
         x = (self.embedding() if embedding is None else embedding)[tokens]
         if (scale := self.dimensions.embedding_scale) != 1.0:
             x = scale * x
@@ -143,18 +148,17 @@ class Decoder:
     def _rows(self, name: str, tokens: Tensor) -> Tensor:
         """The rows of a table that tokens have; nothing else of the file is read."""
         if name in self.replaced:
-            return self.replaced[name]()[tokens]
-        used, places = torch.unique(tokens, return_inverse=True)
-        return self.checkpoint.rows(name, used)[places]
+            return self._load(name)[tokens.to(self.device)]
+        used, places = torch.unique(tokens.cpu(), return_inverse=True)
+        return self.checkpoint.rows(name, used)[places].to(self.device)
 
     def embedding_gradient(self, tokens: Tensor, g: Tensor) -> Tensor:
         """The gradient at the rows of the embedding that tokens have, from that at the first
         block's input `g` ``[…, time, width]``."""
         if not self.dimensions.hidden_size_per_layer_input:
             return self.dimensions.embedding_scale * g
-        used, places = torch.unique(tokens, return_inverse=True)
         name = self.checkpoint.architecture.hf_name("token_embd")
-        rows = self._rows(name, used)[places].requires_grad_()
+        rows = self._rows(name, tokens).requires_grad_()
         flat = torch.arange(tokens.numel()).view(tokens.shape)
         with torch.enable_grad():
             per_layer = self._rows(self.per_layer_table, tokens)
@@ -196,9 +200,12 @@ class Decoder:
 
 
 def fits_in_memory(decoder: Decoder) -> bool:
-    """Whether the model may stay in memory as float32, because it takes less than a quarter."""
+    """Whether the model may stay in memory as float32, because it takes less than a quarter; on
+    another device, of what is free there."""
     size = 4 * sum(spec.numel for spec in decoder.checkpoint.specs.values())
-    return size < available_memory() // 4
+    device = decoder.device
+    there = available_memory() if device == CPU else free_memory(device)
+    return size < there // 4
 
 
 HEAD_VECTORS = ("output_norm", "output_norm.bias", "output.bias")
@@ -258,14 +265,21 @@ class Head:
         vectors = {role: value.to(device) for role, value in self.vectors.items()}
         return Head.from_vectors(vectors, self.output.to(device), self.dimensions)
 
+    def multiplying(self, dtype: torch.dtype) -> Head:
+        """The same head with the output matrix in `dtype`, in which its product is computed."""
+        return Head.from_vectors(self.vectors, self.output.to(dtype), self.dimensions)
+
     def normalize(self, x: Tensor) -> Tensor:
         """Hidden states ``[…, hidden]`` → the inputs of the output matrix."""
         d = self.dimensions
         return norm(x, self.norm, self.norm_bias, d.rms_norm_eps, d.hidden_size)
 
     def product(self, normed: Tensor) -> Tensor:
-        """The output of `normalize` → the matrix's output ``[…, vocab]``."""
-        return functional.linear(normed, self.output, self.bias)
+        """The output of `normalize` → the matrix's output ``[…, vocab]``, float32."""
+        if self.output.dtype == normed.dtype:
+            return functional.linear(normed, self.output, self.bias)
+        y = functional.linear(normed.to(self.output.dtype), self.output).float()
+        return y if self.bias is None else y + self.bias
 
     def finish(self, product: Tensor) -> Tensor:
         """The matrix's output → logits."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from edgepack.checkpoint.base import Dimensions
+from edgepack.core.accelerator import back, wide
 from edgepack.model.short_conv import ConvolutionCache, causal_convolution
 
 Linear = Callable[[str, Tensor], Tensor]
@@ -27,13 +28,13 @@ class DeltaCache:
     state: Tensor
 
     @classmethod
-    def empty(cls, batch: int, d: Dimensions) -> DeltaCache:
+    def empty(cls, batch: int, d: Dimensions, device: torch.device) -> DeltaCache:
         """Before the first position."""
         keys = 2 * d.linear_num_key_heads * d.linear_key_head_dim
         values = d.linear_num_value_heads * d.linear_value_head_dim
         shape = (d.linear_num_value_heads, d.linear_key_head_dim, d.linear_value_head_dim)
-        past = ConvolutionCache.empty(batch, keys + values, d)
-        return cls(past, torch.zeros(batch, *shape))
+        past = ConvolutionCache.empty(batch, keys + values, d, device)
+        return cls(past, torch.zeros(batch, *shape, device=device))
 
 
 def kept_floats(d: Dimensions) -> int:
@@ -103,19 +104,19 @@ def _chunk(
     With g_t = a_1 + … + a_t, the corrections u_t = β_t (v_t − e^{a_t} S_{t−1}ᵀ k_t) solve
     u_t + β_t Σ_{s<t} e^{g_t − g_s} (k_t·k_s) u_s = β_t (v_t − e^{g_t} S_0ᵀ k_t).
     """
-    total = decay.double().cumsum(-1)  # differences of large sums lose digits in float32
+    total = wide(decay).cumsum(-1)  # differences of large sums lose digits in float32
     time = total.shape[-1]
-    later = torch.ones(time, time, dtype=torch.bool, device=q.device).triu(1)
+    later = torch.ones(time, time, dtype=torch.bool, device=total.device).triu(1)
     between = total.unsqueeze(-1) - total.unsqueeze(-2)
-    between = between.masked_fill(later, -torch.inf).exp().to(v.dtype)  # e^{g_t − g_s}, or 0
-    grown = total.exp().unsqueeze(-1).to(v.dtype)
+    between = back(between.masked_fill(later, -torch.inf).exp(), v)  # e^{g_t − g_s}, or 0
+    grown = back(total.exp().unsqueeze(-1), v)
     system = rate.unsqueeze(-1) * (k @ k.transpose(-1, -2)) * between
     wanted = rate.unsqueeze(-1) * (v - grown * (k @ state))
     u = torch.linalg.solve_triangular(system, wanted, upper=False, unitriangular=True)
     out = grown * (q @ state) + ((q @ k.transpose(-1, -2)) * between) @ u
     last = total[..., -1:]
-    left = (last - total).exp().unsqueeze(-1).to(v.dtype)
-    kept = last.exp().unsqueeze(-1).to(v.dtype)
+    left = back((last - total).exp().unsqueeze(-1), v)
+    kept = back(last.exp().unsqueeze(-1), v)
     state = kept * state + (left * k).transpose(-1, -2) @ u
     return out, state
 

@@ -27,6 +27,8 @@ class Rotary:
         """The frequencies beyond the original context, where they are others (LongRoPE)."""
         self.factor = 1.0
         """cos and sin are multiplied by this."""
+        self._last: tuple[tuple[int, int], tuple[Tensor, Tensor]] | None = None
+        """Positions and their angles; all blocks ask for the same, one after another."""
         self.beta, self.original = 0.0, 1
         if d.rope_scaling is not None:
             scale = SCALINGS[d.rope_scaling["rope_type"]]
@@ -40,6 +42,12 @@ class Rotary:
         """cos and sin for the positions start … start+length−1, each ``[length, head_dim]`` (or the
         part of head_dim that is rotated). With LongRoPE, all of them turn as the last one does, as
         in transformers."""
+        last = self._last
+        if last is None or last[0] != (start, length):
+            last = self._last = (start, length), self._angles(start, length)
+        return last[1]
+
+    def _angles(self, start: int, length: int) -> tuple[Tensor, Tensor]:
         beyond = self.long is not None and start + length > self.original
         frequency = self.long if self.long is not None and beyond else self.frequency
         angle = torch.arange(start, start + length).double()[:, None] * frequency

@@ -20,9 +20,11 @@ class ConvolutionCache:
     past: Tensor
 
     @classmethod
-    def empty(cls, batch: int, channels: int, d: Dimensions) -> ConvolutionCache:
+    def empty(
+        cls, batch: int, channels: int, d: Dimensions, device: torch.device
+    ) -> ConvolutionCache:
         """Before the first position."""
-        return cls(torch.zeros(batch, d.conv_kernel - 1, channels))
+        return cls(torch.zeros(batch, d.conv_kernel - 1, channels, device=device))
 
 
 def causal_convolution(x: Tensor, kernel: Tensor, cache: ConvolutionCache | None) -> Tensor:

@@ -14,6 +14,8 @@ from edgepack.errors import CalibrationError
 from edgepack.model.decoder import Decoder
 
 TOKENS_AT_ONCE = 4096  # tokens whose activations are in memory at once
+RUNS = 8
+"""Runs of batches that are summed by themselves. A constant: on it depends how sums are rounded."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,45 @@ def micro_batches(tokens: Tokens) -> list[Batch]:
     bounds = [(a, min(a + size, count), False) for a in range(0, count, size)]
     bounds += [(a, min(a + size, total), True) for a in range(count, total, size)]
     return [Batch(slice(a, b), held_out) for a, b, held_out in bounds]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Batches that are summed by themselves, so that others can be computed elsewhere. Sequences
+    from `start` on; `batches` are counted from there."""
+
+    number: int
+    start: int
+    batches: tuple[slice, ...]
+    held_out: bool
+
+    @property
+    def sequences(self) -> int:
+        """How many there are."""
+        return int(self.batches[-1].stop)
+
+    @property
+    def rows(self) -> slice:
+        """Its sequences among all."""
+        return slice(self.start, self.start + self.sequences)
+
+
+def runs(tokens: Tokens) -> list[Run]:
+    """All batches in about `RUNS` runs of training sequences, and such runs of held-out ones."""
+    batches = micro_batches(tokens)
+    train = [batch for batch in batches if not batch.held_out]
+    held_out = [batch for batch in batches if batch.held_out]
+    size = max(1, -(-len(train) // RUNS))
+    groups = [
+        part[at : at + size] for part in (train, held_out) for at in range(0, len(part), size)
+    ]
+    return [_run(number, group) for number, group in enumerate(groups)]
+
+
+def _run(number: int, batches: list[Batch]) -> Run:
+    start = batches[0].rows.start
+    rows = (slice(b.rows.start - start, b.rows.stop - start) for b in batches)
+    return Run(number, start, tuple(rows), batches[0].held_out)
 
 
 @dataclass(frozen=True)
@@ -66,7 +107,7 @@ class Activations:
         """Write all sequences, in order; the file appears when it is whole."""
         with atomic(self.path) as temporary, temporary.open("wb") as file:
             for part in parts:
-                file.write(part.to(self.dtype).contiguous().view(torch.uint8).numpy().data)
+                file.write(part.to("cpu", self.dtype).contiguous().view(torch.uint8).numpy().data)
 
     @property
     def exists(self) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from edgepack.core.accelerator import wide
 from edgepack.model.decoder import Head, slope
 
 LOGITS_BIAS = "output.bias"
@@ -80,4 +81,4 @@ def _chunks(x: Tensor, target: Tensor) -> zip[tuple[Tensor, Tensor]]:
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL per token ``[n]``; summed in float64, because the terms of a KL of 1e-4 nearly cancel."""
-    return (log_p.exp() * (log_p - log_q)).sum(-1, dtype=torch.float64)
+    return wide(log_p.exp() * (log_p - log_q)).sum(-1)

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from edgepack.calibration.sweep import embed_batches
-from edgepack.core.hardware import multiplies_bfloat16
+from edgepack.core.accelerator import CPU, moved, product_type
 from edgepack.core.progress import Progress, Steps
 from edgepack.core.weight_files import load_tensors, save_tensors
 from edgepack.core.weights import FactoredWeight
 from edgepack.model.block import Block
-from edgepack.model.decoder import Decoder, Head
+from edgepack.model.decoder import Decoder
 from edgepack.model.stream import Activations, Batch, Tokens, micro_batches, states
 from edgepack.recover import trainable
 from edgepack.recover.student import VALUE, Masters, Student
@@ -36,12 +36,11 @@ IN_MEMORY = 2 << 30
 """Codes up to this many bytes stay in memory between steps."""
 
 
-def choose_arithmetic() -> dict[str, str]:
+def choose_arithmetic(device: torch.device = CPU) -> dict[str, str]:
     """The ``device`` of training steps and the ``dtype`` of their products (bfloat16 where there
     are instructions for it). Results depend on both, so they belong to the stage's options."""
-    if torch.cuda.is_available():
-        return {"device": "cuda", "dtype": "bfloat16"}
-    return {"device": "cpu", "dtype": "bfloat16" if multiplies_bfloat16() else "float32"}
+    dtype = str(product_type(device)).removeprefix("torch.")
+    return {"device": device.type, "dtype": dtype}
 
 
 def recover(
@@ -56,23 +55,18 @@ def recover(
     """Train the parts of the packed model that `settings.train` names, and write into `folder`.
 
     `decoder` is the model that was packed, `original` the one to imitate (wider, if the other is a
-    slice of it), `weights` the decompose stage's folder. `folder` gets one file per matrix with
-    the same layout, formats, codes of Q and size, and `NORMS`. `arithmetic` is the result of
-    `choose_arithmetic` when the stage's key was made.
+    slice of it), both on the device that computes; `weights` is the decompose stage's folder.
+    `folder` gets one file per matrix with the same layout, formats, codes of Q and size, and
+    `NORMS`. `arithmetic` is the result of `choose_arithmetic` when the stage's key was made.
     """
     state = folder / "state"
     if (folder / NORMS).exists() and not state.exists():
         return read_report(folder)
-    arithmetic = arithmetic or choose_arithmetic()
-    device, dtype = torch.device(arithmetic["device"]), DTYPES[arithmetic["dtype"]]
-    student = _student(decoder, weights, settings, device, dtype)
+    arithmetic = arithmetic or choose_arithmetic(decoder.device)
+    student = _student(decoder, weights, settings, DTYPES[arithmetic["dtype"]])
     data = _data(decoder, original, tokens, folder)
-
-    def teacher() -> Head:
-        return original.head().to(device)
-
     report = Recovered(device=arithmetic["device"], dtype=arithmetic["dtype"])
-    run = Run(student, teacher, data, settings, state, report)
+    run = Run(student, original.head, data, settings, state, report)
     run.resume()
     total = student.blocks + settings.steps
     if run.report.stopped is None:
@@ -103,9 +97,7 @@ def read_norms(folder: Path) -> dict[str, Tensor]:
     return load_tensors(folder / NORMS)[0]
 
 
-def _student(
-    decoder: Decoder, weights: Path, settings: Settings, device: torch.device, dtype: torch.dtype
-) -> Student:
+def _student(decoder: Decoder, weights: Path, settings: Settings, dtype: torch.dtype) -> Student:
     """The packed model with its masters before training."""
 
     def read(name: str) -> FactoredWeight:
@@ -120,11 +112,11 @@ def _student(
         elif len(spec.shape) == 1 and "norms" in settings.train:
             masters[spec.name] = {VALUE: decoder.checkpoint.tensor(spec.name).clone()}
     kept = {
-        name: {part: value.to(device) for part, value in parts.items()}
+        name: {part: value.to(decoder.device) for part, value in parts.items()}
         for name, parts in masters.items()
         if parts
     }
-    return Student(decoder, load, kept, device, dtype)
+    return Student(decoder, load, kept, dtype)
 
 
 def _data(decoder: Decoder, original: Decoder, tokens: Tokens, folder: Path) -> Data:
@@ -139,26 +131,24 @@ def _prepare(
     student: Student, original: Decoder, data: Data, tokens: Tokens, total: int
 ) -> Steps[None]:
     """Write the files of `data`, running the original's blocks over all tokens once."""
-    ids, device = tokens.all, student.device
+    ids = tokens.all
     batches = micro_batches(tokens)
     if not data.embedded.exists:
-        data.embedded.write(x.cpu() for x in embed_batches(student.current_decoder(), ids, batches))
+        data.embedded.write(embed_batches(student.current_decoder(), ids, batches))
     stream = [*states(original, ids, data.targets.path.parent, "x")[:-1], data.targets]
     if not any(state.exists for state in stream):
         stream[0].write(embed_batches(original, ids, batches))
     for i, (inputs, output) in enumerate(pairwise(stream)):
         yield Progress("recover", i, total, f"the original's block {i}")
         if inputs.exists and not output.exists:
-            output.write(_through(original.block(i).to(device), inputs, batches, device))
+            output.write(_through(original.block(i), inputs, batches))
         inputs.path.unlink(missing_ok=True)
 
 
-def _through(
-    block: Block, inputs: Activations, batches: list[Batch], device: torch.device
-) -> Iterator[Tensor]:
+def _through(block: Block, inputs: Activations, batches: list[Batch]) -> Iterator[Tensor]:
     for batch in batches:
         with torch.no_grad():
-            yield block(inputs.read(batch.rows).to(device)).cpu()
+            yield block(inputs.read(batch.rows).to(block.device))
 
 
 def _train(run: Run, done: int, total: int) -> Steps[None]:
@@ -189,13 +179,9 @@ def _write(run: Run, weights: Path, folder: Path) -> None:
         elif not _file(folder, spec.name).exists():
             tensors, about = load_tensors(_file(weights, spec.name))
             if spec.name in student.masters:
-                tensors |= _cpu(student.current_weight(spec.name).tensors())
+                tensors |= moved(student.current_weight(spec.name).tensors(), CPU)
             save_tensors(_file(folder, spec.name), tensors, about)
     save_tensors(folder / NORMS, norms, asdict(run.report))
-
-
-def _cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key: value.cpu() for key, value in tensors.items()}
 
 
 def _file(folder: Path, name: str) -> Path:

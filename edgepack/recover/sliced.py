@@ -21,12 +21,13 @@ from torch import Tensor
 from edgepack import formats
 from edgepack.architectures.base import LINEAR_ROLES
 from edgepack.checkpoint import Checkpoint
-from edgepack.checkpoint.save import is_saved, save
+from edgepack.checkpoint.save import is_saved, model_bytes, save
+from edgepack.core.accelerator import CPU, precise
 from edgepack.core.disk import atomic
 from edgepack.core.executor import Executor
 from edgepack.core.linalg import top_left_singular_vectors
 from edgepack.core.progress import Progress, Steps
-from edgepack.core.stage import Stage
+from edgepack.core.stage import Disk, Stage
 from edgepack.core.weight_files import load_tensors, save_tensors
 from edgepack.core.weights import FactoredWeight, QuantizedTensor
 from edgepack.errors import DecompositionError
@@ -51,15 +52,15 @@ def finetune(
     arithmetic: Mapping[str, str],
 ) -> Steps[None]:
     """Write the fine-tuned `sliced` into `folder`, a Hugging Face folder, with the results in
-    `REPORT`. `arithmetic` is the result of `recover.distil.choose_arithmetic`. Memory holds one
-    block at a time, and the factors with their moments."""
+    `REPORT`. `arithmetic` is the result of `recover.distil.choose_arithmetic`; the device is that
+    of `original`. Memory holds one block at a time, and the factors with their moments."""
     start, end = folder / "start", folder / "trained"
     if not is_saved(folder):
-        yield from _split(sliced, options.rank, start)
+        yield from _split(sliced, options.rank, start, precise(original.device))
         end.mkdir(exist_ok=True)
-        student, settings = Decoder(sliced), _settings(options)
+        student = Decoder(sliced, device=original.device)
         report = yield from distil.recover(
-            student, original, start, tokens, settings, end, arithmetic
+            student, original, start, tokens, _settings(options), end, arithmetic
         )
         with atomic(folder / REPORT) as temporary:
             temporary.write_text(json.dumps(asdict(report)), encoding="utf-8")
@@ -83,6 +84,7 @@ class FineTune(Stage):
     text: Text
     recover: Rft
     arithmetic: Mapping[str, str]
+    device: torch.device = CPU
 
     name = "rft"
     code = ("edgepack.recover.sliced", "edgepack.formats.f16")
@@ -102,12 +104,17 @@ class FineTune(Stage):
     def run(self, folder: Path, executor: Executor) -> Steps[None]:  # noqa: D102
         yield from finetune(
             self.sliced,
-            Decoder(self.original),
+            Decoder(self.original, device=self.device),
             self.text.tokens,
             self.recover,
             folder,
             self.arithmetic,
         )
+
+    def disk(self) -> Disk:
+        """The model, and while it is trained its matrices twice and hidden states."""
+        kept = model_bytes(self.sliced)
+        return Disk(4 * kept, kept)
 
     def facts(self) -> dict[str, Any]:
         """Held-out KL at the start, at its best, and at every evaluation."""
@@ -121,8 +128,9 @@ def join(plan: Plan) -> Plan:
         return plan
     assert isinstance(model, Sliced)
     assert plan.text is not None
-    arithmetic = distil.choose_arithmetic()
-    stage = FineTune(model, plan.original, plan.text, options.recover, arithmetic)
+    arithmetic = distil.choose_arithmetic(plan.device)
+    given = (model, plan.original, plan.text, options.recover, arithmetic)
+    stage = FineTune(*given, plan.device)
     return replace(plan, model=stage.model).adding(stage)
 
 
@@ -144,7 +152,7 @@ def _settings(options: Rft) -> Settings:
     )
 
 
-def _split(sliced: Sliced, rank: int, folder: Path) -> Steps[None]:
+def _split(sliced: Sliced, rank: int, folder: Path, device: torch.device) -> Steps[None]:
     """Write every matrix as `recover` reads it: those of blocks as Q + L·R with the closest L·R of
     that rank; shortcuts, embeddings and head unchanged."""
     folder.mkdir(exist_ok=True)
@@ -154,7 +162,7 @@ def _split(sliced: Sliced, rank: int, folder: Path) -> Steps[None]:
         yield Progress("rft", done, len(matrices), f"factors of {spec.name}")
         if path.exists():
             continue
-        W = sliced.tensor(spec.name)
+        W = sliced.tensor(spec.name).to(device)
         weight = FactoredWeight(_half(W), None, None)
         if spec.role in LINEAR_ROLES:
             L, R = principal_part(W, min(rank, *spec.shape))
@@ -165,7 +173,7 @@ def _split(sliced: Sliced, rank: int, folder: Path) -> Steps[None]:
 def principal_part(W: Tensor, rank: int) -> tuple[QuantizedTensor, QuantizedTensor]:
     """L ``[out, rank]`` and R ``[rank, in]`` as float16, with L·R closest to W ``[out, in]``. Both
     have the same scale: U√S and √S Vᵀ."""
-    U = top_left_singular_vectors(W, torch.eye(W.shape[1]), rank)
+    U = top_left_singular_vectors(W, torch.eye(W.shape[1], device=W.device), rank)
     R = U.T @ W.double()
     root = R.norm(dim=1).sqrt()
     return _half((U * root).float()), _half((R / root[:, None]).float())

@@ -7,20 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from edgepack.calibration.stage import FLOAT, Calibrate, matrices_by_block
-from edgepack.calibration.sweep import LABELS_AT_ONCE
+from edgepack.calibration.sizes import FLOAT, matrices_by_block
+from edgepack.calibration.stage import Calibrate
+from edgepack.calibration.text import counts
 from edgepack.checkpoint import Checkpoint
+from edgepack.core.accelerator import CPU
 from edgepack.core.executor import Executor
 from edgepack.core.progress import Steps
-from edgepack.core.stage import Stage
+from edgepack.core.stage import Disk, Stage
 from edgepack.decompose.stage import Decompose
 from edgepack.errors import RecipeError
 from edgepack.model.decoder import Decoder
 from edgepack.planning.plan import Plan
 from edgepack.recipe import training
 from edgepack.recover import distil
+from edgepack.recover.distance import TOKENS_AT_ONCE
 from edgepack.recover.training import Settings
 
 SCALED = 32
@@ -38,6 +42,7 @@ class Recover(Stage):
     calibration: Calibrate
     recover: training.Recover
     arithmetic: Mapping[str, str]
+    device: torch.device = CPU
 
     name = "recover"
     code = ("edgepack.recover.distil", "edgepack.recover.stage", "edgepack.formats")
@@ -51,8 +56,8 @@ class Recover(Stage):
 
     def run(self, folder: Path, executor: Executor) -> Steps[None]:  # noqa: D102
         yield from distil.recover(
-            Decoder(self.model),
-            Decoder(self.original),
+            Decoder(self.model, device=self.device),
+            Decoder(self.original, device=self.device),
             self.decomposed.folder,
             self.calibration.text.tokens,
             self._settings(),
@@ -85,6 +90,14 @@ class Recover(Stage):
             return {}
         return {"recovered": distil.about(distil.read_report(self.folder))}
 
+    def disk(self) -> Disk:
+        """The files of decomposed weights anew; while it trains, the original's last hidden states,
+        embedded tokens, and what is trained."""
+        kept, d = self.decomposed.disk().kept, self.model.dimensions
+        sequences = sum(counts(self.calibration.calibrate, self.original.dimensions))
+        states = 2 * sequences * self.calibration.calibrate.sequence_length * d.hidden_size
+        return Disk(kept + FLOAT * states + kept // 2, kept)
+
     def memory(self) -> int:
         """Codes, what is trained with its gradients and moments, a step's block inputs, heads."""
         d, specs = self.model.dimensions, self.model.specs
@@ -93,7 +106,7 @@ class Recover(Stage):
         factors = sum(fmt.rank * sum(specs[name].shape) for name, fmt in formats)
         trained = elements // SCALED + factors
         states = d.num_hidden_layers * self.recover.tokens * d.hidden_size
-        logits = 5 * LABELS_AT_ONCE * d.vocab_size
+        logits = 10 * TOKENS_AT_ONCE * d.vocab_size
         heads = 10 * d.vocab_size * d.hidden_size
         block = 6 * elements // d.num_hidden_layers
         codes = min(elements, distil.IN_MEMORY)
@@ -111,7 +124,5 @@ def join(plan: Plan) -> Plan:
             "recover: nothing is quantized, so there is nothing to recover",
             hint="add a section `compress`, or remove `recover`",
         )
-    arithmetic = distil.choose_arithmetic()
-    return plan.adding(
-        Recover(plan.model, plan.original, decomposed, calibration, options, arithmetic)
-    )
+    models, arithmetic = (plan.model, plan.original), distil.choose_arithmetic(plan.device)
+    return plan.adding(Recover(*models, decomposed, calibration, options, arithmetic, plan.device))

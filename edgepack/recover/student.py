@@ -35,8 +35,12 @@ class Student:
     decoder: Decoder
     load: Callable[[str], FactoredWeight]
     masters: Masters
-    device: torch.device
     dtype: torch.dtype = torch.float32
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.decoder.device
 
     @property
     def blocks(self) -> int:
@@ -45,9 +49,7 @@ class Student:
 
     def current_weight(self, name: str) -> FactoredWeight:
         """A matrix with its current masters, rounded as it would be written now."""
-        return trainable.apply_masters(
-            _to(self.load(name), self.device), self.masters.get(name, {})
-        )
+        return trainable.apply_masters(self.load(name).to(self.device), self.masters.get(name, {}))
 
     def current_decoder(self, leaves: Leaves | None = None) -> Decoder:
         """The packed model with its current masters, its weights dense and on the device. If given,
@@ -55,7 +57,7 @@ class Student:
         by them."""
         names = self.decoder.checkpoint.specs
         now = {name: partial(self._weight, name, leaves) for name in names}
-        return Decoder(self.decoder.checkpoint, now)
+        return Decoder(self.decoder.checkpoint, now, self.device)
 
     def vector(self, name: str) -> Tensor:
         """A norm's gain or a bias with its current value."""
@@ -133,8 +135,3 @@ class Student:
     def _apply(self, block: Block, x: Tensor) -> Tensor:
         """A block with its products of weights and activations in `dtype`."""
         return block(x, partial(block.linear, dtype=self.dtype))
-
-
-def _to(weight: FactoredWeight, device: torch.device) -> FactoredWeight:
-    tensors = {key: value.to(device) for key, value in weight.tensors().items()}
-    return FactoredWeight.from_tensors(tensors, weight.formats())

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgepack.core.accelerator import wide
 from edgepack.core.weight_files import load_tensors, save_tensors
 from edgepack.errors import EdgepackError
 from edgepack.model.decoder import Head
@@ -188,7 +189,7 @@ class Run:
         sizes = {(name, part): unit_step(part, masters[name][part]) for name, part in gradients}
         for key, gradient in gradients.items():
             gradient.mul_(sizes[key])  # with respect to relative changes of the part
-        squares = (gradient.square().sum(dtype=torch.float64) for gradient in gradients.values())
+        squares = (wide(gradient.square()).sum() for gradient in gradients.values())
         norm = math.sqrt(sum(map(float, squares)))
         if not math.isfinite(norm):
             self.report.stopped = "diverged"

@@ -35,7 +35,7 @@ STACKS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def place(request, tmp_path_factory):
+def place(request, tmp_path_factory, float32_products):
     """A folder with a model of two blocks, a text, and rows to learn."""
     folder = tmp_path_factory.mktemp(request.param)
     tied = request.param == "lfm2_moe"
@@ -77,7 +77,8 @@ def test_a_size_is_spent_stack_by_stack_and_runs_in_llama_cpp(place, tmp_path):
     assert all(len(formats) == 1 for formats in kinds.values())
     wanted = promised(plan)
     found = through_llama(artifact.folder, factors=any(f.rank for f in plan.formats.values()))
-    assert np.linalg.norm(found - wanted) < 0.05 * np.linalg.norm(wanted)  # rounded activations
+    missed = np.linalg.norm(found - wanted, axis=-1) / np.linalg.norm(wanted, axis=-1)
+    assert np.quantile(missed, 0.8) < 0.05  # a rounded activation may go to another expert
     with torch.no_grad():
         original = Decoder(plan.original).logits(IDS[None])[0]
     assert kl(original, found) < 0.3  # of a random model, on tokens that are no text
@@ -117,7 +118,7 @@ def test_more_than_the_memory_holds_is_refused_before_the_work(place, tmp_path, 
     monkeypatch.setattr("edgepack.calibration.stage.available_memory", lambda: 1_000_000)
     other = {"source": "text.txt", "tokens": 512, "sequence_length": 64}
     recipe = write_recipe(place, "large", compress={"format": "q4_0"}, calibrate=other)
-    with pytest.raises(EdgepackError, match=r"of all experts of a block takes .* 0\.0 GB are free"):
+    with pytest.raises(EdgepackError, match=r"of all experts of a role takes .* 0\.0 GB are free"):
         edgepack.build(recipe, "gguf", out=tmp_path / "out")
 
 
@@ -193,22 +194,27 @@ def drawn(inputs, tokens):
     return found
 
 
-def test_experts_with_many_tokens_keep_their_own_moments():
+def test_experts_with_many_tokens_keep_their_own_moments(tmp_path):
     generator = torch.Generator().manual_seed(0)
-    moments, names = Moments(output_side=True), [f"ffn_up_exps.{i}" for i in range(3)]
+    moments, names = Moments(), [f"ffn_up_exps.{i}" for i in range(3)]
     many, few = torch.randn(4000, 8, generator=generator), torch.randn(2, 8, generator=generator)
     for held_out in (False, True):
         moments.add(names[0], 3 * many, None, held_out)
         moments.add(names[1], few, None, held_out)
         moments.count(4002, held_out)
-    before = moments.sums[names[0], False].clone()
+    before = moments.sums[names[0], False].dense()
     experts.draw_together(moments, names)
     found = moments.hessians()
-    assert torch.allclose(moments.sums[names[0], False], before, rtol=0.02)
+    assert torch.allclose(moments.sums[names[0], False].dense(), before, rtol=0.02)
     for name, count in ((names[1], 2), (names[2], 0)):  # nearly the mean of all, and all of it
         wanted = before / 4002 * (count + 1) / 4002
         assert torch.allclose(found[name].train, wanted, rtol=0.3, atol=0.1 * wanted.max())
-    assert experts.few(moments, names) == {"experts": 3, "few_tokens": 2, "no_tokens": 1}
+    met = {name: moments.met.get((name, False), 0) for name in names}
+    said = {"experts": 3, "few_tokens": 2, "no_tokens": 1}
+    assert experts.few(met, dict.fromkeys(names, 8)) == said
+    for name in names:
+        moments.save(tmp_path / name, name)
+    assert experts.about(tmp_path, names) == said
 
 
 def test_experts_of_a_stack_get_one_choice():

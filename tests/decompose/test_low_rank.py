@@ -111,7 +111,7 @@ def test_the_downdate_is_the_cost_with_L_fitted_freely():
     r, H64 = R.dequantize().double(), H.double()
     E = torch.randn(30, 128, generator=torch.Generator().manual_seed(7)).double()
     best_L = torch.linalg.lstsq((r @ root(H)).T, (E @ root(H)).T).solution.T
-    down = downdate(H, r)
+    down = downdate(H.double(), r)
     assert cost(E, down) == pytest.approx(cost(E - best_L @ r, H64), rel=1e-6)  # jitter 1e-9
     assert cost(E, down) < cost(E, H64)
 
@@ -119,7 +119,7 @@ def test_the_downdate_is_the_cost_with_L_fitted_freely():
 def test_the_downdate_is_symmetric_semidefinite_and_blind_to_R():
     _, H = problem(96, 128)
     R = torch.randn(16, 128, generator=torch.Generator().manual_seed(7))
-    down = downdate(H, R)
+    down = downdate(H.double(), R)
     assert torch.equal(down, down.T)
     values = torch.linalg.eigvalsh(down)
     assert values.min() > -1e-6 * values.max()
@@ -233,6 +233,6 @@ def test_the_downdate_is_the_schur_complement_of_what_L_can_reach():
     basis = torch.cat([R, torch.randn(26, 32, generator=generator).double()])
     G = basis @ H.double() @ basis.T  # Gram matrix of the basis
     schur = G[6:, 6:] - G[6:, :6] @ torch.linalg.solve(G[:6, :6], G[:6, 6:])
-    down = basis @ downdate(H, R) @ basis.T
+    down = basis @ downdate(H.double(), R) @ basis.T
     assert down[:6].norm() < 1e-7 * G.norm()  # the jitter of 1e-9
     assert torch.allclose(down[6:, 6:], schur, rtol=1e-6, atol=1e-7 * float(G.norm()))

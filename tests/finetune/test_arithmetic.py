@@ -120,9 +120,9 @@ def test_the_names_choose():
 
 
 @pytest.mark.parametrize("name", ["int8", "bfloat16"])
-@pytest.mark.parametrize("test", ["_multiplies_int8", "_multiplies_bfloat16"])
+@pytest.mark.parametrize("test", ["_multiplies_int8", "multiplies_bfloat16"])
 def test_without_instructions_there_is_an_error_or_a_fallback(name, test, monkeypatch):
-    for each in ("_multiplies_int8", "_multiplies_bfloat16"):
+    for each in ("_multiplies_int8", "multiplies_bfloat16"):
         monkeypatch.setattr(arithmetic, each, lambda device, each=each: each != test)
     if name in test:
         with pytest.raises(EdgepackError, match=name) as error:

@@ -107,3 +107,23 @@ def test_replaced_weights_take_the_place_of_the_checkpoint_s(tmp_path):
     found = Decoder(decoder.checkpoint, replaced).logits(tokens)
     assert (found - model(tokens).logits).abs().max() < TOLERANCE
     assert (found - decoder.logits(tokens)).abs().max() > 0.1
+
+
+@torch.no_grad()
+def test_products_are_computed_in_the_type_that_matrices_are_kept_in(tmp_path):
+    decoder, _ = build(tmp_path, "llama tied")
+    block, head = decoder.block(0), decoder.head()
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 5, decoder.dimensions.hidden_size, generator=generator)
+    half, role = block.multiplying(torch.bfloat16), "attn_q"
+    W = block.weights[role]
+    expected = (x.bfloat16().float() @ W.bfloat16().float().T).bfloat16().float()
+    torch.testing.assert_close(half.linear(role, x), expected, rtol=2**-7, atol=1e-4)
+    assert half(x).dtype == torch.float32
+    assert {w.dtype for k, w in half.weights.items() if k not in block.linears} == {torch.float32}
+    torch.testing.assert_close(half(x), block(x), rtol=0.05, atol=0.05)
+    assert not torch.equal(half(x), block(x))
+    rounded = head.multiplying(torch.bfloat16)
+    assert rounded(x).dtype == torch.float32
+    p, q = (h(x).log_softmax(-1) for h in (head, rounded))
+    assert 0 < float((p.exp() * (p - q)).sum(-1).mean()) < 1e-3

@@ -24,7 +24,6 @@ from edgepack.recover.training import Recovered, Settings, order
 from tests.support.dying import dies_before, files
 from tests.support.tiny import make_model
 
-CPU = torch.device("cpu")
 QUICK = Settings(12, tokens=512, scales=0.01, factors=0.03, norms=0.003, evaluate_every=4)
 
 
@@ -141,7 +140,7 @@ def last_hidden(decoder: Decoder, tokens: Tensor) -> Tensor:
 @pytest.mark.slow
 def test_the_streamed_gradient_is_that_of_the_whole_model(packed):
     decoder, weights = packed
-    student = _student(decoder, weights, Settings(), CPU, torch.float32)
+    student = _student(decoder, weights, Settings(), torch.float32)
     tokens = some_tokens(decoder.dimensions.vocab_size, 300).train[:2]  # 600: several logit chunks
     target = last_hidden(decoder, tokens)
     kl, found = student.gradient(student.current_decoder().embed(tokens), target, decoder.head)

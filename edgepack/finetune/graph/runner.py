@@ -18,6 +18,7 @@ from torch import Tensor
 
 from edgepack.core.disk import atomic
 from edgepack.core.progress import Progress, Steps
+from edgepack.core.safetensors_header import sort_texts
 from edgepack.core.untrusted import shorten
 from edgepack.errors import EdgepackError
 from edgepack.finetune.graph.folder import ABOUT, AGAIN, GRAPH, INITIAL, About, read_about
@@ -274,6 +275,7 @@ def _write_state(path: Path, key: str, state: State) -> None:
     about = {"run": key, "losses": json.dumps(state.losses)}
     with atomic(path) as temporary:
         save_file({name: getattr(state, name) for name in STATE}, temporary, about)
+        sort_texts(temporary)
 
 
 def _read_state(path: Path, key: str, size: int) -> State | None:

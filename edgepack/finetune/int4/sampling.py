@@ -23,6 +23,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from edgepack.core.accelerator import back, wide
+
 HALF = 7
 """Codes of a half go from −7 to 7."""
 BASE = 2 * HALF + 1
@@ -95,14 +97,14 @@ def keep_probabilities(scores: Tensor, budget: int) -> Tensor:
     In descending order term k becomes 1 if (budget − k)·c_k > Σ_{i≥k} c_i. It then holds for all
     terms before it, so a sum finds what the repetition finds.
     """
-    ordered, order = scores.double().sort(descending=True)
+    ordered, order = wide(scores).sort(descending=True)
     rest = ordered.flip(0).cumsum(0).flip(0)
-    index = torch.arange(len(scores), device=scores.device)
+    index = torch.arange(len(scores), device=ordered.device)
     certain = ((budget - index) * ordered > rest).sum()
     left = torch.where(index >= certain, ordered, 0).sum()
     share = (budget - certain) * ordered / left.clamp_min(torch.finfo(left.dtype).tiny)
     probabilities = torch.where(index < certain, 1.0, share.clamp_max(1.0))
-    return torch.empty_like(probabilities).index_copy_(0, order, probabilities).to(scores.dtype)
+    return back(torch.empty_like(probabilities).index_copy_(0, order, probabilities), scores)
 
 
 def weight_probabilities(g: Halves, x: Tensor) -> Tensor:
