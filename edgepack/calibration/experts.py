@@ -8,14 +8,23 @@ expert that is seldom met weigh little, and those of no expert nothing.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TypeVar
 
-from torch import Tensor
+from safetensors import safe_open
 
 from edgepack.architectures.base import LINEAR_ROLES
+from edgepack.calibration.gram import Gram
 from edgepack.calibration.moments import OUT, Moments
 from edgepack.core.parts import stem
+from edgepack.core.weight_files import read_about
 
+Key = TypeVar("Key")
+
+ABOUT = "experts.json"
+"""What a block's folder says of its experts (`few`)."""
 FEW = 32
 """Tokens for each column of a weight below which H overfits."""
 
@@ -30,67 +39,73 @@ def stacks(names: Collection[str]) -> list[list[str]]:
 
 
 def draw_together(moments: Moments, names: Collection[str]) -> None:
-    """Draw the moments of a block's experts towards their mean, in place; `names` are the weights
-    of the block, those that no token met included."""
+    """Draw the moments of experts towards their mean, in place. `names` are weights of a block, of
+    every stack all or none, those that no token met included."""
     for stack in stacks(names):
         for held_out in (False, True):
             counts = [moments.met.get((name, held_out), 0) for name in stack]
             if not sum(counts):
-                continue  # `Moments.hessians` says that there are no tokens
-            for sums, keys in _sums(moments, stack, held_out=held_out):
-                _draw(sums, keys, counts)
+                continue  # `Moments.save` says that there are no tokens
+            for suffix in ("", OUT):
+                _draw(moments.sums, [(name + suffix, held_out) for name in stack], counts)
+            if not held_out:
+                squares = {name: Gram([square[None]]) for name, square in moments.squares.items()}
+                _draw(squares, stack, counts)
+                moments.squares |= {name: squares[name].panels[0][0] for name in stack}
 
 
-def _sums(
-    moments: Moments, stack: list[str], *, held_out: bool
-) -> Iterator[tuple[dict[object, Tensor], list[object]]]:
-    """The dictionaries of sums, and the keys of a stack's weights in them."""
-    every: dict[object, Tensor] = moments.sums  # type: ignore[assignment]
-    for suffix in ("", OUT):
-        keys: list[object] = [(name + suffix, held_out) for name in stack]
-        if any(key in every for key in keys):
-            yield every, keys
-    if not held_out:
-        yield moments.squares, list(stack)  # type: ignore[misc]
-
-
-def _draw(sums: dict[object, Tensor], keys: list[object], counts: list[int]) -> None:
+def _draw(sums: dict[Key, Gram], keys: list[Key], counts: list[int]) -> None:
     there = [sums[key] for key in keys if key in sums]
-    total = there[0].clone()
-    for value in there[1:]:
-        total += value
-    mean = total / sum(counts)
-    prior = mean.shape[-1]
+    if not there:
+        return
+    mean = there[0].copy()
+    for gram in there[1:]:
+        mean.merge(gram)
+    prior = mean.n
+    mean.scale(prior / sum(counts))
     for key, count in zip(keys, counts, strict=True):
-        drawn = prior * mean
         if key in sums:
-            drawn += sums[key]
-        sums[key] = drawn * ((count + 1) / (count + prior))
+            sums[key].merge(mean)
+        else:
+            sums[key] = mean.copy()
+        sums[key].scale((count + 1) / (count + prior))
 
 
-def few(moments: Moments, names: Collection[str]) -> dict[str, int]:
+def about(folder: Path, names: Collection[str]) -> dict[str, int]:
+    """`few` of a block's folder of Hessians; nothing for one without experts."""
+    files = {name: folder / name for stack in stacks(names) for name in stack}
+    met, widths = {}, {}
+    for name, path in files.items():
+        with safe_open(path, framework="pt") as file:
+            widths[name] = file.get_slice(f"{name}.imatrix").get_shape()[0]
+        met[name] = read_about(path)["met"]
+    return few(met, widths) if files else {}
+
+
+def few(met: Mapping[str, int], widths: Mapping[str, int]) -> dict[str, int]:
     """How many of a block's experts there are, how many were met by fewer than `FEW` tokens a
-    column, and how many by none."""
-    weights = [name for stack in stacks(names) for name in stack]
-    if not weights:
-        return {}
-    widths = {name: len(moments.squares[name]) for name in weights}
-    met = {name: moments.met.get((name, False), 0) for name in weights}
-    widest: dict[str, list[str]] = {}
-    for name in weights:
-        widest.setdefault(name.partition(".")[2], []).append(name)
+    column, and how many by none; from the tokens and columns of each of their weights."""
+    experts: dict[str, list[str]] = {}
+    for name in met:
+        experts.setdefault(name.partition(".")[2], []).append(name)
     return {
-        "experts": len(widest),
+        "experts": len(experts),
         "few_tokens": sum(
-            any(met[n] < FEW * widths[n] for n in several) for several in widest.values()
+            any(met[n] < FEW * widths[n] for n in several) for several in experts.values()
         ),
-        "no_tokens": sum(not any(met[n] for n in several) for several in widest.values()),
+        "no_tokens": sum(not any(met[n] for n in several) for several in experts.values()),
     }
 
 
-def summed(blocks: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    """The numbers of `few` over all blocks."""
+def write(path: Path, found: Mapping[str, int]) -> None:
+    """Write what `of_all` adds up."""
+    path.write_text(json.dumps(found), encoding="utf-8")
+
+
+def of_all(folder: Path) -> dict[str, int]:
+    """The numbers of `few` over all blocks of a calibration."""
     total: dict[str, int] = {}
-    for found in blocks:
+    for path in folder.glob(f"*/{ABOUT}"):
+        found: dict[str, int] = json.loads(path.read_text(encoding="utf-8"))
         total = {key: total.get(key, 0) + value for key, value in found.items()}
     return total

@@ -11,26 +11,33 @@ because pure sampling of a small model soon drifts into noise.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from edgepack.calibration.sampling import sample
+from edgepack.calibration.side_by_side import Map, in_turn, side_by_side
 from edgepack.checkpoint import special
 from edgepack.checkpoint.pieces import Pieces
 from edgepack.checkpoint.templates import TemplateError
+from edgepack.core.accelerator import CPU
 from edgepack.core.progress import Progress, Steps
 from edgepack.errors import CalibrationError
-from edgepack.model.block import Block
-from edgepack.model.decoder import Decoder, fits_in_memory
+from edgepack.model.block import Block, Cache
+from edgepack.model.decoder import Decoder, Head, fits_in_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _CACHE_BYTES = 3 << 29  # keys and values of one batch
 _MIN_P = 0.05
+_TOGETHER = 18
+"""Texts that pass the model together on a core, at most."""
 
 
 @dataclass
@@ -85,8 +92,9 @@ def write(
     length: int,
     seed: int,
     stage: str = "calibrate",
+    dtype: torch.dtype = torch.float32,
 ) -> Steps[Tensor]:
-    """Write a batch of the `total` sequences, ids ``[batch, length]``.
+    """Write a batch of the `total` sequences, ids ``[batch, length]``, with products in `dtype`.
 
     A model that does not fit into memory is read from disk again at every token, block by block.
     """
@@ -97,29 +105,68 @@ def write(
     start_tokens = _document_starts(tokenizer, decoder.dimensions.vocab_size)
     script = chat_script(tokenizer)
     texts = [Sequence(script, turn=0 if i % 2 else -1) for i in sequences]
-    d = decoder.dimensions
-    keep = decoder.stays and fits_in_memory(decoder)
-    blocks = [decoder.block(i) for i in range(d.num_hidden_layers)] if keep else []
-    head, embed = decoder.ends()
-    caches = decoder.caches(len(texts), length)
-
     ids = torch.empty(len(texts), 0, dtype=torch.long)
     proposed = torch.full((len(texts),), next(iter(ends), -1))
-    for position in range(length):
-        starts = start_tokens[torch.randint(len(start_tokens), (len(texts),), generator=generator)]
-        tokens = _advance(texts, proposed, starts, ends, first=position == 0)
-        ids = torch.cat([ids, tokens[:, None]], dim=1)
-        done = sequences.start + len(sequences) * position / length
-        yield Progress(stage, done, total, "the model writes text")
-        x = embed(tokens[:, None], position)
-        for i, cache in enumerate(caches):
-            block: Block = blocks[i] if keep else decoder.block(i)
-            x = block(x, cache=cache)
-        probabilities = head(x[:, 0]).softmax(-1)
-        least = _MIN_P * probabilities.amax(-1, keepdim=True)
-        probabilities = probabilities.where(probabilities >= least, 0)
-        proposed = sample(probabilities, generator)
+    predictions = _Predictions(decoder, len(texts), length, dtype)
+    with side_by_side() if len(predictions.parts) > 1 else nullcontext(in_turn) as parts:
+        for position in range(length):
+            chosen = torch.randint(len(start_tokens), (len(texts),), generator=generator)
+            starts, first = start_tokens[chosen], position == 0
+            tokens = _advance(texts, proposed, starts, ends, first=first)
+            ids = torch.cat([ids, tokens[:, None]], dim=1)
+            done = sequences.start + len(sequences) * position / length
+            yield Progress(stage, done, total, "the model writes text")
+            proposed = sample(predictions.after(tokens, parts), generator).cpu()
     return ids
+
+
+class _Predictions:
+    """What a model expects after texts that become longer.
+
+    The texts pass the model in parts, each on one core: the products of a few tokens are too small
+    to be divided among cores. The parts depend on the number of texts alone, and so do the results.
+    There is one part on another device, and of a decoder that never stays in memory, whose blocks
+    would be made for each.
+    """
+
+    def __init__(self, decoder: Decoder, texts: int, length: int, dtype: torch.dtype) -> None:
+        self.decoder, self.dtype, self.position = decoder, dtype, 0
+        kept = decoder.stays and fits_in_memory(decoder)
+        self.indices = range(decoder.dimensions.num_hidden_layers)
+        self.kept = [self._block(i) for i in self.indices] if kept else []
+        head, self.embed = decoder.ends()
+        self.head = head.multiplying(dtype) if isinstance(head, Head) else head
+        parted = decoder.stays and decoder.device == CPU
+        count = min(texts, 2 * -(-texts // (2 * _TOGETHER))) if parted else 1
+        self.parts = torch.arange(texts).tensor_split(count)
+        self.caches = [decoder.caches(len(rows), length) for rows in self.parts]
+
+    def _block(self, index: int) -> Block:
+        return self.decoder.block(index).multiplying(self.dtype)
+
+    def after(self, tokens: Tensor, side_by_side: Map) -> Tensor:
+        """The probabilities ``[texts, vocab]`` of the token that follows the next one of every
+        text; those below the share `_MIN_P` of the largest are 0."""
+        states = [self.embed(tokens[rows, None], self.position) for rows in self.parts]
+        for some in [self.indices] if self.kept else ([i] for i in self.indices):
+            blocks = [self.kept[i] if self.kept else self._block(i) for i in some]
+            caches = [[own[i] for i in some] for own in self.caches]
+            pairs = list(zip(states, caches, strict=True))
+            states = side_by_side(partial(_pass, blocks), pairs)
+        self.position += 1
+        return torch.cat(side_by_side(partial(_likely, self.head), states))
+
+
+def _pass(blocks: list[Block], part: tuple[Tensor, list[Cache]]) -> Tensor:
+    x, caches = part
+    for block, cache in zip(blocks, caches, strict=True):
+        x = block(x, cache=cache)
+    return x
+
+
+def _likely(head: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    probabilities = head(x[:, 0]).softmax(-1)
+    return probabilities.where(probabilities >= _MIN_P * probabilities.amax(-1, keepdim=True), 0)
 
 
 def _advance(

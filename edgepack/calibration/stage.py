@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from edgepack import formats
 from edgepack.calibration import experts, self_text
-from edgepack.calibration.sweep import LABELS_AT_ONCE, guided_hessians
+from edgepack.calibration.sizes import FLOAT, Sizes, bytes_outside, matrices_by_block
+from edgepack.calibration.sweep import Then, guided_hessians, keep
 from edgepack.calibration.text import MIN_SEQUENCES, check, counts, read_tokens, write_tokens
 from edgepack.checkpoint import Checkpoint
+from edgepack.core.accelerator import CPU, keyed, product_type
+from edgepack.core.disk import free_space
 from edgepack.core.executor import Executor
-from edgepack.core.hardware import available_memory
+from edgepack.core.hardware import available_memory, working_memory
 from edgepack.core.progress import Steps, finish
-from edgepack.core.stage import Stage
-from edgepack.core.weight_files import read_about
-from edgepack.core.weights import WeightFormat, WeightSpec
+from edgepack.core.stage import Disk, Stage
+from edgepack.core.tables import format_size
+from edgepack.core.weights import WeightFormat
 from edgepack.errors import CalibrationError, RecipeError
-from edgepack.model.carried import extra_floats
 from edgepack.model.decoder import Decoder, fits_in_memory
-from edgepack.model.gated_delta import kept_floats
-from edgepack.model.stream import TOKENS_AT_ONCE, Tokens
+from edgepack.model.stream import Tokens
 from edgepack.planning.formats import options_of
-from edgepack.planning.plan import READS, Plan, Text
+from edgepack.planning.plan import PROCESS, READS, Plan, Text, rotation_bytes
 from edgepack.recipe import sections
 from edgepack.recipe.texts import SOURCE, source_path
 
@@ -33,7 +35,6 @@ OF_TEXT = ("tokens", "held_out", "sequence_length", "seed")
 """Options of `calibrate` that its tokens depend on."""
 ENOUGH = 31
 """Tokens per column of the widest weight below which H overfits; 32 are the default."""
-FLOAT, DOUBLE = 4, 8
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class WriteText(Stage):
 
     original: Checkpoint
     calibrate: sections.Calibrate
+    device: torch.device = CPU
 
     name = "text"
     code = ("edgepack.calibration.text", *READS)
@@ -79,10 +81,12 @@ class WriteText(Stage):
         return (self.original.key,)
 
     def options(self) -> dict[str, Any]:  # noqa: D102
-        return text_options(self.calibrate)
+        kind = str(product_type(self.device))
+        return text_options(self.calibrate) | {"arithmetic": kind} | keyed(self.device)
 
     def run(self, folder: Path, executor: Executor) -> Steps[None]:  # noqa: D102
-        yield from write_tokens(Decoder(self.original), self.calibrate, folder)
+        decoder = Decoder(self.original, device=self.device)
+        yield from write_tokens(decoder, self.calibrate, folder)
 
     @cached_property
     def tokens(self) -> Tokens:
@@ -103,11 +107,14 @@ class WriteText(Stage):
 @dataclass(frozen=True)
 class Calibrate(Stage):
     """H of every weight; for the objective ``layer`` there is nothing to keep, since every block
-    is calibrated on what the packed blocks before it pass on."""
+    is calibrated on what the packed blocks before it pass on. If H is not `kept`, nothing runs
+    here: the stages that need H have it made (`streamed.stream`)."""
 
     model: Checkpoint
     text: Text
     calibrate: sections.Calibrate
+    device: torch.device = CPU
+    kept: bool = True
 
     name = "calibrate"
     code = ("edgepack.calibration.sweep", *READS)
@@ -118,7 +125,9 @@ class Calibrate(Stage):
 
     def options(self) -> dict[str, Any]:  # noqa: D102
         source = "self" if self.calibrate.source == "self" else "file"
-        return self.calibrate.model_dump() | {"source": source}
+        kept = self.calibrate.model_dump(exclude={"keep"})
+        kind = str(self._products)
+        return kept | {"source": source, "arithmetic": kind} | keyed(self.device)
 
     @property
     def objective(self) -> str:
@@ -127,82 +136,113 @@ class Calibrate(Stage):
 
     @property
     def hessians(self) -> Path | None:
-        """The folder of H; None for the objective ``layer``."""
-        return None if self.objective == "layer" else self.folder
+        """The folder of H; None for the objective ``layer``, and if H is not kept."""
+        return None if self.objective == "layer" or self.streams else self.folder
+
+    @property
+    def streams(self) -> bool:
+        """Whether H is made when it is needed, and deleted then."""
+        return not self.kept and self.objective != "layer" and not self.is_done
+
+    def complete(self, executor: Executor) -> Steps[None]:  # noqa: D102
+        if not self.streams:
+            yield from super().complete(executor)
 
     def run(self, folder: Path, executor: Executor) -> Steps[None]:  # noqa: D102
-        if self.objective == "layer":
-            return
+        if self.objective != "layer":
+            yield from self.sweep(folder, executor)
+
+    def sweep(self, folder: Path, executor: Executor, then: Then = keep) -> Steps[None]:
+        """Write H into a folder; see `guided_hessians`."""
         self._refuse_too_large()
         yield from guided_hessians(
-            Decoder(self.model),
+            Decoder(self.model, device=self.device),
             self.text.tokens,
             folder,
             self.calibrate.seed,
             output_side=self.objective == "model",
+            products=self._products,
+            executor=executor,
+            room=self._room,
+            every=self.sizes.every(free_space()),
+            then=then,
         )
 
+    @property
+    def sizes(self) -> Sizes:
+        """What a sweep takes."""
+        return Sizes(self.model, self.calibrate)
+
+    @property
+    def _products(self) -> torch.dtype:
+        """The type of the products of a sweep; the objective ``layer`` has none."""
+        return torch.float32 if self.objective == "layer" else product_type(self.device)
+
+    @property
+    def _room(self) -> int:
+        """Bytes of memory for the moments of a pass."""
+        others = PROCESS + rotation_bytes(self.model) + self.sizes.fixed
+        return max(0, working_memory() - others)
+
     def _refuse_too_large(self) -> None:
-        """H of all experts of a block is in memory at once, which no disk makes up for."""
-        needed, there = self.memory(), available_memory()
+        """H of all experts of a role is in memory at once, which no disk makes up for."""
+        needed, there = self.sweep_memory(), available_memory()
         if self.model.architecture.router is not None and needed > there:
             raise CalibrationError(
-                f"calibrate: H of all experts of a block takes {needed / 1e9:.1f} GB of memory, "
+                f"calibrate: H of all experts of a role takes {needed / 1e9:.1f} GB of memory, "
                 f"and {there / 1e9:.1f} GB are free",
                 hint="calibrate.objective: guided takes less; or run it on a machine with more",
             )
 
     def facts(self) -> dict[str, Any]:
         """How many experts of all blocks were met by few tokens."""
-        if self.model.architecture.router is None or self.hessians is None or not self.is_done:
-            return {}
-        blocks = range(self.model.dimensions.num_hidden_layers)
-        return {"experts": experts.summed([read_about(self.folder / str(i)) for i in blocks])}
+        return {} if not self.is_done or self.hessians is None else expert_facts(self.folder)
 
     def warnings(self) -> list[str]:
         """That many experts were met by few tokens."""
-        found = self.facts().get("experts", {})
-        if not found.get("few_tokens"):
-            return []
-        return [
-            f"calibrate.tokens: {found['few_tokens']} of {found['experts']} experts were met by "
-            f"fewer than {experts.FEW} tokens per column, {found['no_tokens']} by none; their H is "
-            "drawn towards that of all experts of the block"
-        ]
+        return expert_warnings(self.facts())
 
     def memory(self) -> int:
-        """A block with its Hessians in float64 and the activations of a batch with their gradients,
-        or the head with the logits of a few tokens."""
-        d = self.model.dimensions
-        tokens = max(TOKENS_AT_ONCE, self.calibrate.sequence_length)
-        heads = d.num_attention_heads * d.head_dim
-        inside = 6 * heads + 8 * d.intermediate_size + 2 * kept_floats(d) + extra_floats(d)
-        activations = tokens * (10 * d.hidden_size + inside)
-        blocks = list(matrices_by_block(self.model))
-        weights = max(sum(s.numel for s in specs) for specs in blocks)
-        sides = slice(0, 2) if self.objective == "model" else slice(1, 2)
-        moments = max(sum(n**2 for s in specs for n in s.shape[sides]) for specs in blocks)
-        sweep = FLOAT * (weights + activations) + 2 * DOUBLE * moments
-        return max(sweep, bytes_outside(self.model) + FLOAT * 5 * LABELS_AT_ONCE * d.vocab_size)
+        """That of the sweep, if it is here."""
+        return 0 if self.streams or self.objective == "layer" else self.sweep_memory()
+
+    def sweep_memory(self) -> int:
+        """A block with the moments of a group of its weights and the activations of a batch, or the
+        head with the logits of a few tokens."""
+        return self.sizes.sweep(self._room)
+
+    @property
+    def passes(self) -> int:
+        """Backward passes of a block that the memory leads to."""
+        return self.sizes.passes(self._room)
+
+    def disk(self) -> Disk:  # noqa: D102
+        if self.streams or self.objective == "layer":
+            return Disk(0, 0)
+        return self.sizes.disk(self.sizes.every(free_space()), kept=True)
+
+
+def expert_facts(folder: Path) -> dict[str, Any]:
+    """What a folder says of experts."""
+    found = experts.of_all(folder)
+    return {"experts": found} if found else {}
+
+
+def expert_warnings(facts: dict[str, Any]) -> list[str]:
+    """That many experts were met by few tokens."""
+    found = facts.get("experts", {})
+    if not found.get("few_tokens"):
+        return []
+    return [
+        f"calibrate.tokens: {found['few_tokens']} of {found['experts']} experts were met by "
+        f"fewer than {experts.FEW} tokens per column, {found['no_tokens']} by none; their H is "
+        "drawn towards that of all experts of the block"
+    ]
 
 
 def text_options(calibrate: sections.Calibrate) -> dict[str, Any]:
     """The part of a recipe's section that calibration tokens depend on."""
     return {key: getattr(calibrate, key) for key in OF_TEXT}
-
-
-def matrices_by_block(model: Checkpoint) -> Iterator[list[WeightSpec]]:
-    """The matrices of every block."""
-    blocks: dict[int, list[WeightSpec]] = {}
-    for spec in model.specs.values():
-        if spec.block is not None and spec.is_matrix:
-            blocks.setdefault(spec.block, []).append(spec)
-    yield from blocks.values()
-
-
-def bytes_outside(model: Checkpoint) -> int:
-    """Bytes of embedding and head as float32."""
-    return FLOAT * sum(s.numel for s in model.specs.values() if s.block is None)
 
 
 def with_text(plan: Plan) -> Plan:
@@ -227,7 +267,7 @@ def with_text(plan: Plan) -> Plan:
             "calibrate.source: self re-reads this model from disk at every token, because it "
             "does not fit in memory; a text file is much faster"
         )
-    stage = WriteText(original, calibrate)
+    stage = WriteText(original, calibrate, plan.device)
     return replace(plan, text=stage).adding(stage, notes=notes)
 
 
@@ -240,9 +280,34 @@ def join(plan: Plan) -> Plan:
         return plan
     plan = with_text(plan)
     assert plan.text is not None
-    return plan.adding(
-        Calibrate(model, plan.text, plan.recipe.calibrate), notes=_too_few_tokens(plan)
+    stage = Calibrate(model, plan.text, plan.recipe.calibrate, plan.device)
+    stage, notes = _decide_to_keep(plan, stage)
+    return plan.adding(stage, notes=[*_too_few_tokens(plan), *notes])
+
+
+def _decide_to_keep(plan: Plan, stage: Calibrate) -> tuple[Calibrate, list[str]]:
+    """The stage that keeps H or does not, as the recipe says, or else as the disk has room; and
+    what is to be said of it."""
+    finetune, asked = plan.recipe.finetune, stage.calibrate.keep
+    needed_later = finetune is not None and finetune.init_lora_weights == "eora"
+    if asked is False and needed_later:
+        raise RecipeError(
+            "calibrate.keep: finetune.init_lora_weights: eora needs H when the weights are packed",
+            hint="set calibrate.keep: true, or init_lora_weights: default or pissa",
+        )
+    if asked or needed_later or stage.objective == "layer" or stage.is_done:
+        return stage, []
+    size, free = sum(stage.sizes.hessians), free_space()
+    if asked is None and (3 * size <= free or stage.has_begun):
+        return stage, []
+    compress = plan.recipe.compress
+    twice = compress is not None and compress.is_budget
+    when = "twice: to choose formats, and to pack" if twice else "when its weights are packed"
+    note = (
+        f"calibrate: H takes {format_size(size)} of disk ({format_size(free)} are free) and is not "
+        f"kept: that of each block is made {when}, and deleted"
     )
+    return replace(stage, kept=False), [note]
 
 
 def _rounded(plan: Plan) -> list[WeightFormat]:

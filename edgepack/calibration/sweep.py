@@ -14,232 +14,230 @@ H_out = Σ ‖x_t‖² g_t g_tᵀ, so that H_out ⊗ H approximates the Fisher m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from edgepack.calibration import experts
 from edgepack.calibration.finite import check_finite
-from edgepack.calibration.moments import EMBEDDING, HEAD, OUT, OUTPUT, Moments, save_hessians
-from edgepack.calibration.sampling import sample
+from edgepack.calibration.groups import groups, pass_bytes, stacks_of
+from edgepack.calibration.items import Files, Item, Options, Stack, Total
+from edgepack.calibration.moments import EMBEDDING, HEAD, Moments
+from edgepack.calibration.work import Elsewhere, Here, Workers
+from edgepack.core.disk import atomic, sync
+from edgepack.core.executor import Executor
 from edgepack.core.progress import Progress, Steps
 from edgepack.core.weights import Hessian
 from edgepack.model.block import Block
-from edgepack.model.decoder import Decoder, Head, slope
-from edgepack.model.stream import Activations, Batch, Tokens, micro_batches, states
+from edgepack.model.decoder import Decoder, Head
+from edgepack.model.stream import Activations, Batch, Run, Tokens, runs
 
-LABELS_AT_ONCE = 512  # tokens whose logits are in memory at once
-MAX_TOKEN_WEIGHT = 10.0  # × the mean weight of the batch; see benchmarks/ablation.py
+Then = Callable[[int | None], Steps[None]]
+"""What is done with the Hessians of a block as soon as they are whole, and, with None, with those
+outside the blocks at the end. What is done already need not be done again."""
+Use = Callable[[int | None, Path], Steps[None]]
+"""The same, in a folder."""
 
 
 def embed_batches(decoder: Decoder, ids: Tensor, batches: Iterable[Batch]) -> Iterator[Tensor]:
     """The first block's inputs, batch by batch."""
-    for x in decoder.embed_parts(ids[batch.rows] for batch in batches):
+    return _embedded(decoder, (ids[batch.rows] for batch in batches))
+
+
+def _embedded(decoder: Decoder, parts: Iterable[Tensor]) -> Iterator[Tensor]:
+    for x in decoder.embed_parts(parts):
         if not torch.isfinite(x).all():
             table = {EMBEDDING: decoder.embedding()}
             check_finite(x, "the embeddings", table, decoder.checkpoint.architecture)
         yield x
 
 
+def keep(_: int | None) -> Steps[None]:
+    """What is done with Hessians that stay in the folder: nothing."""
+    yield from ()
+
+
 def guided_hessians(
-    decoder: Decoder, tokens: Tokens, folder: Path, seed: int, *, output_side: bool = False
+    decoder: Decoder,
+    tokens: Tokens,
+    folder: Path,
+    seed: int,
+    *,
+    output_side: bool = False,
+    products: torch.dtype = torch.float32,
+    executor: Executor | None = None,
+    room: int | None = None,
+    every: int = 1,
+    then: Then = keep,
 ) -> Steps[None]:
     """Write the guided Hessians of every block and of the head into `folder`; with `output_side`
     (objective ``model``) those of the blocks have an H_out, that of the head its diagonal, and the
     embeddings have one too: H = Σ g_t g_tᵀ at their output, H_out = the number of occurrences of
     each token.
 
-    A killed run resumes after its last whole file.
+    Products with weights are computed in `products`, all else, moments included, in float32.
+    The moments of a pass, with the tokens that are added to them, take at most `room` bytes (None:
+    those of a block are collected in one pass). The inputs of one block in `every` stay on disk,
+    others are made again when the backward sweep comes to them. Neither changes a byte, nor does
+    the `executor`, by default this process. A killed run resumes after its last whole block; with
+    `then`, H of a block need not stay.
     """
-    blocks, batches = decoder.dimensions.num_hidden_layers, micro_batches(tokens)
-    inputs = states(decoder, tokens.all, folder, "x", torch.bfloat16)
-    gradients = states(decoder, tokens.all, folder, "g")
-    total = 3 * blocks + 1
-
-    reached = min((i for i in range(blocks + 1) if gradients[i].exists), default=None)
-    if reached is None and not (folder / "0").exists():
-        if not inputs[0].exists:
-            inputs[0].write(embed_batches(decoder, tokens.all, batches))
-        for i in range(blocks):
-            yield Progress("calibrate", i, total, f"forward through block {i}")
-            if not inputs[i + 1].exists:
-                inputs[i + 1].write(_forward(decoder, i, inputs[i], batches))
-        yield Progress("calibrate", blocks, total, "sampling labels")
-        generator = torch.Generator().manual_seed(seed)
-        moments = Moments(output_side=output_side)
-        parts = _label_gradients(decoder, inputs[blocks], batches, moments, generator, tokens)
-        _write_after(gradients[blocks], parts, partial(_save, folder / HEAD, moments))
-        reached = blocks
-
-    reached = reached or 0
-    for stale in (*gradients[reached + 1 :], *inputs[reached:]):  # a killed run may leave them
-        stale.path.unlink(missing_ok=True)
-    for i in reversed(range(reached)):
-        yield Progress("calibrate", 1 + blocks + 2 * (blocks - 1 - i), total, f"back to block {i}")
-        moments = Moments(output_side=output_side)
-        some = tokens.counted is not None
-        parts = _backward(
-            decoder.block(i), inputs[i], gradients[i + 1], batches, moments, some=some
-        )
-        names = decoder.block_names(i)
-        _write_after(gradients[i], parts, partial(_save, folder / str(i), moments, names))
-        gradients[i + 1].path.unlink()
-        inputs[i].path.unlink()
-    if output_side and not (folder / EMBEDDING).exists():
-        save_hessians(folder / EMBEDDING, _embedding(decoder, tokens, gradients[0], batches))
-    gradients[0].path.unlink(missing_ok=True)
+    workers: Workers = Here(decoder)
+    if executor is not None and not executor.in_process:
+        workers = Elsewhere(executor)
+    options = Options(seed, output_side, tokens.counted is not None, decoder.device, products)
+    files = Files(folder, decoder.widths, tokens.train.shape[1])
+    yield from _Sweep(decoder, tokens, files, options, workers, room, every, then).run()
 
 
-def _embedding(
-    decoder: Decoder, tokens: Tokens, g: Activations, batches: list[Batch]
-) -> dict[str, Hessian]:
-    """The embeddings' Hessian, from the gradients at every occurrence of a token. Add ½ to every
-    token's count, so that tokens absent from the calibration text still get some weight."""
-    moments = Moments()
-    for batch in batches:
-        gradient = decoder.embedding_gradient(tokens.all[batch.rows], g.read(batch.rows))
-        size = gradient.square().sum(-1)
-        clip = token_weights(gradient) / size.clamp_min(1e-30)
-        moments.add(EMBEDDING, gradient, clip, batch.held_out)
-        moments.count(size.numel(), batch.held_out)
-    vocabulary = decoder.dimensions.vocab_size
-    counts = torch.bincount(tokens.train.flatten(), minlength=vocabulary).double()
-    moments.add_rows(EMBEDDING, counts + 0.5)
-    return moments.hessians()
+@dataclass
+class _Sweep:
+    decoder: Decoder
+    tokens: Tokens
+    files: Files
+    options: Options
+    workers: Workers
+    room: int | None
+    every: int
+    then: Then
+    runs: list[Run] = field(init=False)
+    blocks: int = field(init=False)
 
+    def __post_init__(self) -> None:
+        self.runs, self.blocks = runs(self.tokens), self.decoder.dimensions.num_hidden_layers
 
-def _save(path: Path, moments: Moments, names: Collection[str] = ()) -> None:
-    """Write the Hessians of the weights `names` of a block, or those of the head."""
-    experts.draw_together(moments, names)
-    save_hessians(path, moments.hessians(), experts.few(moments, names))
+    @torch.no_grad()
+    def run(self) -> Steps[None]:
+        """All of it, or what is missing."""
+        reached = self._reached()
+        if reached is None:
+            yield from self._forward()
+            yield self._progress(self.blocks, "sampling labels")
+            self._labels()
+            reached = self.blocks
+        self._clear(reached)
+        if reached < self.blocks:
+            yield from self.then(reached)
+        for i in reversed(range(reached)):
+            done = 1 + self.blocks + 2 * (self.blocks - 1 - i)
+            for missing in range(self._last(i), i):
+                yield self._progress(done, f"forward through block {missing} again")
+                self._through(missing)
+            yield self._progress(done, f"back to block {i}")
+            self._backward(i)
+            self._clear(i)
+            yield from self.then(i)
+        if self.options.output_side and not (self.files.folder / EMBEDDING).exists():
+            self._embedding()
+        yield from self.then(None)
+        self._clear(-1)
 
+    def _progress(self, done: int, label: str) -> Progress:
+        return Progress("calibrate", done, 3 * self.blocks + 1, label)
 
-def _write_after(target: Activations, parts: Iterable[Tensor], before: Callable[[], None]) -> None:
-    """Write `parts`, and call `before` when they are all computed, before the file appears: a whole
-    gradient file means that the Hessians are whole too."""
+    def _reached(self) -> int | None:
+        """The lowest block whose Hessians are whole, the number of blocks if the head's are."""
+        whole = (i for i in range(self.blocks) if self.files.hessians(i).exists())
+        return next(whole, self.blocks if (self.files.folder / HEAD).exists() else None)
 
-    def then() -> Iterator[Tensor]:
-        yield from parts
-        before()
+    def _clear(self, reached: int) -> None:
+        """Remove what nothing needs any more, when the Hessians of block `reached` are whole."""
+        for run in self.runs:
+            stale = [self.files.g(i, run) for i in range(reached + 1, self.blocks + 1)]
+            stale += [self.files.x(i, run) for i in range(max(0, reached), self.blocks + 1)]
+            for path in (states.path for states in stale if states.exists):
+                path.unlink()
 
-    target.write(then())
-
-
-def _forward(
-    decoder: Decoder, index: int, x: Activations, batches: list[Batch]
-) -> Iterator[Tensor]:
-    block, family = decoder.block(index), decoder.checkpoint.architecture
-    for batch in batches:
-        with torch.no_grad():
-            y = block(x.read(batch.rows))
-        check_finite(y, f"block {index}", block.weights, family, index)
-        yield y
-
-
-def _label_gradients(
-    decoder: Decoder,
-    x: Activations,
-    batches: list[Batch],
-    moments: Moments,
-    generator: torch.Generator,
-    tokens: Tokens,
-) -> Iterator[Tensor]:
-    """Gradients of −log p(label) at the last block's output, labels sampled from the model; 0 at
-    positions that do not count."""
-    head = decoder.head()
-    matrix = EMBEDDING if decoder.dimensions.tie_word_embeddings else OUTPUT
-    weights = {**head.vectors, matrix: head.output}
-    family = decoder.checkpoint.architecture
-    check = partial(check_finite, place="the head", weights=weights, family=family)
-    for batch in batches:
-        hidden = x.read(batch.rows)
-        flat = hidden.flatten(0, 1)
-        counted = torch.ones(len(flat)) if tokens.counted is None else tokens.counted[batch.rows]
-        pairs = zip(
-            torch.split(flat, LABELS_AT_ONCE),
-            torch.split(counted.flatten().float(), LABELS_AT_ONCE),
-            strict=True,
-        )
-        parts = [
-            _label_gradient(head, check, part, counts, moments, batch.held_out, generator)
-            for part, counts in pairs
+    def _items(self, kind: str, block: int, **options: Any) -> list[Item]:
+        """One for every run."""
+        model = self.decoder.checkpoint
+        return [
+            Item(kind, model, self.files, self.options, run, block, **options) for run in self.runs
         ]
-        moments.count(len(flat), batch.held_out)
-        yield torch.cat(parts).view_as(hidden)
 
+    def _total(self, block: int, stack: Stack, path: Path, rows: Tensor | None = None) -> Total:
+        return Total(self.files, tuple(self.runs), block, stack, path, rows)
 
-def _label_gradient(
-    head: Head,
-    check: Callable[[Tensor], None],
-    x: Tensor,
-    counts: Tensor,
-    moments: Moments,
-    held_out: bool,
-    generator: torch.Generator,
-) -> Tensor:
-    x = x.requires_grad_()
-    with torch.enable_grad():
-        normed = head.normalize(x)
-    with torch.no_grad():
-        logits = head.logits(normed)
-        check(logits)
-        g = logits.softmax(-1)
-        labels = sample(g, generator)[:, None]
-        g.scatter_add_(1, labels, torch.full(labels.shape, -1.0))
-        g *= counts[:, None]
-        g *= slope(logits, head.dimensions)  # at the matrix's output
-        squares = g.square()
-        moments.add(HEAD, normed, squares.sum(-1), held_out)
-        if moments.output_side and not held_out:
-            moments.add_rows(HEAD, (normed.square().sum(-1) @ squares).double())
-        at_norm = g @ head.output
-    return torch.autograd.grad(normed, x, at_norm)[0]
+    def _forward(self) -> Steps[None]:
+        """Write the inputs of all blocks and of the head; those of one block in `every` stay."""
+        start = self._last(self.blocks)
+        if start < 0:
+            start = 0
+            self._embed()
+        for i in range(start, self.blocks):
+            yield self._progress(i, f"forward through block {i}")
+            self._through(i)
+            if i % self.every:
+                for run in self.runs:
+                    self.files.x(i, run).path.unlink(missing_ok=True)
 
+    def _last(self, block: int) -> int:
+        """The last block up to `block` whose inputs are there; −1: none."""
+        for i in reversed(range(block + 1)):
+            if all(self.files.x(i, run).exists for run in self.runs):
+                return i
+        return -1
 
-def token_weights(g: Tensor, *, some: bool = False) -> Tensor:
-    """w_t = ‖g_t‖² of gradients (or inputs) ``[…, n]``, none above `MAX_TOKEN_WEIGHT` times the
-    batch's mean. A few tokens have gradients so large that they would dominate H and make it fit
-    only them. `some`: many have none, since their labels do not count; the mean is of the rest."""
-    weights = g.square().sum(-1)
-    typical = weights[weights > 0].mean() if some and bool(weights.any()) else weights.mean()
-    return weights.clamp_max(MAX_TOKEN_WEIGHT * typical)
+    def _embed(self) -> None:
+        ids = self.tokens.all
+        parts = (ids[run.rows][batch] for run in self.runs for batch in run.batches)
+        embedded = _embedded(self.decoder, parts)
+        for run in self.runs:
+            self.files.x(0, run).write(next(embedded) for _ in run.batches)
 
+    def _through(self, block: int) -> None:
+        self.workers.do(self._items("forward", block), [])
 
-def _backward(
-    block: Block,
-    x: Activations,
-    g: Activations,
-    batches: list[Batch],
-    moments: Moments,
-    *,
-    some: bool,
-) -> Iterator[Tensor]:
-    """The gradient at the block's input; adds to the moments of its weights. `some`: not all tokens
-    have a gradient."""
-    for batch in batches:
-        taps: dict[str, tuple[Tensor, Tensor]] = {}
+    def _labels(self) -> None:
+        items = self._items("labels", self.blocks, stacks=((HEAD,),), gradient=True)
+        if (counted := self.tokens.counted) is not None:
+            items = [replace(item, tokens=counted[item.run.rows]) for item in items]
+        path = self.files.folder / HEAD
+        self.workers.do(items, [self._total(self.blocks, (HEAD,), path)])
 
-        def linear(role: str, x: Tensor, taps: dict[str, tuple[Tensor, Tensor]] = taps) -> Tensor:
-            y = block.linear(role, x)
-            taps[role] = (x.detach(), y)
-            return y
+    def _backward(self, block: int) -> None:
+        """Write the gradients at the block's inputs, and the Hessians of its weights, in as many
+        passes as their moments need."""
+        path, names = self.files.unfinished(block), self.decoder.block_names(block)
+        path.mkdir(exist_ok=True)
+        shapes = {role: self.decoder.checkpoint.specs[name].shape for role, name in names.items()}
+        rows = max(batch.stop - batch.start for run in self.runs for batch in run.batches)
+        size = partial(
+            pass_bytes,
+            shapes=shapes,
+            runs=self.runs,
+            output_side=self.options.output_side,
+            tokens=rows * self.files.length,
+            used=self.decoder.dimensions.num_experts_per_tok,
+        )
+        stacks = stacks_of(names)
+        missing = [stack for stack in stacks if not all((path / role).exists() for role in stack)]
+        passes = groups(missing, size, self.room) or [()]
+        for number, group in enumerate(passes, 1):
+            last = number == len(passes)
+            items = self._items("backward", block, stacks=group, gradient=last)
+            self.workers.do(items, [self._total(block, stack, path) for stack in group])
+        about = experts.about(path, names)
+        if about:
+            with atomic(path / experts.ABOUT) as temporary:
+                experts.write(temporary, about)
+        path.rename(self.files.hessians(block))
+        sync(self.files.folder)
 
-        hidden = x.read(batch.rows).requires_grad_()
-        with torch.enable_grad():
-            out = block(hidden, linear=linear)
-        met = [role for role in block.linears if role in taps]  # not all experts may be
-        outputs = [taps[role][1] for role in met]
-        grads = torch.autograd.grad(out, [hidden, *outputs], g.read(batch.rows))
-        for role, grad in zip(met, grads[1:], strict=True):
-            x_in = taps[role][0]
-            moments.add(role, x_in, token_weights(grad, some=some), batch.held_out)
-            if moments.output_side:
-                moments.add(role + OUT, grad, token_weights(x_in), batch.held_out)
-        moments.count(hidden.shape[0] * hidden.shape[1], batch.held_out)
-        yield grads[0]
+    def _embedding(self) -> None:
+        """Write the embeddings' Hessian. ½ is added to every token's count, so that tokens absent
+        from the calibration text still get some weight."""
+        ids, vocabulary = self.tokens.all, self.decoder.dimensions.vocab_size
+        items = self._items("embedding", 0, stacks=((EMBEDDING,),))
+        items = [replace(item, tokens=ids[item.run.rows]) for item in items]
+        counts = torch.bincount(self.tokens.train.flatten(), minlength=vocabulary).double()
+        path = self.files.folder / EMBEDDING
+        self.workers.do(items, [self._total(0, (EMBEDDING,), path, counts + 0.5)])
 
 
 @torch.no_grad()
@@ -252,7 +250,7 @@ def layer_hessians(block: Block, x: Activations, batches: list[Batch]) -> dict[s
             moments.add(role, x, None, held_out)
             return block.linear(role, x)
 
-        hidden = x.read(batch.rows)
+        hidden = x.read(batch.rows).to(block.device)
         block(hidden, linear=linear)
         moments.count(hidden.shape[0] * hidden.shape[1], batch.held_out)
     experts.draw_together(moments, block.linears)
@@ -264,7 +262,7 @@ def head_moments(head: Head, x: Activations, batches: list[Batch]) -> dict[str, 
     """The plain Hessian of the head's inputs."""
     moments = Moments()
     for batch in batches:
-        hidden = x.read(batch.rows)
+        hidden = x.read(batch.rows).to(head.output.device)
         moments.add(HEAD, head.normalize(hidden), None, batch.held_out)
         moments.count(hidden.shape[0] * hidden.shape[1], batch.held_out)
     return moments.hessians()

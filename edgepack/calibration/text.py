@@ -16,9 +16,10 @@ from edgepack.calibration.rows import Place, Row, read_rows
 from edgepack.checkpoint import templates
 from edgepack.checkpoint.base import Checkpoint, Dimensions
 from edgepack.checkpoint.special import names_of
+from edgepack.core.accelerator import product_type
 from edgepack.core.disk import atomic
 from edgepack.core.progress import Steps
-from edgepack.core.untrusted import shorten
+from edgepack.core.untrusted import NOT_OPENED, shorten
 from edgepack.errors import CalibrationError
 from edgepack.model.decoder import Decoder
 from edgepack.model.stream import Tokens
@@ -90,7 +91,10 @@ def _self_written(decoder: Decoder, options: Calibrate, count: int, folder: Path
     for batch in self_text.batches(decoder, count, length):
         path = folder / f"tokens-{batch.start:05d}.npy"
         if not path.exists():
-            ids = yield from self_text.write(decoder, batch, count, length, options.seed)
+            dtype = product_type(decoder.device)
+            ids = yield from self_text.write(
+                decoder, batch, count, length, options.seed, dtype=dtype
+            )
             with atomic(path) as temporary, temporary.open("wb") as file:
                 np.save(file, ids.numpy())
         parts.append(torch.from_numpy(np.load(path)))
@@ -192,11 +196,14 @@ def _read_bytes(path: Path, key: str) -> bytes:
     name = shorten(path.name, 120)
     try:
         if not path.is_file():  # a pipe would wait for its writer
-            raise CalibrationError(f"{key}: {name} is not a file")
+            raise CalibrationError(f"{key}: {name} is not a file", hint="name a text or a .jsonl")
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise CalibrationError(f"{key}: {name} cannot be read ({error.strerror})") from None
+        reason = error.strerror
+        raise CalibrationError(
+            f"{key}: {name} cannot be read ({reason})", hint=NOT_OPENED
+        ) from None
     if len(data) > MAX_BYTES:
         hint = "a few megabytes are enough; take a part of it"
         raise CalibrationError(f"{key}: {name} has more than {MAX_BYTES >> 20} MB", hint=hint)

@@ -1,22 +1,30 @@
 """What calibration keeps of a weight, against the sums written out."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
+from edgepack.calibration import gram
+from edgepack.calibration import moments as moments_module
+from edgepack.calibration.gram import PANEL, Gram, gram_bytes
+from edgepack.calibration.items import Files, Item, Options, Total
 from edgepack.calibration.moments import (
     EMBEDDING,
     HEAD,
     OUT,
     Moments,
     load_hessian,
-    save_hessians,
+    trace,
     weight_hessian,
 )
+from edgepack.calibration.work import add_up, write_moments
 from edgepack.core.weights import Hessian, WeightSpec, quadratic_cost
+from edgepack.errors import CalibrationError
+from edgepack.model.stream import Run
+from tests.support.hessians import packed, save_hessian
 
 ROWS, COLUMNS = 20, 8
 SPECS = {
@@ -24,7 +32,7 @@ SPECS = {
 }
 
 
-def gram(n: int, seed: int) -> Tensor:
+def second_moment(n: int, seed: int) -> Tensor:
     X = torch.randn(40, n, generator=torch.Generator().manual_seed(seed))
     H = X.T @ X / 40
     return (H + H.T) / 2
@@ -37,14 +45,15 @@ def rows(seed: int) -> Tensor:
 
 def calibrated(folder: Path, *, proportional: bool = False) -> tuple[Hessian, Hessian]:
     """The folder of a calibration with a head and embeddings of their own; what is in it."""
-    head = Hessian(gram(COLUMNS, 0), gram(COLUMNS, 1), torch.rand(COLUMNS), rows(2), rows(2))
+    sides = second_moment(COLUMNS, 0), second_moment(COLUMNS, 1)
+    head = Hessian(*sides, torch.rand(COLUMNS), rows(2), rows(2))
     size = 3.0
-    train, held_out = gram(COLUMNS, 3), gram(COLUMNS, 4)
+    train, held_out = second_moment(COLUMNS, 3), second_moment(COLUMNS, 4)
     if proportional:
         train, held_out = size * head.train, size * head.held_out
     own = Hessian(train, held_out, torch.rand(COLUMNS), rows(5), rows(5))
-    save_hessians(folder / HEAD, {HEAD: head})
-    save_hessians(folder / EMBEDDING, {EMBEDDING: own})
+    save_hessian(folder / HEAD, HEAD, head)
+    save_hessian(folder / EMBEDDING, EMBEDDING, own)
     return head, own
 
 
@@ -97,7 +106,7 @@ def tokens(count: int, seed: int, n: int = COLUMNS) -> Tensor:
 def test_means_are_over_the_tokens_of_each_part_and_weights_count_once():
     """Several batches, of unequal size, training and held-out tokens apart."""
     batches = [(5, False), (11, False), (3, True)]
-    moments = Moments(output_side=True)
+    moments = Moments()
     seen: dict[bool, list[tuple[Tensor, Tensor, Tensor]]] = {False: [], True: []}
     for seed, (count, held_out) in enumerate(batches):
         x, g, w = tokens(count, seed), tokens(count, seed + 10, 6), torch.rand(count) + 0.5
@@ -123,16 +132,87 @@ def test_means_are_over_the_tokens_of_each_part_and_weights_count_once():
     torch.testing.assert_close(found.imatrix, train.square().mean(0), rtol=1e-5, atol=1e-7)
 
 
-def test_what_is_kept_comes_back(tmp_path):
-    full = replace(
-        Hessian(gram(COLUMNS, 0), gram(COLUMNS, 1), torch.rand(COLUMNS)),
-        out_train=gram(6, 2),
-        out_held_out=gram(6, 3),
-    )
-    plain = Hessian(gram(5, 4), gram(5, 5), torch.rand(5))
-    save_hessians(tmp_path / "0", {"up": full, "down": plain})
-    for name, expected in (("up", full), ("down", plain)):
-        found = load_hessian(tmp_path / "0", name)
+def wide_moments(n: int) -> Moments:
+    """Sums of several panels, on both sides."""
+    moments = Moments()
+    for held_out in (False, True):
+        for name, width in (("up", n), ("up" + OUT, 6), ("down", 5)):
+            seed = n + 7 * held_out + width
+            weight = torch.rand(40, generator=torch.Generator().manual_seed(seed))
+            moments.add(name, tokens(40, seed, width), weight, held_out)
+        moments.count(40, held_out)
+    return moments
+
+
+@pytest.mark.parametrize("n", [3, PANEL - 1, PANEL, 2 * PANEL + 40])
+def test_what_is_kept_comes_back(tmp_path, n):
+    moments = wide_moments(n)
+    for name, expected in moments.hessians().items():
+        moments.save(tmp_path / name, name)
+        found = load_hessian(tmp_path, name)
         for part, value in vars(expected).items():
             assert (getattr(found, part) is None) == (value is None)
-            assert value is None or torch.equal(getattr(found, part), value)
+            assert value is None or torch.equal(getattr(found, part), value.float())
+        assert trace(tmp_path, name) == pytest.approx(float(found.train.double().trace()))
+
+
+def test_the_file_is_what_others_write_of_it(tmp_path):
+    """safetensors reads it, and each triangle is row after row."""
+    moments = wide_moments(PANEL + 40)
+    moments.save(tmp_path / "up", "up")
+    H = moments.hessians()["up"]
+    found = load_file(tmp_path / "up")
+    assert torch.equal(found.pop("up.train"), packed(H.train))
+    save_hessian(tmp_path / "other", "up", H)
+    other = load_file(tmp_path / "other")
+    assert all(torch.equal(values, other[name]) for name, values in found.items())
+
+
+def test_a_sum_of_panels_is_the_sum():
+    n = 2 * PANEL + 40
+    x, w = tokens(60, 0, n), torch.rand(60)
+    found = Gram.zero(n)
+    for k in range(len(found.panels)):
+        found.add(k, x, w)
+    wanted = (x.double() * w[:, None]).T @ x.double()
+    torch.testing.assert_close(found.dense(), wanted, rtol=1e-5, atol=1e-5)
+    assert torch.equal(found.dense(), found.dense().T)
+    assert torch.equal(found.diagonal(), found.dense().diagonal())
+    assert sum(panel.nbytes for panel in found.panels) == gram_bytes(n) < 0.75 * 8 * n * n
+
+
+def test_an_output_side_without_gradients_counts_all_alike(tmp_path):
+    moments = wide_moments(8)
+    for held_out in (False, True):
+        moments.sums["up" + OUT, held_out] = Gram.zero(6)
+    moments.save(tmp_path / "up", "up")
+    assert torch.equal(load_hessian(tmp_path, "up").out_train, torch.eye(6))
+
+
+def test_no_held_out_tokens_are_an_error():
+    moments = Moments()
+    moments.add("up", tokens(4, 0), None, held_out=False)
+    moments.count(4, held_out=False)
+    with pytest.raises(CalibrationError, match="up: there are no held-out tokens"):
+        moments.hessians()
+
+
+def test_moments_that_go_through_files_are_those_in_memory(tmp_path, monkeypatch):
+    """More than ten panels, whose names do not sort as their numbers do."""
+    for module in (gram, moments_module):
+        monkeypatch.setattr(module, "PANEL", 4)
+    files = Files(tmp_path, (50, 50), 8)
+    runs = [Run(number, 0, (slice(0, 1),), number == 2) for number in range(3)]
+    whole = Moments()
+    for run in runs:
+        found = Moments()
+        for name, width in (("up", 50), ("up" + OUT, 6)):
+            found.add(name, tokens(40, run.number, width), torch.rand(40), run.held_out)
+        found.count(40, run.held_out)
+        item = Item("backward", None, files, Options(0), run, 7, (("up",),))
+        write_moments(found, ("up",), item)
+        whole.merge(found)
+    (tmp_path / "7").mkdir()
+    add_up(Total(files, tuple(runs), 7, ("up",), tmp_path / "7"))
+    whole.save(tmp_path / "up", "up")
+    assert (tmp_path / "7" / "up").read_bytes() == (tmp_path / "up").read_bytes()
