@@ -35,7 +35,9 @@ def open_adapter(name: str, base: Path, architecture: Architecture | None = None
         )
     folder = hub.snapshot(name, FILES)
     if not is_adapter(folder):
-        raise CheckpointError(f"{shorten(name, 100)}: is no PEFT adapter (no {CONFIG})")
+        raise CheckpointError(
+            f"{shorten(name, 100)}: is no PEFT adapter (no {CONFIG})", hint="name another adapter"
+        )
     return LoraAdapter(folder, name, folder.name, architecture)
 
 

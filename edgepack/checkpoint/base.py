@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 from torch import Tensor
 
 from edgepack.architectures.base import CONV, FULL, LINEAR, NO_ROPE, SLIDING, Architecture
+from edgepack.checkpoint.source_files import Known
 from edgepack.core.weights import QuantizedTensor, WeightSpec
 from edgepack.errors import CheckpointError
 
@@ -169,6 +170,13 @@ class Checkpoint(ABC):
     def key(self) -> str:
         """Hex digest of the bytes of the model and the tokenizer."""
 
+    def file_digests(self) -> Mapping[str, str]:
+        """sha256 of every file that is read, by name; empty where weights are computed."""
+        return {}
+
+    def trust(self, known: tuple[Known, ...]) -> None:  # noqa: B027
+        """Take digests of files over from another process that reads them."""
+
     @abstractmethod
     def tensor(self, name: str) -> Tensor:
         """One weight as float32, lossless for every source type that float32 can hold."""
@@ -220,18 +228,36 @@ class Checkpoint(ABC):
         return {}
 
 
-def reopened(kind: Callable[..., Checkpoint], arguments: tuple[Any, ...], key: str) -> Checkpoint:
-    """A checkpoint opened again, in another process perhaps, with the content that it had."""
-    opened = _opened(kind, arguments)
+class AnotherModelError(CheckpointError):
+    """A place has another model than it should have. `digests` are those of its files, by name."""
+
+    digests: Mapping[str, str] = MappingProxyType({})
+
+
+def reopened(
+    kind: Callable[..., Checkpoint],
+    arguments: tuple[Any, ...],
+    key: str,
+    known: tuple[Known, ...] = (),
+) -> Checkpoint:
+    """A checkpoint opened again, in another process or on another machine perhaps, with the content
+    that it had. `known` digests are taken over where that is safe."""
+    opened = _opened(kind, arguments, known)
     if opened.key != key:
-        raise CheckpointError(
+        error = AnotherModelError(
             f"{opened.source['model']}: has changed since the work was handed out",
             hint="run it again, and leave the model alone while it runs",
         )
+        error.digests = dict(opened.file_digests())
+        raise error
     return opened
 
 
 @lru_cache(maxsize=4)
-def _opened(kind: Callable[..., Checkpoint], arguments: tuple[Any, ...]) -> Checkpoint:
+def _opened(
+    kind: Callable[..., Checkpoint], arguments: tuple[Any, ...], known: tuple[Known, ...]
+) -> Checkpoint:
     """Opened once a process: every item of work names its model."""
-    return kind(*arguments)
+    opened = kind(*arguments)
+    opened.trust(known)
+    return opened

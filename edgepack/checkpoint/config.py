@@ -140,6 +140,12 @@ def read_dimensions(
     where = f"{place}: config.json"
     config = validate(_model_of(architecture), heard, where, CheckpointError, hint=HINT)
     heads = config.num_attention_heads
+    if config.head_dim is None and config.hidden_size % heads:
+        raise CheckpointError(
+            f"{place}: config.json: hidden_size {config.hidden_size} is no multiple of "
+            f"num_attention_heads {heads}, and there is no head_dim",
+            hint=HINT,
+        )
     head_dim = config.head_dim or config.hidden_size // heads
     positions = rope.from_config(config, architecture, head_dim, place)
     types, kinds = _blocks(config, architecture, positions, place)
@@ -167,12 +173,6 @@ def read_dimensions(
     )
     if architecture.sized_kinds:
         dimensions = sized_kinds.of_config(dimensions, config, where)
-    if config.head_dim is None and config.hidden_size % heads:
-        raise CheckpointError(
-            f"{place}: config.json: hidden_size {config.hidden_size} is no multiple of "
-            f"num_attention_heads {heads}, and there is no head_dim",
-            hint=HINT,
-        )
     check_heads(dimensions, architecture, f"{place}: config.json")
     _check_value_heads(config, place)
     return config, dimensions

@@ -9,13 +9,14 @@ import os
 import secrets
 import time
 from contextlib import suppress
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
 from pydantic import Field
 
 from edgepack.core.disk import root
+from edgepack.core.headers import NotReadError, headers_only
 from edgepack.core.untrusted import MakeError, Untrusted, read_json, shorten, validate
 from edgepack.errors import CheckpointError, EdgepackError
 
@@ -51,6 +52,14 @@ class Identity:
     def _from_stat(cls, stat: os.stat_result) -> Identity:
         return cls(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
+    def is_same_elsewhere(self, path: Path) -> bool:
+        """Whether a path on this machine leads to the very file that had this identity on another,
+        through a shared file system: devices are numbered differently, all else is the file's."""
+        try:
+            return replace(Identity.from_path(path), device=self.device) == self
+        except OSError:
+            return False
+
     def check(self, path: Path, make_error: MakeError = CheckpointError) -> None:
         """Raise unless `path` still leads to this file in this state."""
         try:
@@ -70,10 +79,13 @@ def changed_error(path: Path, make_error: MakeError = CheckpointError) -> Edgepa
 
 
 def sha256(path: Path, make_error: MakeError = CheckpointError) -> str:
-    """Hex digest of a file's contents. Raises if the file changes while it is read."""
+    """Hex digest of a file's contents. Raises if the file changes while it is read; while a plan is
+    made, a large file whose digest is not known is not read (`core.headers`)."""
     with path.open("rb") as file:
         identity = Identity.from_file(file)
         recalled = _recall(path, identity) if identity.size >= LARGE else None
+        if recalled is None and identity.size >= LARGE and headers_only():
+            raise NotReadError(path.name)
         digest = recalled or hashlib.file_digest(file, "sha256").hexdigest()
     identity.check(path, make_error)
     if recalled is None and identity.size >= LARGE:

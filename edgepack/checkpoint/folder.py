@@ -32,7 +32,8 @@ from edgepack.checkpoint import (
 )
 from edgepack.checkpoint.base import Checkpoint, Dimensions, reopened
 from edgepack.checkpoint.config import Generation, bias_switch, read
-from edgepack.checkpoint.source_files import SourceFiles
+from edgepack.checkpoint.source_files import Known, SourceFiles
+from edgepack.core.headers import NotReadError
 from edgepack.core.untrusted import shorten, validate
 from edgepack.core.weights import QuantizedTensor
 from edgepack.errors import CheckpointError
@@ -116,7 +117,13 @@ class FolderCheckpoint(Checkpoint):
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as the place that it is opened from."""
         arguments = self.folder.resolve(), self.model, self.revision
-        return reopened, (FolderCheckpoint, arguments, self.key)
+        return reopened, (_at_place, arguments, self.key, self._files.known())
+
+    def file_digests(self) -> Mapping[str, str]:  # noqa: D102
+        return self._digests
+
+    def trust(self, known: tuple[Known, ...]) -> None:  # noqa: D102
+        self._files.trust(known)
 
     def _list_files(self) -> list[Path]:
         """Every file that is read, except the model card."""
@@ -128,8 +135,8 @@ class FolderCheckpoint(Checkpoint):
     @cached_property
     def _digests(self) -> dict[str, str]:
         self._check()
-        names = {path.relative_to(self.folder).as_posix(): path for path in self._read_files}
-        return {name: self._files.sha256(path) for name, path in names.items()}
+        names = [path.relative_to(self.folder).as_posix() for path in self._read_files]
+        return dict(zip(names, self._files.all_sha256(self._read_files), strict=True))
 
     @property
     def key(self) -> str:  # noqa: D102
@@ -142,7 +149,16 @@ class FolderCheckpoint(Checkpoint):
     def source(self) -> Mapping[str, Any]:  # noqa: D102
         if self.revision:
             return {"model": self.model, "kind": "hub", "revision": self.revision}
-        return {"model": self.place, "kind": "folder", "files": self._digests}
+        files = {} if self._are_unread else {"files": self._digests}
+        return {"model": self.place, "kind": "folder", **files}
+
+    @property
+    def _are_unread(self) -> bool:
+        """Whether a plan is made and the digests of the files are not known yet."""
+        try:
+            return self._digests is None
+        except NotReadError:
+            return True
 
     def warnings(self) -> tuple[str, ...]:  # noqa: D102
         unused = shards.unused_weights(self.folder, self._weights)
@@ -274,6 +290,15 @@ class FolderCheckpoint(Checkpoint):
                     f"{self.place}: {spec.name} is there, but config.json has no {switch}: true",
                     hint=f"set {switch} to true if the biases are meant, or remove them",
                 )
+
+
+def _at_place(folder: Path, model: str, revision: str | None) -> FolderCheckpoint:
+    """Open a folder again. A snapshot of the Hub lies elsewhere on another machine."""
+    if revision is not None and not folder.is_dir():
+        from edgepack.checkpoint import hub
+
+        folder = hub.snapshot(f"{model.partition('@')[0]}@{revision}")
+    return FolderCheckpoint(folder, model, revision)
 
 
 def _window_warning(dims: Dimensions) -> tuple[str, ...]:

@@ -128,7 +128,7 @@ def read_numbers(
     if family.numbers.get("embedding_scale", Number("")).rule == "root":
         read["embedding_scale"] = math.sqrt(numbers.embedding_length)
     if numbers.block_count == _LARGEST.get(family.gguf):
-        read["attention_scale"] = (numbers.embedding_length // numbers.head_count) ** -0.5
+        read["attention_scale"] = max(1, numbers.embedding_length // numbers.head_count) ** -0.5
     return factors(read, head_dim)
 
 
@@ -166,7 +166,7 @@ def _assumed_otherwise(family: Architecture, d: Dimensions) -> Iterator[str]:
         yield from _yarn_otherwise(scaling)
     if (scale := family.numbers.get("attention_scale")) and not scale.gguf:
         usual = d.head_dim if d.num_hidden_layers != _LARGEST.get(family.gguf) else None
-        wanted = (usual or d.hidden_size // d.num_attention_heads) ** -0.5
+        wanted = (usual or max(1, d.hidden_size // d.num_attention_heads)) ** -0.5
         if not math.isclose(d.score_scale, wanted, rel_tol=1e-6):
             given = scale.written(d.score_scale)
             yield f"with {scale.key} {scale.written(wanted):g}, not {given:g}"

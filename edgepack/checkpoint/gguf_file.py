@@ -35,7 +35,7 @@ from edgepack.checkpoint.gguf_keys import (
     read_tokenizer,
 )
 from edgepack.checkpoint.gguf_parts import GgufParts
-from edgepack.checkpoint.source_files import SourceFiles
+from edgepack.checkpoint.source_files import Known, SourceFiles
 from edgepack.core import plugins
 from edgepack.core.untrusted import quote, shorten
 from edgepack.core.weights import QuantizedTensor
@@ -93,7 +93,14 @@ class GgufCheckpoint(Checkpoint):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as the place that it is opened from."""
-        return reopened, (GgufCheckpoint, (self.path.resolve(), self.model), self.key)
+        arguments = self.path.resolve(), self.model
+        return reopened, (GgufCheckpoint, arguments, self.key, self._files.known())
+
+    def file_digests(self) -> Mapping[str, str]:  # noqa: D102
+        return self._digests
+
+    def trust(self, known: tuple[Known, ...]) -> None:  # noqa: D102
+        self._files.trust(known)
 
     @cached_property
     def _digests(self) -> dict[str, str]:
@@ -276,6 +283,12 @@ class GgufCheckpoint(Checkpoint):
         return dimensions
 
     def _check_head(self, numbers: Numbers, head_dim: int) -> None:
+        if head_dim < 1:
+            raise CheckpointError(
+                f"{self.place}: {numbers.head_count} attention heads for "
+                f"{numbers.embedding_length} columns, and no attention.key_length",
+                hint="the keys are damaged, or of another model",
+            )
         turning = None if self.architecture.partial_rotary else numbers.dimension_count
         for key, value in (
             ("attention.value_length", numbers.value_length),

@@ -73,7 +73,7 @@ def explained(model: str) -> Iterator[None]:
             if offline
             else "check the network, or give the path of a local copy",
         ) from error
-    except (errors.HFValidationError, OSError) as error:
+    except (errors.HFValidationError, errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]
         raise CheckpointError(
             f"{model}: cannot be downloaded ({_reason(error)})",
             hint="check the name, the network and the space on the disk; a local folder works too",

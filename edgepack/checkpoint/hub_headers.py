@@ -68,7 +68,8 @@ def _weight_files(snapshot: Path, model: str) -> list[str]:
     if not path.is_file():
         return [shards.SINGLE]
     place = f"{shorten(model, 80)}: {shards.INDEX}"
-    index = validate(Index, read_json(path, place=place), place, CheckpointError)
+    content = read_json(path, CheckpointError, place=place)
+    index = validate(Index, content, place, CheckpointError, hint="name another model or revision")
     return sorted(set(index.weight_map.values()))
 
 
@@ -96,7 +97,9 @@ def _part(model: str, commit: str, name: str, start: int, count: int) -> tuple[b
     asked = build_hf_headers() | {"Range": f"bytes={start}-{start + count - 1}"}
     answer = get_session().get(url, headers=asked)
     hf_raise_for_status(answer)
-    span = re.fullmatch(r"bytes \d+-\d+/(\d+)", answer.headers.get("content-range", ""), re.ASCII)
+    span = re.fullmatch(
+        r"bytes \d+-\d+/(\d{1,18})", answer.headers.get("content-range", ""), re.ASCII
+    )
     data = answer.content
     if span is None or len(data) != count or not count < int(span[1]) <= MAX_FILE:
         raise CheckpointError(

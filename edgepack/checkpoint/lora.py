@@ -123,7 +123,9 @@ class LoraAdapter:
     def config(self) -> _Config:
         """adapter_config.json; raises for adapters that are no change of weights."""
         content = self._files.read_json(self.folder / CONFIG)
-        config = validate(_Config, content, f"{self.name}: {CONFIG}", CheckpointError)
+        config = validate(
+            _Config, content, f"{self.name}: {CONFIG}", CheckpointError, hint="fetch it again"
+        )
         if reason := config.refusal():
             raise CheckpointError(f"{self.name}: {reason}", hint=PLAIN)
         return config

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 from edgepack.architectures.base import Architecture
+from edgepack.core.untrusted import whole_number
 
 BUFFERS = (
     ".rotary_emb.inv_freq",
@@ -60,8 +61,8 @@ def _part(name: str, architecture: Architecture, blocks: int) -> str | None:
     if part := part_of(name):
         return part
     number = name.removeprefix(f"{architecture.layers}.").partition(".")[0]
-    listed = name.startswith(f"{architecture.layers}.") and number.isdecimal()
-    return BEYOND if listed and len(number) < 9 and int(number) >= blocks else None
+    index = whole_number(number) if name.startswith(f"{architecture.layers}.") else None
+    return BEYOND if index is not None and index >= blocks else None
 
 
 def part_of(name: str) -> str:

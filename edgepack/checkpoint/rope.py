@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from edgepack.architectures.base import FULL, Architecture
+from edgepack.checkpoint import completed
 from edgepack.checkpoint.base import Dimensions
 from edgepack.core.untrusted import Untrusted, quote, validate
 from edgepack.errors import CheckpointError
@@ -114,7 +115,10 @@ def from_config(
     if not nested:
         return {FULL: _resolved(config, given, architecture, head_dim, place)}
     where = f"{place}: rope_parameters"
-    parts = {k: validate(Parameters, v, where, CheckpointError) for k, v in nested.items()}
+    parts = {
+        kind: validate(Parameters, part, where, CheckpointError, hint=completed.HINT)
+        for kind, part in nested.items()
+    }
     if FULL not in parts:
         raise CheckpointError(f"{where}: {FULL} is missing", hint="take the published config.json")
     return {

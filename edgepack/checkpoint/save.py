@@ -92,6 +92,11 @@ def shard_of(folder: Path) -> dict[str, str]:
     return index["weight_map"]
 
 
+def model_bytes(model: Checkpoint) -> int:
+    """Bytes of the tensors of a model as they are saved."""
+    return sum(spec.numel * dtype_of(spec).itemsize for spec in model.specs.values())
+
+
 def dtype_of(spec: WeightSpec) -> torch.dtype:
     """The type that a weight is written as."""
     return DTYPES.get(spec.dtype, torch.float16)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,9 +13,14 @@ from torch import Tensor
 
 from edgepack.checkpoint import digests
 from edgepack.checkpoint.digests import Identity, changed_error
+from edgepack.core.headers import headers_only
 from edgepack.core.untrusted import read_json, shorten
 from edgepack.errors import CheckpointError
 
+Known = tuple[Path, Identity, str]
+"""A file, its identity and its sha256."""
+HASHING = 4
+"""Files that are hashed side by side."""
 LFS = b"version https://git-lfs"
 
 
@@ -76,6 +82,26 @@ class SourceFiles:
                 self._digests[path] = digests.sha256(path)
             self.check([path])
         return self._digests[path]
+
+    def known(self) -> tuple[Known, ...]:
+        """The digests of large files, for another process or machine that reads the same."""
+        found = self._digests.items()
+        large = [(p, d) for p, d in found if self._identities[p].size >= digests.LARGE]
+        return tuple((p.parent.resolve() / p.name, self._identities[p], d) for p, d in large)
+
+    def trust(self, known: Iterable[Known]) -> None:
+        """Take digests over from another process or machine, of those files that are the very
+        same: hashing them again would take minutes on every machine."""
+        for path, identity, digest in known:
+            if identity.is_same_elsewhere(path):
+                self._digests[path] = digest
+
+    def all_sha256(self, paths: Sequence[Path]) -> list[str]:
+        """Hex digests of files, several of which are read at a time."""
+        if headers_only():
+            return [self.sha256(path) for path in paths]
+        with ThreadPoolExecutor(HASHING) as pool:
+            return list(pool.map(self.sha256, paths))
 
 
 def refuse_pointer(path: Path, beginning: bytes) -> None:

@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 
 from edgepack.checkpoint import templates
 from edgepack.checkpoint.templates import TemplateError
-from edgepack.core.untrusted import quote
+from edgepack.core.untrusted import quote, whole_number
 from edgepack.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -79,8 +79,8 @@ def with_ends(generation: Mapping[str, Any], config: Mapping[str, Any]) -> dict[
 def gguf_ends(fields: Mapping[str, Any]) -> list[int]:
     """The ids that end an answer according to the keys of a GGUF file."""
     ids = [fields[key] for key in GGUF_ENDS if isinstance(fields.get(key), int)]
-    more = str(fields.get(MORE_ENDS, "")).split()
-    return list(dict.fromkeys([*ids, *(int(index) for index in more if index.isdecimal())]))
+    more = map(whole_number, str(fields.get(MORE_ENDS, "")).split())
+    return list(dict.fromkeys([*ids, *(index for index in more if index is not None)]))
 
 
 def names_of(tokenizer: PreTrainedTokenizerFast) -> dict[str, str]:

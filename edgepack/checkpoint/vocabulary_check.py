@@ -14,7 +14,7 @@ from edgepack.checkpoint.llama_vocab import LlamaVocab
 from edgepack.checkpoint.pretokenizers import BY_NAME
 from edgepack.checkpoint.probes import Difference, Verdict
 from edgepack.checkpoint.tokenizer import SPACE, TEMPLATE, byte_splits, splitting_of
-from edgepack.core.untrusted import quote, shorten
+from edgepack.core.untrusted import quote, shorten, whole_number
 from edgepack.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -262,8 +262,9 @@ def _ends(fields: Mapping[str, Any], vocab: LlamaVocab) -> list[str]:
             "(edgepack chat does not)"
         )
     if more := fields.get(special.MORE_ENDS):
-        known = [int(index) for index in str(more).split() if index.isdecimal()]
-        texts = ", ".join(quote(vocab.tokens[i]) for i in known if i < len(vocab.tokens))
+        known = map(whole_number, str(more).split())
+        count = len(vocab.tokens)
+        texts = ", ".join(quote(vocab.tokens[i]) for i in known if i is not None and i < count)
         warnings.append(
             f"tokenizer: GGUF has three places for tokens that end an answer, none for "
             f"{shorten(texts, 80)}; edgepack chat and the Modelfile know them, others do not"

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from edgepack.core.artifact import Artifact, Count, File, FileName, digest
 from edgepack.core.disk import atomic
-from edgepack.core.untrusted import Untrusted, quote, read_json, shorten, validate
+from edgepack.core.untrusted import NOT_OPENED, Untrusted, quote, read_json, shorten, validate
 from edgepack.errors import EdgepackError
 
 FOLDER = "adapters"
@@ -175,7 +175,9 @@ def read_about(folder: Path) -> About:
             hint="edgepack finetune makes one",
         ) from None
     except OSError as error:
-        raise EdgepackError(f"{where}: cannot be read ({error.strerror})") from None
+        raise EdgepackError(
+            f"{where}: cannot be read ({error.strerror})", hint=NOT_OPENED
+        ) from None
     return validate(About, content, where, hint="copy the adapter again")
 
 

@@ -10,10 +10,10 @@ from pydantic import AfterValidator, Field, model_validator
 
 from edgepack.core.disk import sha256
 from edgepack.core.speeds import Prediction
-from edgepack.core.untrusted import Untrusted, read_json, validate
+from edgepack.core.untrusted import NOT_OPENED, Untrusted, read_json, validate
 from edgepack.errors import EdgepackError
 
-MANIFEST = "manifest.json"
+MANIFEST, SOFTWARE = "manifest.json", "sbom.cdx.json"
 OURS, APART = "edgepack", "edgepack, L·R apart"
 """Names in the results: the files of the folder, and where factors were merged the files that it
 would have had without that."""
@@ -98,6 +98,8 @@ class Measured(Untrusted):
     tokens: Count = 0
     context: Count = 0
     reference_kl: float | None = None
+    reference: str | None = None
+    """``streamed`` if KL is measured from our own forward pass."""
     results: dict[str, Result] | None = None
 
     @model_validator(mode="after")
@@ -193,6 +195,37 @@ class MergedFactors(Untrusted):
     weights: Count
 
 
+class Machines(Untrusted):
+    """Machines of one kind that shared the work."""
+
+    cpu: str
+    instructions: str
+    cores: Count
+    count: Count
+
+
+class Cluster(Untrusted):
+    """What did the work, where several machines did; nothing names one."""
+
+    machines: list[Machines]
+    items: Count
+    done_again: Count
+    models_sent: Count
+    files_sent: Count
+    bytes_received: Count
+
+
+DEVICE = r"^[a-z]{1,20}( \([\x20-\x5f\x61-\x7e]{1,100}\))?$"
+
+
+class Vocabulary(Untrusted):
+    """The tokenizer in the files: its tokens, sha256 of all of it and of the chat template."""
+
+    tokens: Count
+    vocabulary: str
+    chat_template: str | None = None
+
+
 class Manifest(Untrusted):
     """The fields of manifest.json. A folder is usable only if they are valid."""
 
@@ -220,6 +253,11 @@ class Manifest(Untrusted):
     merge: MergeOf | None = None
     merged: Merged | None = None
     merged_factors: MergedFactors | None = None
+    cluster: Cluster | None = None
+    device: Annotated[str, Field(pattern=DEVICE)] = "cpu"
+    """Where it was computed, as ``cuda (NVIDIA L4)``."""
+    environment: dict[str, Any] | None = None
+    tokenizer: Vocabulary | None = None
 
 
 OPTIONAL = {
@@ -283,7 +321,9 @@ class Artifact:
                 hint="edgepack build RECIPE --target gguf makes one",
             ) from None
         except OSError as error:
-            raise EdgepackError(f"{path}: cannot be read ({error.strerror})") from None
+            raise EdgepackError(
+                f"{path}: cannot be read ({error.strerror})", hint=NOT_OPENED
+            ) from None
         validate(Manifest, content, str(path), hint="build the folder again")
         return Artifact(folder, OPTIONAL | content)
 

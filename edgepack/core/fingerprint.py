@@ -23,7 +23,8 @@ SILENT = frozenset(
     f"edgepack.{name}"
     for name in (
         *("errors", "core.os_errors", "core.progress", "core.untrusted"),
-        *("core.disk", "core.stage", "core.weight_files", "core.executor"),
+        *("core.disk", "core.stage", "core.results", "core.weight_files"),
+        *("core.executor", "core.headers", "core.travel"),
         *("planning", "planning.plan", "planning.steps", "planning.target"),
         *("recipe", "recipe.sections", "recipe.read", "recipe.fields", "recipe.plain_yaml"),
         "recipe.texts",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -15,6 +16,8 @@ _OWN_GROUPS = Path("/proc/self/cgroup")
 _MOUNT = Path("/sys/fs/cgroup")
 GLIBC = "libc.so.6"
 M_MMAP_THRESHOLD = -3  # malloc.h
+LIMIT = "EDGEPACK_MEMORY"
+"""Variable of the environment with the bytes that the user allows."""
 LARGE = 1 << 20
 """Bytes from which a block of memory is given back when it is freed."""
 _LIMITS = ("memory.max", "memory.high", "memory.limit_in_bytes")
@@ -22,11 +25,32 @@ _LIMITS = ("memory.max", "memory.high", "memory.limit_in_bytes")
 
 
 def available_memory() -> int:
-    """Most bytes of memory that this process may use: those of the machine, or the limit of its
-    container (a Linux control group)."""
-    total: int = psutil.virtual_memory().total
-    limit = control_group_limit()
-    return total if limit is None else min(total, limit)
+    """Most bytes of memory that this process may use: those of the machine, the limit of its
+    container (a Linux control group), or what the user allows, whichever is least."""
+    limits = [psutil.virtual_memory().total, control_group_limit(), memory_limit()]
+    return min(limit for limit in limits if limit is not None)
+
+
+def limit_memory(nbytes: int | None) -> None:
+    """Allow no more than so many bytes, here and in the processes that are started from here. It
+    changes how work is done (in how many passes, what stays in memory), never a result or a key."""
+    if nbytes is None:
+        os.environ.pop(LIMIT, None)
+    else:
+        os.environ[LIMIT] = str(nbytes)
+
+
+def memory_limit() -> int | None:
+    """What the user allows; None: all there is."""
+    given = os.environ.get(LIMIT, "")
+    return int(given) if given.isdecimal() else None
+
+
+def working_memory() -> int:
+    """Bytes that work may be planned to fill: all that the user allows or, where nothing was said,
+    three quarters of what there is, since other programs run too."""
+    there = available_memory()
+    return there if memory_limit() is not None else there * 3 // 4
 
 
 def control_group_limit(own_groups: Path = _OWN_GROUPS, mount: Path = _MOUNT) -> int | None:
@@ -93,6 +117,17 @@ def peak_memory() -> int:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def anonymous_memory() -> int:
+    """Bytes of memory that this process has now and that no file backs: what it reads through maps
+    of files the system drops when memory is short."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) << 10
+    resident: int = psutil.Process().memory_info().rss
+    return resident
 
 
 def trim_memory() -> None:

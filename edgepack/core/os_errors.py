@@ -5,14 +5,17 @@ from __future__ import annotations
 import errno
 import shutil
 from pathlib import Path
+from tempfile import gettempdir
 
-from edgepack.core.disk import root
+from edgepack.core.disk import FULL, no_room, root
+from edgepack.core.tables import format_size
 from edgepack.core.untrusted import shorten
 from edgepack.errors import EdgepackError
 
+NO_DEVICE_MEMORY = ("CUDA out of memory", "MPS backend out of memory")
+"""torch's texts for full memory of an accelerator."""
 NO_MEMORY_TEXTS = ("can't allocate memory", "not enough memory")
 """torch's texts for full memory, in a RuntimeError."""
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 REFUSED = {
     errno.EACCES,
     errno.EPERM,
@@ -26,15 +29,19 @@ REFUSED = {
     errno.ENFILE,
 }
 """Errors of the machine or its permissions, not of the program."""
-NO_SPACE_TEXTS = ("No space left on device", " requested and ")
-"""safetensors' and numpy's texts for a full disk; they give no error number."""
 
 
 def from_os_error(error: Exception) -> EdgepackError | None:
     """A full disk or memory as an error with a remedy; None for everything else."""
-    full = isinstance(error, OSError) and error.errno in NO_SPACE
-    if full or any(words in str(error) for words in NO_SPACE_TEXTS):
-        return EdgepackError(f"the disk is full{_while(error)}", hint=_space(error))
+    if number := no_room(error):
+        place = _place(error)
+        where = f" (writing {shorten(str(place))})" if place else ""
+        return EdgepackError(f"{FULL[number]}{where}", hint=_make_room(place, number))
+    if any(words in str(error) for words in NO_DEVICE_MEMORY):
+        return EdgepackError(
+            "the device is out of memory",
+            hint="close what else uses it, or take --device cpu or one with more memory",
+        )
     if isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY_TEXTS):
         return EdgepackError(
             "out of memory",
@@ -49,18 +56,28 @@ def from_os_error(error: Exception) -> EdgepackError | None:
     return None
 
 
-def _while(error: Exception) -> str:
-    name = getattr(error, "filename", None)
-    return f" (writing {name})" if name else ""
+def _place(error: Exception) -> Path | None:
+    """What was being written; of a copy, the second name."""
+    names = [getattr(error, key, None) for key in ("filename2", "filename")]
+    name = next((name for name in names if isinstance(name, str | Path)), None)
+    return None if name is None else Path(name)
 
 
-def _space(error: Exception) -> str:
-    """Free space of the folders that edgepack writes to."""
-    name = getattr(error, "filename", None)
-    folders = [Path(name).parent] if name else [root(), Path.cwd()]
-    left = [
-        f"{folder} has {shutil.disk_usage(folder).free / 1e6:.0f} MB free"
-        for folder in folders
-        if folder.is_dir()
-    ]
-    return "; ".join([*left, "make room and run again to resume"])
+def _make_room(place: Path | None, number: int) -> str:
+    """Free space of the folders that edgepack writes to, and what to do."""
+    folders = [root(), Path.cwd(), Path(gettempdir())] if place is None else [_existing(place)]
+    left = [f"{folder} has {_free(folder)} free" for folder in folders if folder.is_dir()]
+    cached = place is not None and place.is_relative_to(root())
+    listed = ["`edgepack cache ls` shows what is kept there"] if cached else []
+    if number == errno.EFBIG:
+        return "give the folder a place on another disk; run again to resume"
+    return "; ".join([*left, *listed, "make room and run again to resume"])
+
+
+def _existing(path: Path) -> Path:
+    """The first folder above a path that is there: working folders are gone by now."""
+    return next((folder for folder in path.parents if folder.is_dir()), Path.cwd())
+
+
+def _free(folder: Path) -> str:
+    return format_size(shutil.disk_usage(folder).free)

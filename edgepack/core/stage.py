@@ -3,7 +3,8 @@
 key = sha256(stage, digest of the code that does the work, options, keys of the inputs): the same
 work is never done twice, a changed option or program never meets an old result, and a killed run
 finds its finished files in the partial folder. Failures are never stored. A finished folder has a
-list of its files with their sha256, so that a damaged one is noticed before it is used.
+list of its files with their sha256, so that a damaged one is noticed before it is used. A second
+run that comes to the same stage waits for the first, and takes its result.
 """
 
 from __future__ import annotations
@@ -12,35 +13,34 @@ import hashlib
 import json
 import shutil
 import sys
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import Field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from edgepack.core import fingerprint
-from edgepack.core.disk import TEMPORARY, atomic, lock_of, locked, root, sha256, sync, sync_tree
+from edgepack.core.disk import TEMPORARY, atomic, holder, root, signed, sync, sync_tree, writing_to
 from edgepack.core.executor import Executor
-from edgepack.core.progress import Steps
-from edgepack.core.untrusted import Untrusted, read_json, validate
-from edgepack.errors import EdgepackError
+from edgepack.core.headers import NotReadError
+from edgepack.core.progress import Progress, Steps
+from edgepack.core.results import LIST, Result, digests
 
 CACHE = "_handed_over_from"
-LIST = "stage.json"
-"""What a finished stage says of itself: what it was made of and with, and its files' sha256."""
-HASHING = 4
-"""Files that are hashed side by side."""
+PAUSE = 0.2
+"""Seconds between looks at whether another run is through with a stage."""
 VERSIONS = ("edgepack", "numba", "numpy", "torch")
 """Told in `LIST`, not part of the key: a cache survives an upgrade of these."""
 
 
-class Listed(Untrusted):
-    """The part of `LIST` that is read again: file → sha256."""
+class Disk(NamedTuple):
+    """Bytes that a stage writes: at most while it runs, and when it is done."""
 
-    files: dict[str, str]
+    peak: int
+    kept: int
 
 
 class Stage(ABC):
@@ -75,6 +75,10 @@ class Stage(ABC):
         """Expected peak bytes while it runs, beside those of the process."""
         return 0
 
+    def disk(self) -> Disk:
+        """Expected bytes in the cache."""
+        return Disk(0, 0)
+
     def output(self) -> str | None:
         """The part of the output folder that its files go to ("": the folder itself), from where
         they are no longer kept in the cache; None: they stay there."""
@@ -102,14 +106,26 @@ class Stage(ABC):
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def complete(self, executor: Executor) -> Steps[None]:
-        """Run it, unless its result is there; what a killed run finished is not done again."""
-        if not self.is_whole():
-            with self.writing() as folder:
-                yield from self.run(folder, executor)
+        """Run it, unless its result is there; what a killed run finished is not done again. While
+        another process runs it, wait: either its result is there then, or it died."""
+        while not self.is_whole():
+            with signed(self.result.lock) as mine:
+                if mine and not self.is_done:
+                    with self._writing() as folder:
+                        yield from self.run(folder, executor)
+                    return
+            if not mine:
+                who = holder(self.result.lock) or "another edgepack"
+                yield Progress(self.name, 0, 1, f"waiting for {who}, which does the same")
+                time.sleep(PAUSE)
+
+    def in_use(self) -> AbstractContextManager[None]:
+        """Nobody removes the result while the body works, even if it is made only now."""
+        return self.result.in_use()
 
     def drop(self) -> None:
-        """Remove the finished result, which stands elsewhere now."""
-        self._remove(self.files())
+        """Remove the finished result; one that another run reads is left to that run."""
+        self.result.remove()
 
     def __getstate__(self) -> dict[str, Any]:
         """Its fields, and which cache it is in: what is computed from them is computed anew
@@ -129,14 +145,33 @@ class Stage(ABC):
         return root() if found is None else found
 
     @property
+    def result(self) -> Result:
+        """The place of its result."""
+        return Result(self._cache, self.name, self.key)
+
+    @property
     def partial(self) -> Path:
         """Where an unfinished one is being written."""
-        return self.folder.with_name(self.key + ".partial")
+        return self.result.partial
 
     @property
     def is_done(self) -> bool:
-        """Whether the result is there; `is_whole` looks at its files."""
-        return self.folder.is_dir()
+        """Whether the result is there; `is_whole` looks at its files. While a plan is made, what
+        was made of files that nobody has read yet is not known to be there."""
+        return self.known_key is not None and self.folder.is_dir()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a killed run has left something of it, as far as that is known."""
+        return self.known_key is not None and self.partial.is_dir()
+
+    @property
+    def known_key(self) -> str | None:
+        """The key; None while a plan is made and files that go in have not been read yet."""
+        try:
+            return self.key
+        except NotReadError:
+            return None
 
     def is_whole(self) -> bool:
         """Whether the result is there and its files are those that were written: all are read.
@@ -144,82 +179,64 @@ class Stage(ABC):
         A damaged result (a bad disk, an interrupted copy) is removed, to be made again; one whose
         list of files is lost is the user's to remove.
         """
-        if not self.is_done:
+        result = self.result
+        if not result.is_done:
             return False
-        listed = self.files()
-        if all(_digest(self.folder / name) == known for name, known in listed.items()):
-            return True
-        self._remove(listed)
-        return False
-
-    def _remove(self, listed: Mapping[str, str]) -> None:
-        """Remove the files of a result; others, which edgepack did not write, it leaves alone."""
-        for name in (*listed, LIST):
-            (self.folder / name).unlink(missing_ok=True)
-        for folder in sorted((p for p in self.folder.rglob("*") if p.is_dir()), reverse=True):
-            folder.rmdir()
-        try:
-            self.folder.rmdir()
-        except OSError:
-            raise self._damaged("is damaged and has files that edgepack did not write") from None
+        if result.damaged():
+            result.remove_damaged()
+            return False
+        result.touch()
+        return True
 
     def files(self) -> Mapping[str, str]:
         """Name → sha256 of every file of the finished result."""
-        path = self.folder / LIST
-        try:
-            return validate(Listed, read_json(path), path.name).files
-        except (OSError, EdgepackError) as error:
-            raise self._damaged(f"is damaged ({error})") from None
-
-    def _damaged(self, what: str) -> EdgepackError:
-        return EdgepackError(
-            f"cache: the {self.name} stage {self.folder.name} {what}",
-            hint=f"delete {self.folder} and run again: that stage is then made anew",
-        )
+        return self.result.files()
 
     @contextmanager
-    def writing(self) -> Iterator[Path]:
+    def _writing(self) -> Iterator[Path]:
         """The partial folder, renamed to the finished one if the body does not raise."""
-        with locked(lock_of(f"{self.name}-{self.key}")) as mine:
-            if not mine:
-                raise EdgepackError(
-                    f"another edgepack is working on the same {self.name} stage",
-                    hint="wait for it to end; both would write the same files",
-                )
-            self.partial.mkdir(parents=True, exist_ok=True)
+        self.partial.mkdir(parents=True, exist_ok=True)
+        with writing_to(self.partial):
             yield self.partial
-            if self.is_done:  # another run was through first: the same key, the same content
+            if self.is_done:  # on a file system whose locks do not reach another machine
                 shutil.rmtree(self.partial)
                 return
             self._write_list()
             sync_tree(self.partial)
-            self.partial.rename(self.folder)
-            sync(self.folder.parent)
+        self.partial.rename(self.folder)
+        sync(self.folder.parent)
 
     def _write_list(self) -> None:
         for leftover in self.partial.rglob(f"*{TEMPORARY}"):  # of a killed run
             leftover.unlink()
         files = [p for p in sorted(self.partial.rglob("*")) if p.is_file() and p.name != LIST]
-        with ThreadPoolExecutor(HASHING) as pool:
-            digests = list(pool.map(_digest, files))
-        names = (path.relative_to(self.partial).as_posix() for path in files)
+        names = [path.relative_to(self.partial).as_posix() for path in files]
         content = {
             "stage": self.name,
+            "model": self.model_name,
             "options": self.options(),
             "inputs": list(self.inputs),
             "versions": {
                 "python": sys.version.split()[0],
                 **{name: version(name) for name in VERSIONS},
             },
-            "files": dict(zip(names, digests, strict=True)),
+            "files": dict(zip(names, digests(files), strict=True)),
         }
         with atomic(self.partial / LIST) as temporary:
             temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
-
-def _digest(path: Path) -> str | None:
-    """sha256 of a file, None if it cannot be read."""
-    try:
-        return sha256(path)
-    except OSError:
+    @property
+    def model_name(self) -> str | None:
+        """The name of the model that it is about, for people: its own, or its inputs'."""
+        for name in self.__dataclass_fields__:
+            value = getattr(self, name)
+            found = value.model_name if isinstance(value, Stage) else _named(value)
+            if found:
+                return found
         return None
+
+
+def _named(value: Any) -> str | None:
+    source = getattr(value, "source", None)
+    name = source.get("model") if isinstance(source, Mapping) else None
+    return name if isinstance(name, str) else None

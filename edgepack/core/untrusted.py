@@ -4,6 +4,7 @@ right type and size, or an error of one line."""
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +17,9 @@ MAX_BYTES = 256 << 20
 """Largest JSON file that is read; the index of a 1000-shard model has 10 MB."""
 LINE = 200
 """Longest quotation of somebody's input in an error, in characters."""
+
+NOT_OPENED = "look at the path, and at who may read it"
+"""Hint for a file that the system does not open."""
 
 MakeError = Callable[..., EdgepackError]
 Model = TypeVar("Model", bound=BaseModel)
@@ -82,6 +86,15 @@ def explain(error: ValidationError, prefix: str = "") -> str:
         return f"{key} is missing"
     wanted = first["msg"][:1].lower() + first["msg"][1:]
     return f"{key or 'the content'}: {wanted}, not {quote(first['input'])}"
+
+
+def whole_number(text: str) -> int | None:
+    """The number that a text of 1 to 18 digits is; None for any other text. `str.isdigit` knows
+    digits that `int` does not, and `int` refuses more than 4300 of them."""
+    return int(text) if _DIGITS.fullmatch(text) else None
+
+
+_DIGITS = re.compile(r"[0-9]{1,18}")
 
 
 def quote(value: Any) -> str:

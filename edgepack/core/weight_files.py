@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -20,7 +23,45 @@ from edgepack.errors import EdgepackError
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     """Write tensors and a JSON-able description as one safetensors file, atomically."""
     with atomic(path) as temporary:
-        save_file(dict(tensors), temporary, metadata={"edgepack": json.dumps(about)})
+        kept = {name: tensor.cpu() for name, tensor in tensors.items()}
+        save_file(kept, temporary, metadata={"edgepack": json.dumps(about)})
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """A tensor that is written run by run, in order, because it is too large to be there twice."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    parts: Iterable[Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of it."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+DTYPES = {torch.float32: "F32", torch.float64: "F64"}
+"""Names of types in safetensors."""
+
+
+def stream_tensors(path: Path, tensors: Mapping[str, Streamed], about: Mapping[str, Any]) -> None:
+    """`save_tensors` of tensors that come in runs: the header needs their sizes only."""
+    header: dict[str, Any] = {"__metadata__": {"edgepack": json.dumps(about)}}
+    end = 0
+    for name, run in tensors.items():
+        start, end = end, end + run.nbytes
+        place = {"shape": run.shape, "data_offsets": [start, end]}
+        header[name] = {"dtype": DTYPES[run.dtype], **place}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, run in tensors.items():
+            before = file.tell()
+            for part in run.parts:
+                file.write(part.contiguous().view(-1).view(torch.uint8).numpy().data)
+            assert file.tell() - before == run.nbytes, f"{name}: not {run.nbytes} bytes"
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

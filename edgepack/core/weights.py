@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from edgepack.core import plugins
+from edgepack.core.linalg import matmul64, slabs
 from edgepack.core.parts import part_name
 
 _ROWS = 8192  # rows at once in float64, so that no second copy of an embedding is in memory
+AT_ONCE = 1 << 24
+"""Elements that are computed at once where rows are independent: what a format needs beside its
+codes is several times their size."""
+
+
+def row_slices(shape: tuple[int, ...]) -> Iterator[slice]:
+    """The rows of a matrix in slices of at most `AT_ONCE` elements."""
+    return slabs(shape[0], max(1, AT_ONCE // max(1, shape[1])))
 
 
 FLOATS = frozenset({"ffn_gate_inp"})
@@ -134,10 +144,22 @@ class QuantizedTensor:
         Codes that are float32 (``f32``, which is no format to round to) are the values."""
         if self.codes.dtype == torch.float32:
             return self.codes
-        return self.plugin.decode(self.codes, self.grid)
+        if self.codes.numel() <= AT_ONCE:
+            return self.plugin.decode(self.codes, self.grid)
+        out = torch.empty(self.shape, device=self.codes.device)
+        for rows in row_slices(self.shape):
+            part = self.permute_rows(rows)
+            out[rows] = self.plugin.decode(part.codes, part.grid)
+        return out
 
-    def permute_rows(self, order: Tensor) -> QuantizedTensor:
-        """The same tensor with row i taken from row ``order[i]``."""
+    def to(self, device: torch.device) -> QuantizedTensor:
+        """The same tensor on a device."""
+        grid = {field: values.to(device) for field, values in self.grid.items()}
+        return QuantizedTensor(self.format, self.codes.to(device), grid)
+
+    def permute_rows(self, order: Tensor | slice) -> QuantizedTensor:
+        """The same tensor with row i taken from row ``order[i]``; of a slice, those rows alone,
+        which are not copied."""
         grid = {field: values[order] for field, values in self.grid.items()}
         return QuantizedTensor(self.format, self.codes[order], grid)
 
@@ -168,10 +190,16 @@ class FactoredWeight:
         """Q + L·R as float32 ``[out, in]``."""
         if self.L is None or self.R is None:
             return self.Q.dequantize()
-        return self.Q.dequantize() + self.L.dequantize() @ self.R.dequantize()
+        return self.Q.dequantize().addmm_(self.L.dequantize(), self.R.dequantize())
 
-    def permute_rows(self, order: Tensor) -> FactoredWeight:
-        """The same weight with the rows of Q and L reordered; R has no output rows."""
+    def to(self, device: torch.device) -> FactoredWeight:
+        """The same weight on a device."""
+        L, R = (part and part.to(device) for part in (self.L, self.R))
+        return FactoredWeight(self.Q.to(device), L, R)
+
+    def permute_rows(self, order: Tensor | slice) -> FactoredWeight:
+        """The same weight with the rows of Q and L reordered, or a slice of them; R has no output
+        rows."""
         return FactoredWeight(
             self.Q.permute_rows(order),
             None if self.L is None else self.L.permute_rows(order),
@@ -219,6 +247,41 @@ class Hessian:
     out_train: Tensor | None = None
     out_held_out: Tensor | None = None
 
+    def to(self, device: torch.device) -> Hessian:
+        """The same on a device."""
+        return self if device.type == "cpu" else _HessianOn(self, device)
+
+
+class _HessianOn(Hessian):
+    """A Hessian on a device. What held-out tokens gave is moved whenever it is asked for, as it may
+    be read only then."""
+
+    def __init__(self, H: Hessian, device: torch.device) -> None:
+        self.H, self.device = H, device
+
+    def _moved(self, side: Tensor | None) -> Tensor | None:
+        return None if side is None else side.to(self.device)
+
+    @cached_property
+    def train(self) -> Tensor:
+        return self.H.train.to(self.device)
+
+    @cached_property
+    def imatrix(self) -> Tensor:
+        return self.H.imatrix.to(self.device)
+
+    @cached_property
+    def out_train(self) -> Tensor | None:
+        return self._moved(self.H.out_train)
+
+    @property
+    def held_out(self) -> Tensor:
+        return self.H.held_out.to(self.device)
+
+    @property
+    def out_held_out(self) -> Tensor | None:
+        return self._moved(self.H.out_held_out)
+
 
 def relative_error(W: Tensor, W_hat: Tensor, H: Tensor, H_out: Tensor | None = None) -> float:
     """tr(H_out E H Eᵀ) / tr(H_out W H Wᵀ) for E = W − Ŵ: the layer error ‖EH^½‖²/‖WH^½‖² (CALDERA,
@@ -229,14 +292,15 @@ def relative_error(W: Tensor, W_hat: Tensor, H: Tensor, H_out: Tensor | None = N
 def quadratic_cost(E: Tensor, H: Tensor, H_out: Tensor | None = None) -> float:
     """tr(H_out E H Eᵀ) in float64; H_out ``[out, out]``, its diagonal ``[out]``, or None for the
     identity. A negative result of rounding in H is returned as 0."""
-    H = H.double()
+    total = torch.zeros((), dtype=torch.float64, device=E.device)
     if H_out is not None and H_out.dim() == 2:
         E = E.double()
-        cost = float(torch.einsum("ij,ij->", H_out.double() @ E, E @ H))
-        return max(cost, 0.0)
-    rows = torch.ones(len(E)) if H_out is None else H_out
-    total = torch.zeros((), dtype=H.dtype)
+        left = matmul64(E.T, H_out)  # H_out is symmetric
+        for columns in slabs(len(H)):
+            total += torch.einsum("ji,ij->", left[columns], E @ H[:, columns].double())
+        return max(float(total), 0.0)
+    rows = E.new_ones(len(E)) if H_out is None else H_out
     for part, weight in zip(torch.split(E, _ROWS), torch.split(rows, _ROWS), strict=True):
         e = part.double()
-        total += torch.einsum("i,ij,ij->", weight.double(), e @ H, e)
+        total += torch.einsum("i,ij,ij->", weight.double(), matmul64(e, H), e)
     return max(float(total), 0.0)

@@ -7,8 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import torch
+
 from edgepack.checkpoint import Checkpoint
 from edgepack.checkpoint.save import dtype_of
+from edgepack.core.accelerator import CPU
 from edgepack.core.speeds import Prediction
 from edgepack.core.stage import Stage
 from edgepack.core.weights import WeightFormat, WeightSpec
@@ -87,6 +90,8 @@ class Plan:
     """Warnings that were known before anything ran."""
     profile: DeviceProfile | None = None
     """The device that the files are for, if that is known."""
+    device: torch.device = CPU
+    """Where this machine computes."""
 
     def adding(self, *stages: Stage, notes: Sequence[str] = ()) -> Plan:
         """The plan with more stages at its end."""
@@ -166,9 +171,10 @@ def open_plan(
     base: Path,
     profile: DeviceProfile | None = None,
     opened: Callable[[], Checkpoint] | None = None,
+    device: torch.device = CPU,
 ) -> Plan:
     """A plan without stages: the model is open, and the target can hold it. `opened` gives the
-    model of a recipe that makes it of others, or one that is open already."""
+    model of a recipe that makes it of others, or one that is open already; `device` computes."""
     kind = get(target, recipe.export)
     if recipe.model is None and opened is None:
         raise RecipeError("model: is missing", hint="write `model: NAME` at the top of the recipe")
@@ -180,7 +186,7 @@ def open_plan(
         original = open_model(recipe.model, base)
     _ = original.tokenizer, original.generation_config()  # what is wrong with them is found here
     notes = (*original.warnings(), *kind.check_model(original))
-    return Plan(recipe, kind, base, original, original, notes=notes, profile=profile)
+    return Plan(recipe, kind, base, original, original, notes=notes, profile=profile, device=device)
 
 
 def rotation_bytes(model: Checkpoint) -> int:

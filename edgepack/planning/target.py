@@ -173,8 +173,9 @@ class Target(ABC):
         return files
 
     def memory(self, elements: int, own: int, logits: int, *, stock: bool) -> int:
-        """Expected peak bytes while files are measured: the original of so many `elements`, `own`
-        bytes of files of ours, the bytes of a chunk's `logits`; with `stock`, others' files too."""
+        """Expected peak bytes while files are measured: the original of so many `elements` (0: its
+        predictions come from elsewhere), `own` bytes of files of ours, the bytes of a chunk's
+        `logits`; with `stock`, others' files too."""
         return 0
 
     def without_factors(self) -> None:

@@ -42,3 +42,9 @@ class Calibrate(Calibration):
         description="`self` (the model writes its own text), a text file, or a JSONL of chats "
         "(`messages`, or `prompt` and `response`).",
     )
+    keep: bool | None = Field(
+        None,
+        description="Whether H of all weights stays in the cache, for other formats and sizes. "
+        "`false`: blocks are calibrated from the top, and H of a block is deleted as soon as its "
+        "weights are packed. Default: kept if it takes less than a third of the free disk.",
+    )

@@ -22,6 +22,12 @@ class Measure(Section):
         512, ge=64, le=MAX_LENGTH, description="Tokens per chunk; the second half is scored."
     )
     stock: bool = Field(True, description="Also measure stock quantization of the nearest size.")
+    reference: Literal["written", "streamed"] = Field(
+        "written",
+        description="What KL is measured from: the original `written` as float16 for the runtime, "
+        "which takes two bytes a weight of disk for a time; or `streamed` through our own forward "
+        "pass from the checkpoint, block by block, for models whose float16 has no room.",
+    )
 
 
 class Onnx(Section):

@@ -105,6 +105,11 @@ def _size_or_share(value: Any) -> int | str:
         raise ValueError(explain(error).removeprefix("the content: ")) from None
 
 
+def parse_size(text: str) -> int:
+    """Bytes of a size such as 8GB; raises ValueError."""
+    return int(_SIZE.validate_python(text))
+
+
 def read_share(text: str) -> float:
     """The number that ``40%`` stands for."""
     return float(text.removesuffix("%")) / 100

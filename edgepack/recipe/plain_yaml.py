@@ -21,6 +21,7 @@ MAX_NODES = 20_000
 """Values in a document, with what aliases repeat counted every time."""
 MAX_DEPTH = 40
 
+HINT = "write text, numbers, lists and mappings; `edgepack init` writes a recipe to start from"
 _TAG = "tag:yaml.org,2002:"
 
 _NUMBERS = {"int", "float", "bool", "null"}
@@ -48,10 +49,10 @@ def _parse(text: str, place: str, read: Callable[[_Loader], Any]) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         line = f" (line {mark.line + 1})" if mark else ""
-        raise RecipeError(f"{place}: is not valid YAML{line}") from None
+        raise RecipeError(f"{place}: is not valid YAML{line}", hint=HINT) from None
     except _FAULTS:  # such as an escape beyond Unicode
         line = f" (line {loader.line + 1})"
-        raise RecipeError(f"{place}: is not valid YAML{line}") from None
+        raise RecipeError(f"{place}: is not valid YAML{line}", hint=HINT) from None
     finally:
         loader.dispose()
 
@@ -65,7 +66,9 @@ class _Loader(yaml.SafeLoader):
         try:
             super().__init__(text)
         except yaml.YAMLError:  # the reader's first look at the text
-            raise RecipeError(f"{place}: has a control character, which YAML forbids") from None
+            raise RecipeError(
+                f"{place}: has a control character, which YAML forbids", hint=HINT
+            ) from None
 
     def single(self) -> Any:
         """The value of the only document."""
@@ -160,4 +163,5 @@ class _Loader(yaml.SafeLoader):
 
     def error(self, at: Any, what: str) -> RecipeError:
         """The error for an event or a node."""
-        return RecipeError(f"{shorten(self.place)} line {at.start_mark.line + 1}: {what}")
+        where = f"{shorten(self.place)} line {at.start_mark.line + 1}"
+        return RecipeError(f"{where}: {what}", hint=HINT)

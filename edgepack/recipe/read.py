@@ -19,6 +19,7 @@ from edgepack.recipe.sections import Recipe
 
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
+FIRST = "`edgepack init` writes a recipe to start from"
 SECTION = "this is a section, lines of `key: value`"
 
 
@@ -31,7 +32,7 @@ def load(path: str | Path) -> Recipe:
             raise RecipeError(f"{place}: a recipe is a mapping", hint="start with `model: …`")
         return parse(data)
     except RecipeError as error:
-        error.hint = error.hint or "`edgepack init` writes a recipe to start from"
+        error.hint = error.hint or FIRST
         raise
 
 
@@ -71,8 +72,15 @@ def _validate(model: type[AnyModel], data: Any, place: str) -> AnyModel:
 def load_merges(path: str | Path) -> list[Merge]:
     """Read the merges of a file: mergekit's YAML of one or several documents, or a recipe of
     edgepack with a section `merge`. Raises `RecipeError` naming the key at fault."""
-    place = shorten(str(path), 120)
-    documents = plain_yaml.parse_all(_read(Path(path), place), place)
+    try:
+        return _load_merges(Path(path), shorten(str(path), 120))
+    except RecipeError as error:
+        error.hint = error.hint or "`edgepack init merge-ties` writes a merge to start from"
+        raise
+
+
+def _load_merges(path: Path, place: str) -> list[Merge]:
+    documents = plain_yaml.parse_all(_read(path, place), place)
     if not documents or not all(isinstance(data, dict) for data in documents):
         raise RecipeError(f"{place}: a merge is a mapping", hint="start with `merge_method: …`")
     if len(documents) == 1 and "merge" in documents[0]:

@@ -1,37 +1,35 @@
 """Tokenizers of the families on phones, as their folders hold them: small, with the real steps."""
 
-import base64
 import json
 
 import gguf
 import pytest
-from tokenizers import AddedToken, Tokenizer, pre_tokenizers, processors
-from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers import AddedToken, Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
-from transformers.convert_slow_tokenizer import import_protobuf
 
 from edgepack.checkpoint import pretokenizer_names, probes, vocabulary
 from edgepack.checkpoint.llama_vocab import LlamaVocab
-from edgepack.checkpoint.pieces import BYTE_OF
 from edgepack.checkpoint.tokenizer import from_folder, from_gguf
 from edgepack.checkpoint.vocabulary_check import compare
 from edgepack.errors import CheckpointError
 from tests.support.tiny import SPECIAL, make_tokenizer
+from tests.support.tokenizer_files import (
+    LOWER,
+    START,
+    TEKKEN,
+    UPPER,
+    write_sentencepiece,
+    write_tekken,
+)
 from tests.support.tricky import TRICKY
 from tests.support.vocabularies import Runtime, sentencepiece
 
 CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 CL100K = CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|" + REST
-UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-START = r"[^\r\n\p{L}\p{N}]?"
 O200K = (
     f"{START}{UPPER}*{LOWER}+{CONTRACTIONS}?|{START}{UPPER}+{LOWER}*{CONTRACTIONS}?"
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-TEKKEN = (
-    f"{START}{UPPER}*{LOWER}+|{START}{UPPER}+{LOWER}*"
-    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN35 = (
     CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
@@ -236,33 +234,6 @@ def test_glms_two_tokens_before_a_text_are_one_in_gguf(tmp_path):
     assert Runtime(tmp_path / "v.gguf").encode("the", True) == [first, *bare]
 
 
-def write_tekken(path):
-    """Mistral's file of a vocabulary: bytes and ranks; tokens are made by merging ranks."""
-    tokenizer = make_tokenizer(pre_tokenizers.Sequence([ByteLevel(False, use_regex=False)]))
-    names = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)[len(SPECIAL) :]
-    tokens = [bytes(BYTE_OF[c] for c in name) for name in names]
-    tokens = [bytes([b]) for b in range(256)] + [token for token in tokens if len(token) > 1]
-    special = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]"]
-    content = {
-        "config": {
-            "pattern": TEKKEN,
-            "default_vocab_size": len(tokens) + 10,
-            "default_num_special_tokens": 10,
-            "version": "v3",
-        },
-        "vocab": [
-            {"rank": rank, "token_bytes": base64.b64encode(token).decode(), "token_str": None}
-            for rank, token in enumerate(tokens)
-        ],
-        "special_tokens": [
-            {"rank": rank, "token_str": token, "is_control": True}
-            for rank, token in enumerate(special)
-        ],
-    }
-    path.write_text(json.dumps(content))
-    return tokens
-
-
 def test_a_folder_with_only_tekken_json(tmp_path):
     tokens = write_tekken(tmp_path / "tekken.json")
     (tmp_path / "chat_template.jinja").write_text("{{ bos_token }}[INST]{{ messages[0].content }}")
@@ -283,35 +254,6 @@ def test_a_folder_with_only_tekken_json(tmp_path):
     with pytest.raises(CheckpointError, match="tokenizer cannot be loaded") as caught:
         from_folder(tmp_path)
     assert "\n" not in str(caught.value)
-
-
-def write_sentencepiece(folder, *, prefix=True, kind=2, squeeze=False, config=None, more=()):
-    """A ``tokenizer.model``, as sentencepiece's trainer writes it: pieces with scores."""
-    proto = import_protobuf().ModelProto()
-    normal = [
-        "▁t",
-        "he",
-        "▁the",
-        "in",
-        "ing",
-        "▁w",
-        "or",
-        "▁wor",
-        *"▁abcdefghijklmnopqrstuvwxyz.,é",
-    ]
-    pieces = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3)]
-    pieces += [] if squeeze else [("▁▁", 0.0, 4)]
-    pieces += [(f"<0x{byte:02X}>", 0.0, 6) for byte in range(256)]
-    pieces += [(piece, -float(rank), 1) for rank, piece in enumerate([*normal, *more])]
-    for piece, score, number in pieces:
-        proto.pieces.add(piece=piece, score=score, type=number)
-    proto.trainer_spec.model_type = kind
-    proto.trainer_spec.pad_id = -1
-    proto.normalizer_spec.add_dummy_prefix = prefix
-    proto.normalizer_spec.remove_extra_whitespaces = squeeze
-    (folder / "tokenizer.model").write_bytes(proto.SerializeToString())
-    (folder / "tokenizer_config.json").write_text(json.dumps(config or {}))
-    return len(pieces)
 
 
 @pytest.mark.parametrize("prefix", [True, False])

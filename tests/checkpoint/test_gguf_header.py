@@ -133,6 +133,14 @@ def test_keys_of_other_types_and_sizes(tmp_path, source, key, entry, named):
     assert named in refusal(write(tmp_path / "m.gguf", source, {key: entry}))
 
 
+def test_more_heads_than_columns(tmp_path, source):
+    left_out = ("attention.key_length", "attention.value_length", "rope.dimension_count")
+    changes = {f"llama.{key}": None for key in left_out}
+    changes["llama.attention.head_count"] = number(4000)
+    changes["llama.attention.head_count_kv"] = number(4000)
+    assert "4000 attention heads for 64" in refusal(write(tmp_path / "m.gguf", source, changes))
+
+
 def test_an_unknown_token_that_is_not_there(tmp_path, source):
     changes = SPM | {"tokenizer.ggml.unknown_token_id": number(10**6)}
     assert "unknown_token_id" in refusal(write(tmp_path / "m.gguf", source, changes))

@@ -1,9 +1,6 @@
 """Checkpoints in FP8 and MXFP4: decoded with their scales, or refused by name."""
 
 import json
-import re
-import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,10 +14,8 @@ from edgepack.checkpoint.source_files import SourceFiles
 from edgepack.core import plugins
 from edgepack.errors import CheckpointError
 from edgepack.model.decoder import Decoder
+from tests.support.scaled import FP8, configure, expanded, make_fp8
 from tests.support.tiny import make_model
-
-FP8 = torch.float8_e4m3fn
-LINEAR = re.compile(r".*(self_attn|mlp)\.(\w+_proj|\w+put_linear)\.weight")
 
 
 def random(*shape, seed=0):
@@ -33,13 +28,6 @@ def read(tmp_path, tensors, block=None):
     files = SourceFiles()
     found = joined(header(tmp_path / "w.safetensors", files), "w", block)
     return {name: entry.read(files) for name, entry in found.items()}, found
-
-
-def expanded(scale, shape, block):
-    """A scale for every element, by its row and column."""
-    rows = torch.arange(shape[0])[:, None] // block[0]
-    columns = torch.arange(shape[1])[None] // block[1]
-    return scale[rows, columns]
 
 
 @pytest.mark.parametrize("block", [None, (16, 32)])
@@ -126,34 +114,6 @@ def test_codes_without_scales_and_scales_of_another_shape(tmp_path):
         read(tmp_path, {"a.weight_blocks": blocks, "a.weight_scales": scales})
     with pytest.raises(CheckpointError, match="stored as U8"):
         read(tmp_path, {"a.weight_packed": torch.zeros(4, 32, dtype=torch.uint8)})
-
-
-def make_fp8(folder, family="qwen3", *, block=32, about=None):
-    """A tiny model whose linear layers are in FP8, with scales of square blocks; beside it, in
-    ``…-plain``, the same in float32."""
-    make_model(folder, family, hidden=64, intermediate=96, dtype=torch.float32)
-    path = folder / "model.safetensors"
-    plain = shutil.copytree(folder, f"{folder}-plain")
-    made, values = {}, {}
-    for name, W in load_file(path).items():
-        if not LINEAR.fullmatch(name):
-            made[name] = values[name] = W
-            continue
-        rows, columns = W.shape
-        tiles = W.reshape(rows // block, block, columns // block, block)
-        scale = tiles.abs().amax((1, 3)) / 448
-        made[name] = (W / expanded(scale, W.shape, (block, block))).to(FP8)
-        made[f"{name}_scale_inv"] = scale
-        values[name] = made[name].float() * expanded(scale, W.shape, (block, block))
-    save_file(values, Path(plain) / "model.safetensors", metadata={"format": "pt"})
-    save_file(made, path, metadata={"format": "pt"})
-    configure(folder, about or {"quant_method": "fp8", "weight_block_size": [block, block]})
-
-
-def configure(folder, quantization):
-    content = json.loads((folder / "config.json").read_text())
-    content["quantization_config"] = quantization
-    (folder / "config.json").write_text(json.dumps(content))
 
 
 @pytest.mark.filterwarnings("ignore")

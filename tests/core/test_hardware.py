@@ -2,12 +2,21 @@
 
 import subprocess
 import sys
+from ctypes import sizeof
 
 import pytest
 
 from edgepack.checkpoint import open_checkpoint
 from edgepack.core import hardware
-from edgepack.core.hardware import available_memory, control_group_limit
+from edgepack.core.hardware import (
+    LIMIT,
+    available_memory,
+    control_group_limit,
+    limit_memory,
+    memory_limit,
+    working_memory,
+)
+from edgepack.core.quota import BLOCK, LIMITED, Quota, quota_left
 from edgepack.model import decoder
 from edgepack.model.decoder import Decoder, fits_in_memory
 from tests.support.tiny import make_model
@@ -81,3 +90,27 @@ def test_the_peak_is_this_process_own():
     code = "from edgepack.core.hardware import peak_memory; print(peak_memory())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 0 < int(done.stdout) < len(large) <= hardware.peak_memory()
+
+
+def test_what_the_user_allows_holds_here_and_in_processes_started_from_here(monkeypatch):
+    monkeypatch.delenv(LIMIT, raising=False)
+    there = available_memory()
+    assert (memory_limit(), working_memory()) == (None, there * 3 // 4)
+    limit_memory(5_000_000)
+    say = "from edgepack.core.hardware import *; print(available_memory(), working_memory())"
+    said = subprocess.run([sys.executable, "-c", say], capture_output=True, text=True, check=True)
+    assert said.stdout.split() == ["5000000", "5000000"]
+    limit_memory(2 * there)
+    assert available_memory() == there  # there is no more
+    limit_memory(None)
+    assert available_memory() == there
+
+
+def test_a_quota_leaves_what_its_hard_limit_does(tmp_path):
+    quota = Quota(hard=1000, used=BLOCK * 400, valid=LIMITED)
+    assert quota.left() == 600 * BLOCK
+    assert Quota(hard=1000, used=BLOCK * 2000, valid=LIMITED).left() == 0
+    assert Quota(hard=0, used=5, valid=LIMITED).left() is None
+    assert Quota(hard=1000, used=5).left() is None
+    assert sizeof(Quota) == 72  # <sys/quota.h>
+    assert quota_left(tmp_path) is None or quota_left(tmp_path) >= 0

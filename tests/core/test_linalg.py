@@ -3,14 +3,22 @@
 import pytest
 import torch
 
+from edgepack.core import linalg
 from edgepack.core.linalg import (
+    NOISE,
+    SLAB,
     damp,
+    damped_diagonal,
     inverse_factor,
+    inverse_factor_up_to_rounding,
     least_rank,
+    matmul64,
+    mirror,
     pack_symmetric,
     product_svd,
     top_left_singular_vectors,
     unpack_symmetric,
+    upper_factor,
 )
 from edgepack.errors import DecompositionError
 
@@ -134,3 +142,79 @@ def test_factors_of_the_least_rank():
     assert same[1] is R
     zero = least_rank(torch.zeros(4, 2), torch.zeros(2, 5))
     assert torch.equal(zero[0] @ zero[1], torch.zeros(4, 5))
+
+
+# ------------------------------------------------------------------------ in place, by slabs
+
+WIDE = 2 * SLAB + 77  # three slabs, the last of them narrow
+
+
+def positive(n: int) -> torch.Tensor:
+    return damp(gram(n, 2 * n), 0.01)
+
+
+def test_wide_factors_are_made_in_place_and_are_those_of_the_formulas():
+    H = positive(WIDE)
+    work = H.clone()
+    V = upper_factor(work)
+    assert V.data_ptr() == work.data_ptr()
+    assert torch.equal(V, V.triu())
+    torch.testing.assert_close(V @ V.T, H, rtol=EXACT, atol=EXACT)
+    work = H.clone()
+    U = inverse_factor_up_to_rounding(work)
+    assert U.data_ptr() == work.data_ptr()
+    torch.testing.assert_close(U, torch.linalg.inv(V), rtol=1e-6, atol=EXACT)
+    torch.testing.assert_close(inverse_factor(H), U, rtol=0, atol=0)
+
+
+def test_a_wide_matrix_that_rounding_made_indefinite_is_mended_after_the_first_attempt():
+    """The pivot that fails is in the last block to be factored, so most of H is spoilt by then."""
+    H = positive(WIDE)
+    H[0] = H[:, 0] = 0
+    H[0, 0] = -1e-7
+    U = inverse_factor_up_to_rounding(H.clone())
+    expected = inverse_factor(H + NOISE * H.diagonal().mean() * torch.eye(WIDE, dtype=H.dtype))
+    torch.testing.assert_close(U, expected, rtol=1e-9, atol=EXACT)
+    assert torch.linalg.cholesky_ex(H).info != 0
+
+
+def test_damping_in_an_order_is_damping_and_then_ordering():
+    H = gram(WIDE, 2 * WIDE).float()
+    order = torch.randperm(WIDE, generator=torch.Generator().manual_seed(0))
+    whole = H.double() / H.double().diagonal().mean() + 0.1 * torch.eye(WIDE).double()
+    assert torch.equal(damp(H, 0.1, order), whole[order][:, order])
+    assert torch.equal(damp(H, 0.1, dtype=torch.float32), whole.float())
+    assert torch.equal(damped_diagonal(H, 0.1), whole.diagonal())
+
+
+def test_a_product_with_a_wide_float32_matrix_is_that_of_its_float64_copy():
+    H = gram(WIDE, 40).float()
+    A = torch.randn(3, WIDE, dtype=torch.float64)
+    torch.testing.assert_close(matmul64(A, H), A @ H.double(), rtol=1e-12, atol=1e-9)
+
+
+@pytest.mark.parametrize("from_lower", [False, True])
+def test_either_triangle_can_be_copied_to_the_other(from_lower):
+    H = torch.randn(WIDE, WIDE)
+    kept = H.tril() if from_lower else H.triu()
+    whole = kept + (kept.tril(-1) if from_lower else kept.triu(1)).T
+    assert torch.equal(mirror(H, from_lower=from_lower), whole)
+
+
+@pytest.mark.parametrize("decay", [1.0, 0.3, 0.0], ids=["steep", "slow", "flat"])
+@pytest.mark.parametrize(("m", "n"), [(300, 500), (500, 300)])
+def test_a_krylov_space_holds_nearly_all_that_the_best_vectors_hold(monkeypatch, decay, m, n):
+    """Energy of A·H^½ in the leading directions, against torch's eigenvalues."""
+    generator = torch.Generator().manual_seed(2)
+    rank = min(m, n)
+    left, _ = torch.linalg.qr(torch.randn(m, rank, generator=generator, dtype=torch.float64))
+    A = left * torch.arange(1, rank + 1).double() ** -decay
+    A = A @ torch.randn(rank, n, generator=generator, dtype=torch.float64)
+    H = gram(n, 2 * n)
+    M = A @ H @ A.T
+    best = float(torch.linalg.eigvalsh(M)[-8:].sum())
+    monkeypatch.setattr(linalg, "LARGE", 100)
+    V = top_left_singular_vectors(A, H, 8)
+    torch.testing.assert_close(V.T @ V, torch.eye(8, dtype=V.dtype), rtol=0, atol=1e-10)
+    assert 0.999 * best < float((V.T @ M @ V).trace()) < (1 + 1e-9) * best
+    assert torch.equal(V, top_left_singular_vectors(A, H, 8))

@@ -2,42 +2,23 @@
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from edgepack.core import stage as cache
+from edgepack.core import disk
 from edgepack.core.disk import atomic, scratch
 from edgepack.core.executor import Threads
-from edgepack.core.progress import Progress, finish
+from edgepack.core.progress import finish
+from edgepack.core.results import LIST
 from edgepack.core.stage import Stage
 from edgepack.core.weight_files import load_tensors, save_tensors
 from edgepack.errors import EdgepackError
+from tests.support.stages import Made, writing
 
-
-@dataclass(frozen=True)
-class Made(Stage):
-    """A stage of which every ingredient is a field."""
-
-    name: str
-    code: tuple[str, ...]
-    given: Mapping[str, object]
-    inputs: tuple[str, ...] = ()
-
-    def options(self):
-        return dict(self.given)
-
-    def run(self, folder, executor):
-        yield Progress(self.name, 0, 1)
-        (folder / "made").write_text("made")
-
-
-STAGE = Made(
-    "calibrate", ("edgepack.core.linalg",), {"seed": 0, "nested": {"rank": 4}}, ("model", "text")
-)
+STAGE = Made(given={"seed": 0, "nested": {"rank": 4}}, inputs=("model", "text"))
 
 
 class BoomError(Exception):
@@ -77,11 +58,11 @@ def test_the_key_does_not_depend_on_the_order_of_options():
 def test_the_cache_is_where_the_environment_says(cache_root, monkeypatch):
     assert STAGE.folder == cache_root / "calibrate" / STAGE.key
     monkeypatch.delenv("EDGEPACK_CACHE")
-    assert cache.root().name == "edgepack"
+    assert disk.root().name == "edgepack"
 
 
 def test_a_stage_takes_its_place_when_it_is_whole():
-    with STAGE.writing() as folder:
+    with writing(STAGE) as folder:
         (folder / "a").write_text("a")
         assert folder.name == f"{STAGE.key}.partial"
         assert not STAGE.is_done
@@ -91,7 +72,7 @@ def test_a_stage_takes_its_place_when_it_is_whole():
 
 
 def fail_in(stage: Stage) -> None:
-    with stage.writing() as folder:
+    with writing(stage) as folder:
         (folder / "finished").write_text("kept")
         raise BoomError
 
@@ -100,7 +81,7 @@ def test_a_failed_stage_keeps_what_it_has_for_the_next_run():
     with pytest.raises(BoomError):
         fail_in(STAGE)
     assert not STAGE.is_done
-    with STAGE.writing() as folder:
+    with writing(STAGE) as folder:
         assert (folder / "finished").read_text() == "kept"
     assert STAGE.is_done
 
@@ -108,43 +89,44 @@ def test_a_failed_stage_keeps_what_it_has_for_the_next_run():
 def test_what_a_killed_run_was_writing_is_no_part_of_the_result():
     """Listed, it would be missing later, and all the work be done again."""
     STAGE.partial.mkdir(parents=True)
-    for name in ("stage.json.tmp", "made.tmp"):
+    for name in ("stage.json.tmp", "made-0.tmp"):
         (STAGE.partial / name).write_text("half")
     finish(STAGE.complete(Threads()))
-    assert set(STAGE.files()) == {"made"}
+    assert set(STAGE.files()) == {"made-0"}
     assert STAGE.is_whole()
 
 
-def test_a_second_writer_is_refused_and_the_first_goes_on():
-    again = replace(STAGE)
-    with STAGE.writing() as folder:
+def test_a_second_run_waits_for_the_first_says_so_and_takes_its_result():
+    second = replace(STAGE).complete(Threads())
+    with writing(STAGE) as folder:
         (folder / "a").write_text("a")
-        with pytest.raises(EdgepackError, match="another edgepack") as refused, again.writing():
-            pass
-        assert refused.value.hint
-        assert "\n" not in str(refused.value)
-        with replace(STAGE, code=("edgepack.model.decoder",)).writing():
-            pass
-    assert names(STAGE.folder) == {"a", cache.LIST}
+        for _ in range(2):
+            step = next(second)
+            assert step.stage == STAGE.name
+            assert f"waiting for process {os.getpid()}, since " in step.label
+        with writing(replace(STAGE, code=("edgepack.model.decoder",))):
+            pass  # others go on
+    assert list(second) == []
+    assert names(STAGE.folder) == {"a", LIST}
 
 
 def test_a_dead_writer_holds_no_lock():
     child = os.fork()
     if not child:
-        with STAGE.writing() as folder:
+        with writing(STAGE) as folder:
             (folder / "a").write_text("a")
             os._exit(9)
     os.waitpid(child, 0)
-    with STAGE.writing() as folder:
+    with writing(STAGE) as folder:
         assert names(folder) == {"a"}
     assert STAGE.is_done
 
 
 def test_a_writer_that_comes_when_all_is_done_does_no_harm():
     """Two runs that both saw no result: the second takes the lock when the first is through."""
-    with STAGE.writing() as folder:
+    with writing(STAGE) as folder:
         (folder / "a").write_text("first")
-    with STAGE.writing() as folder:
+    with writing(STAGE) as folder:
         (folder / "a").write_text("second")
     assert (STAGE.folder / "a").read_text() == "first"
     assert STAGE.is_whole()
@@ -181,11 +163,11 @@ def test_tensors_come_back_with_their_description(tmp_path):
 
 
 def finished() -> dict[str, Path]:
-    with STAGE.writing() as folder:
+    with writing(STAGE) as folder:
         (folder / "deep").mkdir()
         for name in ("a", "deep/b"):
             (folder / name).write_text(name * 100)
-    return {name: STAGE.folder / name for name in ("a", "deep/b", cache.LIST)}
+    return {name: STAGE.folder / name for name in ("a", "deep/b", LIST)}
 
 
 DAMAGES = {
@@ -218,7 +200,7 @@ def test_a_stage_that_lacks_a_file_is_made_anew():
 
 @pytest.mark.parametrize("how", ["cut", "empty"])
 def test_a_stage_whose_list_is_lost_is_the_users_to_remove(how):
-    path = finished()[cache.LIST]
+    path = finished()[LIST]
     path.write_bytes(DAMAGES[how](path.read_bytes()))
     with pytest.raises(EdgepackError, match="damaged") as refused:
         STAGE.is_whole()
@@ -236,7 +218,7 @@ def test_a_damaged_stage_with_files_of_the_user_is_not_removed():
 
 def test_a_stage_says_what_it_was_made_with():
     finished()
-    said = json.loads((STAGE.folder / cache.LIST).read_text())
+    said = json.loads((STAGE.folder / LIST).read_text())
     assert said["options"] == STAGE.options()
     assert said["inputs"] == list(STAGE.inputs)
     assert {"python", "torch", "edgepack"} <= said["versions"].keys()
@@ -279,9 +261,9 @@ def test_what_killed_processes_left_is_cleared_and_what_live_ones_use_is_not(cac
 def test_a_stage_runs_once_and_is_gone_when_it_is_dropped():
     steps = [step.stage for step in STAGE.complete(Threads())]
     assert steps == ["calibrate"]
-    assert (STAGE.folder / "made").read_text() == "made"
+    assert (STAGE.folder / "made-0").read_text() == "step 0"
     assert list(STAGE.complete(Threads())) == []
-    assert list(STAGE.files()) == ["made"]
+    assert list(STAGE.files()) == ["made-0"]
     STAGE.drop()
     assert not STAGE.is_done
 

@@ -256,6 +256,7 @@ OPTIONS = {
     "export.measure.tokens": [("plain", 128, "measure"), ("plain", 0, "measure")],
     "export.measure.context": [("plain", 128, "measure")],
     "export.measure.stock": [("plain", False, "measure")],
+    "export.measure.reference": [("plain", "streamed", "measure")],
     "finetune.data": [("tuned", "other.jsonl", {"finetune"})],
     "finetune.validation": [("tuned", "other.jsonl", {"finetune"})],
     "finetune.mode": [("tuned", "factors", {"finetune"})],
@@ -287,6 +288,7 @@ OPTIONS = {
 """Option → (recipe, new value, the stage from which on all are other ones, or exactly which; the
 target if it is another)."""
 IN_NO_KEY = {
+    "calibrate.keep": "whether H stays on disk: results are the same bytes",
     "slice.allow_growth": "allows what is otherwise refused, and changes nothing",
     "compress.fallback": "leads to formats, which are in the key; where all fit, to nothing",
     "export.name": "the name of the output folder",
@@ -384,6 +386,7 @@ HARMLESS = {
     "compress.fallback": "nearest",
     "export.name": "x",
     "finetune.name": "x",
+    "calibrate.keep": False,
 }
 """Options in no key → another value."""
 
