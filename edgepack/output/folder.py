@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,18 @@ from typing import Any
 
 from edgepack.core.adapters import FOLDER as ADAPTERS
 from edgepack.core.artifact import MANIFEST, Artifact
-from edgepack.core.disk import lock_of, locked, root, sync, sync_tree
+from edgepack.core.disk import (
+    TEMPORARY,
+    atomic,
+    lock_of,
+    locked,
+    no_room,
+    root,
+    sync,
+    sync_tree,
+    writing_to,
+)
+from edgepack.core.results import Result, handing_over, settle
 from edgepack.core.stage import Stage
 from edgepack.core.untrusted import shorten
 from edgepack.errors import EdgepackError, ExportError
@@ -29,16 +40,18 @@ MARK, LOCK = "edgepack-output.json", "lock"
 somebody is at work in it."""
 NEW, OLD = "new", "replaced"
 """In a working folder: the output to come, and the one whose place it takes."""
+SHOWN = 60
+"""Characters of an output's name in that of its working folder."""
 ELSEWHERE = "name another folder to write"
 
 
 @dataclass(frozen=True)
 class Output:
     """An output folder being written. `sources` are what it is made of, `recipe` is the folder of
-    the recipe: neither may be replaced."""
+    the recipe: neither may be replaced. `force` is None where the user has no such option."""
 
     path: Path
-    force: bool
+    force: bool | None
     sources: tuple[Path, ...]
     recipe: Path
     work: Path
@@ -48,10 +61,11 @@ class Output:
         """Where to write; it exists, and is empty."""
         return self.work / NEW
 
-    def publish(self) -> None:
-        """Give the written folder its name, once everything in it is on disk."""
+    def publish(self, results: Sequence[Result] = ()) -> None:
+        """Give the written folder its name, once everything in it is on disk. `results` of stages,
+        which are in it, are then no longer kept."""
         sync_tree(self.folder)
-        with _explained(self.path):
+        with handing_over(results, self.folder, self.path), _explained(self.path):
             if self.path.exists():
                 _check_replaceable(self)
                 self.path.rename(self.work / OLD)
@@ -61,7 +75,9 @@ class Output:
 
 
 @contextmanager
-def writing(path: Path, *, force: bool, sources: Iterable[Path], recipe: Path) -> Iterator[Output]:
+def writing(
+    path: Path, *, force: bool | None, sources: Iterable[Path], recipe: Path
+) -> Iterator[Output]:
     """Own the output folder `path` while the body works; it calls `Output.publish` at its end.
 
     All that is wrong with the place is found here, before any work: it exists and may not be
@@ -79,14 +95,14 @@ def writing(path: Path, *, force: bool, sources: Iterable[Path], recipe: Path) -
             name = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
             if not stack.enter_context(locked(lock_of(f"output-{name}"))):
                 raise _busy(path)
-            _recover(path)
+            _recover(output)
             if path.exists():
                 _check_replaceable(output)
             stack.enter_context(locked(output.work / LOCK))
             output.folder.mkdir()
-            mark = json.dumps({"output": path.name})
-            (output.work / MARK).write_text(mark, encoding="utf-8")
-        yield output
+            _mark(output)  # once more: unlocked, it was anybody's with another cache to clear up
+        with writing_to(path):
+            yield output
 
 
 def place_files(stage: Stage, folder: Path) -> dict[str, dict[str, Any]]:
@@ -107,10 +123,14 @@ def place_files(stage: Stage, folder: Path) -> dict[str, dict[str, Any]]:
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """What the operating system refuses, as an error that names the output."""
+    """What the operating system refuses, as an error that names the output; a full disk gets a
+    place only."""
     try:
-        yield
+        with writing_to(path):
+            yield
     except (OSError, ValueError, RuntimeError) as error:
+        if no_room(error):
+            raise
         reason = getattr(error, "strerror", None) or str(error)
         message = f"{shown(path)}: cannot be written ({reason})"
         raise ExportError(message, hint=ELSEWHERE) from None
@@ -130,6 +150,13 @@ def _make_working_folder(output: Output) -> None:
     parent.mkdir(parents=True, exist_ok=True)
     _check_place(output)
     output.work.mkdir()
+    _mark(output)
+
+
+def _mark(output: Output) -> None:
+    if not (output.work / MARK).exists():
+        with atomic(output.work / MARK, durable=False) as temporary:
+            temporary.write_text(json.dumps({"output": output.path.name}), encoding="utf-8")
 
 
 def _check_place(output: Output) -> None:
@@ -148,7 +175,8 @@ def _check_replaceable(output: Output) -> None:
     """Refuse to replace a folder that is not, file for file, what a build wrote there."""
     path, name = output.path, shown(output.path)
     if not output.force:
-        raise ExportError(f"{name}: already exists", hint=f"--force replaces it, {ELSEWHERE}")
+        hint = ELSEWHERE if output.force is None else f"--force replaces it, {ELSEWHERE}"
+        raise ExportError(f"{name}: already exists", hint=hint)
     if any(path.is_relative_to(source) for source in output.sources):
         raise ExportError(f"{name}: lies in what the build reads", hint=ELSEWHERE)
     if not path.is_dir() or path.is_mount():
@@ -182,13 +210,14 @@ def _working_path(path: Path) -> Path:
 
 
 def _prefix(path: Path) -> str:
-    return f".{path.name[:60]}.edgepack-"
+    return f".{path.name[:SHOWN]}.edgepack-"
 
 
-def _recover(path: Path) -> None:
-    """Finish or remove what a killed process left of writing `path`; refuse if one is at it."""
+def _recover(output: Output) -> None:
+    """Finish or remove what a killed process left of writing a folder; refuse if one is at it."""
+    path = output.path
     for work in sorted(path.parent.glob(f"{_escaped(_prefix(path))}*")):
-        if not _is_of(work, path):
+        if work == output.work or not _is_of(work, path):
             continue
         with ExitStack() as stack:
             if not stack.enter_context(locked(work / LOCK)):
@@ -197,6 +226,7 @@ def _recover(path: Path) -> None:
                 (work / NEW).rename(path)
             _remove_listed(work / OLD)
             _discard(work)
+        settle()  # it is published now, or gone
 
 
 def shown(path: Path) -> str:
@@ -209,7 +239,10 @@ def _escaped(text: str) -> str:
 
 
 def _is_of(work: Path, path: Path) -> bool:
-    """Whether a folder is a working folder of `path`, by the mark in it."""
+    """Whether a folder is a working folder of `path`, by the mark in it. One with nothing else in
+    it has its mark not yet, or no more."""
+    if work.is_dir() and {place.name for place in work.iterdir()} <= {LOCK, MARK + TEMPORARY}:
+        return len(path.name) <= SHOWN
     try:
         mark = json.loads((work / MARK).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -235,7 +268,7 @@ def _discard(work: Path) -> None:
     shutil.rmtree(work / NEW, ignore_errors=True)
     if (work / OLD).exists():
         return
-    for name in (LOCK, MARK):
+    for name in (LOCK, MARK, MARK + TEMPORARY):
         (work / name).unlink(missing_ok=True)
     with suppress(OSError):
         work.rmdir()

@@ -9,7 +9,13 @@ from typing import Any
 from edgepack.checkpoint.card import with_header
 from edgepack.checkpoint.gguf_header import GgufHeader
 from edgepack.checkpoint.hub import ID
+from edgepack.core.artifact import SOFTWARE
 
+MADE_WITH = f"""## Made with
+
+`{SOFTWARE}` lists the software that took part (CycloneDX 1.6), `manifest.json` what the bytes
+depend on. `edgepack verify DIR` checks every file. edgepack sends nothing.
+"""
 NAME, REPORT = "README.md", "report.md"
 LIBRARIES = {"gguf": "gguf", "onnx": "onnx"}
 """Target of a build → what the hub calls the library that runs it."""
@@ -34,7 +40,9 @@ def make(folder: Path, about: Mapping[str, Any]) -> str:
     header |= {"pipeline_tag": "text-generation", "tags": ["edgepack", target]}
     report = folder / REPORT
     listed = REPORT in about["files"]
-    text = report.read_text(encoding="utf-8") if listed else f"# {folder.resolve().name}\n"
+    text = report.read_text("utf-8", "replace") if listed else f"# {folder.resolve().name}\n"
+    if SOFTWARE in about["files"]:
+        text = f"{text.rstrip()}\n\n{MADE_WITH}"
     return with_header(header, text)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,42 +42,72 @@ class Upload:
         return dict(sorted((found | {name: len(data) for name, data in self.made.items()}).items()))
 
 
-def gather(folder: Path) -> Upload:
-    """What is uploaded of an output folder, an adapter of `edgepack finetune`, or one of
-    `edgepack extract-lora`. Every file is hashed.
+@dataclass(frozen=True)
+class Described:
+    """What a folder says of itself: in which file, and the digest and size of its other files. Of
+    an adapter, that is adapter.json or extract.json."""
 
-    Raises `EdgepackError` for any other folder, and for files that are missing or were changed.
-    """
-    about, description, listed = _described(folder)
-    names = (*sorted(listed), description)
-    inside = (path for path in sorted(folder.rglob("*")) if path.is_file() or path.is_symlink())
-    others = [path.relative_to(folder).as_posix() for path in inside]
-    left = tuple(name for name in others if name not in names)
-    made = {} if card.NAME in names else {card.NAME: card.make(folder, about).encode()}
-    return Upload(folder, names, left, made)
+    folder: Path
+    about: Mapping[str, Any]
+    name: str
+    files: Mapping[str, Mapping[str, Any]]
+    again: str
+    """What to do if a file is not the one that is described."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Every file that is missing or was changed, and which of both. All are hashed."""
+        for name, known in self.files.items():
+            path = self.folder / name
+            if not path.is_file() or digest(path) != dict(known):
+                changed = f"is not the file that {self.name} describes"
+                yield name, changed if path.exists() else "is missing"
+
+    def check(self) -> None:
+        """Refuse a folder with such a file."""
+        for name, problem in self.problems():
+            where = shorten(str(self.folder), 120)
+            raise ExportError(f"{where}: {name} {problem}", hint=self.again)
+
+    def others(self) -> list[str]:
+        """Files of the folder that it says nothing of."""
+        found = (path for path in sorted(self.folder.rglob("*")) if not _is_folder(path))
+        names = (path.relative_to(self.folder).as_posix() for path in found)
+        return [name for name in names if name not in self.files and name != self.name]
 
 
-def _described(folder: Path) -> tuple[dict[str, Any], str, list[str]]:
-    """What a folder says of itself, in which file, and the names of its other files."""
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def describe(folder: Path) -> Described:
+    """An output folder, an adapter of `edgepack finetune`, or one of `edgepack extract-lora`; no
+    file is hashed. Raises `EdgepackError` for any other folder."""
     if not folder.is_dir():
-        raise ExportError(f"{shorten(str(folder), 120)}: there is no such folder")
+        raise ExportError(
+            f"{shorten(str(folder), 120)}: there is no such folder",
+            hint="name an output folder, or an adapter's",
+        )
     if (folder / adapters.ABOUT).is_file():
-        about = adapters.read_about(folder)
-        adapters.check_files(folder, about)
-        return about.model_dump(), adapters.ABOUT, list(about.files)
+        about = adapters.read_about(folder).model_dump()
+        again = "copy the adapter again, or train it again"
+        return Described(folder, about, adapters.ABOUT, about["files"], again)
     if (folder / EXTRACTED).is_file() and not (folder / MANIFEST).exists():
-        return _extracted(folder)
-    manifest = Artifact.open(folder).manifest
-    return manifest, MANIFEST, list(manifest["files"])
+        where = shorten(str(folder / EXTRACTED), 120)
+        content = read_json(folder / EXTRACTED, place=where)
+        about = validate(_Extracted, content, where, hint="extract the adapter again").model_dump()
+        return Described(folder, about, EXTRACTED, about["files"], "extract the adapter again")
+    manifest = Artifact.read(folder).manifest
+    again = "copy the folder again, or build it again"
+    return Described(folder, manifest, MANIFEST, manifest["files"], again)
 
 
-def _extracted(folder: Path) -> tuple[dict[str, Any], str, list[str]]:
-    where = shorten(str(folder / EXTRACTED), 120)
-    content = read_json(folder / EXTRACTED, place=where)
-    about = validate(_Extracted, content, where, hint="extract the adapter again")
-    for name, known in about.files.items():
-        path = folder / name
-        if not path.is_file() or digest(path) != known.model_dump():
-            what = "is not the file that it describes" if path.exists() else "is missing"
-            raise ExportError(f"{where}: {name} {what}", hint="extract the adapter again")
-    return about.model_dump(), EXTRACTED, list(about.files)
+def gather(folder: Path) -> Upload:
+    """What is uploaded of such a folder. Every file is hashed.
+
+    Raises `EdgepackError` for files that are missing or were changed.
+    """
+    found = describe(folder)
+    found.check()
+    names = (*sorted(found.files), found.name)
+    made = {} if card.NAME in names else {card.NAME: card.make(folder, found.about).encode()}
+    return Upload(folder, names, tuple(found.others()), made)

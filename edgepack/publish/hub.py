@@ -48,7 +48,9 @@ def check_names(repo: str, revision: str | None) -> None:
     if not REPO.fullmatch(repo) or ".." in repo or "--" in repo or repo.endswith(".git"):
         raise RecipeError(f"REPO: {quote(repo)} is no name", hint="write OWNER/NAME")
     if revision is not None and (not BRANCH.fullmatch(revision) or ".." in revision):
-        raise RecipeError(f"--revision: {quote(revision)} is no name of a branch")
+        raise RecipeError(
+            f"--revision: {quote(revision)} is no name of a branch", hint="write a word, as in git"
+        )
 
 
 def require_access() -> None:

@@ -8,7 +8,6 @@ folder of somebody else may be part of a chat template: these are for people to 
 from __future__ import annotations
 
 import getpass
-import json
 import platform
 import re
 from collections.abc import Iterator, Mapping
@@ -17,9 +16,12 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from edgepack.checkpoint.gguf_header import GgufHeader
 from edgepack.core.disk import root
 from edgepack.core.untrusted import shorten
+from edgepack.errors import ExportError
 
 ORDINARY = frozenset({"root", "user", "admin", "ubuntu", "debian", "runner", "localhost", "home"})
 """Names of users and hosts that say nothing, and are words."""
@@ -136,12 +138,20 @@ def _texts(path: Path) -> Iterator[str]:
         about = {k: v for k, (v, *_) in metadata.items() if not k.startswith(TOKENS)}
         yield "\n".join(_strings(about))
     elif path.suffix == ".safetensors":
-        with path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(size))
-        yield "\n".join(_strings(header.get("__metadata__", {})))
+        yield "\n".join(_strings(_metadata(path)))
     else:
         yield from _chunks(path)
+
+
+def _metadata(path: Path) -> Mapping[str, str]:
+    try:
+        with safe_open(path, "np") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ExportError(
+            f"{shorten(path.name, 80)}: is no safetensors file ({shorten(str(error), 100)})",
+            hint="build the folder again",
+        ) from None
 
 
 def _chunks(path: Path) -> Iterator[str]:

@@ -9,7 +9,7 @@ from pathlib import PurePath
 from statistics import fmean
 from typing import Any
 
-from edgepack.core.artifact import APART, OURS
+from edgepack.core.artifact import APART, OURS, SOFTWARE
 from edgepack.core.speeds import Prediction
 from edgepack.core.tables import format_size, markdown
 from edgepack.planning.target import get
@@ -59,7 +59,8 @@ def measurements(measured: Mapping[str, Any]) -> list[list[str]]:
     header = ["model", "size", "perplexity", "mean KL", "same top token", "99.9 % KL"]
     results = measured["results"]
     reference = next(iter(results.values()))["reference_perplexity"]
-    rows = [header, ["original (f16)", "–", f"{reference:.3f}", "–", "–", "–"]]
+    name = "original" if measured.get("reference") else "original (f16)"
+    rows = [header, [name, "–", f"{reference:.3f}", "–", "–", "–"]]
     for name, r in results.items():
         row = [name, format_size(r["bytes"]), f"{r['perplexity']:.3f}"]
         row += [f"{r['kl_mean']:.4f} ± {r['kl_error']:.4f}"]
@@ -328,15 +329,34 @@ def _again(manifest: Manifest) -> list[str]:
     if manifest["merged"]:
         return ["With `edgepack merge-adapter`, on the folder and adapters that it was made of."]
     versions = " ".join(f"{name} {number}," for name, number in manifest["versions"].items())
+    kind = manifest["device"].split()[0]
+    device = "" if kind == "cpu" else f" --device {kind}"
+    where = f" on {manifest['device']}" if device else ""
+    command = f"edgepack build recipe.yaml --target {manifest['target']} --out again{device}"
     stages = ", ".join(f"{name} `{key}`" for name, key in manifest["stages"].items())
     return [
         "`recipe.yaml` in this folder is the recipe with every default written out.",
         "",
-        *["```sh", f"edgepack build recipe.yaml --target {manifest['target']} --out again", "```"],
+        *["```sh", command, "```"],
         "",
-        f"With {versions.rstrip(',')}.",
+        f"With {versions.rstrip(',')}{where}.",
+        f"`{SOFTWARE}` lists all software that took part, `environment` in manifest.json what the",
+        "bytes depend on; `edgepack verify` compares both with the machine that it runs on.",
         f"Stages, by their keys in the cache: {stages}.",
+        *_machines(manifest["cluster"]),
     ]
+
+
+def _machines(cluster: Mapping[str, Any] | None) -> list[str]:
+    """What shared the work. Kinds of machines may round differently, so they are named."""
+    if cluster is None:
+        return []
+    kinds = [
+        f"{m['count']} × {m['cpu']} ({m['instructions']}, {m['cores']} cores)"
+        for m in cluster["machines"]
+    ]
+    note = "; their last digits may differ" if len(kinds) > 1 else ""
+    return [f"Work shared by {', '.join(kinds)}{note}."]
 
 
 def _methods(weights: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -13,6 +13,7 @@ import yaml
 
 from edgepack.core import adapters
 from edgepack.core.artifact import MANIFEST, Artifact
+from edgepack.core.headers import NotReadError, reading_headers
 from edgepack.core.tables import align, format_size
 from edgepack.core.untrusted import shorten
 from edgepack.errors import EdgepackError
@@ -244,18 +245,35 @@ def remarks(fallbacks: Sequence[Mapping[str, Any]], warnings: Sequence[str]) -> 
 
 
 def plan_facts(plan: Plan) -> Facts:
-    """A plan for ``--json``; `memory` is its expected peak in bytes."""
+    """A plan for ``--json``; `memory` is its expected peak in bytes, `disk` what it needs in the
+    cache and what is free there. Keys of stages are None while the digests of the model's files are
+    not known: the first build computes them."""
+    try:
+        with reading_headers():
+            return _plan_facts(plan)
+    except NotReadError:
+        return _plan_facts(plan)
+
+
+def _plan_facts(plan: Plan) -> Facts:
+    from edgepack.core.disk import free_space
+    from edgepack.planning.room import disk
+
     counts: dict[str, int] = {}
     for fmt in plan.formats.values():
         key = f"{fmt.Q}, rank {fmt.rank}" if fmt.rank else fmt.Q
         counts[key] = counts.get(key, 0) + 1
+    from edgepack.core import accelerator
+
     facts, prediction = plan.facts, plan.prediction
     return {
         "model": dict(plan.model.source),
         "architecture": plan.model.architecture.name,
         "parameters": sum(spec.numel for spec in plan.model.specs.values()),
+        "device": accelerator.describe(plan.device),
+        "accelerators": accelerator.found(),
         "stages": [
-            {"stage": s.label, "key": s.key, "cached": s.is_done, "begun": s.partial.is_dir()}
+            {"stage": s.label, "key": s.known_key, "cached": s.is_done, "begun": s.has_begun}
             for s in plan.stages
         ],
         "slice": facts.get("slice"),
@@ -267,6 +285,7 @@ def plan_facts(plan: Plan) -> Facts:
             "all": plan.bits_per_weight(blocks_only=False),
         },
         "memory": plan.memory,
+        "disk": {"needed": disk(plan), "free": free_space()},
         "prediction": prediction.model_dump(mode="json") if prediction else None,
         "fallbacks": [vars(fallback) for fallback in plan.fallbacks],
         "requires": plan.target.requires(plan.model, plan.formats),
@@ -290,16 +309,26 @@ def plan_text(facts: Facts) -> list[str]:
         *(textwrap.wrap(bought(facts["allocation"]), 79) if facts["allocation"] else []),
         "",
         *align([["stage", "state"], *states]),
+        *_device_text(facts),
         "",
         *_sliced_text(facts["slice"]),
         *align([["part", "size"], *sizes]),
         "",
         f"bits per weight: {bits['blocks']:.3f} (blocks), {bits['all']:.3f} (all)",
         f"expected peak memory: {format_size(facts['memory'])}",
+        f"expected use of disk: {format_size(facts['disk']['needed'])} in the cache "
+        f"({format_size(facts['disk']['free'])} are free)",
         *([f"needs {facts['requires']}"] if facts["requires"] else []),
         *_predicted_text(facts["prediction"]),
         *remarks(facts["fallbacks"], facts["warnings"]),
     ]
+
+
+def _device_text(facts: Facts) -> list[str]:
+    """Where the build computes, if there is a choice."""
+    if facts["device"] != "cpu":
+        return [f"computes on {facts['device']}"]
+    return [f"computes on the cpu; --device {kind} is there" for kind in facts["accelerators"]]
 
 
 def _state(stage: Facts) -> str:

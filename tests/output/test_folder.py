@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import suppress
@@ -10,9 +11,14 @@ from pathlib import Path
 import pytest
 
 from edgepack.core.artifact import MANIFEST, Artifact, digest
+from edgepack.core.disk import clean
+from edgepack.core.executor import Threads
+from edgepack.core.progress import finish
+from edgepack.core.results import settle
 from edgepack.errors import EdgepackError, ExportError
 from edgepack.output import folder as output
 from tests.support.dying import dies_before
+from tests.support.stages import Made
 
 
 class BoomError(Exception):
@@ -57,14 +63,14 @@ def fill(folder: Path, text: str) -> None:
 
 
 def build(
-    path: Path, text: str, *, force: bool = False, sources=(), recipe=None, failing=False
+    path: Path, text: str, *, force=False, sources=(), recipe=None, failing=False, results=()
 ) -> None:
     recipe = recipe or path.parent / "recipes"
     with output.writing(path, force=force, sources=sources, recipe=recipe) as found:
         fill(found.folder, text)
         if failing:
             raise BoomError
-        found.publish()
+        found.publish(results)
 
 
 def content(path: Path) -> str:
@@ -226,13 +232,54 @@ def test_killed_at_any_moment_the_old_or_the_new_folder_is_whole(place, old):
         if not killed:
             break
         if (place / "out").exists():
-            assert content(place / "out") in ("old", "new")
+            assert content(place / "out") in ("old", "new", "again")  # of the last turn
         build(place / "out", "again", force=True)  # the next run finds its way, and clears up
         assert content(place / "out") == "again"
         assert not hidden(place)
         operations += 1
     assert operations > (8 if old else 3)
     assert content(place / "out") == "new"
+    assert not hidden(place)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("old", [False, True])
+def test_killed_at_any_moment_a_result_is_handed_over_or_there(place, old):
+    """And the next run leaves neither it nor a note of it."""
+    operations, killed = 0, True
+    while killed:
+        stage = Made(given={"number": operations})
+        finish(stage.complete(Threads()))
+        if old:
+            build(place / "out", "old", force=True)
+        else:
+            shutil.rmtree(place / "out", ignore_errors=True)
+        results = [stage.result]
+        killed = dies_before(
+            operations, lambda r=results: build(place / "out", "new", force=True, results=r)
+        )
+        handed = (place / "out").exists() and content(place / "out") == "new"
+        assert handed or stage.is_whole() or hidden(place)  # between the renames it has no name yet
+        clean()
+        settle()
+        build(place / "out", "again", force=True, results=results)
+        assert not stage.is_done
+        assert not hidden(place)
+        cache = place.parent / "cache"
+        assert not [*(cache / "handed-over").iterdir(), *(cache / "locks").iterdir()]
+        operations += 1
+    assert operations >= 12
+
+
+@pytest.mark.parametrize(
+    "left", [(), ("lock",), ("edgepack-output.json.tmp",), ("edgepack-output.json",)]
+)
+def test_a_working_folder_that_was_just_made_is_cleared_up(place, left):
+    work = place / f".out.edgepack-{'0' * 12}"
+    work.mkdir()
+    for name in left:
+        (work / name).write_text(json.dumps({"output": "out"}))
+    build(place / "out", "new")
     assert not hidden(place)
 
 

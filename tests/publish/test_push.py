@@ -253,4 +253,4 @@ def test_an_extracted_adapter(made, hub, tmp_path, monkeypatch):
     _, header, _ = hub.files("ann/lora")["README.md"].decode().split("---\n", 2)
     assert yaml.safe_load(header) == {"library_name": "peft"}  # no base on the hub to link to
     (tmp_path / "lora/adapter.gguf").write_bytes(b"GGUF")
-    assert "adapter.gguf is not the file that it describes" in refused("lora", "ann/lora")
+    assert "adapter.gguf is not the file that extract.json describes" in refused("lora", "ann/lora")

@@ -5,6 +5,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from edgepack.errors import ExportError
 from edgepack.publish.traces import Machine, find, find_in
 
 MACHINE = Machine(("/home/annabel", "/data/cache"), "annabel", ("annabel", "thinkpad-9"))
@@ -66,6 +67,14 @@ def test_metadata_of_files_with_weights(tmp_path):
         writer.write_tensors_to_file()
         writer.close()
         assert certain(tmp_path, name) == wanted
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff" * 8 + b"{}", (2).to_bytes(8, "little") + b"[]"])
+def test_weights_that_are_damaged_are_refused(tmp_path, data):
+    (tmp_path / "w.safetensors").write_bytes(data)
+    with pytest.raises(ExportError, match="is no safetensors file") as caught:
+        find(tmp_path, ("w.safetensors",), MACHINE)
+    assert caught.value.hint
 
 
 def test_a_trace_where_a_long_file_is_cut(tmp_path, monkeypatch):
