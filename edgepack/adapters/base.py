@@ -90,7 +90,8 @@ class PackedBase:
         }
 
     @cached_property
-    def _stored(self) -> GgufFactors | None:
+    def stored_factors(self) -> GgufFactors | None:
+        """The file of L and R; None where there is none, and for ONNX."""
         return GgufFactors(self.factors, self.checkpoint) if self.factors else None
 
     @cached_property
@@ -99,14 +100,14 @@ class PackedBase:
         if self._onnx is not None:
             formats = self._onnx.formats.items()
             return {name: known.rank for name, known in formats if known.rank}
-        return self._stored.ranks if self._stored else {}
+        return self.stored_factors.ranks if self.stored_factors else {}
 
     def pair(self, name: str) -> tuple[QuantizedTensor, QuantizedTensor]:
         """L ``[out, rank]`` and R ``[rank, in]`` of a weight, as they are stored."""
         if self._onnx is not None:
             found = self._onnx.factors(name)
         else:
-            found = self._stored.pair(name) if self._stored else None
+            found = self.stored_factors.pair(name) if self.stored_factors else None
         if found is None:
             raise KeyError(name)
         return found

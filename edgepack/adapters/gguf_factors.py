@@ -33,6 +33,12 @@ class GgufFactors:
         """Key → value."""
         return {key: value for key, (value, *_) in self._header.metadata.items()}
 
+    def types(self, name: str) -> tuple[str, str]:
+        """The stored types of L and R of a weight, as formats are called."""
+        stem, tensors = self._stem(name), self._header.tensors
+        L, R = tensors[f"{stem}.lora_b"], tensors[f"{stem}.lora_a"]
+        return L.kind.name.lower(), R.kind.name.lower()
+
     def pair(self, name: str) -> tuple[QuantizedTensor, QuantizedTensor]:
         """L ``[out, rank]`` and R ``[rank, in]`` of a weight."""
         stem = self._stem(name)

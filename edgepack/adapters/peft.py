@@ -12,7 +12,7 @@ from torch import Tensor
 
 from edgepack.adapters.adapter import Lora
 from edgepack.checkpoint.peft import CONFIG, OTHER_BASE, PREFIX, WEIGHTS, PeftConfig
-from edgepack.core.untrusted import quote, read_json, shorten, validate
+from edgepack.core.untrusted import NOT_OPENED, quote, read_json, shorten, validate
 from edgepack.errors import EdgepackError
 
 PARTS = {".lora_A.weight": "lora_A", ".lora_B.weight": "lora_B"}
@@ -102,7 +102,9 @@ def _config(folder: Path, place: str) -> Config:
     try:
         content = read_json(folder / CONFIG, place=where)
     except OSError as error:
-        raise EdgepackError(f"{where}: cannot be read ({error.strerror})") from None
+        raise EdgepackError(
+            f"{where}: cannot be read ({error.strerror})", hint=NOT_OPENED
+        ) from None
     config = validate(Config, content, where, hint="copy the adapter again")
     if what := config.unreadable():
         raise EdgepackError(f"{place}: {what}", hint=PLAIN)

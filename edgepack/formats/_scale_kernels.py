@@ -1,11 +1,14 @@
-"""The loops of `_search`, compiled: one block after another, blocks in parallel.
+"""The loops of `_search`, compiled: one block after another.
 
-Sums are over one block. The compiler may reorder them to vectorise, but their order does not depend
-on the number of threads. Functions that must round as written (`_half`) forbid reordering.
+Probes, or the scales that are refined, lie side by side in the processor's lanes: a loop over the
+columns of the block is outside, so that no sum goes across lanes. Functions that must round as
+written (`_half`) say that they forbid reordering: numba compiles a function that says nothing as
+the first one that calls it.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numba
@@ -23,21 +26,29 @@ LAST_BIT = np.float32(0.75)  # its unit in the last place is fp16's smallest ste
 ROUNDING_COUNTS = np.float32(64.0)
 """Extra weight of the rounding of d when probes are scored: the closed form is exact to 1e-7 only,
 and among several grids through all x of a block, the one whose d is an fp16 number should win."""
-ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
+NEARLY_EXACT = np.float32(1e-6)
+"""Share of Σ w·x² below which the closed form, which is a difference, says nothing of an error:
+the block may lie on a grid, and then exactly that grid should be found."""
+LANES = 16
+"""Scales that are refined side by side: float32 numbers of an AVX-512 register."""
+ZERO, HALF, ONE, TWO = (np.float32(v) for v in (0, 0.5, 1, 2))
+INFINITE = np.float32(np.inf)
 
-_fast = numba.njit(cache=True, fastmath={"reassoc", "contract", "nsz"})
-_strict = numba.njit(cache=True)
-_compiled = numba.njit(cache=True, nogil=True)
+_options = partial(numba.njit, cache=True, error_model="numpy")  # no tests for divisions by 0
+_strict = _options(fastmath=False)
+_fast = _options(fastmath={"reassoc", "contract", "nsz"})
+_lanes = _options(fastmath={"reassoc", "contract", "nsz", "nnan"})  # for loops without look-ups
+_compiled = _options(fastmath=False, nogil=True)
 
 
 @_strict  # type: ignore[untyped-decorator]
 def _half(d: Any) -> Any:
     """d rounded to fp16 (Veltkamp's split; overflow becomes the largest fp16)."""
     d = min(max(d, -FP16_MAX), FP16_MAX)
-    if abs(d) < FP16_NORMAL:
-        return np.float32(d + LAST_BIT) - LAST_BIT
+    small = np.float32(d + LAST_BIT) - LAST_BIT
     wide = np.float32(SPLIT * d)
-    return wide - np.float32(wide - d)
+    split = wide - np.float32(wide - d)
+    return small if abs(d) < FP16_NORMAL else split  # both, because lanes cannot branch
 
 
 @_strict  # type: ignore[untyped-decorator]
@@ -69,27 +80,96 @@ def _step(t: Any, top: Any) -> Any:
     return min(q, top)
 
 
-@_fast  # type: ignore[untyped-decorator]
-def _fit_scale(x: Any, w: Any, inverse: Any, table: Any, first: Any) -> Any:
-    """Least-squares d for x ≈ d·level, the levels being those nearest to x·inverse."""
-    last = np.float32(len(table) - 1)
-    lx, ll = ZERO, ZERO
+@_strict  # type: ignore[untyped-decorator]
+def _is_uniform(table: Any, first: Any) -> Any:
+    """Whether the levels of the half steps from `first` are all whole numbers of a range."""
+    for k in range(len(table)):  # noqa: SIM110  numba has no generators
+        if table[k] != np.floor(HALF * (first + np.float32(k + 1))):
+            return False
+    return True
+
+
+@_lanes  # type: ignore[untyped-decorator]
+def _fit_uniform(x: Any, w: Any, inverse: Any, low: Any, high: Any, lx: Any, ll: Any) -> None:
+    """`_fit` for levels that are all whole numbers from `low` to `high`."""
+    lx[:], ll[:] = ZERO, ZERO
     for j in range(len(x)):
-        level = table[_place(np.floor(TWO * x[j] * inverse) - first, last)]
-        lx += w[j] * x[j] * level
-        ll += w[j] * level * level
-    return _ratio(lx, ll)
+        xj, wj = x[j], w[j]  # what is read inside the loop might be what is written there
+        wx = wj * xj
+        for k in range(len(inverse)):
+            level = min(max(np.floor(xj * inverse[k] + HALF), low), high)
+            lx[k] += wx * level
+            ll[k] += wj * level * level
+
+
+@_lanes  # type: ignore[untyped-decorator]
+def _miss_uniform(x: Any, w: Any, inverse: Any, d: Any, low: Any, high: Any, error: Any) -> None:
+    """`_miss` for levels that are all whole numbers from `low` to `high`."""
+    error[:] = ZERO
+    for j in range(len(x)):
+        xj, wj = x[j], w[j]
+        for k in range(len(d)):
+            miss = xj - d[k] * min(max(np.floor(xj * inverse[k] + HALF), low), high)
+            error[k] += wj * miss * miss
 
 
 @_fast  # type: ignore[untyped-decorator]
-def _miss(x: Any, w: Any, inverse: Any, d: Any, table: Any, first: Any) -> Any:
-    """Σ w·(x − d·level)², the levels being those nearest to x·inverse."""
+def _fit(x: Any, w: Any, inverse: Any, table: Any, first: Any, lx: Any, ll: Any) -> None:
+    """(Σ w·x·level, Σ w·level²), the levels being those nearest to x·inverse, for every `inverse`
+    ``[n]``: their ratio is the d of least squares."""
     last = np.float32(len(table) - 1)
-    error = ZERO
-    for j in range(len(x)):
-        miss = x[j] - d * table[_place(np.floor(TWO * x[j] * inverse) - first, last)]
-        error += w[j] * miss * miss
-    return error
+    for k in range(len(inverse)):
+        fitted, size = ZERO, ZERO
+        for j in range(len(x)):
+            level = table[_place(np.floor(TWO * x[j] * inverse[k]) - first, last)]
+            fitted += w[j] * x[j] * level
+            size += w[j] * level * level
+        lx[k], ll[k] = fitted, size
+
+
+@_fast  # type: ignore[untyped-decorator]
+def _miss(x: Any, w: Any, inverse: Any, d: Any, table: Any, first: Any, errors: Any) -> None:
+    """Σ w·(x − d·level)², the levels being those nearest to x·inverse, for every d ``[n]``."""
+    last = np.float32(len(table) - 1)
+    for k in range(len(d)):
+        error = ZERO
+        for j in range(len(x)):
+            miss = x[j] - d[k] * table[_place(np.floor(TWO * x[j] * inverse[k]) - first, last)]
+            error += w[j] * miss * miss
+        errors[k] = error
+
+
+@_strict  # type: ignore[untyped-decorator]
+def _scales(lx: Any, ll: Any, as_half: Any, d: Any, score: Any) -> None:
+    """d of least squares, and its error less Σ w·x², d rounded: d²·ll − 2·d·lx. May overwrite."""
+    for k in range(len(d)):
+        fitted = _ratio(lx[k], ll[k])
+        fitted = _half(fitted) if as_half else fitted
+        d[k], score[k] = fitted, fitted * (fitted * ll[k] - TWO * lx[k])
+
+
+@_strict  # type: ignore[untyped-decorator]
+def _pick(score: Any, d: Any, groups: Any, leaders: Any, low: Any, picked: Any, count: Any) -> None:
+    """The d of the best probe of each of the `count` best groups; member m of group g is at
+    m·groups + g. `leaders` ``[≥ groups]`` and `low` ``[LANES]`` are room to work in."""
+    leaders[:] = INFINITE
+    for start in range(0, len(score), groups):
+        for g in range(groups):
+            leaders[g] = min(leaders[g], score[start + g])
+    for k in range(count):
+        low[:] = INFINITE
+        for g in range(0, len(leaders), LANES):
+            for i in range(LANES):
+                low[i] = min(low[i], leaders[g + i])
+        least, at = INFINITE, 0
+        for i in range(LANES):
+            least = min(least, low[i])
+        while at < groups - 1 and leaders[at] != least:
+            at += 1
+        leaders[at] = INFINITE
+        while at < len(score) - groups and score[at] != least:
+            at += groups
+        picked[k] = d[at]
 
 
 @_strict  # type: ignore[untyped-decorator]
@@ -128,35 +208,50 @@ def one_scale(
 ) -> None:
     """See `_search.one_scale`; x ``[n, columns]``, weights the same or ``[1, columns]``, `table`
     the level of every half step from `first`. Fills errors and scales ``[n, keep]``."""
-    keep = errors.shape[1]
+    keep, groups = errors.shape[1], len(probes)
+    probe = probes.T.copy().ravel()
+    uniform, lowest, highest = _is_uniform(table, first), table[0], table[-1]
+    lanes = -(-keep // LANES) * LANES
+    leaders, low = np.empty(-(-groups // LANES) * LANES, np.float32), np.empty(LANES, np.float32)
+    inverse, tried = np.empty(len(probe), np.float32), np.empty(len(probe), np.float32)
+    lx, ll = np.empty(len(probe), np.float32), np.empty(len(probe), np.float32)
+    inverse_d, d = np.zeros(lanes, np.float32), np.zeros(lanes, np.float32)
+    own_lx, own_ll = np.empty(lanes, np.float32), np.empty(lanes, np.float32)
     for r in range(len(x)):
         xr, w = x[r], weights[r if len(weights) > 1 else 0]
-        peak = ZERO
+        peak, total = ZERO, ZERO
         for j in range(len(xr)):
+            total += w[j] * xr[j] * xr[j]
             if w[j] > 0 and abs(xr[j]) > abs(peak):
                 peak = xr[j]
-        inverse = _reciprocal(peak)
-        leaders, starts = np.empty(keep, np.float32), np.empty(keep, np.float32)
-        used = 0
-        for g in range(probes.shape[0]):
-            least, start = np.float32(np.inf), ZERO
-            for m in range(probes.shape[1]):
-                probe = inverse * probes[g, m]
-                d = _fit_scale(xr, w, probe, table, first)
-                d = _half(d) if as_half else d
-                error = _miss(xr, w, probe, d, table, first)
-                if error < least:
-                    least, start = error, d
-            at = _sorted_into(leaders, used, least)
-            _insert(starts, at, start)
-            used = min(used + 1, keep)
-        for k in range(used):
-            d = starts[k]
-            for _ in range(REFITS):
-                d = _fit_scale(xr, w, _reciprocal(d), table, first)
-            d = _half(d) if as_half else d
-            at = _sorted_into(errors[r], k, _miss(xr, w, _reciprocal(d), d, table, first))
-            _insert(scales[r], at, d)
+        unit = _reciprocal(peak)
+        for k in range(len(probe)):
+            inverse[k] = unit * probe[k]
+        if uniform:
+            _fit_uniform(xr, w, inverse, lowest, highest, lx, ll)
+        else:
+            _fit(xr, w, inverse, table, first, lx, ll)
+        _scales(lx, ll, as_half, tried, lx)
+        if lx.min() + total < NEARLY_EXACT * total:
+            _miss(xr, w, inverse, tried, table, first, lx)
+        _pick(lx, tried, groups, leaders, low, d, min(keep, groups))
+        for again in range(REFITS):
+            for k in range(lanes):
+                inverse_d[k] = _reciprocal(d[k])
+            if uniform:
+                _fit_uniform(xr, w, inverse_d, lowest, highest, own_lx, own_ll)
+            else:
+                _fit(xr, w, inverse_d[:keep], table, first, own_lx, own_ll)
+            _scales(own_lx, own_ll, as_half and again == REFITS - 1, d, own_lx)
+        for k in range(lanes):
+            inverse_d[k] = _reciprocal(d[k])
+        if uniform:
+            _miss_uniform(xr, w, inverse_d, d, lowest, highest, own_lx)
+        else:
+            _miss(xr, w, inverse_d[:keep], d[:keep], table, first, own_lx)
+        for k in range(min(keep, groups)):
+            at = _sorted_into(errors[r], k, own_lx[k])
+            _insert(scales[r], at, d[k])
 
 
 @_fast  # type: ignore[untyped-decorator]

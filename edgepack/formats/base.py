@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from edgepack.core.weights import Grid, QuantizedTensor
+from edgepack.core.weights import AT_ONCE, Grid, QuantizedTensor, row_slices
 from edgepack.formats._limits import LARGEST, check_finite
 
 if TYPE_CHECKING:
@@ -75,7 +75,16 @@ class Format(ABC):
         if importance is None:
             importance = torch.ones(W.shape[-1])
         grid = self.fit(W, importance)
-        return QuantizedTensor(self.name, self.encode(W, grid), grid)
+        codes = [
+            self.encode(W[rows], {field: values[rows] for field, values in grid.items()})
+            for rows in row_slices(W.shape)
+        ]
+        return QuantizedTensor(self.name, codes[0] if len(codes) == 1 else torch.cat(codes), grid)
+
+    def quantize_anywhere(self, W: Tensor, importance: Tensor | None = None) -> QuantizedTensor:
+        """`quantize` on the CPU, whose loops it takes, for W on any device; the result is there."""
+        importance = None if importance is None else importance.cpu()
+        return self.quantize(W.cpu(), importance).to(W.device)
 
 
 class GgmlFormat(Format):
@@ -103,6 +112,16 @@ class GgmlFormat(Format):
     @abstractmethod
     def pack(self, q: QuantizedTensor) -> Tensor:
         """GGUF bytes, uint8 ``[out, in / block_size · type_size]``."""
+
+    def pack_by_rows(self, q: QuantizedTensor) -> Tensor:
+        """What `pack` gives, some rows at a time: it computes with integers wider than codes."""
+        if q.codes.numel() <= AT_ONCE:
+            return self.pack(q)
+        rows, columns = q.shape
+        out = torch.empty(rows, self.nbytes((1, columns)), dtype=torch.uint8)
+        for part in row_slices(q.shape):
+            out[part] = self.pack(q.permute_rows(part))
+        return out
 
     @abstractmethod
     def parse(self, data: Tensor) -> QuantizedTensor:

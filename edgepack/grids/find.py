@@ -17,6 +17,7 @@ from edgepack.checkpoint.base import Checkpoint
 from edgepack.core.disk import atomic
 from edgepack.core.executor import Executor
 from edgepack.core.progress import Progress, Steps
+from edgepack.core.travel import Part
 from edgepack.core.untrusted import read_json
 from edgepack.core.weights import WeightSpec
 from edgepack.errors import while_doing
@@ -41,9 +42,26 @@ class Item:
         return self.model.specs[self.name]
 
     @property
+    def memory(self) -> int:
+        """Bytes that the work takes: the matrix as stored and as float32, and its codes."""
+        return 8 * self.spec.numel
+
+    @property
     def path(self) -> Path:
         """The file to write."""
         return self.folder / f"{self.name}.json"
+
+    def writes(self) -> tuple[Path]:
+        """The file."""
+        return (self.path,)
+
+    def reads(self) -> tuple[Part, ...]:
+        """Nothing but the model."""
+        return ()
+
+    def weights(self) -> tuple[str]:
+        """The weight itself."""
+        return (self.name,)
 
 
 def matrices(checkpoint: Checkpoint) -> Iterator[WeightSpec]:

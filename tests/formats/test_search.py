@@ -1,5 +1,9 @@
 """The search for a block's scales against every scale there is, and its small helpers."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor
@@ -139,3 +143,43 @@ def test_fields_follow_their_errors():
     assert second.tolist() == [[[2, 3], [4, 5], [0, 1]], [[6, 7], [10, 11], [8, 9]]]
     assert pick(wide, torch.tensor([[2], [0]])).tolist() == [[[4, 5]], [[6, 7]]]
     assert dot(error, error).tolist() == [14.0, 41.0]
+
+
+_ORDER = """
+import numba, numpy as np
+from edgepack.formats import _scale_kernels as kernels
+
+@numba.njit(fastmath=True)
+def fast(x):
+    return kernels._half(x) + kernels._ratio(x, np.float32(1))
+
+fast(np.float32(0.1))  # the first to call them
+x = np.random.default_rng(0).normal(0, 0.01, 2000).astype(np.float32)
+found = np.array([kernels._half(v) for v in x], np.float32)
+assert (found == x.astype(np.float16)).all()
+assert kernels._reciprocal(np.float32(0)) == 0
+"""
+
+
+def test_what_must_round_as_written_does_so_whoever_calls_it_first(tmp_path):
+    """numba compiles a function that says nothing of fastmath like its first caller."""
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", _ORDER], env=environment, check=True)
+
+
+@pytest.mark.parametrize("name", ["q4_0", "q8_0", "iq4_nl"])
+def test_the_best_of_all_probes_is_among_the_candidates(name):
+    """By brute force in float64: every probe of every group, least squares, rounded to fp16."""
+    fmt = plugins.find("formats", name)
+    x, w = blocks(6, 3)
+    error, _ = one_scale(x, w, fmt.code_levels, fmt.probes, 10)
+    levels = fmt.levels.double()
+    for i in range(len(x)):
+        peak, tried = float(x[i][x[i].abs().argmax()]), []
+        for probe in fmt.probes.flatten().double():
+            t = x[i].double() * probe / peak
+            nearest = levels[(t[:, None] - levels).abs().argmin(1)]
+            fitted = (w[i] * x[i] * nearest).sum() / (w[i] * nearest.square()).sum()
+            d = half(fitted.float()).double()
+            tried.append(float((w[i] * (x[i] - d * nearest).square()).sum()))
+        assert float(error[i, 0]) <= min(tried) * (1 + 1e-5)

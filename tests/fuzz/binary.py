@@ -39,31 +39,40 @@ class Gguf:
         ]
         return Gguf([[k, kind, v, e] for k, v, kind, e in entries], tensors)
 
+    def to_bytes(
+        self,
+        version: int = 3,
+        counts: tuple[int, int] | None = None,
+        offsets: Mapping[int, int] | None = None,
+    ) -> bytes:
+        """The file; a header may say other `counts` of tensors and keys, and other `offsets` of
+        tensors by their index."""
+        tensors, keys = counts or (len(self.tensors), len(self.entries))
+        head = b"GGUF" + struct.pack("<IQQ", version, tensors, keys)
+        head += b"".join(_entry(*entry) for entry in self.entries)
+        at, data = 0, b""
+        for index, (name, dims, kind, content) in enumerate(self.tensors):
+            head += _text(name) + struct.pack("<I", len(dims))
+            head += b"".join(struct.pack("<Q", n % 2**64) for n in dims)
+            head += struct.pack("<IQ", kind % 2**32, (offsets or {}).get(index, at) % 2**64)
+            content += bytes(-len(content) % ALIGNMENT)
+            data, at = data + content, at + len(content)
+        return head + bytes(-len(head) % ALIGNMENT) + data
+
 
 def spoil_gguf(file: Gguf, chance: random.Random) -> bytes:
     """The file with one entry or one tensor's description changed."""
     entries, tensors = [list(e) for e in file.entries], [list(t) for t in file.tensors]
     offsets: dict[int, int] = {}
-    counts = [len(tensors), len(entries)]
     if chance.random() < 0.75:
         _spoil_entry(entries, chance)
-        counts[1] = len(entries)
     else:
         offsets = _spoil_tensor(tensors, chance)
-        counts[0] = len(tensors)
+    counts = [len(tensors), len(entries)]
     if chance.random() < 0.03:
         counts[chance.randrange(2)] = chance.choice((0, 2**40, 2**64 - 1, 3))
-    head = b"GGUF" + struct.pack("<IQQ", chance.choice((3,) * 30 + (0, 1, 2, 4)), *counts)
-    head += b"".join(_entry(*entry) for entry in entries)
-    at, infos, data = 0, b"", b""
-    for index, (name, dims, kind, content) in enumerate(tensors):
-        infos += _text(name) + struct.pack("<I", len(dims))
-        infos += b"".join(struct.pack("<Q", n % 2**64) for n in dims)
-        infos += struct.pack("<IQ", kind % 2**32, offsets.get(index, at) % 2**64)
-        content += bytes(-len(content) % ALIGNMENT)
-        data, at = data + content, at + len(content)
-    head += infos
-    return head + bytes(-len(head) % ALIGNMENT) + data
+    version = chance.choice((3,) * 30 + (0, 1, 2, 4))
+    return Gguf(entries, tensors).to_bytes(version, (counts[0], counts[1]), offsets)
 
 
 def _spoil_entry(entries: list[list[Any]], chance: random.Random) -> None:

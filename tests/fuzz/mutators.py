@@ -191,4 +191,41 @@ def spoil_template(template: str, chance: random.Random) -> str:
     return template.replace(word, str(chance.choice(NASTY)), chance.choice((1, -1)))
 
 
+def spoil_lines(data: bytes, chance: random.Random) -> bytes:
+    """Text of lines with fields, such as CSV or ``key=value``: one field of one line changed."""
+    lines = data.decode("utf-8", "replace").split("\n")
+    at = chance.randrange(len(lines))
+    kind = chance.random()
+    if kind < 0.2:
+        del lines[at]
+    elif kind < 0.3:
+        lines.insert(at, lines[at])
+    elif kind < 0.4:
+        return spoil_bytes(data, chance)
+    else:
+        sign = chance.choice(("=", ",", " "))
+        fields = lines[at].split(sign)
+        fields[chance.randrange(len(fields))] = chance.choice(WORDS)
+        lines[at] = sign.join(fields)
+    return "\n".join(lines).encode("utf-8", "surrogatepass")
+
+
+WORDS = (
+    *(
+        "",
+        " ",
+        "0",
+        "-1",
+        "1",
+        "99999999999999999999",
+        "9" * 5_000,
+        "1e999",
+        "nan",
+        "inf",
+        "²",
+        "٣",
+    ),
+    *("0x10", "1_0", "true", "=", ",", '"', "'", "\x00", "\u2028", "\x85", "é", "x" * 5_000, "_"),
+)
+"""Fields that are numbers to one function and none to another, and ends of lines of all kinds."""
 Spoil = Callable[[Any, random.Random], bytes]

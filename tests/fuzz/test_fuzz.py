@@ -15,7 +15,7 @@ from tests.fuzz.harness import GOOD, Reader, judged, run
 from tests.fuzz.mutators import spoil_bytes, spoil_json, spoil_template, spoil_yaml
 from tests.fuzz.readers import READERS, SLOW, chance_of
 
-INPUTS = 8
+INPUTS = 2
 """Of each reader; ``make fuzz`` has the rest."""
 
 
