@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgepack.bench.protocol import RunModel
+from edgepack.core import telemetry
 from edgepack.errors import EdgepackError, missing_extra
 
 QUIET = 3
@@ -19,10 +20,9 @@ GIVEN = "factors.safetensors"
 
 def _onnxruntime() -> Any:
     try:
-        import onnxruntime
+        return telemetry.onnxruntime()
     except ImportError:
         raise missing_extra("onnxruntime", "onnx") from None
-    return onnxruntime
 
 
 def about() -> tuple[str, str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgepack.bench.results import Bench, ModelResult, Timing
 from edgepack.bench.roofline import limit
+from edgepack.core.pictures import save
 from edgepack.errors import missing_extra
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def draw(found: Bench, folder: Path) -> list[str]:
                 _legend(axes, theme)
                 for kind in KINDS:
                     dark = "-dark" if theme == "dark" else ""
-                    figure.savefig(folder / f"{name}{dark}.{kind}", dpi=160)
+                    save(figure, folder / f"{name}{dark}.{kind}")
     return list(pictures)
 
 
@@ -59,7 +60,6 @@ def _axes(theme: str) -> Iterator[tuple[Any, Axes]]:
         "savefig.facecolor": style["page"],
         "axes.edgecolor": style["grid"],
         "grid.color": style["grid"],
-        "svg.hashsalt": "edgepack",
     }
     with mpl.rc_context(colours):
         figure = Figure(figsize=(8, 5), layout="constrained")

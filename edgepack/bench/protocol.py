@@ -23,7 +23,7 @@ VERSION = 1
 class Part(BaseModel):
     """A value of the protocol: no unknown keys, and no changes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Case(Part):
@@ -175,7 +175,9 @@ def read_job(text: str) -> Job:
     try:
         job: Job = _JOB.validate_json(text)
     except ValidationError as error:
-        raise EdgepackError(f"this is no job: {explain(error)}") from None
+        raise EdgepackError(
+            f"this is no job: {shorten(explain(error), 500)}", hint="edgepack bench writes jobs"
+        ) from None
     return job
 
 
@@ -189,13 +191,15 @@ def read_events(stdout: str, worker: str) -> list[Event]:
     for line in filter(None, stdout.splitlines()):
         try:
             event = _EVENT.validate_python(json.loads(line))
-        except (ValueError, ValidationError):
+        except (ValueError, ValidationError, RecursionError):
             raise EdgepackError(
                 f"{worker}: says {shorten(line, 80)!r}, which is no event",
                 hint="worker and edgepack must be of the same version",
             ) from None
         if isinstance(event, Failed):
-            raise EdgepackError(f"{worker}: {event.message}")
+            raise EdgepackError(
+                f"{worker}: {shorten(event.message, 500)}", hint="see that the model runs there"
+            )
         if isinstance(event, Started) and event.version != VERSION:
             raise EdgepackError(
                 f"{worker}: speaks version {event.version}, not {VERSION}",

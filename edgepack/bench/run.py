@@ -69,12 +69,17 @@ class _Turns:
     ended: list[Ended] = field(default_factory=list)
     peaks: list[int] = field(default_factory=list)
 
-    def add(self, events: Sequence[Event]) -> None:
-        """Add a round."""
+    def add(self, events: Sequence[Event], cases: int) -> None:
+        """Add a round of so many cases."""
         for event in events:
             if isinstance(event, Timed):
                 self.timed[event.index].append(event)
         self.started = one(events, Started)
+        if missing := set(range(cases)) - self.timed.keys():
+            raise EdgepackError(
+                f"the worker has not timed case {min(missing) + 1}",
+                hint="worker and edgepack must be of the same version",
+            )
         self.loaded.append(one(events, Loaded))
         self.ended.append(one(events, Ended))
         told = [event for event in events if isinstance(event, Loaded | Timed | Ended)]
@@ -100,7 +105,7 @@ def bench(request: Request, device: Device, worker: Worker | None = None) -> Ste
     for done, (_, key) in enumerate(product(range(request.rounds), keys)):
         yield Progress("bench", done, request.rounds * len(keys), names[key[0]])
         job = jobs[key[0]].model_copy(update={"threads": key[1]})
-        turns[key].add(worker.do(job))
+        turns[key].add(worker.do(job), len(request.cases))
     types = sorted({kind for work in works for kind in work.types})
     ceilings = Ceilings()
     if request.limits:

@@ -71,5 +71,11 @@ T = TypeVar("T", bound=Event)
 
 
 def one(events: Iterable[Event], kind: type[T]) -> T:
-    """The first event of a kind."""
-    return next(event for event in events if isinstance(event, kind))
+    """The first event of a kind. Raises `EdgepackError` where a worker has not said it."""
+    for event in events:
+        if isinstance(event, kind):
+            return event
+    raise EdgepackError(
+        f"the worker ended without its line {kind.__name__.lower()!r}",
+        hint="worker and edgepack must be of the same version",
+    )

@@ -89,7 +89,7 @@ class Host:
             "bench": self._to_bench,
         }
         to = request.get("to")
-        if to not in answers:
+        if not isinstance(to, str) or to not in answers:
             self._fail(name, EdgepackError("there is no worker of this name"), "app")
             return
         if to == "chat":  # an answer can be stopped while the thread is busy
@@ -107,7 +107,8 @@ class Host:
             "device": lambda _: {"event": "device", **device.condition()},
             "cancel": lambda _: {"event": "done"},
         }
-        act = acts.get(request.get("do"))
+        what = request.get("do")
+        act = acts.get(what) if isinstance(what, str) else None
         if act is None:
             raise EdgepackError("the app has no request of this name")
         self.events.put({"id": request["id"], "from": "app", **act(request)})
@@ -154,7 +155,7 @@ class Host:
 
     def _to_chat(self, request: Json) -> None:
         what = request.get("do")
-        if what not in TO_CHAT:
+        if not isinstance(what, str) or what not in TO_CHAT:
             raise EdgepackError("a page has no request of this name")
         full = {key: request[key] for key in TO_CHAT[what] if key in request}
         if what in ("load", "adapters"):

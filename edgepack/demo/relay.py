@@ -23,7 +23,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from edgepack.core.untrusted import shorten
+from edgepack.core.untrusted import shorten, whole_number
 from edgepack.demo import sent
 from edgepack.demo.host import Host
 from edgepack.errors import EdgepackError
@@ -197,10 +197,10 @@ class _Relay:
         query = request.query_params
         asked = {key: query.get(key) for key in ("id", "kind", "model")}
         name, part, of = query.get("name", ""), query.get("part", "1"), query.get("of", "1")
-        length = request.headers.get("content-length", "")
+        length = whole_number(request.headers.get("content-length", ""))
         if not asked["id"] or len(asked["id"]) > 64 or part not in "12" or of not in "12":
             return PlainTextResponse("this is no import", 400)
-        if not length.isdecimal() or int(length) > LARGEST:
+        if length is None or length > LARGEST:
             return PlainTextResponse("the file's size is not told, or too large", 413)
         if part == "1":
             self._parts[asked["id"]] = {}
@@ -208,7 +208,7 @@ class _Relay:
         if parts is None:
             return PlainTextResponse("the first file is missing", 400)
         try:
-            path = await self._save(request, asked["id"], part, int(length))
+            path = await self._save(request, asked["id"], part, length)
         except EdgepackError as error:
             sent.drop(self._parts.pop(asked["id"], {}).values())
             return PlainTextResponse(f"{shorten(name, 80)}: {error.message}", 400)

@@ -68,6 +68,7 @@ class Trainings:
             return
         if any(found.name == request.get("adapter") for found in model.learnt()):
             raise EdgepackError(f"{model.name} has already learnt something called so")
+        _check_kept(request)
         self.job = jobs.keep(request)
         self._id, self._seen, self._stopping = request["id"], {}, False
         self._go()
@@ -280,6 +281,18 @@ class Trainings:
         if event["event"] in ("planned", "step", "waiting"):
             self._seen[event["event"]] = event
         self._tell({**event, "id": self._id})
+
+
+def _check_kept(request: Json) -> None:
+    """Refuse a request whose parts are not what is read of them when it goes on, perhaps by another
+    relay."""
+    for key, kind in (("adapter", str), ("options", dict), ("examples", list)):
+        value = request.get(key)
+        if not isinstance(value, kind) and (key in request or key == "adapter"):
+            raise EdgepackError(f"{key}: a {NAMES[kind]} is expected")
+
+
+NAMES = {str: "name", dict: "mapping", list: "list"}
 
 
 def _replays(request: Json) -> bool:

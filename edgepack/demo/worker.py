@@ -91,10 +91,12 @@ class Worker:
         for line in process.stdout:
             try:
                 event = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue  # half a line of a program that was killed
-            self._give(event)
+            if isinstance(event, dict) and isinstance(event.get("event"), str):
+                self._give(event)  # anything else would end this thread, and all would wait
         process.wait()
+        process.stdout.close()
         with self._lock:
             left = {name: one for name, one in self._open.items() if one.process is process}
             for name in left:

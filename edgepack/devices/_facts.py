@@ -6,9 +6,12 @@ The scripts run in any POSIX shell with coreutils, busybox or toybox. They print
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
+
+from edgepack.core.untrusted import whole_number
 
 Lines = Mapping[str, list[str]]
 """Values by key, in the order in which they were printed."""
@@ -60,6 +63,7 @@ fi
 
 FAMILIES = {"aarch64": "arm", "arm": "arm", "x86_64": "x86", "amd64": "x86", "i686": "x86"}
 """Kinds of CPU by the beginning of what `uname`, the kernel or Android calls them."""
+_LOAD = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 _NO_MILLI = 200
 """Zones below this are in °C, the others in thousandths (kernel: sysfs-class-thermal)."""
 _HOTTEST = 150.0  # °C; zones that are switched off give anything
@@ -76,7 +80,7 @@ def describe(text: str) -> dict[str, Any]:
     """
     lines = _lines(text)
     about: dict[str, Any] = {
-        "cores": int(_first(lines, "cores") or 1),
+        "cores": whole_number(_first(lines, "cores")) or 1,
         "memory": _kibibytes(_first(lines, "memory_kib")),
     }
     about |= {key: _first(lines, key) for key in ("machine", "system", "kernel")}
@@ -103,14 +107,14 @@ def condition(text: str) -> dict[str, Any]:
     (whether it saves power), `thermal_status` (0 is none, 3 severe) and `battery_celsius`."""
     lines = _lines(text)
     found: dict[str, Any] = {}
-    if load := _first(lines, "load"):
-        found["load"] = float(load.split()[0])
+    if load := _LOAD.match(_first(lines, "load")):
+        found["load"] = float(load[0])
     if heat := _temperatures(lines):
         found["celsius"] = max(heat)
     if governors := sorted(set(lines.get("governor", ()))):
         found["governor"] = ", ".join(governors)
-    if (status := _first(lines, "thermal_status")).isdigit():
-        found["thermal_status"] = int(status)
+    if (status := whole_number(_first(lines, "thermal_status"))) is not None:
+        found["thermal_status"] = status
     return found | _battery(lines)
 
 
@@ -137,11 +141,12 @@ def _known(**values: Any) -> dict[str, Any]:
 
 def _kibibytes(text: str) -> int:
     """Bytes; 0 where the number is not known."""
-    return int(text) << 10 if text.isdigit() else 0
+    return (whole_number(text) or 0) << 10
 
 
 def _clusters(lines: Lines) -> list[dict[str, int]]:
-    counts = Counter(int(khz) // 1000 for khz in lines.get("khz", ()) if khz.isdigit())
+    speeds = map(whole_number, lines.get("khz", ()))
+    counts = Counter(khz // 1000 for khz in speeds if khz is not None)
     return [{"cores": counts[mhz], "mhz": mhz} for mhz in sorted(counts)]
 
 
@@ -161,24 +166,25 @@ def _family(name: str) -> str:
 
 def _temperatures(lines: Lines) -> list[float]:
     """Of all zones that can be one, in °C."""
-    values = [int(value) for value in lines.get("zone", ()) if value.isdigit()]
-    degrees = (value if value < _NO_MILLI else value / 1000 for value in values)
+    values = map(whole_number, lines.get("zone", ()))
+    known = (value for value in values if value is not None)
+    degrees = (value if value < _NO_MILLI else value / 1000 for value in known)
     return [value for value in degrees if 0 < value < _HOTTEST]
 
 
 def _battery(lines: Lines) -> dict[str, Any]:
     """Android's words where it has any, else the kernel's."""
-    level = _first(lines, "battery.level") or _first(lines, "capacity")
-    if not level.isdigit():
+    level = whole_number(_first(lines, "battery.level") or _first(lines, "capacity"))
+    if level is None:
         return {}
-    found: dict[str, Any] = {"battery": int(level)}
+    found: dict[str, Any] = {"battery": level}
     powered = [values[0] for key, values in lines.items() if key.endswith(" powered")]
     if powered:
         found["charging"] = "true" in powered
     elif status := _first(lines, "status"):
         found["charging"] = status in ("Charging", "Full")
-    if (tenths := _first(lines, "battery.temperature")).isdigit():
-        found["battery_celsius"] = int(tenths) / 10
+    if (tenths := whole_number(_first(lines, "battery.temperature"))) is not None:
+        found["battery_celsius"] = tenths / 10
     if (saver := _first(lines, "saver")) in ("0", "1"):
         found["saver"] = saver == "1"
     return found

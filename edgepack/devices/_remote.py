@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any, ClassVar, NamedTuple
 
 from edgepack.core.disk import atomic, sha256
+from edgepack.core.untrusted import whole_number
 from edgepack.devices import _facts, _scripts
 from edgepack.devices.base import Device, Output, check_exists, files_of, out_of_time
 from edgepack.errors import EdgepackError
@@ -111,7 +112,8 @@ class Remote(Device):
     def _free(self) -> int | None:
         """Bytes that are free where files go; None where ``df`` cannot tell."""
         words = self._whole(f"df -kP {shlex.quote(self._folder)} | tail -n 1").split()
-        return int(words[3]) << 10 if len(words) > 3 and words[3].isdigit() else None
+        free = whole_number(words[3]) if len(words) > 3 else None
+        return None if free is None else free << 10
 
     def _full(self, why: str) -> EdgepackError:
         return EdgepackError(
@@ -282,9 +284,10 @@ class Remote(Device):
 
     def _reply(self, stdout: bytes, stderr: bytes) -> Reply:
         printed, mark, code = stdout.rpartition(MARK)
-        if not mark or not code.isdigit():
+        number = whole_number(code.decode(errors="replace"))
+        if not mark or number is None:
             raise self.lost(_last_line(stderr or stdout))
-        return Reply(printed, _last_line(stderr), int(code))
+        return Reply(printed, _last_line(stderr), number)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

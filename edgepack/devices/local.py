@@ -12,10 +12,9 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from edgepack.core.disk import atomic
+from edgepack.core.disk import atomic, scratch
 from edgepack.devices import _measured
 from edgepack.devices.base import Device, Output, check_exists, out_of_time
 from edgepack.errors import EdgepackError, RecipeError
@@ -39,8 +38,7 @@ class Local(Device):
 
     def run(self, command: Sequence[str], timeout: float) -> Output:
         """See `Device`. What needs less than 10 MB of memory is said to need that (`_measured`)."""
-        with TemporaryDirectory() as name:
-            folder = Path(name)
+        with scratch() as folder:  # of which nothing stays, even if this process is killed
             report, stdout, stderr = (folder / part for part in ("report", "stdout", "stderr"))
             start = (sys.executable, "-I", "-S", _measured.__file__, str(report))
             if not _finish([*start, *command], timeout, stdout, stderr):

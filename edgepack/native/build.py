@@ -9,15 +9,13 @@ import argparse
 import os
 import platform
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, get_args
 
-from edgepack.core.disk import lock_of, locked, sha256
+from edgepack.core.disk import sha256
 from edgepack.errors import EdgepackError
 from edgepack.native import toolchains
-from edgepack.native.source import Say, cache
+from edgepack.native.source import Say, alone, cache
 from edgepack.native.toolchains import HOST, key_of
 from edgepack.native.variants import VARIANTS
 
@@ -38,10 +36,11 @@ def make_program(
     path = program_path(program, variant)
     if path.is_file():
         return path
-    with _alone():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sources = [file for file in _sources(program, HERE) if file.suffix == ".cpp"]
-        toolchains.get(variant).link(sources, path, jobs or os.cpu_count() or 1, say)
+    with alone("programs", say):
+        if not path.is_file():  # another process may have made it meanwhile
+            path.parent.mkdir(parents=True, exist_ok=True)
+            sources = [file for file in _sources(program, HERE) if file.suffix == ".cpp"]
+            toolchains.get(variant).link(sources, path, jobs or os.cpu_count() or 1, say)
     return path
 
 
@@ -60,14 +59,6 @@ def _sources(program: Program, folder: Path) -> list[Path]:
         for pattern in ("*.cpp", "*.h")
         for file in (folder / name).glob(pattern)
     )
-
-
-@contextmanager
-def _alone() -> Iterator[None]:
-    with locked(lock_of("workers")) as mine:
-        if not mine:
-            raise EdgepackError("another process is making workers", hint="wait for its end")
-        yield
 
 
 def main() -> int:

@@ -7,10 +7,11 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from edgepack.core.disk import root, sha256
+from edgepack.core.disk import lock_of, locked, root, sha256
 from edgepack.errors import EdgepackError
 
 ARCHIVE = "llama_cpp_python-0.3.36.tar.gz"
@@ -30,8 +31,14 @@ def cache() -> Path:
 def llama_cpp(say: Say) -> Path:
     """llama.cpp's folder, unpacked; its archive is downloaded by pip, and compared."""
     folder = cache() / f"source-{ARCHIVE_SHA256[:16]}"
-    if folder.is_dir():
-        return folder
+    if not folder.is_dir():
+        with alone("source", say):
+            if not folder.is_dir():  # another process may have done it meanwhile
+                _unpack(folder, say)
+    return folder
+
+
+def _unpack(folder: Path, say: Say) -> None:
     archive = folder.parent / ARCHIVE
     if not archive.is_file():
         say(f"downloading {ARCHIVE}")
@@ -51,7 +58,19 @@ def llama_cpp(say: Say) -> Path:
     (partial / start).rename(folder)
     shutil.rmtree(partial)
     archive.unlink()
-    return folder
+
+
+@contextmanager
+def alone(what: str, say: Say) -> Iterator[None]:
+    """One process at a time makes something; another waits, and finds it made."""
+    lock = lock_of(f"workers-{what}")
+    with locked(lock) as mine:
+        if mine:
+            yield
+            return
+    say(f"waiting for another process, which makes the same ({what})")
+    with locked(lock, wait=-1):
+        yield
 
 
 def run(command: Sequence[str], folder: Path, more: Mapping[str, str] | None = None) -> None:

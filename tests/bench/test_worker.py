@@ -22,7 +22,7 @@ from edgepack.bench.protocol import (
     read_events,
     read_job,
 )
-from edgepack.bench.workers import Worker
+from edgepack.bench.workers import Worker, one
 from edgepack.errors import EdgepackError
 from tests.support.bases import packed_base
 
@@ -128,6 +128,12 @@ def test_jobs_and_events_come_through_json_unchanged():
 def test_what_is_no_event_is_refused(line, reason):
     with pytest.raises(EdgepackError, match=reason):
         read_events(line, "phone")
+
+
+def test_a_worker_that_leaves_a_line_out_is_told():
+    with pytest.raises(EdgepackError, match="ended without its line 'started'") as caught:
+        one([], Started)
+    assert caught.value.hint
 
 
 def test_a_job_that_is_none_ends_the_worker_with_an_error():

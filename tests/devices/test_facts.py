@@ -135,6 +135,26 @@ def test_the_battery_of_a_laptop():
     assert found == {"load": 0.1, "battery": 45, "charging": False}
 
 
+@pytest.mark.parametrize("digits", ["²", "٣", "9" * 5000, "-1", "1e9", ""])
+def test_digits_that_are_no_number_are_left_out(digits):
+    """`str.isdigit` takes the first three."""
+    keys = (
+        "cores",
+        "memory_kib",
+        "cache",
+        "khz",
+        "zone",
+        "thermal_status",
+        "battery.level",
+        "load",
+    )
+    text = "\n".join(f"{key}={digits}" for key in keys)
+    about = _facts.describe(text)
+    assert (about["cores"], about["memory"]) == (1, 0)
+    assert "clusters" not in about
+    assert _facts.condition(text).keys() <= {"load"}
+
+
 @pytest.mark.parametrize("script", [_facts.DESCRIBE, _facts.CONDITION])
 def test_the_scripts_run_in_a_plain_shell(script):
     done = subprocess.run(["sh", "-u", "-c", script], capture_output=True, text=True, check=False)

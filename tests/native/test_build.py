@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -71,3 +72,25 @@ def test_a_changed_source_makes_another_program(tmp_path):
     assert program_path("chat", "aarch64", tmp_path / "native") in paths
     (tmp_path / "native/shared/cpu.cpp").write_text("// other\n")
     assert program_path("chat", "aarch64", tmp_path / "native") not in paths
+
+
+def test_who_comes_second_waits_for_the_first(tmp_path, monkeypatch):
+    """…and says so: two tests, or a demo and a test, may need the same program."""
+    monkeypatch.setenv("EDGEPACK_CACHE", str(tmp_path))
+    holds = (
+        "import sys; from edgepack.core.disk import lock_of, locked\n"
+        "with locked(lock_of('workers-thing')): print(flush=True); sys.stdin.read()"
+    )
+    said = []
+    with subprocess.Popen(
+        [sys.executable, "-c", holds], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as first:
+        first.stdout.readline()
+
+        def say(line):
+            said.append((line, first.poll()))
+            first.stdin.close()
+
+        with source.alone("thing", say):
+            assert first.wait(60) == 0
+    assert said == [("waiting for another process, which makes the same (thing)", None)]
