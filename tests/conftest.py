@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import psutil
 import pytest
 import torch
+
+PRETENDED = "EDGEPACK_PRETENDED"
+"""Set in the process of `tests/core/test_pretended.py`, which has a pretended device."""
+
+
+def pytest_configure() -> None:
+    if os.environ.get(PRETENDED):
+        from tests.support.pretend import register
+
+        register()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests with a pretended device run in a process of their own."""
+    if not os.environ.get(PRETENDED):
+        skip = pytest.mark.skip(reason="tests/core/test_pretended.py runs it in a process apart")
+        for item in items:
+            if item.get_closest_marker("pretend"):
+                item.add_marker(skip)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,6 +50,17 @@ def closed_files():
     if module := sys.modules.get("llama_cpp._utils"):
         module.outnull_file.close()
         module.errnull_file.close()
+
+
+@pytest.fixture(scope="module")
+def float32_products():
+    """Builds of this process calibrate with the same products on every CPU, for tests in which the
+    last digit of a calibration decides: of an expert, of a character of random text."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("stage", "text"):
+            name = f"edgepack.calibration.{module}.product_type"
+            patch.setattr(name, lambda _: torch.float32)
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

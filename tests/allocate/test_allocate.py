@@ -22,6 +22,7 @@ from edgepack.decompose.caldera import caldera, next_round
 from edgepack.decompose.ldlq import ldlq, metric
 from edgepack.decompose.low_rank import low_rank
 from edgepack.errors import RecipeError
+from edgepack.formats.base import Format
 from edgepack.pipeline import make_plan
 from edgepack.recipe.read import parse
 from tests.support.tiny import make_model
@@ -165,6 +166,11 @@ def hessian(rows: int, columns: int, *, diagonal: bool) -> Hessian:
     return Hessian(moments(columns), moments(columns), torch.ones(columns), *sides)
 
 
+def costs_of(trial: _Trial, fmt: Format) -> dict[int, float]:
+    """Rank → KL of one format."""
+    return trial.costs([fmt], with_ranks=True)[fmt.name]
+
+
 Q8 = plugins.find("formats", "q8_0")
 """Too fine for ranks to be tried."""
 
@@ -174,7 +180,7 @@ def test_the_cost_of_a_rank_is_that_of_one_round(factors: str):
     """L·R of W, Q for the rest, L·R for what Q leaves, in the factors' format."""
     W = torch.randn(48, 64, generator=torch.Generator().manual_seed(3))
     H, fmt = hessian(48, 64, diagonal=False), plugins.find("formats", "q2_0")
-    found = _Trial(W, H, Search({}, [32], factors, 0.1)).costs(fmt, with_ranks=True)[32]
+    found = costs_of(_Trial(W, H, Search({}, [32], factors, 0.1)), fmt)[32]
     first = low_rank(W, H.train, 32, factors, H.out_train)
     rest = W - FactoredWeight(*next_round(W, H, fmt, *first, factors, 0.1)).dense()
     expected = quadratic_cost(rest, H.held_out, H.out_held_out) / (2 * 48)
@@ -188,9 +194,9 @@ def test_costs_are_those_of_the_weight_really_rounded(diagonal: bool):
         hessian(48, 64, diagonal=diagonal),
     )
     fmt = plugins.find("formats", "q2_0")
-    costs = _Trial(W, H, Search({}, [0, 4, 16], "f16", 0.1)).costs(fmt, with_ranks=True)
+    costs = costs_of(_Trial(W, H, Search({}, [0, 4, 16], "f16", 0.1)), fmt)
     assert set(costs) == {0, 4, 16}
-    assert set(_Trial(W, H, Search({}, [0, 4], "f16", 0.1)).costs(Q8, with_ranks=True)) == {0}
+    assert set(costs_of(_Trial(W, H, Search({}, [0, 4], "f16", 0.1)), Q8)) == {0}
     E = W - ldlq(W, metric(H.train, 64, 0.1, H.out_train), fmt).dequantize()
     assert costs[0] == pytest.approx(quadratic_cost(E, H.held_out, H.out_held_out) / 96, rel=1e-4)
     assert costs[0] > costs[4] > costs[16]
@@ -208,9 +214,9 @@ def test_some_rows_of_a_vocabulary_stand_for_all(monkeypatch: pytest.MonkeyPatch
     )
     fmt = plugins.find("formats", "q4_0")
     search = Search({}, [0], "f16", 0.1)
-    every = _Trial(W, H, search).costs(fmt, with_ranks=False)[0]
+    every = costs_of(_Trial(W, H, search), fmt)[0]
     monkeypatch.setattr(candidates, "ROWS", 240)
-    assert _Trial(W, H, search).costs(fmt, with_ranks=False)[0] == pytest.approx(every, rel=0.1)
+    assert costs_of(_Trial(W, H, search), fmt)[0] == pytest.approx(every, rel=0.1)
 
 
 @pytest.fixture(scope="module")

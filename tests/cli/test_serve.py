@@ -32,7 +32,7 @@ ASKED = {"max_tokens": 8, "temperature": 0}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, float32_products):
     """A packed llama with factors, an adapter that takes their place and one beside them."""
     out = packed(tmp_path_factory.mktemp("place"), export={"measure": {"tokens": 0}})
     base = PackedBase.open(out)
@@ -156,7 +156,8 @@ def test_answers_are_those_of_edgepack_chat(folder, server):
             expected = "".join(chat.chat(runtime, system, ASKED["max_tokens"]))
             found = server.chat(name, system, repeat_penalty=1)
             content = found["choices"][0]["message"]["content"]
-            assert content == expected.removesuffix("\ufffd")  # a last one is left out
+            last = "\ufffd"  # where bytes are missing at the end, this one may be left out
+            assert content.removesuffix(last) == expected.removesuffix(last)
             count = len(chat.prompt(runtime, system))
             assert found["usage"]["prompt_tokens"] == count
     assert server.chat()["model"] == "packed"

@@ -160,10 +160,12 @@ def test_the_stage_is_in_plan_manifest_and_cache(with_tails, here, monkeypatch, 
     assert "kurtosis" in (here / "out" / "report.md").read_text()
 
     folder = here / "cache" / "tails" / key
-    before = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
-    assert len(before) == len(matrices) + 1  # and stage.json
+    written = list(folder.glob("*.json"))
+    assert len(written) == len(matrices) + 1
+    written.remove(folder / "stage.json")  # whose time is that of the last use
+    before = {file.name: file.stat().st_mtime_ns for file in written}
     edgepack.build(path, out=here / "again")
-    assert {file.name: file.stat().st_mtime_ns for file in folder.iterdir()} == before
+    assert {file.name: file.stat().st_mtime_ns for file in written} == before
     make_model(here / "model", tied=False, seed=1)
     assert edgepack.plan(path).stages[1].key != key
 

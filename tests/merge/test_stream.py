@@ -140,7 +140,7 @@ def test_a_full_disk_is_found_before_anything_is_merged(place, monkeypatch):
     monkeypatch.setattr(write.shutil, "disk_usage", lambda path: usage)
     folder = place / "full"
     folder.mkdir()
-    with pytest.raises(ExportError, match=r"the disk has 1\.0 kB free"):
+    with pytest.raises(ExportError, match=r"full has 1\.0 kB free"):
         finish(stream(stage.work, folder, 10**9))
     assert not list(folder.iterdir())
 

@@ -153,6 +153,17 @@ def test_stock_quantizer_gives_the_bytes_of_the_gguf_package(name):
     np.testing.assert_array_equal(stock_quantize(int(kind), W), expected)
 
 
+@pytest.mark.parametrize("name", ["q4_0", "iq4_nl", "q6_k", "iq2_xs"])
+def test_stock_bytes_do_not_depend_on_the_number_of_cores(name, monkeypatch):
+    W = np.random.default_rng(0).normal(0, 1, (7, 256)).astype("f4")
+    importance, found = np.random.default_rng(1).random(256).astype("f4"), []
+    for cores in (1, 3, 64):
+        monkeypatch.setattr(ggml.psutil, "cpu_count", lambda logical, cores=cores: cores)
+        found.append(stock_quantize(name, W, importance))
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])
+
+
 def test_importance_lowers_the_error_where_it_is_high():
     kind = GGMLQuantizationType.Q4_0
     rng = np.random.default_rng(0)

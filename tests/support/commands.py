@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 from pathlib import Path
 
 import yaml
@@ -9,6 +11,7 @@ from typer.testing import CliRunner
 
 from edgepack.cli import app
 
+REPOSITORY = Path(__file__).parents[2]
 RECIPE = {
     "model": "llama",
     "calibrate": {"source": "text.txt", "tokens": 512, "sequence_length": 64},
@@ -24,16 +27,31 @@ def run(*arguments):
     return result
 
 
+@contextlib.contextmanager
+def own_folder():
+    """The folder that a test works in, or an empty one in place of the repository's root.
+
+    Tests of other processes write in the repository at the same time.
+    """
+    if Path.cwd() != REPOSITORY:
+        yield Path.cwd()
+        return
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        yield Path(folder)
+
+
 def fails(*arguments):
     """The error and hint of a command that must fail with two lines, and its exit code."""
-    before = set(Path.cwd().rglob("*"))
-    result = run(*arguments)
+    with own_folder() as folder:
+        before = set(folder.rglob("*"))
+        result = run(*arguments)
+        left = set(folder.rglob("*")) - before
     error, hint, *rest = result.stderr.splitlines()
     assert result.stdout == ""
     assert not rest
     assert error.startswith("error: ")
     assert hint.startswith("hint: ")
-    assert set(Path.cwd().rglob("*")) == before, "something was left behind"
+    assert not left, "something was left behind"
     return error, hint, result.exit_code
 
 

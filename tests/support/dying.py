@@ -34,7 +34,7 @@ def dies_before(operations: int, work: Callable[[], object]) -> bool:
             setattr(Path, name, counted(getattr(Path, name)))
         work()
 
-    return _was_killed(_fork(run))
+    return _was_killed(fork(run))
 
 
 def survives(work: Callable[[str], object], out: Path, first: int, step: int) -> None:
@@ -52,7 +52,7 @@ def survives(work: Callable[[str], object], out: Path, first: int, step: int) ->
 
 def dies_after(seconds: float, work: Callable[[], object]) -> bool:
     """Run `work` in a fork that is killed after some time; whether it was still at work."""
-    child = _fork(work)
+    child = fork(work)
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         found, status = os.waitpid(child, os.WNOHANG)
@@ -63,7 +63,8 @@ def dies_after(seconds: float, work: Callable[[], object]) -> bool:
     return _was_killed(child)
 
 
-def _fork(work: Callable[[], object]) -> int:
+def fork(work: Callable[[], object]) -> int:
+    """The id of a process that does `work`; it ends with 0 if that raises nothing, else with 1."""
     child = os.fork()
     if child:
         return child
