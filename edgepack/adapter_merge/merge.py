@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from edgepack.core import adapters
 from edgepack.core.artifact import Artifact
 from edgepack.core.disk import root
 from edgepack.core.progress import Steps
-from edgepack.core.stage import LIST
+from edgepack.core.results import LIST, Result
 from edgepack.core.weights import WeightFormat
 from edgepack.decompose.stage import Calibrated
 from edgepack.errors import EdgepackError
@@ -81,7 +82,19 @@ def merge(request: Request) -> Steps[Artifact]:
     adapter = load(request, packed)
     plan = make_merge_plan(request, artifact, packed, adapter)
     reads = (request.folder,)
-    return (yield from write_output(plan, out=request.out, force=request.force, reads=reads))
+    with _kept_in_use(plan):
+        return (yield from write_output(plan, out=request.out, force=request.force, reads=reads))
+
+
+def _kept_in_use(plan: Plan) -> AbstractContextManager[None]:
+    """What another build left in the cache stays there for as long as it is read."""
+    repack = plan.find(Repack)
+    if repack is None or not isinstance(repack.calibration, KeptHessians):
+        return nullcontext()
+    folder = repack.calibration.folder
+    kept = Result(folder.parents[1], folder.parent.name, folder.name)
+    kept.touch()
+    return kept.in_use()
 
 
 def load(request: Request, packed: PackedBase) -> Adapter:

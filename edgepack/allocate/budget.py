@@ -27,7 +27,7 @@ from edgepack.planning.formats import (
     with_rank,
 )
 from edgepack.planning.target import Target
-from edgepack.recipe.sections import Compress, WeightOptions
+from edgepack.recipe.sections import Compress, FactorFormat, WeightOptions
 
 RANKS = (0, 32, 64, 128)
 
@@ -128,8 +128,9 @@ def _options(
     wanted_ranks = ranks if wanted.rank is None else [wanted.rank]
     if spec.block is None:
         wanted_ranks = [0]
+    factors = wanted.factors or compress.factors
     found = [
-        _option(spec, compress, name, rank, cost)
+        _option(spec, factors, name, rank, cost)
         for name, by_rank in costs.items()
         for rank, cost in by_rank.items()
         if rank in wanted_ranks and _can_have(spec, rank)
@@ -147,15 +148,20 @@ def _can_have(spec: WeightSpec, rank: int) -> bool:
     return not rank or (spec.block is not None and rank < min(spec.shape))
 
 
-def _option(spec: WeightSpec, compress: Compress, name: str, rank: int, cost: float) -> Option:
-    fmt = _choice(spec, compress, name, rank)
+def _option(spec: WeightSpec, factors: FactorFormat, name: str, rank: int, cost: float) -> Option:
+    fmt = _format(spec, factors, name, rank)
     nbytes = formats.get(name).nbytes(spec.shape) + factor_bytes(spec, fmt)
     return Option(name, rank, nbytes, cost)
 
 
 def _choice(spec: WeightSpec, compress: Compress, name: str, rank: int) -> WeightFormat:
-    factors = options_of(spec, compress)[0].factors or compress.factors
-    wanted = WeightOptions(rank=rank, factors=factors)
+    return _format(spec, options_of(spec, compress)[0].factors or compress.factors, name, rank)
+
+
+def _format(spec: WeightSpec, factors: FactorFormat, name: str, rank: int) -> WeightFormat:
+    """What was chosen, checked. The recipe's values are valid: there are too many choices to
+    validate them again."""
+    wanted = WeightOptions.model_construct(rank=rank, factors=factors)
     return with_rank(spec, formats.get(name), wanted, "compress.ranks")
 
 

@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from edgepack import formats
-from edgepack.calibration.moments import weight_hessian
+from edgepack.calibration.moments import hessian_files, weight_hessian
 from edgepack.checkpoint import Checkpoint
+from edgepack.core.accelerator import CPU
 from edgepack.core.disk import atomic
 from edgepack.core.executor import Executor
 from edgepack.core.progress import Progress, Steps
+from edgepack.core.travel import Part
+from edgepack.core.weight_files import damaged_error
 from edgepack.core.weights import (
     FactoredWeight,
     Hessian,
@@ -27,8 +32,8 @@ from edgepack.core.weights import (
     WeightSpec,
     quadratic_cost,
 )
-from edgepack.decompose.caldera import check_problem, next_round
-from edgepack.decompose.ldlq import Metric, ldlq, metric
+from edgepack.decompose.caldera import check_problem, free_metric, needed_memory, refit
+from edgepack.decompose.ldlq import ldlq, metric
 from edgepack.decompose.low_rank import low_rank
 from edgepack.errors import while_doing
 from edgepack.formats._affine import Affine
@@ -44,6 +49,7 @@ ROWS = 8192
 
 Costs = dict[str, dict[int, float]]
 """Format → rank → KL in nats a token."""
+_COSTS: TypeAdapter[Costs] = TypeAdapter(Costs)
 
 
 @dataclass(frozen=True)
@@ -59,8 +65,11 @@ class Search:
 
 def load_costs(folder: Path, name: str) -> Costs:
     """The measured costs of a weight."""
-    found = json.loads((folder / f"{name}.json").read_text())
-    return {f: {int(rank): cost for rank, cost in by.items()} for f, by in found.items()}
+    path = folder / f"{name}.json"
+    try:
+        return _COSTS.validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise damaged_error(path, error) from None
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,7 @@ class Item:
     folder: Path
     exact: str | None = None
     """A format that holds the weight as it is."""
+    device: torch.device = CPU
 
     @property
     def spec(self) -> WeightSpec:
@@ -87,6 +97,30 @@ class Item:
     def path(self) -> Path:
         """The file to write."""
         return self.folder / f"{self.name}.json"
+
+    def writes(self) -> tuple[Path]:
+        """The file."""
+        return (self.path,)
+
+    def reads(self) -> list[Part]:
+        """Its Hessian."""
+        return hessian_files(
+            self.hessians, self.spec, tied=self.model.dimensions.tie_word_embeddings
+        )
+
+    def weights(self) -> tuple[str]:
+        """The weight itself."""
+        return (self.name,)
+
+    @property
+    def memory(self) -> int:
+        """Bytes that the work takes; of a matrix outside the blocks some rows are tried."""
+        rank = max(self.ranks, default=0)
+        inside = self.spec.block is not None
+        whole = 0 if inside else 4 * self.spec.numel
+        rows = self.spec.shape[0] if inside else min(self.spec.shape[0], ROWS)
+        shape = (rows, self.spec.shape[1])
+        return whole + needed_memory(shape, rank=rank if inside else 0, two_sided=inside)
 
     @property
     def work(self) -> int:
@@ -111,19 +145,19 @@ def measure_weight(item: Item) -> None:
         model, spec = item.model, item.spec
         H = weight_hessian(item.hessians, spec, tied=model.dimensions.tie_word_embeddings)
         stored = model.quantized(spec.name)
-        trial = _Trial(model.tensor(spec.name), H, item)
-        costs = {
-            name: {0: 0.0}
-            if name == item.exact or (stored is not None and stored.format == name)
-            else trial.costs(formats.get(name), with_ranks=spec.block is not None)
-            for name in dict.fromkeys((*item.formats, *([item.exact] if item.exact else [])))
-        }
+        every = list(dict.fromkeys((*item.formats, *([item.exact] if item.exact else []))))
+        held = {item.exact, None if stored is None else stored.format}
+        trial = _Trial(model.tensor(spec.name).to(item.device), H.to(item.device), item)
+        tried = [formats.get(name) for name in every if name not in held]
+        found = trial.costs(tried, with_ranks=spec.block is not None)
+        costs = {name: found.get(name, {0: 0.0}) for name in every}
         with atomic(item.path) as path:
             path.write_text(json.dumps(costs, indent=1))
 
 
 class _Trial:
-    """One weight that is rounded many times; metrics are reused by formats with the same blocks.
+    """One weight that is rounded many times. Formats with the same blocks share a metric; one
+    metric is in memory at a time, because that of a wide weight takes gigabytes.
 
     Of a matrix whose rows are independent (a vocabulary), only evenly spread rows are rounded.
     """
@@ -133,45 +167,65 @@ class _Trial:
         self.item = item
         W = W.clamp(-LARGEST, LARGEST)
         step = -(-len(W) // ROWS) if H.out_train is None or H.out_train.dim() == 1 else 1
-        self.W, self.H = W[::step], _some_rows(H, step)
+        self.W, self.H = W[::step].contiguous(), _some_rows(H, step)
         whole, tried = _cost(W, H), _cost(self.W, self.H)
         share = whole / tried if tried > 0 else float(step)
         self.kl = share / (2 * len(W))  # nats a token per unit of cost
-        self.metrics: dict[tuple[int, int], Metric] = {}
-        self.first: dict[int, tuple[QuantizedTensor, QuantizedTensor]] = {}
 
-    def costs(self, fmt: Format, *, with_ranks: bool) -> dict[int, float]:
-        """Rank → KL of one format."""
-        found = {0: _cost(self.W - self._rounded(fmt).dequantize(), self.H)}
-        if with_ranks and isinstance(fmt, Affine) and fmt.bits_per_weight < MAX_BITS_FOR_RANKS:
-            ranks = [r for r in self.item.ranks if 0 < r < min(self.W.shape)]
-            found |= {rank: _cost(self._left_over(fmt, rank), self.H) for rank in ranks}
-        return {rank: self.kl * cost for rank, cost in found.items()}
+    def costs(self, fmts: Sequence[Format], *, with_ranks: bool) -> Costs:
+        """Format → rank → KL."""
+        alike: dict[tuple[int, int], list[Affine]] = {}
+        found: Costs = {}
+        for fmt in fmts:
+            if isinstance(fmt, Affine):
+                alike.setdefault((fmt.block_size, fmt.group), []).append(fmt)
+            else:
+                Q = fmt.quantize_anywhere(self.W, self.H.train.diagonal())
+                found[fmt.name] = {0: self._kl(FactoredWeight(Q))}
+        for several in alike.values():
+            self._at_rank_0(several, found)
+        if not with_ranks:
+            return found
+        for rank in [r for r in self.item.ranks if 0 < r < min(self.W.shape)]:
+            first = None
+            for several in alike.values():
+                if few := [f for f in several if f.bits_per_weight < MAX_BITS_FOR_RANKS]:
+                    first = first or self._factors(rank)
+                    self._with_factors(few, *first, found)
+        return found
 
-    def _rounded(self, fmt: Format) -> QuantizedTensor:
-        if not isinstance(fmt, Affine):
-            return fmt.quantize(self.W, self.H.train.diagonal())
-        key = fmt.block_size, fmt.group
-        if key not in self.metrics:
-            damping = self.item.damping
-            self.metrics[key] = metric(
-                self.H.train, fmt.block_size, damping, self.H.out_train, fmt.group
-            )
-        return ldlq(self.W, self.metrics[key], fmt)
+    def _at_rank_0(self, alike: Sequence[Affine], found: Costs) -> None:
+        H, fmt = self.H, alike[0]
+        shared = metric(H.train, fmt.block_size, self.item.damping, H.out_train, fmt.group)
+        rounded = {fmt.name: ldlq(self.W, shared, fmt) for fmt in alike}
+        del shared
+        found |= {name: {0: self._kl(FactoredWeight(Q))} for name, Q in rounded.items()}
 
-    def _left_over(self, fmt: Affine, rank: int) -> Tensor:
-        """W − Q − L·R after one round of CALDERA."""
-        W, H, how = self.W, self.H, self.item
-        if rank not in self.first:
-            self.first[rank] = low_rank(W, H.train, rank, how.factors, H.out_train)
-        found = next_round(W, H, fmt, *self.first[rank], how.factors, how.damping)
-        return W - FactoredWeight(*found).dense()
+    def _factors(self, rank: int) -> tuple[QuantizedTensor, QuantizedTensor]:
+        return low_rank(self.W, self.H.train, rank, self.item.factors, self.H.out_train)
+
+    def _with_factors(
+        self, alike: Sequence[Affine], L: QuantizedTensor, R: QuantizedTensor, found: Costs
+    ) -> None:
+        """The costs after one round of CALDERA that starts from L·R."""
+        W, H, rank = self.W, self.H, L.shape[1]
+        shared = free_metric(H, alike[0], R, self.item.damping)
+        rest = W - L.dequantize() @ R.dequantize()
+        rounded = {fmt.name: ldlq(rest, shared, fmt) for fmt in alike}
+        del shared, rest
+        for name, Q in rounded.items():
+            weight = FactoredWeight(Q, *refit(W, H, Q, rank, self.item.factors))
+            found[name][rank] = self._kl(weight)
+
+    def _kl(self, weight: FactoredWeight) -> float:
+        return self.kl * _cost(self.W - weight.dense(), self.H)
 
 
 def _some_rows(H: Hessian, step: int) -> Hessian:
     if step == 1 or H.out_train is None or H.out_held_out is None:
         return H
-    return replace(H, out_train=H.out_train[::step], out_held_out=H.out_held_out[::step])
+    sides = H.out_train[::step], H.out_held_out[::step]
+    return Hessian(H.train, H.held_out, H.imatrix, *sides)
 
 
 def _cost(E: Tensor, H: Hessian) -> float:

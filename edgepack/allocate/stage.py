@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from edgepack.allocate.budget import Allocation, search, spend
 from edgepack.allocate.costs import Item, Search, measure_costs
 from edgepack.calibration.stage import Calibrate
+from edgepack.calibration.streamed import PLACE, clean, stream, sweep_disk, sweep_memory
 from edgepack.checkpoint import Checkpoint
-from edgepack.core.executor import Executor
+from edgepack.core.accelerator import CPU, keyed, precise
+from edgepack.core.executor import Executor, most_at_once
+from edgepack.core.hardware import working_memory
 from edgepack.core.progress import Steps
-from edgepack.core.stage import Stage
+from edgepack.core.stage import Disk, Stage
 from edgepack.core.weights import WeightFormat
 from edgepack.errors import RecipeError
 from edgepack.grids.stage import Grids
-from edgepack.planning.plan import Plan
+from edgepack.planning.plan import PROCESS, Plan
 from edgepack.planning.target import Target
 from edgepack.recipe.sections import Compress
 
@@ -34,6 +40,7 @@ class Allocate(Stage):
     compress: Compress
     target: Target
     grids: Grids | None = None
+    device: torch.device = CPU
 
     name = "allocate"
     code = ("edgepack.allocate.costs", "edgepack.formats")
@@ -43,17 +50,46 @@ class Allocate(Stage):
         return (self.calibration.key, *([self.grids.key] if self.grids else []))
 
     def options(self) -> dict[str, Any]:  # noqa: D102
-        return asdict(self.tried)
+        return asdict(self.tried) | keyed(precise(self.device))
 
     def run(self, folder: Path, executor: Executor) -> Steps[None]:  # noqa: D102
-        tried, hessians = self.tried, self.calibration.folder
-        rest = (tuple(tried.ranks), tried.factors, tried.damping, hessians, folder)
-        grids = self.grids
-        items = [
-            Item(self.model, name, tuple(names), *rest, grids.offered(name) if grids else None)
-            for name, names in tried.formats.items()
-        ]
+        hessians = folder / PLACE if self.calibration.streams else self.calibration.folder
+        items = self._items(hessians, folder)
+        if self.calibration.streams:
+            yield from self._streamed(items, folder, executor)
+            return
+        clean(folder)  # of a run that did not keep H
         yield from measure_costs(items, executor)
+
+    def _items(self, hessians: Path, folder: Path) -> list[Item]:
+        tried, grids = self.tried, self.grids
+        rest = (tuple(tried.ranks), tried.factors, tried.damping, hessians, folder)
+        return [
+            Item(self.model, name, tuple(names), *rest, exact, precise(self.device))
+            for name, names in tried.formats.items()
+            for exact in [grids.offered(name) if grids else None]
+        ]
+
+    def _streamed(self, items: Sequence[Item], folder: Path, executor: Executor) -> Steps[None]:
+        """The costs of a block's weights as soon as their H is there."""
+        of_block: dict[int | None, list[Item]] = {}
+        for item in items:
+            of_block.setdefault(item.spec.block, []).append(item)
+
+        def use(block: int | None, _: Path) -> Steps[None]:
+            yield from measure_costs(of_block.get(block, []), executor)
+
+        yield from stream(self.calibration, folder, executor, use)
+
+    def memory(self) -> int:
+        """The largest weights that are tried side by side, or the sweep, if H is made here."""
+        needed = [item.memory for item in self._items(Path(), Path())]
+        own = most_at_once(needed, working_memory() - PROCESS, os.cpu_count() or 1)
+        return max(own, sweep_memory(self.calibration))
+
+    def disk(self) -> Disk:
+        """That of the sweep, if H is made here; costs are small."""
+        return sweep_disk(self.calibration)
 
     @property
     def allocation(self) -> Allocation:
@@ -97,7 +133,8 @@ def join(plan: Plan) -> Plan:
     calibration = plan.find(Calibrate)
     assert calibration is not None
     tried = search(plan.model, compress, plan.target)
-    stage = Allocate(plan.model, calibration, tried, compress, plan.target, plan.find(Grids))
+    given = (plan.model, calibration, tried, compress, plan.target, plan.find(Grids))
+    stage = Allocate(*given, plan.device)
     try:
         _ = stage.allocation  # a size that is too small is found here
     except RecipeError as error:

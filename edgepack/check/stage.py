@@ -40,6 +40,10 @@ class Check(Stage):
         with atomic(folder / WARNINGS) as temporary:
             temporary.write_text(json.dumps(found), encoding="utf-8")
 
+    def memory(self) -> int:
+        """The largest weight, as it is stored or as float32."""
+        return max(4 * spec.numel for spec in self.original.specs.values())
+
     def warnings(self) -> list[str]:  # noqa: D102
         found: list[str] = read_json(self.folder / WARNINGS)
         return found

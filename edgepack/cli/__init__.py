@@ -15,6 +15,7 @@ import typer
 from edgepack.cli import (  # noqa: F401  (each adds its commands)
     bench,
     build,
+    cache,
     chat,
     compare,
     demo,
@@ -30,6 +31,7 @@ from edgepack.cli import (  # noqa: F401  (each adds its commands)
     push,
     serve,
     show,
+    verify,
 )
 from edgepack.cli._app import app, heed_signals
 

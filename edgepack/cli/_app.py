@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 import traceback
+from _thread import interrupt_main
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Timer, main_thread
 from typing import Annotated, Any
 
 import typer
@@ -15,7 +18,9 @@ from typer.core import TyperGroup
 
 from edgepack.errors import EdgepackError
 
-RESUMED = ("build", "compare", "merge", "merge-adapter", "push")
+AGAIN = 0.02
+"""Seconds until a signal that Python dropped is raised again."""
+RESUMED = ("build", "compare", "finetune", "merge", "merge-adapter", "push")
 
 
 class Stopped(KeyboardInterrupt):
@@ -33,16 +38,40 @@ def heed_signals() -> None:
         signal.signal(number, signal.SIG_IGN)  # once is enough, the second would stop the cleaning
         raise Stopped(signal.Signals(number))
 
+    def raise_again(dropped: Any) -> None:
+        """Python drops what is raised while an object is being destroyed, or in a callback from C:
+        then the signal is sent once more."""
+        error = dropped.exc_value
+        if not isinstance(error, KeyboardInterrupt):
+            sys.__unraisablehook__(dropped)
+            return
+        number = signal.SIGINT
+        if isinstance(error, Stopped):
+            number = error.number
+            signal.signal(number, stop)
+        timer = Timer(AGAIN, _signal_main, [number])
+        timer.daemon = True
+        timer.start()
+
+    sys.unraisablehook = raise_again
     for name in ("SIGTERM", "SIGHUP"):
         known = getattr(signal, name, None)  # Windows has no SIGHUP
         if known is not None and signal.getsignal(known) == signal.SIG_DFL:  # nohup ignores it
             signal.signal(known, stop)
 
 
+def _signal_main(number: signal.Signals) -> None:
+    """Signal the main thread, which may be waiting for something."""
+    if sys.platform == "win32":
+        interrupt_main(number)
+    else:
+        signal.pthread_kill(main_thread().ident or 0, number)
+
+
 ORDER = (
     *("models", "init", "plan", "build", "show", "chat", "demo", "serve", "finetune", "merge"),
-    *("merge-adapter", "extract-lora", "push", "evaluate", "compare", "bench", "export-training"),
-    *("import-training", "schema"),
+    *("merge-adapter", "extract-lora", "verify", "push", "evaluate", "compare", "bench", "cache"),
+    *("export-training", "import-training", "schema"),
 )
 """Commands as people come to need them."""
 
@@ -104,6 +133,24 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
 
 
+def read_size(text: str, option: str) -> int:
+    """A size such as 64MB, in bytes."""
+    from edgepack.recipe.fields import parse_size
+
+    try:
+        return parse_size(text)
+    except ValueError:
+        raise EdgepackError(f"{option}: {text!r} is not a size", hint="write 64MB or 8GB") from None
+
+
+def heed_memory(size: str | None) -> None:
+    """What `Memory` says holds for this process and those that it starts."""
+    if size is not None:
+        from edgepack.core.hardware import limit_memory
+
+        limit_memory(read_size(size, "--memory"))
+
+
 def task_names(names: str) -> list[str]:
     """What --tasks names."""
     from edgepack.metrics.tasks import TASKS
@@ -120,9 +167,30 @@ DeviceProfile = Annotated[
         help="bench.json of the device that files are for, from `edgepack bench --all-types`.",
     ),
 ]
+ComputeDevice = Annotated[
+    str,
+    typer.Option(
+        "--device", metavar="NAME", help="Where to compute: cpu, cuda, cuda:1, mps, or auto."
+    ),
+]
 ExperimentalTypes = Annotated[
     bool,
     typer.Option("--experimental-types", help="Allow types that stock runtimes do not have yet."),
+]
+Cluster = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="A Ray cluster that shares the work: auto, HOST:PORT or ray://HOST:PORT.",
+    ),
+]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        callback=heed_memory,
+        help="Most memory to use, such as 8GB: more is done in several passes, or refused.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]
 Against = Annotated[

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import edgepack
-from edgepack.cli._app import DeviceProfile, ExperimentalTypes, Json, RecipePath, app, print_json
+from edgepack.cli._app import (
+    Cluster,
+    ComputeDevice,
+    DeviceProfile,
+    ExperimentalTypes,
+    Json,
+    Memory,
+    RecipePath,
+    app,
+    print_json,
+)
 from edgepack.errors import EdgepackError
 
 if TYPE_CHECKING:
@@ -32,6 +42,9 @@ def build(
     force: Annotated[bool, typer.Option("--force", help="Replace DIR if it exists.")] = False,
     device_profile: DeviceProfile = None,
     experimental_types: ExperimentalTypes = False,
+    device: ComputeDevice = "cpu",
+    memory: Memory = None,
+    cluster: Cluster = None,
     as_json: Json = False,
 ) -> None:
     """Carry a recipe out. A build that was stopped goes on where it was.
@@ -50,6 +63,8 @@ def build(
             force=force,
             device_profile=device_profile,
             experimental_types=experimental_types,
+            device=device,
+            cluster=cluster,
             progress=draw,
         )
     if as_json:

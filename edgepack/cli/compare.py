@@ -11,13 +11,17 @@ import typer
 import edgepack
 from edgepack.cli._app import (
     Against,
+    Cluster,
+    ComputeDevice,
     Data,
     DeviceProfile,
     Json,
     Limit,
+    Memory,
     Tasks,
     app,
     print_json,
+    read_size,
     task_names,
 )
 from edgepack.errors import EdgepackError
@@ -36,6 +40,9 @@ def compare(
     data: Data = None,
     limit: Limit = None,
     device_profile: DeviceProfile = None,
+    device: ComputeDevice = "cpu",
+    memory: Memory = None,
+    cluster: Cluster = None,
     as_json: Json = False,
 ) -> None:
     """Build recipes at several sizes and measure them beside every stock type.
@@ -49,9 +56,10 @@ def compare(
     from edgepack.cli.terminal import drawing
     from edgepack.comparison import plots
     from edgepack.comparison.compare import table
+    from edgepack.core.disk import atomic
     from edgepack.core.tables import align, markdown
 
-    wanted = [_bytes(text.strip()) for text in sizes.split(",") if text.strip()]
+    wanted = [read_size(text.strip(), "--sizes") for text in sizes.split(",") if text.strip()]
     plots.available()
     _claim(out)
     with drawing() as draw:
@@ -65,11 +73,15 @@ def compare(
             data=data,
             limit=limit,
             device_profile=device_profile,
+            device=device,
+            cluster=cluster,
             progress=draw,
         )
     found = [point.as_dict() for point in points]
-    (out / FILES[0]).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    (out / FILES[1]).write_text("\n".join(markdown(table(points))) + "\n", encoding="utf-8")
+    texts = json.dumps(found, indent=1), "\n".join(markdown(table(points)))
+    for name, text in zip(FILES[:2], texts, strict=True):
+        with atomic(out / name) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
     if as_json:
         print_json(found)
     else:
@@ -93,20 +105,10 @@ def _claim(out: Path) -> None:
     except OSError as error:
         message = f"--out: {out}: cannot be written ({error.strerror})"
         raise EdgepackError(message, hint="--out DIR writes elsewhere") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         ours = False
     if there and not ours:
         raise EdgepackError(
             f"--out: {out / there[0]} was not written by edgepack compare",
             hint="--out DIR writes elsewhere",
         )
-
-
-def _bytes(text: str) -> int:
-    """A size such as 64MB."""
-    from pydantic import ByteSize, TypeAdapter, ValidationError
-
-    try:
-        return int(TypeAdapter(ByteSize).validate_python(text))
-    except ValidationError:
-        raise EdgepackError(f"--sizes: {text!r} is not a size", hint="write 64MB") from None

@@ -9,7 +9,18 @@ import typer
 
 import edgepack
 from edgepack.cli._adapters import AdapterNames, Adapters
-from edgepack.cli._app import Against, Data, Json, Limit, Tasks, app, print_json, task_names
+from edgepack.cli._app import (
+    Against,
+    Cluster,
+    ComputeDevice,
+    Data,
+    Json,
+    Limit,
+    Tasks,
+    app,
+    print_json,
+    task_names,
+)
 
 
 @app.command()
@@ -38,6 +49,8 @@ def evaluate(
     data: Data = None,
     limit: Limit = None,
     adapter: AdapterNames = None,
+    device: ComputeDevice = "cpu",
+    cluster: Cluster = None,
     as_json: Json = False,
 ) -> None:
     """Measure models side by side through their runtimes (llama.cpp, ONNX Runtime).
@@ -61,6 +74,8 @@ def evaluate(
             data=data,
             limit=limit,
             adapters=Adapters(path, adapter).files if adapter else (),
+            device=device,
+            cluster=cluster,
             progress=draw,
         )
     if as_json:

@@ -11,7 +11,7 @@ import typer
 from edgepack.cli._app import Json, app, print_json, say
 from edgepack.cli._mergekit import DEFAULT, FLAGS, NEVER, VALUES, check_count, foreign
 from edgepack.core.untrusted import quote
-from edgepack.errors import ExportError, RecipeError
+from edgepack.errors import RecipeError
 
 SHOWN = 5
 """Weights that are printed: those of which most is left out."""
@@ -100,8 +100,6 @@ def extract_lora(
     )
     if rank is not None and max_rank is not None:
         raise RecipeError("--rank: give it or --max-rank", hint="--max-rank chooses each rank")
-    if out.exists():
-        raise ExportError(f"{out}: already exists", hint="give another --out")
     from edgepack.adapters import extract
     from edgepack.adapters.difference import Choice
     from edgepack.checkpoint import open_checkpoint
@@ -117,13 +115,13 @@ def extract_lora(
     choice = Choice(max_rank or rank or RANK, least, sv_epsilon, distribute_scale)
     for line in remarks:
         say(line)
-    models = []
-    for name in (finetune, base):
-        with naming(name):
-            models.append(open_checkpoint(name))
     places = [Path(name) for name in (finetune, base)]
     sources = [place for place in places if place.exists()]
-    with writing(out, force=False, sources=sources, recipe=Path()) as output, drawing() as draw:
+    with writing(out, force=None, sources=sources, recipe=Path()) as output, drawing() as draw:
+        models = []
+        for name in (finetune, base):
+            with naming(name):
+                models.append(open_checkpoint(name))
         asked = extract.Wanted(*wanted)
         found = finish(extract.extract(models[0], models[1], choice, dtype, asked), draw)
         files = extract.write(output.folder, found, models[1], dtype)

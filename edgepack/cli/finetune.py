@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edgepack.cli._app import Json, app, print_json
+from edgepack.cli._app import ComputeDevice, Json, app, print_json
 
 
 @app.command()
@@ -55,6 +55,7 @@ def finetune(
         bool, typer.Option("--skip-bad-rows", help="Leave out rows that cannot be used.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an adapter.")] = False,
+    device: ComputeDevice = "cpu",
     as_json: Json = False,
 ) -> None:
     """Train an adapter on your own examples. Nothing leaves this machine; a run that was stopped
@@ -79,7 +80,8 @@ def finetune(
         "skip_bad_rows": skip_bad_rows,
     }
     with drawing() as draw:
-        found = tune(folder, **(given | pairs(option or [])), force=force, progress=draw)
+        options = given | pairs(option or [])
+        found = tune(folder, **options, force=force, device=device, progress=draw)
     if as_json:
         print_json(dict(found.result))
     else:

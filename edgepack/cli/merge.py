@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import edgepack
-from edgepack.cli._app import Json, app, print_json, say
+from edgepack.cli._app import Cluster, Json, Memory, app, print_json, say
 from edgepack.cli._mergekit import check_count, foreign
 from edgepack.errors import RecipeError
 
 if TYPE_CHECKING:
     from edgepack.core.artifact import Artifact
 
-OPTIONS = ("--out-shard-size", "--random-seed", "--check", "--force", "--json")
+OPTIONS = (
+    *("--out-shard-size", "--random-seed", "--check", "--force", "--memory", "--cluster"),
+    "--json",
+)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -40,6 +43,8 @@ def merge(
         typer.Option("--check", help="Compare the models and stop; no weights are read."),
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
+    memory: Memory = None,
+    cluster: Cluster = None,
     as_json: Json = False,
 ) -> None:
     """Merge models into one: mergekit's recipes, one tensor in memory at a time.
@@ -66,6 +71,7 @@ def merge(
             seed=random_seed,
             shard_size=parse_size(out_shard_size),
             force=force,
+            cluster=cluster,
             progress=draw,
         )
     if as_json:

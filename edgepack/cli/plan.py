@@ -7,7 +7,16 @@ from typing import Annotated
 import typer
 
 import edgepack
-from edgepack.cli._app import DeviceProfile, ExperimentalTypes, Json, RecipePath, app, print_json
+from edgepack.cli._app import (
+    ComputeDevice,
+    DeviceProfile,
+    ExperimentalTypes,
+    Json,
+    Memory,
+    RecipePath,
+    app,
+    print_json,
+)
 
 
 @app.command()
@@ -18,13 +27,19 @@ def plan(
     ] = "gguf",
     device_profile: DeviceProfile = None,
     experimental_types: ExperimentalTypes = False,
+    device: ComputeDevice = "cpu",
+    memory: Memory = None,
     as_json: Json = False,
 ) -> None:
     """Say what `build` would do: stages, sizes, memory. Reads headers only."""
     from edgepack.report.show import plan_facts, plan_text
 
     made = edgepack.plan(
-        recipe, target, device_profile=device_profile, experimental_types=experimental_types
+        recipe,
+        target,
+        device_profile=device_profile,
+        experimental_types=experimental_types,
+        device=device,
     )
     facts = plan_facts(made)
     if as_json:

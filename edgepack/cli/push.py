@@ -42,9 +42,9 @@ def push(
     """Upload a folder that edgepack wrote, with its card, to the Hugging Face Hub.
 
     GGUF, ONNX, merged checkpoints, adapters. Only files that manifest.json lists are sent, after
-    their digests are compared, in one commit; a folder without a README.md gets one on the hub.
-    Files that name folders of this machine are refused. The token is that of `hf auth login` or
-    HF_TOKEN. An upload that was stopped goes on when it is run again.
+    their digests and what they hold are compared with it, in one commit; a folder without a
+    README.md gets one on the hub. Files that name folders of this machine are refused. The token
+    is that of `hf auth login` or HF_TOKEN. An upload that was stopped goes on when it is run again.
     """
     from edgepack.core.tables import align, format_size
     from edgepack.publish import hub
@@ -56,6 +56,7 @@ def push(
     if not dry_run:
         hub.require_access()
     upload = gather(folder)
+    _check_structure(folder)
     _check_traces(upload, repo)
     sizes = upload.sizes()
     if not as_json:
@@ -81,6 +82,20 @@ def push(
         typer.echo("\nnothing was sent (--dry-run)")
     else:
         typer.echo(f"\n{address}")
+
+
+def _check_structure(folder: Path) -> None:
+    """Refuse files that hold something else than the manifest says."""
+    from edgepack.verify.run import structure
+    from edgepack.verify.subject import Subject
+
+    checks = structure(Subject.open(folder), adapters=False)  # most of them are not sent
+    wrong = [check for check in checks if check.status == "failed"]
+    if wrong:
+        raise ExportError(
+            f"{folder}: {wrong[0].name}: {wrong[0].detail}",
+            hint="edgepack verify DIR names everything that is wrong; build it again",
+        )
 
 
 def _check_traces(upload: Upload, repo: str) -> None:

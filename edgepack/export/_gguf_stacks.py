@@ -53,7 +53,7 @@ class Stack:
             return value
         if self.format is None or value.format != self.format.name:
             raise ValueError(f"{value.format}, announced {self.format and self.format.name}")
-        return self.format.pack(value)
+        return self.format.pack_by_rows(value)
 
 
 def reading(

@@ -61,7 +61,7 @@ class Entry:
             if value.format != self.format.name:
                 raise ValueError(f"{self.name}: {value.format}, announced {self.format.name}")
             check_finite(self.name, value)
-            value = self.format.pack(value)
+            value = self.format.pack_by_rows(value)
         ordered = value if self.rows is None else value[self.rows]
         found: NDArray[Any] = ordered.contiguous().numpy()
         if found.nbytes != self.nbytes:

@@ -22,6 +22,9 @@ original. The graph knows {context} positions{rows} and needs ONNX Runtime {vers
 """
 GENAI = """
 ```python
+import os
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"           # see Privacy
 import onnxruntime_genai as og                      # pip install onnxruntime-genai
 
 model = og.Model(".")
@@ -52,6 +55,15 @@ import {{ pipeline }} from "@huggingface/transformers"; // {where}
 const generate = await pipeline("text-generation", "FOLDER", {{ dtype: "{dtype}" }});
 console.log(await generate([{{ role: "user", content: "Hello!" }}], {{ max_new_tokens: 64 }}));
 ```
+"""
+PRIVACY = """
+## Privacy
+
+These files send nothing, and edgepack has no telemetry of its own. The official packages of
+onnxruntime (1.29 or later) and onnxruntime-genai (0.18) keep an identifier of the device and send
+usage data to Microsoft, unless `ORT_DISABLE_TELEMETRY=1` is in the environment before they are
+loaded. edgepack sets it in everything that it starts. onnxruntime-web has none. `sbom.cdx.json`
+lists the software that made these files.
 """
 FACTORS = """
 The factors L and R are inputs of the graph, so that a page can replace them. Their values are in
@@ -90,6 +102,7 @@ def card(
     if not given:
         sections += ["\n## Python\n", GENAI, *([] if profile.few_logits else [OPTIMUM])]
     sections += [JAVASCRIPT, FACTORS] if given else [JAVASCRIPT]
+    sections += [PRIVACY]
     (major, minor), _ = oldest_version(graph, half=options.half)
     return "".join(sections).format(
         title=f"{Path(model).name.removesuffix('.gguf')} for ONNX",

@@ -112,6 +112,7 @@ def join(plan: Plan) -> Plan:
         decomposed.iterations,
         decomposed,
         recovered,
+        device=plan.device,
     )
     return replace(plan.adding(stage, notes=notes), chosen=stage.chosen)
 

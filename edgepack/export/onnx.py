@@ -14,9 +14,10 @@ from torch import Tensor
 
 from edgepack.checkpoint import Checkpoint
 from edgepack.checkpoint.save import config
-from edgepack.core import plugins
+from edgepack.core import plugins, telemetry
 from edgepack.core.disk import atomic
 from edgepack.core.progress import Progress, Steps
+from edgepack.core.safetensors_header import sort_texts
 from edgepack.core.weights import FactoredWeight, QuantizedTensor, WeightFormat
 from edgepack.export import _onnx_graph
 from edgepack.export import _onnx_pack as pack
@@ -115,9 +116,9 @@ def write_factors(
         check_finite(name, values)
     if path.suffix != ADAPTER:
         save_file(dict(factors), path, metadata=dict(about or {}))
+        sort_texts(path)
         return
-    import onnxruntime
-
+    onnxruntime = telemetry.onnxruntime()
     value = onnxruntime.OrtValue.ortvalue_from_numpy
     adapter = onnxruntime.AdapterFormat()
     adapter.set_adapter_version(1)

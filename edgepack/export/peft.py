@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from edgepack.core.safetensors_header import sort_texts
 from edgepack.core.weights import FactoredWeight
 from edgepack.errors import ExportError
 from edgepack.export.values import check_finite
@@ -69,6 +70,7 @@ def write_pairs(
     path = folder / "adapter_model.safetensors"
     try:
         save_file(tensors, path, metadata={"format": "pt", **about})
+        sort_texts(path)
         (folder / "adapter_config.json").write_text(json.dumps(config(ranks, base), indent=2))
     except (OSError, SafetensorError) as error:
         if getattr(error, "errno", None) != errno.ENOSPC and "No space" not in str(error):

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, Protocol
 
 from onnx import NodeProto
 
-from edgepack.export._onnx_graph import Graph
-
 Version = tuple[int, int]
+
+
+class HasNodes(Protocol):
+    """A graph."""
+
+    @property
+    def nodes(self) -> Iterable[NodeProto]: ...  # noqa: D102
 
 
 class Need(NamedTuple):
@@ -51,7 +56,7 @@ NEEDS = (
 """Found by loading graphs in every version (tests/export/test_onnx_versions.py)."""
 
 
-def oldest_version(graph: Graph, *, half: bool) -> tuple[Version, str]:
+def oldest_version(graph: HasNodes, *, half: bool) -> tuple[Version, str]:
     """The oldest version, and the part that needs it; `half`: the graph computes in float16."""
     asked = [need for need in NEEDS if half or not need.half]
     met = (need for n in graph.nodes for need in asked if n.op_type == need.op and need.is_used(n))

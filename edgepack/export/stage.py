@@ -9,11 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
+from edgepack.calibration.sizes import FLOAT
 from edgepack.checkpoint import Checkpoint
 from edgepack.checkpoint.values import pair_to_hf
 from edgepack.core.executor import Executor
 from edgepack.core.progress import Progress, Steps
-from edgepack.core.stage import Stage
+from edgepack.core.stage import Disk, Stage
 from edgepack.core.weight_files import load_weight
 from edgepack.core.weights import FactoredWeight
 from edgepack.decompose.stage import Decompose
@@ -93,6 +94,23 @@ class Export(Stage):
         with self.target.written(folder, self.model).open(CONTEXT) as runtime:
             agreement(runtime, self.original.tokenizer)
             self.target.check_written(runtime)
+
+    def memory(self) -> int:
+        """The largest matrix with its codes, and all factors as float32 for PEFT's adapter."""
+        specs = self.model.specs
+        largest = max(spec.numel for spec in specs.values())
+        if self.decomposed is None:
+            return FLOAT * largest
+        ranked = ((specs[n], f.rank) for n, f in self.decomposed.chosen.formats.items() if f.rank)
+        return 3 * largest + FLOAT * sum(rank * sum(spec.shape) for spec, rank in ranked)
+
+    def disk(self) -> Disk:
+        """The files, with an adapter of the factors as float32."""
+        formats = self.decomposed.chosen.formats if self.decomposed else {}
+        specs = self.model.specs
+        pairs = sum(fmt.rank * sum(specs[name].shape) for name, fmt in formats.items())
+        files = self.target.files_size(self.model, formats) + FLOAT * pairs
+        return Disk(files, files)
 
     def facts(self) -> dict[str, Any]:
         """What became of every weight."""

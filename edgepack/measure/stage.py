@@ -20,18 +20,23 @@ import torch
 
 from edgepack import formats
 from edgepack.calibration import text as calibration_text
-from edgepack.calibration.stage import FLOAT
+from edgepack.calibration.sizes import FLOAT
+from edgepack.checkpoint import Checkpoint
+from edgepack.core.accelerator import CPU, keyed
 from edgepack.core.artifact import APART
-from edgepack.core.disk import atomic, scratch
-from edgepack.core.executor import Executor
+from edgepack.core.disk import atomic, free_space, scratch
+from edgepack.core.executor import Executor, Spread
+from edgepack.core.hardware import available_memory
 from edgepack.core.progress import Progress, Steps
-from edgepack.core.stage import Stage
+from edgepack.core.stage import Disk, Stage
+from edgepack.core.tables import format_size
 from edgepack.core.untrusted import read_json
 from edgepack.core.weight_files import load_imatrix
 from edgepack.errors import ExportError, RecipeError
 from edgepack.export.merge_factors import MergeFactors
 from edgepack.export.stage import Export
 from edgepack.formats.base import GgmlFormat
+from edgepack.metrics.chunks import spread_chunks
 from edgepack.metrics.divergence import CHUNK, compare, divergence
 from edgepack.metrics.text import HELD_OUT, Text
 from edgepack.model.decoder import Decoder, fits_in_memory
@@ -40,9 +45,12 @@ from edgepack.planning.plan import Plan
 from edgepack.planning.plan import Text as CalibrationText
 from edgepack.recipe.export import Measure as Options
 from edgepack.recipe.texts import MEASURED, source_path
-from edgepack.runtimes.models import Model, Runnable
+from edgepack.runtimes.models import Model, Runnable, Streamed
 
 RESULT = "measured.json"
+STREAMED = "streamed"
+HALF = 2
+"""Bytes of a float16."""
 CHECKED = 64
 """Tokens that the original's predictions are checked on."""
 SAME = 0.01
@@ -76,6 +84,7 @@ class Measure(Stage):
     calibration_text: CalibrationText | None
     has_baselines: bool
     skipped: str | None
+    device: torch.device = CPU
 
     name = "measure"
 
@@ -95,6 +104,7 @@ class Measure(Stage):
             "skipped": self.skipped,
             "runtime": version(library.package) if library.is_installed else None,
             "text": self.file.sha256 if self.file else text and text.key,
+            **keyed(self.device),
         }
 
     @property
@@ -108,27 +118,39 @@ class Measure(Stage):
     def run(self, folder: Path, executor: Executor) -> Steps[None]:  # noqa: D102
         found: dict[str, Any] = {"skipped": self.skipped}
         if self.skipped is None:
-            found = yield from self._measured(folder)
+            found = yield from self._measured(folder, executor)
         with atomic(folder / RESULT) as temporary:
             temporary.write_text(json.dumps(found), encoding="utf-8")
         for path in folder.glob(f"{CHUNK}*"):
             path.unlink()
 
-    def _measured(self, folder: Path) -> Steps[dict[str, Any]]:
+    def _measured(self, folder: Path, executor: Executor) -> Steps[dict[str, Any]]:
         """Write what to compare with, for as long as it takes, and compare."""
         export, target = self.export, self.export.target
         with scratch() as temporary:
-            reference = yield from target.write_original(export.original, temporary, "measure")
-            checked = {}
-            if target.packs:
+            checked: dict[str, Any] = {}
+            if self.is_streamed:
+                reference: Runnable = Streamed("original", export.original, 0)
+                checked = {"reference": STREAMED}
+            else:
+                reference = yield from target.write_original(export.original, temporary, "measure")
+            if target.packs and not self.is_streamed:
                 checked = {"reference_kl": (yield from self._check(reference))}
             models: list[Runnable] = [target.written(export.folder, export.model)]
             if isinstance(export.decomposed, MergeFactors):
                 models.append((yield from self._with_factors(export.decomposed, temporary)))
             if self.has_baselines:
                 models += yield from self._baselines(temporary)
-            steps = compare_models(self.measure, self.text, reference, models, folder)
+            models = [model.on(self.device) for model in models]
+            reference = reference.on(self.device)
+            steps = compare_models(self.measure, self.text, reference, models, folder, executor)
             return (yield from steps) | checked
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether the original's predictions come from our own forward pass: no file of it is
+        written, and a fault of the conversion shows in the KL of our files."""
+        return self.measure.reference == STREAMED
 
     def _with_factors(self, merged: MergeFactors, temporary: Path) -> Steps[Runnable]:
         """The files as they would be with L and R beside Q."""
@@ -157,14 +179,15 @@ class Measure(Stage):
         of the conversion would be in the packed files as well, and no KL between the two could see
         it."""
         yield Progress("measure", 0, 1, "the original, as it was read and as it was written")
-        context, decoder = self.measure.context, Decoder(self.export.original)
+        context = self.measure.context
+        decoder = Decoder(self.export.original, device=self.device)
         with reference.open(context) as runtime:
             tokens = self.text.chunks(runtime, context, context)[0]
             window = decoder.dimensions.sliding_window
             tokens = tokens[: min(CHECKED, window or CHECKED)]
             own = decoder.logits(torch.from_numpy(tokens[:-1]).unsqueeze(0))[0]
             written = runtime.logits(tokens[:-1].tolist())
-        kl = float(compare(own.numpy(), written, tokens[1:]).kl.mean())
+        kl = float(compare(own.cpu().numpy(), written, tokens[1:]).kl.mean())
         if not kl < SAME:
             raise ExportError(
                 f"the file for {self.export.target.name} does not compute what the model does: "
@@ -177,6 +200,21 @@ class Measure(Stage):
         """The metrics."""
         return {"measured": read_json(self.folder / RESULT)} if self.is_done else {}
 
+    def disk(self) -> Disk:
+        """The original as float16, and what others write, for as long as it takes."""
+        export = self.export
+        if self.skipped is not None:
+            return Disk(0, 0)
+        original = 0 if self.is_streamed else half_bytes(export.original)
+        if export.decomposed is None:
+            return Disk(original, 0)
+        chosen = export.decomposed.chosen.formats
+        own, count = export.disk().peak, 0
+        if self.has_baselines:
+            count = len(export.target.nearest_baselines(export.model, chosen))
+        count += isinstance(export.decomposed, MergeFactors)
+        return Disk(original + count * own, 0)
+
     def memory(self) -> int:
         """The files side by side, with each runtime's logits and scratch space; of a checkpoint
         both models as float32, or of one that is too large a block with embeddings and head."""
@@ -188,13 +226,23 @@ class Measure(Stage):
             assert export.decomposed is not None
             elements = sum(s.numel for s in export.model.specs.values())
             own = tensor_bytes(export.model, export.decomposed.chosen.formats)
-            return target.memory(elements, own, logits, stock=self.measure.stock)
-        total = 0
-        for model in (export.original, export.model):
-            whole = fits_in_memory(Decoder(model))
-            kept = [s for s in model.specs.values() if whole or s.block in (None, 0)]
-            total += FLOAT * sum(s.numel for s in kept)
-        return total + 5 * logits
+            written = target.memory(
+                0 if self.is_streamed else elements, own, logits, stock=self.measure.stock
+            )
+            return written + (_own_pass(export.original) if self.is_streamed else 0)
+        return _own_pass(export.original) + _own_pass(export.model) + 5 * logits
+
+
+def half_bytes(model: Checkpoint) -> int:
+    """Bytes of a model as float16."""
+    return HALF * sum(spec.numel for spec in model.specs.values())
+
+
+def _own_pass(model: Checkpoint) -> int:
+    """Bytes that our own forward pass keeps: the model as float32, or of one that is too large a
+    block with embeddings and head."""
+    whole = fits_in_memory(Decoder(model))
+    return FLOAT * sum(s.numel for s in model.specs.values() if whole or s.block in (None, 0))
 
 
 def compare_models(
@@ -203,14 +251,19 @@ def compare_models(
     reference: Runnable,
     models: Sequence[Runnable],
     folder: Path | None = None,
+    executor: Executor | None = None,
 ) -> Steps[dict[str, Any]]:
     """Metrics of models against the reference; `folder` keeps those of every chunk, for a run that
-    is killed (`divergence`)."""
+    is killed (`divergence`). The machines of `executor`, if it has several, share the chunks."""
     context = options.context
     with ExitStack() as stack:
+        if folder is None and isinstance(executor, Spread):
+            folder = stack.enter_context(scratch())
         original = stack.enter_context(reference.open(context))
-        opened = {m.name: stack.enter_context(m.open(context)) for m in models}
         chunks = text.chunks(original, context, options.tokens)
+        if folder is not None:
+            yield from spread_chunks(executor, reference, models, chunks, folder)
+        opened = {m.name: stack.enter_context(m.open(context)) for m in models}
         found = yield from divergence(original, opened, chunks, folder)
     sizes: Mapping[str, int] = {m.name: m.bytes for m in models}
     return {
@@ -233,7 +286,24 @@ def join(plan: Plan) -> Plan:
         file = FileOfText(path, sha256)
         plan = replace(plan, texts={**plan.texts, MEASURED: sha256})
     has_baselines = options.stock and plan.recipe.compress is not None and plan.target.packs
-    return plan.adding(Measure(export, options, file, plan.text, has_baselines, _skipped(plan)))
+    given = (export, options, file, plan.text, has_baselines, _skipped(plan))
+    stage = Measure(*given, plan.device)
+    return plan.adding(stage, notes=_too_large(plan, stage))
+
+
+def _too_large(plan: Plan, stage: Measure) -> list[str]:
+    """That the original as float16 has no room, or is read from the disk at every chunk."""
+    if stage.skipped is not None or not plan.target.packs or stage.is_streamed:
+        return []
+    size = half_bytes(plan.original)
+    for what, there in (("disk", free_space()), ("memory", available_memory())):
+        if size > there:
+            return [
+                f"export.measure: the original as float16 takes {format_size(size)}, and there are "
+                f"{format_size(there)} of {what}; reference: streamed measures from the checkpoint "
+                "itself, tokens: 0 nothing"
+            ]
+    return []
 
 
 def _skipped(plan: Plan) -> str | None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from edgepack.core import plugins
@@ -43,6 +45,7 @@ SIGNATURES = {
     "ggml_row_size": (ctypes.c_size_t, [ctypes.c_int, _i64]),
     "ggml_get_type_traits": (ctypes.POINTER(_Traits), [ctypes.c_int]),
     "ggml_version": (ctypes.c_char_p, []),
+    "ggml_commit": (ctypes.c_char_p, []),
 }
 """Name → types of result and arguments of the C functions in use."""
 
@@ -55,6 +58,14 @@ def library() -> ctypes.CDLL:
         getattr(lib, function).restype = result
         getattr(lib, function).argtypes = arguments
     return lib
+
+
+def build() -> tuple[str, str] | None:
+    """ggml's version, and the commit of the llama.cpp that it was built from; None without it."""
+    if find_spec("llama_cpp") is None:
+        return None
+    lib = library()
+    return lib.ggml_version().decode(), lib.ggml_commit().decode()
 
 
 def part(name: str) -> ctypes.CDLL:
@@ -78,7 +89,8 @@ def stock_quantize(
     """GGUF bytes ``[rows, bytes]`` that llama-quantize would make of W ``[rows, cols]``.
 
     `kind` is a format's name or a number of ``enum ggml_type``; `imatrix` ``[cols]`` is the mean
-    square of each input. Input for which ggml would abort the process is an error here.
+    square of each input. Input for which ggml would abort the process is an error here. Every core
+    quantizes some of the rows.
     """
     ggml_type = kind if isinstance(kind, int) else plugins.find("formats", kind).ggml_type
     lib = library()
@@ -95,9 +107,15 @@ def stock_quantize(
     weights = None if imatrix is None else np.ascontiguousarray(imatrix, dtype=np.float32)
     out = np.empty((rows, lib.ggml_row_size(ggml_type, columns)), np.uint8)
     importance = None if weights is None else weights.ctypes.data
-    written = lib.ggml_quantize_chunk(
-        ggml_type, W.ctypes.data, out.ctypes.data, 0, rows, columns, importance
-    )
+
+    def quantize(part: NDArray[np.intp]) -> int:
+        first = int(part[0]) * columns
+        wanted = (ggml_type, W.ctypes.data, out.ctypes.data, first, len(part), columns, importance)
+        return int(lib.ggml_quantize_chunk(*wanted))
+
+    parts = np.array_split(np.arange(rows), min(rows, psutil.cpu_count(logical=False) or 1))
+    with ThreadPoolExecutor(len(parts)) as pool:  # rows do not depend on one another
+        written = sum(pool.map(quantize, parts))
     if written != out.nbytes:
         raise EdgepackError(f"{kind}: ggml wrote {written} bytes instead of {out.nbytes}")
     return out

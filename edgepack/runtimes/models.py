@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+import torch
+
 from edgepack.checkpoint import Checkpoint
+from edgepack.core.accelerator import CPU
 from edgepack.core.artifact import MANIFEST, Artifact
 from edgepack.errors import EdgepackError
 from edgepack.model.decoder import Decoder
@@ -33,6 +36,10 @@ class Runnable(Protocol):
         """Load it."""
         ...
 
+    def on(self, device: torch.device) -> Runnable:
+        """The same, run on a device where that is ours to say."""
+        ...
+
 
 @dataclass(frozen=True)
 class Streamed:
@@ -41,10 +48,15 @@ class Streamed:
     name: str
     checkpoint: Checkpoint
     bytes: int
+    device: torch.device = CPU
 
     def open(self, context: int, sequences: int = 1) -> Scorer:
         """Load it."""
-        return TorchDecoder(Decoder(self.checkpoint), context, sequences)
+        return TorchDecoder(Decoder(self.checkpoint, device=self.device), context, sequences)
+
+    def on(self, device: torch.device) -> Streamed:
+        """The same on a device."""
+        return replace(self, device=device)
 
 
 @dataclass(frozen=True)
@@ -76,16 +88,28 @@ class Model:
         return Model(str(path), path)
 
     @property
-    def bytes(self) -> int:
-        """Size of its files."""
+    def files(self) -> list[Path]:
+        """What it consists of."""
         files = [path for path in (self.base, self.adapter) if path]
         files += [path for path, _ in self.adapters]
-        if self.base.suffix == ".onnx":
-            files += data_files(self.base)
-        return sum(path.stat().st_size for path in files)
+        return files + (data_files(self.base) if self.base.suffix == ".onnx" else [])
 
-    def open(self, context: int, sequences: int = 1) -> Runtime:
-        """Load it."""
+    @property
+    def bytes(self) -> int:
+        """Size of its files."""
+        return sum(path.stat().st_size for path in self.files)
+
+    @property
+    def package(self) -> str:
+        """The package that runs it."""
+        return "onnxruntime" if self.base.suffix == ".onnx" else "llama-cpp-python"
+
+    def on(self, device: torch.device) -> Model:
+        """Itself: its runtime computes where it was made for."""
+        return self
+
+    def open(self, context: int, sequences: int = 1, threads: int | None = None) -> Runtime:
+        """Load it, to run on some threads (None: one on every core)."""
         kind = OnnxRuntime if self.base.suffix == ".onnx" else LlamaCpp
         return kind(
             self.base,
@@ -93,4 +117,5 @@ class Model:
             context=context,
             sequences=sequences,
             adapters=self.adapters,
+            threads=threads,
         )

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from edgepack.core import telemetry
 from edgepack.core.linalg import least_rank
 from edgepack.core.untrusted import shorten
 from edgepack.errors import EdgepackError
@@ -68,10 +69,9 @@ def read_factors(path: Path) -> dict[str, Array]:
     """The tensors of either file of factors, by the graph's names."""
     if path.suffix == ".safetensors":
         return read_arrays(path)
-    import onnxruntime
-
+    adapters = telemetry.onnxruntime().AdapterFormat
     try:
-        found = onnxruntime.AdapterFormat.read_adapter(str(path)).get_parameters()
+        found = adapters.read_adapter(str(path)).get_parameters()
     except Exception as error:  # its classes have no common base of their own
         where = shorten(str(path), 120)
         raise EdgepackError(f"cannot read {where}: {reason(error)}", hint=AGAIN) from error

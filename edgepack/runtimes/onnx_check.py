@@ -8,7 +8,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
-from edgepack.core.untrusted import Untrusted, quote, read_json, shorten, validate
+from edgepack.core.untrusted import NOT_OPENED, Untrusted, quote, read_json, shorten, validate
 from edgepack.errors import EdgepackError, missing_extra
 
 GENAI = "genai_config.json"
@@ -111,7 +111,9 @@ def data_files(model: Path) -> list[Path]:
     except (DecodeError, ValueError, RecursionError):
         raise EdgepackError(f"{place}: is not an ONNX graph, or damaged", hint=AGAIN) from None
     except OSError as error:
-        raise EdgepackError(f"{place}: cannot be read ({error.strerror})") from None
+        raise EdgepackError(
+            f"{place}: cannot be read ({error.strerror})", hint=NOT_OPENED
+        ) from None
     return [_inside(model.parent, name, f"{place}: a tensor's file") for name in names]
 
 
@@ -156,7 +158,9 @@ def _json(path: Path, place: str) -> Any:
     try:
         return read_json(path, EdgepackError, place=place)
     except OSError as error:
-        raise EdgepackError(f"{place}: cannot be read ({error.strerror})") from None
+        raise EdgepackError(
+            f"{place}: cannot be read ({error.strerror})", hint=NOT_OPENED
+        ) from None
 
 
 def _place(folder: Path, name: str) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
+from edgepack.core import telemetry
 from edgepack.core.untrusted import shorten
 from edgepack.errors import EdgepackError, missing_extra
 from edgepack.runtimes import onnx_check
@@ -45,10 +46,9 @@ _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 def bindings() -> Any:
     """The module ``onnxruntime``."""
     try:
-        import onnxruntime
+        return telemetry.onnxruntime()
     except ImportError:
         raise missing_extra("onnxruntime", "onnx") from None
-    return onnxruntime
 
 
 def data_files(model: Path) -> list[Path]:
@@ -179,7 +179,10 @@ class OnnxRuntime(Closing):
         """A dimension of the graph; from its settings if the graph only names it."""
         found = own if isinstance(own, int) else known
         if found is None:
-            raise EdgepackError(f"{self._place}: neither it nor config.json says {key}")
+            raise EdgepackError(
+                f"{self._place}: neither it nor config.json says {key}",
+                hint="build the folder again",
+            )
         return found
 
     def _value(self, array: NDArray[Any]) -> Any:

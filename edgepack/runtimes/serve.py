@@ -19,7 +19,7 @@ from llama_cpp.server import app as server
 from llama_cpp.server.settings import ServerSettings
 from llama_cpp.server.types import CreateChatCompletionRequest, CreateCompletionRequest
 
-from edgepack.core.untrusted import quote, shorten
+from edgepack.core.untrusted import quote, shorten, whole_number
 from edgepack.errors import EdgepackError
 from edgepack.runtimes.served_llama import ServedLlama
 
@@ -98,6 +98,8 @@ def _check(
 ) -> None:
     """Refuse what cannot be answered, or would end the process."""
     length = len(llama.tokenize(prompt.encode(), special=True))
+    if not length:
+        raise EdgepackError("the prompt is empty")
     if length >= llama.context:
         raise EdgepackError(
             f"the prompt has {length} tokens, and the model sees {llama.context} at once",
@@ -108,7 +110,8 @@ def _check(
     if body.grammar:
         llama.check_grammar(body.grammar)
     by_number = body.logit_bias if body.logit_bias_type != "tokens" else None
-    if not all(key.isdecimal() and int(key) < llama.n_vocab() for key in by_number or ()):
+    ids = map(whole_number, by_number or ())
+    if not all(index is not None and index < llama.n_vocab() for index in ids):
         raise EdgepackError("logit_bias names tokens that the model does not have")
 
 

@@ -45,7 +45,7 @@ class TorchDecoder(Closing):
     def logits(self, tokens: Sequence[int], first: int = 0) -> NDArray[np.float32]:
         """See `Scorer.logits`."""
         last = self._last(torch.tensor([list(tokens)]))[0, first:]
-        found: NDArray[np.float32] = self._head(last).numpy()
+        found: NDArray[np.float32] = self._head(last).cpu().numpy()
         return found
 
     @torch.no_grad()
@@ -58,7 +58,7 @@ class TorchDecoder(Closing):
             last = self._last(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True))
             start = len(fork.stem) - 1
             for row, branch in zip(last, fork.branches, strict=True):
-                yield self._head(row[start : start + len(branch)]).numpy()
+                yield self._head(row[start : start + len(branch)]).cpu().numpy()
 
     def tokenize(self, text: str, *, bos: bool = True, special: bool = False) -> list[int]:
         """See `Scorer.tokenize`."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from edgepack.calibration.sweep import embed_batches
+from edgepack.core.accelerator import precise, wide
 from edgepack.core.progress import Progress, Steps
 from edgepack.core.weight_files import load_tensors, save_tensors
 from edgepack.model.block import rms_norm
@@ -35,10 +36,10 @@ def residual_covariance(
     reached = max((i for i in range(blocks + 1) if sums[i].exists()), default=None)
     if reached is None:
         stream[0].write(embed_batches(decoder, tokens.train, batches))
-        C = torch.zeros(hidden, hidden, dtype=torch.float64)
+        C = no_covariance(hidden, decoder.device)
         save_tensors(sums[0], {"C": C}, {})
         reached = 0
-    C = load_tensors(sums[reached])[0]["C"]
+    C = load_tensors(sums[reached])[0]["C"].to(precise(decoder.device))
     for i in range(reached, blocks):
         yield Progress("slice", i, 2 * blocks, f"covariance in block {i}")
         block = decoder.block(i)
@@ -47,20 +48,26 @@ def residual_covariance(
             h = block.attend(add(C, x, kind))  # noqa: B023
             return block.feed(add(C, h, kind))  # noqa: B023
 
-        stream[i + 1].write(through(stream[i].read(batch.rows)) for batch in batches)
+        read = (stream[i].read(batch.rows).to(decoder.device) for batch in batches)
+        stream[i + 1].write(map(through, read))
         save_tensors(sums[i + 1], {"C": C}, {})
         stream[i].path.unlink(missing_ok=True)
         sums[i].unlink(missing_ok=True)
     for batch in batches:
-        add(C, stream[blocks].read(batch.rows), kind)
+        add(C, stream[blocks].read(batch.rows).to(decoder.device), kind)
     return C
+
+
+def no_covariance(hidden: int, device: torch.device) -> Tensor:
+    """The sum of nothing, for states on a device."""
+    return torch.zeros(hidden, hidden, dtype=torch.float64, device=precise(device))
 
 
 def add(C: Tensor, x: Tensor, kind: Covariance) -> Tensor:
     """C += Σ x xᵀ over tokens ``[…, hidden]``, in float64; returns x."""
     for part in torch.split(x.flatten(0, -2), _ROWS):
-        rows = part.double()
+        rows = wide(part)
         if kind == "normalized":
-            rows = rms_norm(rows, torch.ones(rows.shape[-1], dtype=rows.dtype), 1e-12)
+            rows = rms_norm(rows, rows.new_ones(rows.shape[-1]), 1e-12)
         C.addmm_(rows.T, rows)
     return x

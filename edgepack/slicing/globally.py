@@ -5,9 +5,11 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from edgepack.checkpoint.save import save
+from edgepack.core.accelerator import CPU, precise
 from edgepack.core.progress import Steps
 from edgepack.core.weight_files import load_tensors, save_tensors
 from edgepack.model.decoder import Decoder
@@ -23,26 +25,29 @@ BASIS = "basis.safetensors"
 """Q ``[D, d]`` of the one rotation."""
 
 
-def slice_globally(sliced: Sliced, options: Slice, tokens: Tokens, folder: Path) -> Steps[None]:
+def slice_globally(
+    sliced: Sliced, options: Slice, tokens: Tokens, folder: Path, device: torch.device = CPU
+) -> Steps[None]:
     """Compute the basis, and write the weights of `sliced` in it."""
-    dense = sliced.base
+    dense, where = sliced.base, precise(device)
     if not (folder / BASIS).exists():
         kind = options.covariance or "normalized"
-        C = yield from residual_covariance(Decoder(dense), tokens, folder, kind)
-        directions = principal_directions(C)
+        C = yield from residual_covariance(Decoder(dense, device=device), tokens, folder, kind)
+        directions = principal_directions(C).cpu()
         width = sliced.dimensions.hidden_size
         Q = orient(directions, width, options.orientation, options.seed)
         save_tensors(folder / BASIS, {"Q": Q.contiguous()}, {})
-    Q = load_tensors(folder / BASIS)[0]["Q"]
+    Q = load_tensors(folder / BASIS)[0]["Q"].to(where)
 
     @cache
     def gain(name: str) -> Tensor:
-        return dense.tensor(name)
+        return dense.tensor(name).to(where)
 
     def load(name: str) -> Tensor:
         spec, architecture = sliced.specs[name], dense.architecture
         norm = architecture.read_behind.get(spec.role)
         gains = gain(architecture.hf_name(norm, spec.block)) if norm else None
-        return slice_weight(dense.tensor(untied_name(dense, name)), spec.role, Q, gains)
+        W = dense.tensor(untied_name(dense, name)).to(where)
+        return slice_weight(W, spec.role, Q, gains).cpu()
 
     yield from save(sliced, load, folder, "slice")

@@ -8,14 +8,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from edgepack.architectures.base import Architecture
-from edgepack.calibration.stage import DOUBLE, FLOAT, text_options, with_text
+from edgepack.calibration.sizes import DOUBLE, FLOAT
+from edgepack.calibration.stage import text_options, with_text
+from edgepack.calibration.text import counts
 from edgepack.checkpoint import Checkpoint
-from edgepack.checkpoint.save import SHARD, is_saved
+from edgepack.checkpoint.save import SHARD, is_saved, model_bytes
+from edgepack.core.accelerator import CPU, keyed
 from edgepack.core.executor import Executor
 from edgepack.core.hadamard import paley_order
 from edgepack.core.progress import Steps
-from edgepack.core.stage import Stage
+from edgepack.core.stage import Disk, Stage
 from edgepack.errors import RecipeError, while_doing
 from edgepack.model.centered import center
 from edgepack.model.places import kept_widths
@@ -42,6 +47,7 @@ class Slice(Stage):
     calibrate: sections.Calibrate
     widths: Sequence[int]
     text: Text
+    device: torch.device = CPU
 
     name = "slice"
     code = ("edgepack.slicing.stage", *READS)
@@ -55,6 +61,7 @@ class Slice(Stage):
             **self._about,
             "widths": list(self.widths),
             "text": text_options(self.calibrate),
+            **keyed(self.device),
         }
 
     @property
@@ -73,7 +80,7 @@ class Slice(Stage):
     def run(self, folder: Path, executor: Executor) -> Steps[None]:  # noqa: D102
         if not is_saved(folder):
             method = slice_globally if self.slice.method == "global" else slice_per_block
-            yield from method(self.model, self.slice, self.text.tokens, folder)
+            yield from method(self.model, self.slice, self.text.tokens, folder, self.device)
         for pattern in ONLY_TO_RESUME:
             for path in folder.glob(pattern):
                 path.unlink()
@@ -81,6 +88,12 @@ class Slice(Stage):
     def facts(self) -> dict[str, Any]:
         """Number of weights before and after, by part of the model."""
         return {"slice": self.model.weights_by_part()}
+
+    def disk(self) -> Disk:
+        """The narrower model, and hidden states of two blocks while it is made."""
+        kept, d, o = model_bytes(self.model), self.original.dimensions, self.calibrate
+        states = 2 * sum(counts(o, d)) * o.sequence_length * d.hidden_size
+        return Disk(kept + FLOAT * states, kept)
 
     def memory(self) -> int:
         """C with its eigenvectors, a block, activations of a batch; then a shard, and the
@@ -106,7 +119,8 @@ def join(plan: Plan) -> Plan:
         with while_doing("slice.orientation"):
             for width in set(widths):
                 paley_order(width)
-    stage = Slice(original, options, plan.recipe.calibrate, widths, plan.text)
+    calibrate, text = plan.recipe.calibrate, plan.text
+    stage = Slice(original, options, calibrate, widths, text, plan.device)
     return replace(plan, model=stage.model).adding(stage, notes=_growth(stage.model, options))
 
 

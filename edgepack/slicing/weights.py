@@ -22,7 +22,7 @@ def rotate_weight(W: Tensor, role: str, Q: Tensor, gain: Tensor | None) -> Tenso
     not change. Computed in float64, returned as float32."""
     stem = role.partition(".")[0]
     if role in NORMS:
-        return torch.ones(Q.shape[1])
+        return torch.ones(Q.shape[1], device=Q.device)
     if stem in WRITE:
         return (Q.T @ W.double()).float()
     if role in START:
@@ -37,7 +37,7 @@ def slice_weight(W: Tensor, role: str, Q: Tensor, gain: Tensor | None) -> Tensor
     D, d = Q.shape
     c = math.sqrt(d / D)
     if role in NORMS:
-        return torch.full((d,), 1 / c)
+        return torch.full((d,), 1 / c, device=Q.device)
     writes = role in START or role.partition(".")[0] in WRITE
     return rotate_weight(W, role, c * Q if writes else Q, gain)
 

@@ -40,9 +40,9 @@ class HuggingFace(Target):
         return False
 
     def files_size(self, model: Checkpoint, formats: Formats) -> int:  # noqa: D102
-        from edgepack.checkpoint.save import dtype_of
+        from edgepack.checkpoint.save import model_bytes
 
-        return sum(spec.numel * dtype_of(spec).itemsize for spec in model.specs.values())
+        return model_bytes(model)
 
     def write(  # noqa: D102
         self,

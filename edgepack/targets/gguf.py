@@ -150,9 +150,9 @@ class Gguf(Target):
         return path
 
     def memory(self, elements: int, own: int, logits: int, *, stock: bool) -> int:
-        """llama.cpp maps files (the system may drop those pages)."""
-        files = 1 + (STOCK_FILES if stock else 0)
-        return 2 * elements + files * own + 3 * (1 + files) * logits
+        """llama.cpp maps the files, whose pages the system drops when memory is short: only what it
+        computes with counts."""
+        return 3 * (2 + (STOCK_FILES if stock else 0)) * logits
 
     def commands(self, manifest: Mapping[str, Any], folder: PurePath) -> list[str]:  # noqa: D102
         weights = manifest["weights"].values()
