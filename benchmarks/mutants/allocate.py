@@ -48,16 +48,16 @@ GROUPS: Groups = {
             "self.kl = 1 / (2 * len(W))",
         ),
         "rounding in trials ignores the output side": (
-            "self.H.train, fmt.block_size, damping, self.H.out_train, fmt.group",
-            "self.H.train, fmt.block_size, damping, None, fmt.group",
+            "shared = metric(H.train, fmt.block_size, self.item.damping, H.out_train, fmt.group)",
+            "shared = metric(H.train, fmt.block_size, self.item.damping, None, fmt.group)",
         ),
         "ranks are tried at every size of Q": (
-            "fmt.bits_per_weight < MAX_BITS_FOR_RANKS:",
-            "fmt.bits_per_weight < 99:",
+            "if f.bits_per_weight < MAX_BITS_FOR_RANKS",
+            "if f.bits_per_weight < 99",
         ),
         "factors in trials are f16 whatever is asked": (
-            "next_round(W, H, fmt, *self.first[rank], how.factors, how.damping)",
-            'next_round(W, H, fmt, *self.first[rank], "f16", how.damping)',
+            "refit(W, H, Q, rank, self.item.factors)",
+            'refit(W, H, Q, rank, "f16")',
         ),
     },
     ("allocate/budget.py", "tests/allocate/test_budget.py tests/allocate/test_allocate.py"): {

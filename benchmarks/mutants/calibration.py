@@ -26,58 +26,80 @@ GROUPS: Groups = {
             "return own",
         ),
         "held-out sums are divided by the training tokens": (
-            "return None if total is None else total / self.tokens[held_out]",
-            "return None if total is None else total / self.tokens[False]",
-        ),
-        "token weights count twice": (
-            "x = x * weight.reshape(-1, 1).sqrt()",
-            "x = x * weight.reshape(-1, 1)",
+            "count = self.sums.get((name + suffix, held_out)), self.tokens[held_out]",
+            "count = self.sums.get((name + suffix, held_out)), self.tokens[False]",
         ),
         "held-out tokens are in the imatrix": (
-            "if not held_out and not name.endswith(OUT):",
-            "if not name.endswith(OUT):",
+            "if held_out or name.endswith(OUT):",
+            "if name.endswith(OUT):",
         ),
         "output sides of held-out tokens are those of training": (
-            "outs = (self._mean(name + OUT, part) for part in (False, True))",
-            "outs = (self._mean(name + OUT, False) for part in (False, True))",
+            '"out_held_out": (OUT, True),',
+            '"out_held_out": (OUT, False),',
+        ),
+        "output sides keep their size": (
+            "yield side, gram, (count, mean)",
+            "yield side, gram, (count,)",
         ),
         "untied embeddings have the head's as well": (
             "head = load_hessian(folder / HEAD, HEAD) if tied else None",
             "head = load_hessian(folder / HEAD, HEAD)",
         ),
     },
-    ("calibration/sweep.py", "tests/calibration/test_sweep.py"): {
+    ("calibration/gram.py", "tests/calibration/test_moments.py"): {
+        "token weights count twice": (
+            "left = left * weight[:, None]",
+            "left = left * weight[:, None].square()",
+        ),
+        "what is below the diagonal is kept as well": (
+            "yield torch.cat([row[i:].float() for i, row in enumerate(rows)])",
+            "yield torch.cat([row.float() for row in rows])",
+        ),
+    },
+    ("calibration/passes.py", "tests/calibration/test_sweep.py"): {
         "no token's weight is bounded": (
-            "return weights.clamp_max(MAX_TOKEN_WEIGHT * weights.mean())",
+            "return weights.clamp_max(MAX_TOKEN_WEIGHT * typical)",
             "return weights",
         ),
         "labels are not subtracted": (
-            "g.scatter_add_(1, labels, torch.full(labels.shape, -1.0))",
+            "g.scatter_add_(1, drawn, torch.full(drawn.shape, -1.0, device=g.device))",
             "pass",
         ),
         "the head's rows do not count the inputs' size": (
-            "moments.add_rows(HEAD, (normed.square().sum(-1) @ squares).double())",
-            "moments.add_rows(HEAD, squares.sum(0).double())",
+            "(normed.square().sum(-1) @ squares).double() if with_rows",
+            "squares.sum(0).double() if with_rows",
         ),
         "gradients are not weighted by the inputs' size": (
-            "moments.add(role + OUT, grad, token_weights(x_in), batch.held_out)",
-            "moments.add(role + OUT, grad, None, batch.held_out)",
-        ),
-        "unseen tokens count for nothing": (
-            "moments.add_rows(EMBEDDING, counts + 0.5)",
-            "moments.add_rows(EMBEDDING, counts)",
-        ),
-        "occurrences in held-out text count": (
-            "counts = torch.bincount(tokens.train.flatten(), minlength=vocabulary).double()",
-            "counts = torch.bincount(tokens.all.flatten(), minlength=vocabulary).double()",
+            "moments.adding(role + OUT, grads, weights, held_out)",
+            "moments.adding(role + OUT, grads, None, held_out)",
         ),
         "embeddings' gradients are not clipped": (
-            "moments.add(EMBEDDING, gradient, clip, batch.held_out)",
-            "moments.add(EMBEDDING, gradient, None, batch.held_out)",
+            "moments.adding(EMBEDDING, gradient, clip, run.held_out)",
+            "moments.adding(EMBEDDING, gradient, None, run.held_out)",
         ),
         "the final norm passes gradients as it is": (
-            "return torch.autograd.grad(normed, x, at_norm)[0]",
-            "return at_norm",
+            "gradient = torch.autograd.grad(normed, x, at_norm)[0]",
+            "gradient = at_norm",
+        ),
+    },
+    ("calibration/work.py", "tests/calibration/test_sweep.py"): {
+        "panels are added in the order of their names": (
+            "for key in sorted(file.keys(), key=_order):",
+            "for key in file.keys():",
+        ),
+    },
+    ("calibration/sweep.py", "tests/calibration/test_sweep.py"): {
+        "unseen tokens count for nothing": (
+            "path, counts + 0.5)",
+            "path, counts)",
+        ),
+        "occurrences in held-out text count": (
+            "torch.bincount(self.tokens.train.flatten(), minlength=vocabulary)",
+            "torch.bincount(self.tokens.all.flatten(), minlength=vocabulary)",
+        ),
+        "every pass but the last writes the gradient": (
+            "last = number == len(passes)",
+            "last = number < len(passes)",
         ),
     },
 }

@@ -37,12 +37,12 @@ GROUPS: Groups = {
     },
     ("formats/_scale_kernels.py", "tests/formats/test_search.py"): {
         "scales are fitted without weights": (
-            "        lx += w[j] * x[j] * level\n        ll += w[j] * level * level",
-            "        lx += x[j] * level\n        ll += level * level",
+            "            lx[k] += wx * level\n            ll[k] += wj * level * level",
+            "            lx[k] += xj * level\n            ll[k] += level * level",
         ),
         "errors are counted without weights": (
-            "first, last)]\n        error += w[j] * miss * miss",
-            "first, last)]\n        error += miss * miss",
+            "            error[k] += wj * miss * miss",
+            "            error[k] += miss * miss",
         ),
         "scales are not refitted": ("REFITS = 2", "REFITS = 0"),
         "the offset is not refitted to the rounded scale": (
