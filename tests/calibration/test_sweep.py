@@ -641,7 +641,7 @@ def test_a_text_does_not_depend_on_the_number_of_cores(tmp_path, decoder, monkey
 
 @torch.no_grad()
 def test_predictions_are_those_of_the_whole_forward_pass(decoder):
-    """Each text passes with its own keys and values and its own sampler, whichever part it is in."""
+    """Each text passes with its own keys, values and sampler, whichever part it is in."""
     ids = torch.randint(0, decoder.dimensions.vocab_size, (5, 12))
     temperature, min_p = torch.tensor([1.0, 1.5, 1.0, 1.5, 2.0]), torch.full((5,), 0.05)
     samplers = torch.stack([temperature, min_p], dim=1)
