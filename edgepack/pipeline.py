@@ -25,6 +25,7 @@ import edgepack.finetune.stage
 import edgepack.grids.stage
 import edgepack.measure.stage
 import edgepack.merge.stage
+import edgepack.recover.compensation
 import edgepack.recover.sliced
 import edgepack.recover.stage
 import edgepack.slicing.stage
@@ -69,6 +70,7 @@ STEPS: tuple[Callable[[Plan], Plan], ...] = (
     edgepack.calibration.stage.join,
     edgepack.allocate.stage.join,
     edgepack.decompose.stage.join,
+    edgepack.recover.compensation.join,
     edgepack.recover.stage.join,
     edgepack.export.merge_factors.join,
     edgepack.export.stage.join,

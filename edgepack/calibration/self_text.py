@@ -161,8 +161,8 @@ class _Predictions:
             pairs = list(zip(states, caches, strict=True))
             states = side_by_side(partial(_pass, blocks), pairs)
         self.position += 1
-        pairs = list(zip(states, self.samplers, strict=True))
-        return torch.cat(side_by_side(partial(_likely, self.head), pairs))
+        sampled = list(zip(states, self.samplers, strict=True))
+        return torch.cat(side_by_side(partial(_likely, self.head), sampled))
 
 
 def _pass(blocks: list[Block], part: tuple[Tensor, list[Cache]]) -> Tensor:
@@ -175,7 +175,7 @@ def _pass(blocks: list[Block], part: tuple[Tensor, list[Cache]]) -> Tensor:
 def _likely(head: Callable[[Tensor], Tensor], part: tuple[Tensor, Tensor]) -> Tensor:
     x, samplers = part
     temperature, min_p = samplers.T[..., None]
-    probabilities = (head(x[:, 0]) / temperature).softmax(-1)
+    probabilities: Tensor = (head(x[:, 0]) / temperature).softmax(-1)
     return probabilities.where(probabilities >= min_p * probabilities.amax(-1, keepdim=True), 0)
 
 

@@ -288,14 +288,11 @@ def join(plan: Plan) -> Plan:
 def _decide_to_keep(plan: Plan, stage: Calibrate) -> tuple[Calibrate, list[str]]:
     """The stage that keeps H or does not, as the recipe says, or else as the disk has room; and
     what is to be said of it."""
-    finetune, asked = plan.recipe.finetune, stage.calibrate.keep
-    needed_later = finetune is not None and finetune.init_lora_weights == "eora"
-    if asked is False and needed_later:
-        raise RecipeError(
-            "calibrate.keep: finetune.init_lora_weights: eora needs H when the weights are packed",
-            hint="set calibrate.keep: true, or init_lora_weights: default or pissa",
-        )
-    if asked or needed_later or stage.objective == "layer" or stage.is_done:
+    asked, needed = stage.calibrate.keep, _needs_kept(plan.recipe)
+    if asked is False and needed is not None:
+        who, instead = needed
+        raise RecipeError(f"calibrate.keep: {who}", hint=f"set calibrate.keep: true, or {instead}")
+    if asked or needed is not None or stage.objective == "layer" or stage.is_done:
         return stage, []
     size, free = sum(stage.sizes.hessians), free_space()
     if asked is None and (3 * size <= free or stage.has_begun):
@@ -308,6 +305,17 @@ def _decide_to_keep(plan: Plan, stage: Calibrate) -> tuple[Calibrate, list[str]]
         f"kept: that of each block is made {when}, and deleted"
     )
     return replace(stage, kept=False), [note]
+
+
+def _needs_kept(recipe: sections.Recipe) -> tuple[str, str] | None:
+    """Why H has to be kept, and what can be written instead of that; None if it need not be."""
+    finetune, compress = recipe.finetune, recipe.compress
+    if finetune is not None and finetune.init_lora_weights == "eora":
+        why = "finetune.init_lora_weights: eora needs H when the weights are packed"
+        return why, "init_lora_weights: default or pissa"
+    if compress is not None and compress.compensate is not None:
+        return "compress.compensate needs H from the first block on", "remove compress.compensate"
+    return None
 
 
 def _rounded(plan: Plan) -> list[WeightFormat]:

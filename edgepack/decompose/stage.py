@@ -82,20 +82,20 @@ class Decompose(Stage):
         return self.device if sequential else precise(self.device)
 
     def run(self, folder: Path, executor: Executor) -> Steps[None]:  # noqa: D102
-        calibration = self.calibration
-        hessians = calibration.hessians if calibration else None
-        how = (self.damping, self.iterations)
-        items = [
-            Item(self.model, name, fmt, *how, hessians, folder, precise(self.device))
-            for name, fmt in self.chosen.formats.items()
-        ]
+        calibration, items = self.calibration, self.items(folder)
         if isinstance(calibration, Calibrate) and calibration.streams:
             yield from decompose_streamed(items, partial(stream, calibration, folder), executor)
             return
         clean(folder)  # of a run that did not keep H
-        sequential = calibration is not None and hessians is None
+        sequential = calibration is not None and calibration.hessians is None
         tokens = calibration.text.tokens if calibration and sequential else None
         yield from decompose(items, tokens, executor, self.device)
+
+    def items(self, folder: Path) -> list[Item]:
+        """Every matrix, to be decomposed into a folder."""
+        hessians = self.calibration.hessians if self.calibration else None
+        how = (self.damping, self.iterations, hessians, folder, precise(self.device))
+        return [Item(self.model, name, fmt, *how) for name, fmt in self.chosen.formats.items()]
 
     def warnings(self) -> list[str]:
         """What float16 scales could not hold, by weight, and grids that were not taken."""

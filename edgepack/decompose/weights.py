@@ -27,7 +27,13 @@ from edgepack.core.accelerator import CPU
 from edgepack.core.executor import Executor
 from edgepack.core.progress import Progress, Steps
 from edgepack.core.travel import Part
-from edgepack.core.weight_files import IMATRIX, load_weight, save_tensors, weight_path
+from edgepack.core.weight_files import (
+    IMATRIX,
+    load_tensors,
+    load_weight,
+    save_tensors,
+    weight_path,
+)
 from edgepack.core.weights import Hessian, WeightFormat, WeightSpec
 from edgepack.decompose.caldera import Decomposition, caldera, needed_memory
 from edgepack.errors import while_doing
@@ -52,6 +58,8 @@ class Item:
     hessians: Path | None
     folder: Path
     device: torch.device = CPU
+    trained: Path | None = None
+    """File of the matrix to decompose in place of the checkpoint's, by the same name."""
 
     @property
     def spec(self) -> WeightSpec:
@@ -73,13 +81,14 @@ class Item:
         return (self.path,)
 
     def reads(self) -> list[Part]:
-        """Its Hessian."""
+        """Its Hessian, and the matrix if it is not the checkpoint's."""
+        trained = [] if self.trained is None else [Part(self.trained)]
         if self.hessians is None:
-            return []
+            return trained
         tied = self.model.dimensions.tie_word_embeddings
         if self.hessians.name != LAYER:
-            return hessian_files(self.hessians, self.spec, tied=tied)
-        return [Part(self.hessians, f"{self.layer_name}.")]
+            return [*trained, *hessian_files(self.hessians, self.spec, tied=tied)]
+        return [*trained, Part(self.hessians, f"{self.layer_name}.")]
 
     def weights(self) -> tuple[str]:
         """The weight itself."""
@@ -95,6 +104,23 @@ class Item:
         return HEAD if self.spec.role in multiplied else ""
 
     @property
+    def is_given(self) -> bool:
+        """Whether the checkpoint has it in its very format, so that it is taken as it is."""
+        if self.fmt.exact:
+            return True
+        source = None if self.fmt.rank else self.model.quantized(self.name)
+        return source is not None and source.format == self.fmt.Q
+
+    def hessian(self) -> Hessian:
+        """What its errors are weighed by."""
+        if self.hessians is None:
+            return identity_hessian(self.spec.shape[1])
+        if self.hessians.name == LAYER:
+            return _load_layer(self.hessians, self.layer_name, self.spec)
+        tied = self.model.dimensions.tie_word_embeddings
+        return weight_hessian(self.hessians, self.spec, tied=tied)
+
+    @property
     def memory(self) -> int:
         """Bytes that the work takes."""
         two_sided = self.spec.block is not None and self.hessians is not None
@@ -104,8 +130,11 @@ class Item:
 def decompose_weight(item: Item) -> None:
     """Write the file of one weight."""
     with while_doing(f"decomposing {item.label}"):
-        W, H, fmt = item.model.tensor(item.name), _hessian(item), formats.get(item.fmt.Q)
-        source = item.model.quantized(item.name)
+        H, fmt = item.hessian(), formats.get(item.fmt.Q)
+        if item.trained is not None:
+            W, source = load_tensors(item.trained)[0][item.name], None
+        else:
+            W, source = item.model.tensor(item.name), item.model.quantized(item.name)
         if item.fmt.exact and source is None:
             source = recover(W, DTYPES[item.spec.dtype], fmt)
         found = caldera(
@@ -124,15 +153,6 @@ def decompose_weight(item: Item) -> None:
         save_tensors(item.path, found.weight.tensors() | imatrix, _about(found))
 
 
-def _hessian(item: Item) -> Hessian:
-    if item.hessians is None:
-        return identity_hessian(item.spec.shape[1])
-    tied = item.model.dimensions.tie_word_embeddings
-    if item.hessians.name != LAYER:
-        return weight_hessian(item.hessians, item.spec, tied=tied)
-    return _load_layer(item.hessians, item.layer_name, item.spec)
-
-
 def decompose(
     items: list[Item], tokens: Tokens | None, executor: Executor, device: torch.device = CPU
 ) -> Steps[None]:
@@ -141,13 +161,13 @@ def decompose(
     With `tokens`, each block is calibrated on them as the blocks already packed pass them on
     (objective ``layer``) on a `device`, else by what the items name.
     """
-    run = _Run(items, executor)
+    run = Run(items, executor)
     yield from run.one_shot() if tokens is None else run.sequential(tokens, device)
 
 
 def decompose_streamed(items: list[Item], stream: Stream, executor: Executor) -> Steps[None]:
     """`decompose` while `stream` has H made, block by block from the top."""
-    run = _Run(items, executor)
+    run = Run(items, executor)
     yield from run.streamed(stream)
 
 
@@ -155,7 +175,9 @@ Stream = Callable[[Executor, Use], Steps[None]]
 """Has the Hessians made, and used as they come (`calibration.streamed`)."""
 
 
-class _Run:
+class Run:
+    """All items, one file each; those already there are left out."""
+
     def __init__(self, items: list[Item], executor: Executor) -> None:
         self.items, self.executor = items, executor
         self.model, self.folder = items[0].model, items[0].folder
@@ -165,15 +187,15 @@ class _Run:
     def one_shot(self) -> Steps[None]:
         """All weights against the original's statistics, those outside the blocks first: they are
         the largest, and no core waits for them at the end."""
-        yield from self._group([item for group in self._groups() for item in group])
+        yield from self.group([item for group in self.groups() for item in group])
 
     def streamed(self, stream: Stream) -> Steps[None]:
         """The weights of a block as soon as their H is there, those outside the blocks last."""
-        outside, *blocks = self._groups()
+        outside, *blocks = self.groups()
 
         def use(block: int | None, hessians: Path) -> Steps[None]:
             group = outside if block is None else blocks[block]
-            yield from self._group([replace(item, hessians=hessians) for item in group])
+            yield from self.group([replace(item, hessians=hessians) for item in group])
 
         yield from stream(self.executor, use)
 
@@ -183,26 +205,26 @@ class _Run:
         decoder = Decoder(self.model, device=device)
         dense = {item.name: partial(_dense, self.folder, item.name) for item in self.items}
         packed = Decoder(self.model, dense, device)
-        outside, *blocks = self._groups()
+        outside, *blocks = self.groups()
         stream = states(decoder, tokens.all, self.folder, "x")
         if not any(state.exists for state in stream):
             stream[0].write(embed_batches(decoder, tokens.all, batches))
         for index, group in enumerate(blocks):
             inputs, output = stream[index], stream[index + 1]
             if not all(item.path.exists() for item in group):
-                _save_layer(file, layer_hessians(decoder.block(index), inputs, batches))
-            yield from self._group([replace(item, hessians=file) for item in group])
+                save_layer(file, layer_hessians(decoder.block(index), inputs, batches))
+            yield from self.group([replace(item, hessians=file) for item in group])
             if inputs.exists and not output.exists:
                 block = packed.block(index)
                 read = (inputs.read(batch.rows).to(device) for batch in batches)
                 output.write(map(block, read))
             inputs.path.unlink(missing_ok=True)
-        _save_layer(file, head_moments(decoder.head(), stream[-1], batches))
-        yield from self._group([replace(item, hessians=file) for item in outside])
+        save_layer(file, head_moments(decoder.head(), stream[-1], batches))
+        yield from self.group([replace(item, hessians=file) for item in outside])
         file.unlink()
         stream[-1].path.unlink()
 
-    def _groups(self) -> list[list[Item]]:
+    def groups(self) -> list[list[Item]]:
         """The matrices outside the blocks, then those of each block."""
         groups: dict[int, list[Item]] = {-1: []}
         for item in self.items:
@@ -210,7 +232,8 @@ class _Run:
             groups.setdefault(-1 if block is None else block, []).append(item)
         return [groups[block] for block in sorted(groups)]
 
-    def _group(self, group: list[Item]) -> Steps[None]:
+    def group(self, group: list[Item]) -> Steps[None]:
+        """Some of the items."""
         missing = [item for item in group if not item.path.exists()]
         self.done += sum(item.spec.numel for item in group if item not in missing)
         for item in self.executor.map(decompose_weight, missing):
@@ -222,7 +245,7 @@ def _dense(folder: Path, name: str) -> Tensor:
     return load_weight(folder, name)[0].dense()
 
 
-def _save_layer(path: Path, hessians: Mapping[str, Hessian]) -> None:
+def save_layer(path: Path, hessians: Mapping[str, Hessian]) -> None:
     """Keep Hessians as they are, in float64."""
     sides = ("train", "held_out", "imatrix")
     tensors = {f"{name}.{s}": getattr(H, s) for name, H in hessians.items() for s in sides}

@@ -21,7 +21,7 @@ from edgepack.recipe.fields import (
 )
 from edgepack.recipe.fine_tune import ModelSource
 from edgepack.recipe.merging import Merge
-from edgepack.recipe.training import Finetune, Recover, Rft
+from edgepack.recipe.training import Compensate, Finetune, Recover, Rft
 
 Covariance = Literal["normalized", "raw"]
 Orientation = Literal["pca", "random", "hadamard"]
@@ -177,6 +177,10 @@ class Compress(Section):
         "none",
         description="Fuse random Hadamard rotations into the weights: of the residual stream "
         "(unless the head is tied) and of the values of every head. Exact.",
+    )
+    compensate: Compensate | None = Field(
+        None,
+        description="Train each block between the roundings of its matrices: for 2 and 3 bits.",
     )
     overrides: dict[Glob, WeightOptions] = Field(
         {},

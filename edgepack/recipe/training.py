@@ -38,6 +38,30 @@ class Training(Section):
     seed: Seed = Field(0, description="Order of the sequences.")
 
 
+class Compensate(Section):
+    """Train what is not rounded yet, so that it makes up for what is: block by block, between the
+    roundings of its matrices, on the calibration text."""
+
+    steps: int = Field(
+        8,
+        ge=1,
+        le=MAX_STEPS,
+        description="Steps before each group of matrices that read the same; behind the last, "
+        "twice as many for scales and factors.",
+    )
+    tokens: int = Field(
+        2048, ge=1, le=MAX_TOKENS, description="Tokens per step, in whole sequences."
+    )
+    learning_rate: float = Field(
+        0.02,
+        gt=0,
+        le=10,
+        description="Relative: 0.02 changes a matrix by about 2 % a step, if a block's error is as "
+        "large as all that it does; of smaller ones, in proportion to their root.",
+    )
+    seed: Seed = Field(0, description="Order of the sequences.")
+
+
 class Rft(Training):
     """Recovery fine-tuning after slicing: factors of every linear weight are distilled from the
     unsliced model and merged."""

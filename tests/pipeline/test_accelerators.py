@@ -44,12 +44,17 @@ RECIPES = {
         "export": {"merge_factors": True, "measure": {"tokens": 0}},
     },
     "layer": {"calibrate": {**SHORT, "objective": "layer"}, "compress": FACTORS},
+    "compensate": {
+        "calibrate": SHORT,
+        "compress": FACTORS | {"compensate": {"steps": 2, "tokens": 64}},
+    },
     "budget": {
         "calibrate": SHORT,
         "compress": {"bits_per_weight": 5, "iterations": 1, "candidates": ["q4_0", "q8_0"]},
     },
 }
 PRETENDED = [("model", "wide"), ("slice", "narrow"), ("layer", "narrow"), ("budget", "wide")]
+PRETENDED += [("compensate", "narrow")]
 REAL = [(name, kind) for name in RECIPES for kind in accelerator.COUNTS]
 
 

@@ -42,6 +42,7 @@ PER_BLOCK = {
         "allow_growth": True,
     },
 }
+COMPENSATED = {**BASE, "compress": BASE["compress"] | {"compensate": {"steps": 2}}}
 MERGED = {**BASE, "export": BASE["export"] | {"merge_factors": True}}
 JOINED = {key: part for key, part in BASE.items() if key != "model"} | {
     "merge": {
@@ -87,6 +88,7 @@ RECIPES = {
     "sliced": (SLICED, "gguf"),
     "per_block": (PER_BLOCK, "onnx"),
     "onnx": (BASE, "onnx"),
+    "compensated": (COMPENSATED, "gguf"),
     "merged": (MERGED, "gguf"),
     "joined": (JOINED, "gguf"),
     "stacked": (STACKED, "gguf"),
@@ -236,6 +238,10 @@ OPTIONS = {
     "compress.experimental_types": [("plain", True, {"grids"})],
     "compress.pad_width": [("plain", 256, GRIDS_AND["calibrate"])],
     "compress.rotate": [("plain", "hadamard", GRIDS_AND["calibrate"])],
+    "compress.compensate.steps": [("compensated", 3, "decompose"), ("plain", 2, "decompose")],
+    "compress.compensate.tokens": [("compensated", 256, "decompose")],
+    "compress.compensate.learning_rate": [("compensated", 0.01, "decompose")],
+    "compress.compensate.seed": [("compensated", 1, "decompose")],
     "compress.overrides.*.v_proj.format": [("plain", "q4_0", "decompose")],
     "compress.overrides.*.v_proj.rank": [("plain", 3, "decompose")],
     "compress.overrides.*.v_proj.factors": [("plain", "q8_0", "decompose")],

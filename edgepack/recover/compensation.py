@@ -1,0 +1,247 @@
+"""Rounding in turns with training: what is not rounded yet makes up for what is.
+
+Blocks are packed from the first to the last. In a block, matrices that read the same are rounded
+together, in the order of their use. Before each such group, all of the block that may still move is
+trained, so that the block makes of what the packed blocks before it pass on what the original makes
+of its own stream (Tseng et al., QuIP#, arXiv 2402.04396, section 5). Errors at the block's output
+count as H_out of the matrix that writes the stream last says, as far as that is known.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edgepack.architectures.base import (
+    ATTENTION_READS,
+    BEHIND,
+    FEED_READS,
+    LINEAR_ROLES,
+    MIXER_READS,
+    WRITE,
+)
+from edgepack.calibration.sizes import FLOAT, matrices_by_block
+from edgepack.calibration.stage import Calibrate
+from edgepack.calibration.sweep import embed_batches, layer_hessians
+from edgepack.calibration.text import counts
+from edgepack.core.accelerator import CPU, moved, product_type
+from edgepack.core.executor import Executor
+from edgepack.core.progress import Progress, Steps
+from edgepack.core.stage import Disk
+from edgepack.core.weight_files import load_tensors, load_weight, save_tensors, weight_path
+from edgepack.core.weights import relative_error
+from edgepack.decompose.ldlq import OUT_DAMPING
+from edgepack.decompose.stage import Decompose
+from edgepack.decompose.weights import LAYER, Item, Run, save_layer
+from edgepack.errors import RecipeError
+from edgepack.model.block import Block
+from edgepack.model.decoder import Decoder
+from edgepack.model.stream import Activations, micro_batches, states
+from edgepack.planning.plan import Plan, Text
+from edgepack.recipe.training import Compensate
+from edgepack.recover.block_training import BlockTraining, Data, Settings
+
+ROUNDING = "rounding"
+"""Folder of the block that is being packed; no finished folder has it."""
+AT_THE_END = 2
+"""Times as many steps behind the last rounding, when only scales and factors move."""
+
+
+@dataclass(frozen=True)
+class Compensated(Decompose):
+    """`Decompose`, but with training between the roundings of a block."""
+
+    compensate: Compensate
+
+    code = (*Decompose.code, "edgepack.recover.compensation")
+
+    def options(self) -> dict[str, Any]:  # noqa: D102
+        own = self.compensate.model_dump() | {"arithmetic": str(product_type(self.device))}
+        return super().options() | {"compensate": own, "device": self.device.type}
+
+    def run(self, folder: Path, executor: Executor) -> Steps[None]:  # noqa: D102
+        calibration = self.calibration
+        assert calibration is not None
+        settings = Settings(**self.compensate.model_dump())
+        items, text = self.items(folder), calibration.text
+        yield from _Compensation(items, executor, text, settings, self.device).steps()
+
+    def memory(self) -> int:
+        """Beside what rounding takes: the block with its gradients and moments, activations."""
+        d = self.model.dimensions
+        block = max(sum(s.numel for s in specs) for specs in matrices_by_block(self.model))
+        per_token = 20 * d.hidden_size + 8 * d.intermediate_size
+        return super().memory() + FLOAT * (7 * block + self.compensate.tokens * per_token)
+
+    def disk(self) -> Disk:
+        """While it runs, also two streams of hidden states, before and behind a block."""
+        found, calibration = super().disk(), self.calibration
+        assert isinstance(calibration, Calibrate)
+        length = calibration.calibrate.sequence_length
+        tokens = length * sum(counts(calibration.calibrate, self.model.dimensions))
+        return found._replace(
+            peak=found.peak + 4 * FLOAT * tokens * self.model.dimensions.hidden_size
+        )
+
+
+class _Compensation(Run):
+    def __init__(
+        self,
+        items: list[Item],
+        executor: Executor,
+        text: Text,
+        settings: Settings,
+        device: torch.device,
+    ) -> None:
+        super().__init__(items, executor)
+        self.tokens, self.settings, self.device = text.tokens, settings, device
+        self.batches = micro_batches(self.tokens)
+        self.held_out = [batch for batch in self.batches if batch.held_out]
+        self.layer = all(item.hessians is None for item in items)
+        self.decoder = Decoder(self.model, device=device)
+        dense = {item.name: partial(_dense, self.folder, item.name) for item in items}
+        self.packed = Decoder(self.model, dense, device)
+
+    def steps(self) -> Steps[None]:
+        """All weights; those outside the blocks first."""
+        outside, *blocks = self.groups()
+        yield from self.group(outside)
+        streams = [states(self.decoder, self.tokens.all, self.folder, name) for name in "xt"]
+        for stream in streams:
+            if not any(state.exists for state in stream):
+                stream[0].write(embed_batches(self.decoder, self.tokens.all, self.batches))
+        pairs = zip(blocks, pairwise(streams[0]), pairwise(streams[1]), strict=True)
+        for index, (group, (x, x_next), (t, t_next)) in enumerate(pairs):
+            if not x_next.exists:
+                self._pass_on(self.decoder.block(index), t, t_next)
+                data = Data(x, t_next, len(self.tokens.train), self.held_out)
+                yield from self._block(index, group, data)
+                self._pass_on(self.packed.block(index), x, x_next)
+            for state in (x, t):
+                state.path.unlink(missing_ok=True)
+        for stream in streams:
+            stream[-1].path.unlink()
+
+    def _pass_on(self, block: Block, inputs: Activations, output: Activations) -> None:
+        """Write a block's outputs, unless a killed run has."""
+        if output.exists:
+            return
+        with torch.no_grad():
+            parts = (inputs.read(batch.rows).to(self.device) for batch in self.batches)
+            output.write(map(block, parts))
+
+    def _block(self, index: int, items: list[Item], data: Data) -> Steps[None]:
+        """Write the files of a block, unless all are there."""
+        if all(item.path.exists() for item in items):
+            self.done += sum(item.spec.numel for item in items)
+            return
+        place = self.folder / ROUNDING
+        shutil.rmtree(place, ignore_errors=True)  # a block that was begun begins again
+        place.mkdir()
+        block = self.decoder.block(index)
+        if self.layer:
+            save_layer(place / LAYER, layer_hessians(block, data.inputs, self.batches))
+            items = [replace(item, hessians=place / LAYER) for item in items]
+        metric = None if self.layer else _of_the_stream(items, block)
+        training = BlockTraining(block, metric, data, self.settings, product_type(self.device))
+        fixed = [item for item in items if item.is_given or item.spec.part not in block.linears]
+        yield from self._round(training, fixed, place)
+        for group in turns([item for item in items if item not in fixed]):
+            yield from self._train(training, index, self.settings.steps)
+            yield from self._round(training, group, place)
+        yield from self._train(training, index, AT_THE_END * self.settings.steps)
+        for item in items:
+            _write(item, training, place)
+        shutil.rmtree(place)
+
+    def _train(self, training: BlockTraining, index: int, steps: int) -> Steps[None]:
+        for step in training.train(steps):
+            what = f"block {index} makes up for its rounding, step {step + 1} of {steps}"
+            yield Progress("decompose", self.done, self.total, what)
+
+    def _round(self, training: BlockTraining, items: list[Item], place: Path) -> Steps[None]:
+        """Round matrices as they are now; those that are rounded first are as they were."""
+        fixed = not training.done
+        for item in items:
+            if not fixed:
+                W = {item.name: training.weight(item.spec.part).cpu()}
+                save_tensors(_trained(place, item.name), W, {})
+        moved_on = [
+            replace(item, folder=place, trained=None if fixed else _trained(place, item.name))
+            for item in items
+        ]
+        yield from self.group(moved_on)
+        for item in items:
+            weight, _ = load_weight(place, item.name)
+            training.round(item.spec.part, weight, fixed=fixed)
+
+
+def turns(items: list[Item]) -> list[list[Item]]:
+    """The matrices of a block in groups, in the order of their use; those of a group read the
+    same."""
+    groups: dict[tuple[str, ...], list[Item]] = {}
+    for item in sorted(items, key=lambda item: LINEAR_ROLES.index(item.spec.role)):
+        reads = (ATTENTION_READS, MIXER_READS, FEED_READS)
+        group = next((roles for roles in reads if item.spec.role in roles), (item.spec.role,))
+        groups.setdefault(group, []).append(item)
+    return list(groups.values())
+
+
+def _of_the_stream(items: list[Item], block: Block) -> Tensor | None:
+    """H_out of the residual stream behind a block, damped and of mean diagonal 1: that of the
+    matrix that writes it last. None where a norm stands between them, or there are several."""
+    writers = [item for item in items if item.spec.role in WRITE]
+    last = max((LINEAR_ROLES.index(item.spec.role) for item in writers), default=-1)
+    found = [item for item in writers if LINEAR_ROLES.index(item.spec.role) == last]
+    if len(found) != 1 or BEHIND.get(found[0].spec.role) in block.weights:
+        return None
+    H_out = found[0].hessian().out_train
+    if H_out is None or H_out.dim() != 2:
+        return None
+    damped = H_out.float() / H_out.diagonal().mean() + OUT_DAMPING * torch.eye(len(H_out))
+    return damped.to(block.device)
+
+
+def _trained(place: Path, name: str) -> Path:
+    """The file of a matrix before it is rounded."""
+    return place / f"{name}.trained"
+
+
+def _write(item: Item, training: BlockTraining, place: Path) -> None:
+    """Write a weight as it is now; its errors are those of the checkpoint's own matrix."""
+    tensors, about = load_tensors(weight_path(place, item.name))
+    if item.spec.part in training.masters:
+        weight = moved(training.result(item.spec.part), CPU)
+        tensors |= weight.tensors()
+        W, H, dense = item.model.tensor(item.name), item.hessian(), weight.dense()
+        about["error"] = relative_error(W, dense, H.held_out, H.out_held_out)
+        about["error_train"] = relative_error(W, dense, H.train, H.out_train)
+    save_tensors(item.path, tensors, about)
+
+
+def _dense(folder: Path, name: str) -> Tensor:
+    return load_weight(folder, name)[0].dense()
+
+
+def join(plan: Plan) -> Plan:
+    """The plan with training between roundings, where the recipe asks for it."""
+    options = plan.recipe.compress.compensate if plan.recipe.compress else None
+    if options is None:
+        return plan
+    decomposed = plan.find(Decompose)
+    if decomposed is None or decomposed.calibration is None:
+        raise RecipeError(
+            "compress.compensate: nothing is rounded, so there is nothing to make up for",
+            hint="choose a format of fewer bits, or remove `compensate`",
+        )
+    given = {field.name: getattr(decomposed, field.name) for field in fields(decomposed)}
+    stage = Compensated(**given, compensate=options)
+    stages = (stage if old is decomposed else old for old in plan.stages)
+    return replace(plan, stages=tuple(stages))
