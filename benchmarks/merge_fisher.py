@@ -36,7 +36,7 @@ from benchmarks._merge_tables import error, mean
 from benchmarks._merge_tasks import COLA, SQL
 from benchmarks.merge_skills import Merges, Options, Setting, about, prepare
 from benchmarks.same_type import MODEL, RESULTS
-from edgepack.calibration.stage import FileText
+from edgepack.calibration.text_stage import FileText
 from edgepack.checkpoint import open_checkpoint
 from edgepack.core.executor import Threads
 from edgepack.core.progress import finish

@@ -30,13 +30,15 @@ GROUPS: Groups = {
             'return self.calibrate.model_dump() | {"source": source}',
             "return {}",
         ),
+    },
+    ("calibration/text_stage.py", "tests/planning/test_keys.py"): {
         "the text without its options": ("return text_options(self.calibrate)", "return {}"),
         "the text without its model": ("return (self.original.key,)", "return ()"),
     },
     ("recover/stage.py", "tests/planning/test_keys.py"): {
         "recover without what it starts from": (
-            "return (self.decomposed.key, self.calibration.key)",
-            "return (self.calibration.key,)",
+            "return (self.decomposed.key, self.calibration.key, *own)",
+            "return (self.calibration.key, *own)",
         ),
         "recover without its options": (
             "return self.recover.model_dump() | dict(self.arithmetic)",

@@ -19,8 +19,9 @@ from edgepack.adapters import files
 from edgepack.adapters.adapter import Adapter, Lora
 from edgepack.adapters.base import PackedBase
 from edgepack.adapters.combine import DENSITY, Method, combine
-from edgepack.calibration.stage import Calibrate, FileText
+from edgepack.calibration.stage import Calibrate
 from edgepack.calibration.text import MIN_SEQUENCES, check
+from edgepack.calibration.text_stage import FileText
 from edgepack.core import adapters
 from edgepack.core.artifact import Artifact
 from edgepack.core.disk import root

@@ -24,7 +24,7 @@ from edgepack.errors import CalibrationError
 from edgepack.model.decoder import Decoder
 from edgepack.model.stream import Tokens
 from edgepack.recipe.sections import Calibrate
-from edgepack.recipe.texts import MEASURED, SOURCE
+from edgepack.recipe.texts import DISTILLED, MEASURED, SOURCE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -266,6 +266,7 @@ def _count(tokenizer: PreTrainedTokenizerFast, text: str, enough: int) -> int:
 def _too_short(key: str, path: Path, found: int, needed: int) -> CalibrationError:
     smaller = "context" if key == MEASURED else "sequence_length"
     section = "merge.calibrate" if key.startswith("merge.") else key.rpartition(".")[0]
+    section = "calibrate" if key == DISTILLED else section
     return CalibrationError(
         f"{key}: {shorten(path.name, 120)} has {found} tokens, fewer than {needed}",
         hint=f"give a longer text, or a smaller {section}.{smaller}",

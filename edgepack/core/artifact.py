@@ -159,6 +159,7 @@ class Distilled(Untrusted):
     steps: Count
     dtype: str = ""
     device: str = ""
+    text_tokens: Count = 0
 
 
 class MergedAdapter(Untrusted):

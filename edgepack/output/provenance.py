@@ -23,7 +23,7 @@ from edgepack.recipe.fine_tune import FineTune
 from edgepack.recipe.merging import Merge
 from edgepack.recipe.read import load, parse
 from edgepack.recipe.sections import Recipe
-from edgepack.recipe.texts import EXAMPLES, MEASURED, SOURCE, VALIDATION
+from edgepack.recipe.texts import DISTILLED, EXAMPLES, MEASURED, SOURCE, VALIDATION
 
 MODEL = "model"
 RECIPE = "recipe.yaml"
@@ -34,15 +34,22 @@ def sources(plan: Plan) -> dict[str, Path]:
     """Key of the recipe → the file or folder on this machine that it names."""
     recipe, base = plan.recipe, plan.base
     named = {
-        SOURCE: recipe.calibrate.source if recipe.calibrate.source != "self" else None,
+        SOURCE: recipe.calibrate.source,
+        DISTILLED: recipe.recover.source if recipe.recover else None,
         MEASURED: recipe.export.measure.text,
         EXAMPLES: recipe.finetune.data if recipe.finetune else None,
         VALIDATION: recipe.finetune.validation if recipe.finetune else None,
     }
-    found = {key: base / Path(name).expanduser() for key, name in named.items() if name}
+    files = {key: name for key, name in named.items() if name and not _is_self(key, name)}
+    found = {key: base / Path(name).expanduser() for key, name in files.items()}
     if isinstance(plan.original, MergedCheckpoint):
         return found | {key: path for key, (path, _) in merge_sources(plan.original.stage).items()}
     return {key: path for key, (path, _) in _models(plan).items()} | found
+
+
+def _is_self(key: str, name: str) -> bool:
+    """Whether a text is the model's own."""
+    return key in (SOURCE, DISTILLED) and name == "self"
 
 
 def _models(plan: Plan) -> dict[str, tuple[Path, str]]:

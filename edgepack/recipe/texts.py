@@ -9,6 +9,7 @@ from edgepack.errors import CalibrationError
 
 SOURCE = "calibrate.source"
 MEASURED = "export.measure.text"
+DISTILLED = "recover.source"
 EXAMPLES, VALIDATION = "finetune.data", "finetune.validation"
 
 

@@ -72,6 +72,18 @@ class Rft(Training):
 class Recover(Training):
     """Distil the original into the packed model; its codes and its size stay as they are."""
 
+    source: PathText | None = Field(
+        None,
+        description="The text to train on: `self`, a text file or a JSONL of chats; default: that "
+        "of `calibrate`. Its share `calibrate.held_out` judges.",
+    )
+    tokens_total: int | None = Field(
+        None,
+        ge=256,
+        le=MAX_TOKENS,
+        description="Tokens of that text to train on, a text longer than calibration's. `steps` "
+        "times `tokens` as many are seen; once through is usual.",
+    )
     train: list[Literal["scales", "factors", "norms"]] = Field(
         ["scales", "factors", "norms"],
         min_length=1,

@@ -66,6 +66,7 @@ def recover(
     student = _student(decoder, weights, settings, DTYPES[arithmetic["dtype"]])
     data = _data(decoder, original, tokens, folder)
     report = Recovered(device=arithmetic["device"], dtype=arithmetic["dtype"])
+    report.text_tokens = tokens.train.numel()
     run = Run(student, original.head, data, settings, state, report)
     run.resume()
     total = student.blocks + settings.steps

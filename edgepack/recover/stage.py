@@ -13,6 +13,7 @@ from torch import Tensor
 from edgepack.calibration.sizes import FLOAT, matrices_by_block
 from edgepack.calibration.stage import Calibrate
 from edgepack.calibration.text import counts
+from edgepack.calibration.text_stage import FileText, WriteText, add_text, text_options
 from edgepack.checkpoint import Checkpoint
 from edgepack.core.accelerator import CPU
 from edgepack.core.executor import Executor
@@ -23,6 +24,7 @@ from edgepack.errors import RecipeError
 from edgepack.model.decoder import Decoder
 from edgepack.planning.plan import Plan
 from edgepack.recipe import training
+from edgepack.recipe.texts import DISTILLED, SOURCE
 from edgepack.recover import distil
 from edgepack.recover.distance import TOKENS_AT_ONCE
 from edgepack.recover.training import Settings
@@ -43,23 +45,29 @@ class Recover(Stage):
     recover: training.Recover
     arithmetic: Mapping[str, str]
     device: torch.device = CPU
+    text: FileText | WriteText | None = None
+    """A text of its own; None: that of the calibration."""
 
     name = "recover"
     code = ("edgepack.recover.distil", "edgepack.recover.stage", "edgepack.formats")
 
     @property
     def inputs(self) -> tuple[str, ...]:  # noqa: D102
-        return (self.decomposed.key, self.calibration.key)
+        own = () if self.text is None else (self.text.key,)
+        return (self.decomposed.key, self.calibration.key, *own)
 
     def options(self) -> dict[str, Any]:  # noqa: D102
-        return self.recover.model_dump() | dict(self.arithmetic)
+        own = self.recover.model_dump(exclude={"source", "tokens_total"})
+        if self.text is not None:
+            own |= text_options(self.text.calibrate)
+        return own | dict(self.arithmetic)
 
     def run(self, folder: Path, executor: Executor) -> Steps[None]:  # noqa: D102
         yield from distil.recover(
             Decoder(self.model, device=self.device),
             Decoder(self.original, device=self.device),
             self.decomposed.folder,
-            self.calibration.text.tokens,
+            (self.text or self.calibration.text).tokens,
             self._settings(),
             folder,
             self.arithmetic,
@@ -94,8 +102,9 @@ class Recover(Stage):
         """The files of decomposed weights anew; while it trains, the original's last hidden states,
         embedded tokens, and what is trained."""
         kept, d = self.decomposed.disk().kept, self.model.dimensions
-        sequences = sum(counts(self.calibration.calibrate, self.original.dimensions))
-        states = 2 * sequences * self.calibration.calibrate.sequence_length * d.hidden_size
+        options = self.calibration.calibrate if self.text is None else self.text.calibrate
+        sequences = sum(counts(options, self.original.dimensions))
+        states = 2 * sequences * options.sequence_length * d.hidden_size
         return Disk(kept + FLOAT * states + kept // 2, kept)
 
     def memory(self) -> int:
@@ -124,5 +133,18 @@ def join(plan: Plan) -> Plan:
             "recover: nothing is quantized, so there is nothing to recover",
             hint="add a section `compress`, or remove `recover`",
         )
+    plan, text = _own_text(plan, options)
     models, arithmetic = (plan.model, plan.original), distil.choose_arithmetic(plan.device)
-    return plan.adding(Recover(*models, decomposed, calibration, options, arithmetic, plan.device))
+    stage = Recover(*models, decomposed, calibration, options, arithmetic, plan.device, text)
+    return plan.adding(stage)
+
+
+def _own_text(plan: Plan, options: training.Recover) -> tuple[Plan, FileText | WriteText | None]:
+    """The text that the recipe names for recovery, and the plan with what makes it."""
+    if options.source is None and options.tokens_total is None:
+        return plan, None
+    calibrate = plan.recipe.calibrate
+    given = {"source": options.source, "tokens": options.tokens_total}
+    asked = calibrate.model_copy(update={k: v for k, v in given.items() if v is not None})
+    key = SOURCE if options.source is None else DISTILLED
+    return add_text(plan, asked, key, "for recover")

@@ -56,7 +56,7 @@ class Recovered:
 
     `held_out` are pairs (steps made, KL); the best of them was written. `stopped` is why the run
     ended: ``steps`` (all made), ``patience`` or ``diverged``. Training steps were computed on
-    `device`, their products in `dtype`.
+    `device`, their products in `dtype`, and drawn from `text_tokens` tokens.
     """
 
     steps: int = 0
@@ -64,6 +64,7 @@ class Recovered:
     held_out: list[tuple[int, float]] = field(default_factory=list)
     device: str = "cpu"
     dtype: str = "float32"
+    text_tokens: int = 0
 
     @property
     def start(self) -> float:

@@ -212,6 +212,8 @@ def _recovery(recovered: Mapping[str, Any]) -> str:
     if not recovered["best_step"]:
         return f"nothing gained in {recovered['steps']} steps, all is as it was"
     how = f", {recovered['dtype']} on {recovered['device']}" if "dtype" in recovered else ""
+    if seen := recovered.get("text_tokens"):
+        how += f", from a text of {seen:,} tokens"
     return (
         f"held-out KL {recovered['start']:.4f} → {recovered['best']:.4f} "
         f"after {recovered['best_step']} of {recovered['steps']} steps{how}"

@@ -12,8 +12,8 @@ import torch
 
 from edgepack.architectures.base import Architecture
 from edgepack.calibration.sizes import DOUBLE, FLOAT
-from edgepack.calibration.stage import text_options, with_text
 from edgepack.calibration.text import counts
+from edgepack.calibration.text_stage import text_options, with_text
 from edgepack.checkpoint import Checkpoint
 from edgepack.checkpoint.save import SHARD, is_saved, model_bytes
 from edgepack.core.accelerator import CPU, keyed

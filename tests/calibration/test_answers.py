@@ -8,8 +8,9 @@ import torch
 
 from edgepack.calibration import answers
 from edgepack.calibration.moments import load_hessian
-from edgepack.calibration.stage import Calibrate, FileText
+from edgepack.calibration.stage import Calibrate
 from edgepack.calibration.text import encode, encode_answers, read_tokens
+from edgepack.calibration.text_stage import FileText
 from edgepack.checkpoint import open_checkpoint
 from edgepack.core.executor import Threads
 from edgepack.core.progress import finish

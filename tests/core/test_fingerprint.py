@@ -6,7 +6,8 @@ import textwrap
 import pytest
 
 from edgepack.allocate.stage import Allocate
-from edgepack.calibration.stage import Calibrate, WriteText
+from edgepack.calibration.stage import Calibrate
+from edgepack.calibration.text_stage import WriteText
 from edgepack.core import fingerprint
 from edgepack.decompose.stage import Decompose
 from edgepack.recover.sliced import FineTune

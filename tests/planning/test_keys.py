@@ -245,6 +245,8 @@ OPTIONS = {
     "compress.overrides.*.v_proj.format": [("plain", "q4_0", "decompose")],
     "compress.overrides.*.v_proj.rank": [("plain", 3, "decompose")],
     "compress.overrides.*.v_proj.factors": [("plain", "q8_0", "decompose")],
+    "recover.source": [("plain", "other.txt", "recover"), ("self", "text.txt", "recover")],
+    "recover.tokens_total": [("plain", 1024, "recover"), ("self", 1024, "recover")],
     "recover.steps": [("plain", 8, "recover"), ("merged", 8, "recover")],
     "recover.tokens": [("plain", 512, "recover")],
     "recover.learning_rate": [("plain", 0.01, "recover")],

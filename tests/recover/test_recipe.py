@@ -9,7 +9,7 @@ from gguf import GGUFReader
 
 import edgepack
 from edgepack.core.artifact import Artifact
-from edgepack.errors import RecipeError
+from edgepack.errors import CalibrationError, RecipeError
 from edgepack.pipeline import make_plan
 from edgepack.recipe.read import parse
 from tests.support.tiny import make_model
@@ -65,6 +65,37 @@ def test_scales_and_norms_move_and_nothing_else(folder: Path):
     assert "token_embd.weight" not in moved
     a, b = (t["blk.0.ffn_down.weight"].data.reshape(-1, 18)[:, 2:] for t in tensors)
     assert (a == b).all()  # the codes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["own.txt", "self", None])
+def test_a_longer_text_of_its_own(folder: Path, source: str | None):
+    """From a file, written by the model, or more of what calibrates."""
+    (folder / "own.txt").write_text("Pack my box with five dozen liquor jugs. " * 400)
+    options = {"steps": 2, "tokens": 128, "evaluate_every": 2, "tokens_total": 2048}
+    found = built(folder, f"own-{source}", recover=options | {"source": source}).manifest
+    assert found["recovered"]["text_tokens"] == 2048
+    assert ("text for recover" in found["stages"]) == (source == "self")
+    assert ("recover.source" in found["sources"]) == (source == "own.txt")
+    assert found["recipe"]["recover"]["source"] == source
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "recover.source: no.txt: there is no such file"),
+        ("few words", "recover.source: no.txt has 6 tokens, fewer than 128"),
+    ],
+)
+def test_a_text_that_cannot_be_used_is_named(folder: Path, tmp_path: Path, text, message: str):
+    if text is not None:
+        (tmp_path / "no.txt").write_text(text)
+    calibrate = {"source": str(folder / "text.txt"), "sequence_length": 64}
+    given = {"model": str(folder / "model"), "calibrate": calibrate, "compress": {}}
+    with pytest.raises(CalibrationError) as error:
+        make_plan(parse(given | {"recover": {"source": "no.txt"}}), "gguf", tmp_path)
+    assert message in str(error.value)
+    assert text is None or "calibrate.sequence_length" in error.value.hint
 
 
 def test_nothing_to_recover_is_refused(folder: Path):

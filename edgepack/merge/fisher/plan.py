@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from edgepack.calibration import self_text
-from edgepack.calibration.stage import Calibrate, FileText, WriteText
+from edgepack.calibration.stage import Calibrate
 from edgepack.calibration.text import MIN_SEQUENCES, check
+from edgepack.calibration.text_stage import FileText, WriteText
 from edgepack.checkpoint import Checkpoint
 from edgepack.core.executor import Executor
 from edgepack.core.progress import Steps
