@@ -5,8 +5,7 @@
 SmolLM2-135M-Instruct, rank 0, calibrated on calibration_datav3, one damping, stock with an imatrix
 of the same tokens; the same bytes in all rows. KL to the original as f16 through llama.cpp, on the
 first 1,024 tokens of WikiText-2's test split and of web text (C4): llama.cpp has no fast code for
-q2_0 on x86. With --recover both are recovered with the recipe's defaults. The seconds are those of
-the stage decompose, which the training is part of, on this machine.
+q2_0 on x86. With --recover both are recovered with the recipe's defaults.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +66,7 @@ def measure(name: str, compensate: Any, options: argparse.Namespace) -> dict[str
             }
             out = Path(folder) / "out"
             steps = pipeline.build(parse(recipe), "gguf", base=Path(), out=out, force=True)
-            manifest = finish(timed(steps, row)).manifest
+            manifest = finish(steps).manifest
             results = manifest["measured"]["results"]
             stock = results[f"stock {options.format} + imatrix"]
             row[label] = results["edgepack"]["kl_mean"]
@@ -77,32 +75,16 @@ def measure(name: str, compensate: Any, options: argparse.Namespace) -> dict[str
     return row
 
 
-def timed(steps: Any, row: dict[str, Any]) -> Any:
-    """The same steps; what passes while the label is that of `decompose` goes into the row."""
-    stage, since = None, time.monotonic()
-    while True:
-        try:
-            progress = next(steps)
-        except StopIteration as end:
-            return end.value
-        now = time.monotonic()
-        if stage == "decompose":
-            row["seconds"] = row.get("seconds", 0) + now - since
-        stage, since = progress.stage, now
-        yield progress
-
-
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown."""
     lines = [
-        "| format | | MB | decompose, s | KL, WikiText | web | stock, WikiText | web |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
+        "| format | | MB | KL, WikiText | web | stock, WikiText | web |",
+        "|---|---|---:|---:|---:|---:|---:|",
     ]
     for r in rows:
         name = r["name"] + (", recovered" if r["recovered"] else "")
-        seconds = f"{r['seconds']:.0f}" if r.get("seconds") else "–"
         kls = " | ".join(f"{r[k]:.3f}" for k in ("wiki", "web", "stock wiki", "stock web"))
-        lines.append(f"| {r['format']} | {name} | {r['bytes'] / 1e6:.1f} | {seconds} | {kls} |")
+        lines.append(f"| {r['format']} | {name} | {r['bytes'] / 1e6:.1f} | {kls} |")
     return "\n".join(lines)
 
 

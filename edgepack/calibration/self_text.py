@@ -3,11 +3,9 @@
 Half of the sequences begin as documents, with a random token of the vocabulary (LLM-QAT, Liu et
 al., arXiv 2305.17888). The others, and the text after the end of a document, are chats: the
 template's opening is given, and the model writes both sides (Magpie, Xu et al., arXiv 2406.08464).
-Where a model has no chat template, all are documents. Half of both kinds are sampled at temperature
-1, the others at 1.5, which takes them to rarer words, names and other languages: what people write
-is more varied than what a model does (`benchmarks/kinds.py`). Tokens far less likely than the
-likeliest are left out (min-p, Nguyen et al., arXiv 2407.01082), because pure sampling of a small
-model soon drifts into noise.
+Where a model has no chat template, all are documents. Sampling is at temperature 1, without the
+tokens less than a twentieth as likely as the likeliest (min-p, Nguyen et al., arXiv 2407.01082),
+because pure sampling of a small model soon drifts into noise.
 """
 
 from __future__ import annotations
@@ -37,9 +35,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _CACHE_BYTES = 3 << 29  # keys and values of one batch
-USUAL, WIDE = (1.0, 0.05), (1.5, 0.02)
-"""Temperature, and the share of the likeliest token's probability below which others are left out.
-"""
+_MIN_P = 0.05
 _TOGETHER = 18
 """Texts that pass the model together on a core, at most."""
 
@@ -111,8 +107,7 @@ def write(
     texts = [Sequence(script, turn=0 if i % 2 else -1) for i in sequences]
     ids = torch.empty(len(texts), 0, dtype=torch.long)
     proposed = torch.full((len(texts),), next(iter(ends), -1))
-    samplers = torch.tensor([WIDE if i // 2 % 2 else USUAL for i in sequences])
-    predictions = _Predictions(decoder, samplers, length, dtype)
+    predictions = _Predictions(decoder, len(texts), length, dtype)
     with side_by_side() if len(predictions.parts) > 1 else nullcontext(in_turn) as parts:
         for position in range(length):
             chosen = torch.randint(len(start_tokens), (len(texts),), generator=generator)
@@ -126,7 +121,7 @@ def write(
 
 
 class _Predictions:
-    """What a model expects after texts that become longer, with the `samplers` ``[texts, 2]``.
+    """What a model expects after texts that become longer.
 
     The texts pass the model in parts, each on one core: the products of a few tokens are too small
     to be divided among cores. The parts depend on the number of texts alone, and so do the results.
@@ -134,9 +129,8 @@ class _Predictions:
     would be made for each.
     """
 
-    def __init__(self, decoder: Decoder, samplers: Tensor, length: int, dtype: torch.dtype) -> None:
+    def __init__(self, decoder: Decoder, texts: int, length: int, dtype: torch.dtype) -> None:
         self.decoder, self.dtype, self.position = decoder, dtype, 0
-        texts = len(samplers)
         kept = decoder.stays and fits_in_memory(decoder)
         self.indices = range(decoder.dimensions.num_hidden_layers)
         self.kept = [self._block(i) for i in self.indices] if kept else []
@@ -145,7 +139,6 @@ class _Predictions:
         parted = decoder.stays and decoder.device == CPU
         count = min(texts, 2 * -(-texts // (2 * _TOGETHER))) if parted else 1
         self.parts = torch.arange(texts).tensor_split(count)
-        self.samplers = samplers.to(decoder.device).tensor_split(count)
         self.caches = [decoder.caches(len(rows), length) for rows in self.parts]
 
     def _block(self, index: int) -> Block:
@@ -153,7 +146,7 @@ class _Predictions:
 
     def after(self, tokens: Tensor, side_by_side: Map) -> Tensor:
         """The probabilities ``[texts, vocab]`` of the token that follows the next one of every
-        text at its temperature; those far below the largest are 0."""
+        text; those below the share `_MIN_P` of the largest are 0."""
         states = [self.embed(tokens[rows, None], self.position) for rows in self.parts]
         for some in [self.indices] if self.kept else ([i] for i in self.indices):
             blocks = [self.kept[i] if self.kept else self._block(i) for i in some]
@@ -161,8 +154,7 @@ class _Predictions:
             pairs = list(zip(states, caches, strict=True))
             states = side_by_side(partial(_pass, blocks), pairs)
         self.position += 1
-        sampled = list(zip(states, self.samplers, strict=True))
-        return torch.cat(side_by_side(partial(_likely, self.head), sampled))
+        return torch.cat(side_by_side(partial(_likely, self.head), states))
 
 
 def _pass(blocks: list[Block], part: tuple[Tensor, list[Cache]]) -> Tensor:
@@ -172,11 +164,9 @@ def _pass(blocks: list[Block], part: tuple[Tensor, list[Cache]]) -> Tensor:
     return x
 
 
-def _likely(head: Callable[[Tensor], Tensor], part: tuple[Tensor, Tensor]) -> Tensor:
-    x, samplers = part
-    temperature, min_p = samplers.T[..., None]
-    probabilities: Tensor = (head(x[:, 0]) / temperature).softmax(-1)
-    return probabilities.where(probabilities >= min_p * probabilities.amax(-1, keepdim=True), 0)
+def _likely(head: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    probabilities = head(x[:, 0]).softmax(-1)
+    return probabilities.where(probabilities >= _MIN_P * probabilities.amax(-1, keepdim=True), 0)
 
 
 def _advance(

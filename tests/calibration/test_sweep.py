@@ -641,14 +641,12 @@ def test_a_text_does_not_depend_on_the_number_of_cores(tmp_path, decoder, monkey
 
 @torch.no_grad()
 def test_predictions_are_those_of_the_whole_forward_pass(decoder):
-    """Each text passes with its own keys, values and sampler, whichever part it is in."""
+    """Each text passes with its own keys and values, whichever part it is in."""
     ids = torch.randint(0, decoder.dimensions.vocab_size, (5, 12))
-    temperature, min_p = torch.tensor([1.0, 1.5, 1.0, 1.5, 2.0]), torch.full((5,), 0.05)
-    samplers = torch.stack([temperature, min_p], dim=1)
-    predictions = self_text._Predictions(decoder, samplers, 12, torch.float32)
+    predictions = self_text._Predictions(decoder, 5, 12, torch.float32)
     for tokens in ids.T:
         found = predictions.after(tokens, in_turn)
-    expected = (decoder.logits(ids)[:, -1] / temperature[:, None]).softmax(-1)
+    expected = decoder.logits(ids)[:, -1].softmax(-1)
     likely = expected >= 0.05 * expected.amax(-1, keepdim=True)
     torch.testing.assert_close(found, expected.where(likely, 0), rtol=1e-4, atol=1e-6)
 
