@@ -38,8 +38,8 @@ from edgepack.core.weights import Hessian, WeightFormat, WeightSpec
 from edgepack.decompose.caldera import Decomposition, caldera, needed_memory
 from edgepack.errors import while_doing
 from edgepack.formats._exact import DTYPES, recover
-from edgepack.model.decoder import Decoder
-from edgepack.model.stream import Tokens, micro_batches, states
+from edgepack.model.decoder import Decoder, Head
+from edgepack.model.stream import Activations, Batch, Tokens, micro_batches, states
 
 LAYER = "layer-hessians"
 """File of the Hessians that one block was calibrated on; no finished folder has it."""
@@ -219,10 +219,17 @@ class Run:
                 read = (inputs.read(batch.rows).to(device) for batch in batches)
                 output.write(map(block, read))
             inputs.path.unlink(missing_ok=True)
-        save_layer(file, head_moments(decoder.head(), stream[-1], batches))
-        yield from self.group([replace(item, hessians=file) for item in outside])
-        file.unlink()
+        yield from self.behind_the_blocks(outside, decoder.head(), stream[-1], batches)
         stream[-1].path.unlink()
+
+    def behind_the_blocks(
+        self, items: list[Item], head: Head, x: Activations, batches: list[Batch]
+    ) -> Steps[None]:
+        """The matrices outside the blocks, with H of what the packed blocks pass on to the head."""
+        file = self.folder / LAYER
+        save_layer(file, head_moments(head, x, batches))
+        yield from self.group([replace(item, hessians=file) for item in items])
+        file.unlink()
 
     def groups(self) -> list[list[Item]]:
         """The matrices outside the blocks, then those of each block."""

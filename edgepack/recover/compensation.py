@@ -12,7 +12,6 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -110,24 +109,27 @@ class _Compensation(Run):
         self.packed = Decoder(self.model, dense, device)
 
     def steps(self) -> Steps[None]:
-        """All weights; those outside the blocks first."""
+        """All weights; those outside the blocks first, unless they wait for their H."""
         outside, *blocks = self.groups()
-        yield from self.group(outside)
-        streams = [states(self.decoder, self.tokens.all, self.folder, name) for name in "xt"]
-        for stream in streams:
-            if not any(state.exists for state in stream):
+        if not self.layer:
+            yield from self.group(outside)
+        t, x = (states(self.decoder, self.tokens.all, self.folder, name) for name in "tx")
+        reached = max((index for index, state in enumerate(x) if state.exists), default=-1)
+        if reached < 0:
+            for stream in (t, x):
                 stream[0].write(embed_batches(self.decoder, self.tokens.all, self.batches))
-        pairs = zip(blocks, pairwise(streams[0]), pairwise(streams[1]), strict=True)
-        for index, (group, (x, x_next), (t, t_next)) in enumerate(pairs):
-            if not x_next.exists:
-                self._pass_on(self.decoder.block(index), t, t_next)
-                data = Data(x, t_next, len(self.tokens.train), self.held_out)
+        for index, group in enumerate(blocks):
+            if index < reached:
+                self.done += sum(item.spec.numel for item in group)
+            else:
+                self._pass_on(self.decoder.block(index), t[index], t[index + 1])
+                data = Data(x[index], t[index + 1], len(self.tokens.train), self.held_out)
                 yield from self._block(index, group, data)
-                self._pass_on(self.packed.block(index), x, x_next)
-            for state in (x, t):
-                state.path.unlink(missing_ok=True)
-        for stream in streams:
-            stream[-1].path.unlink()
+                self._pass_on(self.packed.block(index), x[index], x[index + 1])
+            _remove(x[index], t[index])
+        if self.layer:
+            yield from self.behind_the_blocks(outside, self.decoder.head(), x[-1], self.batches)
+        _remove(t[-1], x[-1])  # in this order: a run goes on from the last x that is there
 
     def _pass_on(self, block: Block, inputs: Activations, output: Activations) -> None:
         """Write a block's outputs, unless a killed run has."""
@@ -181,6 +183,11 @@ class _Compensation(Run):
         for item in items:
             weight, _ = load_weight(place, item.name)
             training.round(item.spec.part, weight, fixed=fixed)
+
+
+def _remove(*streams: Activations) -> None:
+    for state in streams:
+        state.path.unlink(missing_ok=True)
 
 
 def turns(items: list[Item]) -> list[list[Item]]:

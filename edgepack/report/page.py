@@ -223,8 +223,9 @@ def _recovery(recovered: Mapping[str, Any]) -> str:
 def _compression(compress: Mapping[str, Any] | None) -> str:
     if compress is None:
         return "nothing, all matrices are f16"
+    trained = "each block trained between its roundings" if compress.get("compensate") else ""
     if compress["target_size"] or compress["bits_per_weight"]:
-        return "formats and ranks chosen for a size"
+        return "; ".join(filter(None, ["formats and ranks chosen for a size", trained]))
     rank = f"rank {compress['rank']} in {compress['factors']}" if compress["rank"] else "rank 0"
     text = f"blocks {compress['format']}, {rank}; embeddings {compress['embeddings']}"
     text += f"; head {compress['head']}" if compress["head"] else ""
@@ -233,7 +234,7 @@ def _compression(compress: Mapping[str, Any] | None) -> str:
         + ", ".join(f"{key} {value}" for key, value in options.items() if value is not None)
         for glob, options in compress["overrides"].items()
     ]
-    return "; ".join([text, *overrides])
+    return "; ".join(filter(None, [text, *overrides, trained]))
 
 
 def _sizes(manifest: Manifest) -> list[str]:
