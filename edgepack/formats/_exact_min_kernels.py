@@ -14,9 +14,9 @@ import numpy as np
 
 from edgepack.formats._exact_kernels import SLACK, ZERO, compiled, first_at, inline
 
-KEEP = 6
+KEEP = 16
 """Assignments of codes kept per sub-block."""
-OPTIONS = 8
+OPTIONS = 16
 """Pairs of a scale and an interval of t kept per sub-block."""
 
 

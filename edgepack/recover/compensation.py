@@ -30,7 +30,7 @@ from edgepack.calibration.sizes import FLOAT, matrices_by_block
 from edgepack.calibration.stage import Calibrate
 from edgepack.calibration.sweep import embed_batches, layer_hessians
 from edgepack.calibration.text import counts
-from edgepack.core.accelerator import CPU, moved, product_type
+from edgepack.core.accelerator import CPU, product_type
 from edgepack.core.executor import Executor
 from edgepack.core.progress import Progress, Steps
 from edgepack.core.stage import Disk
@@ -225,7 +225,7 @@ def _write(item: Item, training: BlockTraining, place: Path) -> None:
     """Write a weight as it is now; its errors are those of the checkpoint's own matrix."""
     tensors, about = load_tensors(weight_path(place, item.name))
     if item.spec.part in training.masters:
-        weight = moved(training.result(item.spec.part), CPU)
+        weight = training.result(item.spec.part).to(CPU)
         tensors |= weight.tensors()
         W, H, dense = item.model.tensor(item.name), item.hessian(), weight.dense()
         about["error"] = relative_error(W, dense, H.held_out, H.out_held_out)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -99,6 +101,16 @@ def test_random_weights_lie_on_no_grid(name: str, dtype: torch.dtype):
     for seed in range(3):
         x = torch.cat([normal(32, seed), -normal(8, seed).abs() - 0.01, heavy(8)])
         assert recover(x.to(dtype).float(), dtype, fmt) is None
+
+
+def test_a_sub_block_may_lack_the_lowest_codes():
+    """Many offsets then go with the same scale, and one of them is a whole number of dmin."""
+    fmt = FORMATS["q5_k"]
+    packed = fmt.quantize(normal(16))
+    codes = packed.codes.clone()
+    codes[:, :32] = codes[:, :32].clamp(min=9)
+    W = replace(packed, codes=codes).dequantize()
+    assert recover(W, torch.float32, fmt) is not None
 
 
 @every_grid

@@ -73,8 +73,11 @@ def prepare(folder: Path) -> Path:
 
 
 def _made(template: Path, cache: Path) -> None:
+    import torch
     import transformers
 
+    # torch makes its pool of threads anew after a fork; several threads at once would race for it
+    torch.set_num_threads(1)
     transformers.logging.disable_progress_bar()
     os.environ["EDGEPACK_CACHE"] = os.environ["XDG_CACHE_HOME"] = str(cache)
     made = template.with_name("template.new")
