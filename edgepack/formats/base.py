@@ -82,9 +82,12 @@ class Format(ABC):
         return QuantizedTensor(self.name, codes[0] if len(codes) == 1 else torch.cat(codes), grid)
 
     def quantize_anywhere(self, W: Tensor, importance: Tensor | None = None) -> QuantizedTensor:
-        """`quantize` on the CPU, whose loops it takes, for W on any device; the result is there."""
-        importance = None if importance is None else importance.cpu()
-        return self.quantize(W.cpu(), importance).to(W.device)
+        """`quantize` on the CPU, whose loops it takes, for W on any device; the result is there.
+
+        Sums are rounded otherwise where numbers do not lie side by side, as on a diagonal.
+        """
+        importance = None if importance is None else importance.cpu().contiguous()
+        return self.quantize(W.cpu().contiguous(), importance).to(W.device)
 
 
 class GgmlFormat(Format):

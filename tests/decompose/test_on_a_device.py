@@ -35,7 +35,7 @@ def check(name: str, H: Hessian, rank: int) -> None:
     assert CALLS["mm"]
     assert all(t.device == PRETEND for t in found.weight.tensors().values())
     assert found.error == pytest.approx(wanted.error, rel=FLIPS, abs=1e-12)
-    assert found.error_plain == pytest.approx(wanted.error_plain, rel=FLIPS, abs=1e-12)
+    assert found.error_plain == pytest.approx(wanted.error_plain, rel=FLIPS / 5, abs=1e-12)
 
 
 @pytest.mark.parametrize("name", plugins.names("formats"))
