@@ -203,7 +203,7 @@ class Run:
         """Block after block, each on what the packed blocks before it pass on."""
         batches, file = micro_batches(tokens), self.folder / LAYER
         decoder = Decoder(self.model, device=device)
-        dense = {item.name: partial(_dense, self.folder, item.name) for item in self.items}
+        dense = {item.name: partial(dense_weight, self.folder, item.name) for item in self.items}
         packed = Decoder(self.model, dense, device)
         outside, *blocks = self.groups()
         stream = states(decoder, tokens.all, self.folder, "x")
@@ -248,7 +248,8 @@ class Run:
             self.done += item.spec.numel
 
 
-def _dense(folder: Path, name: str) -> Tensor:
+def dense_weight(folder: Path, name: str) -> Tensor:
+    """A decomposed weight, multiplied out."""
     return load_weight(folder, name)[0].dense()
 
 

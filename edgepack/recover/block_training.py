@@ -15,10 +15,10 @@ from torch import Tensor
 
 from edgepack.core.weights import FactoredWeight
 from edgepack.model.block import Block
-from edgepack.model.stream import Activations, Batch
 from edgepack.recover import trainable
 from edgepack.recover.adam import Moments, schedule, unit_step
 from edgepack.recover.trainable import Parts
+from edgepack.recover.training import Data, order
 
 WEIGHT = "W"
 """The part of a matrix that is not rounded yet: all of it."""
@@ -36,17 +36,6 @@ class Settings:
     tokens: int
     learning_rate: float
     seed: int
-
-
-@dataclass(frozen=True)
-class Data:
-    """What the packed blocks before pass on, and what the block is to make of it. The first `train`
-    sequences are for training, `held_out` judge."""
-
-    inputs: Activations
-    targets: Activations
-    train: int
-    held_out: list[Batch]
 
 
 @dataclass
@@ -103,8 +92,9 @@ class BlockTraining:
     def error(self, block: Callable[[Tensor], Tensor]) -> float:
         """Mean error of a block's outputs on held-out sequences, per element."""
         total, count = 0.0, 0
-        for batch in self.data.held_out:
-            x, target = (self._read(a, [batch.rows]) for a in (self.data.inputs, self.data.targets))
+        data, device = self.data, self.block.device
+        for batch in data.batches:
+            x, target = (a.read(batch.rows).to(device) for a in (data.inputs, data.targets))
             total += float(self._distance(block(x), target)) * len(x)
             count += len(x)
         return total / count
@@ -118,8 +108,9 @@ class BlockTraining:
         return self.error(lambda x: x if same else x.new_zeros(*x.shape[:2], width))
 
     def _step(self, step: int, rate: float, moments: dict[tuple[str, str], Moments]) -> None:
-        rows = [slice(row, row + 1) for row in self._rows()]
-        x, target = (self._read(a, rows) for a in (self.data.inputs, self.data.targets))
+        size = max(1, self.settings.tokens // self.data.inputs.shape[1])
+        rows = order(self.data.train, size, self.settings.seed, self.done)
+        x, target = (t.to(self.block.device) for t in self.data.sequences(rows))
         leaves: dict[tuple[str, str], Tensor] = {}
         with torch.enable_grad():
             block = self._now(leaves)
@@ -134,16 +125,7 @@ class BlockTraining:
             known = moments.setdefault(key, Moments.zero(master))
             reach = rate * self.settings.learning_rate * unit
             self.masters[role][part] = master - reach * known.update(gradient * unit, step)
-
-    def _rows(self) -> list[int]:
-        """The sequences of the next step."""
-        generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + self.done)
         self.done += 1
-        size = max(1, self.settings.tokens // self.data.inputs.shape[1])
-        return torch.randperm(self.data.train, generator=generator)[:size].tolist()
-
-    def _read(self, activations: Activations, rows: list[slice]) -> Tensor:
-        return torch.cat([activations.read(part) for part in rows]).to(self.block.device)
 
     def _now(self, leaves: dict[tuple[str, str], Tensor]) -> Block:
         """The block as it is now; `leaves` gets the values that can be differentiated by."""

@@ -38,14 +38,15 @@ from edgepack.core.weight_files import load_tensors, load_weight, save_tensors, 
 from edgepack.core.weights import relative_error
 from edgepack.decompose.ldlq import OUT_DAMPING
 from edgepack.decompose.stage import Decompose
-from edgepack.decompose.weights import LAYER, Item, Run, save_layer
+from edgepack.decompose.weights import LAYER, Item, Run, dense_weight, save_layer
 from edgepack.errors import RecipeError
 from edgepack.model.block import Block
 from edgepack.model.decoder import Decoder
 from edgepack.model.stream import Activations, micro_batches, states
 from edgepack.planning.plan import Plan, Text
 from edgepack.recipe.training import Compensate
-from edgepack.recover.block_training import BlockTraining, Data, Settings
+from edgepack.recover.block_training import BlockTraining, Settings
+from edgepack.recover.training import Data
 
 ROUNDING = "rounding"
 """Folder of the block that is being packed; no finished folder has it."""
@@ -105,7 +106,7 @@ class _Compensation(Run):
         self.held_out = [batch for batch in self.batches if batch.held_out]
         self.layer = all(item.hessians is None for item in items)
         self.decoder = Decoder(self.model, device=device)
-        dense = {item.name: partial(_dense, self.folder, item.name) for item in items}
+        dense = {item.name: partial(dense_weight, self.folder, item.name) for item in items}
         self.packed = Decoder(self.model, dense, device)
 
     def steps(self) -> Steps[None]:
@@ -231,10 +232,6 @@ def _write(item: Item, training: BlockTraining, place: Path) -> None:
         about["error"] = relative_error(W, dense, H.held_out, H.out_held_out)
         about["error_train"] = relative_error(W, dense, H.train, H.out_train)
     save_tensors(item.path, tensors, about)
-
-
-def _dense(folder: Path, name: str) -> Tensor:
-    return load_weight(folder, name)[0].dense()
 
 
 def join(plan: Plan) -> Plan:

@@ -75,7 +75,7 @@ def recover(
     yield from _train(run, student.blocks, total)
     _write(run, weights, folder)
     for path in (
-        data.embedded.path,
+        data.inputs.path,
         data.targets.path,
         state,
     ):  # state last: without it, all is written
@@ -134,8 +134,8 @@ def _prepare(
     """Write the files of `data`, running the original's blocks over all tokens once."""
     ids = tokens.all
     batches = micro_batches(tokens)
-    if not data.embedded.exists:
-        data.embedded.write(embed_batches(student.current_decoder(), ids, batches))
+    if not data.inputs.exists:
+        data.inputs.write(embed_batches(student.current_decoder(), ids, batches))
     stream = [*states(original, ids, data.targets.path.parent, "x")[:-1], data.targets]
     if not any(state.exists for state in stream):
         stream[0].write(embed_batches(original, ids, batches))

@@ -92,18 +92,19 @@ class Recovered:
 
 @dataclass(frozen=True)
 class Data:
-    """Embedded tokens of the packed model and last hidden states of the original. The first `train`
-    sequences are for training; `batches` are those of the held-out ones."""
+    """Inputs of what is trained (embedded tokens, or what the packed blocks before a block pass on)
+    and what it is to make of them (the original's hidden states). The first `train` sequences are
+    for training; `batches` are those of the held-out ones."""
 
-    embedded: Activations
+    inputs: Activations
     targets: Activations
     train: int
     batches: list[Batch]
 
     def sequences(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Embedded tokens and targets of some sequences, ``[rows, length, hidden]``."""
+        """Inputs and targets of some sequences, ``[rows, length, hidden]``."""
         slices = [slice(row, row + 1) for row in rows.tolist()]
-        x, y = (torch.cat([a.read(s) for s in slices]) for a in (self.embedded, self.targets))
+        x, y = (torch.cat([a.read(s) for s in slices]) for a in (self.inputs, self.targets))
         return x, y
 
 
@@ -159,7 +160,7 @@ class Run:
     def held_out_kl(self) -> float:
         """Mean KL over the held-out tokens."""
         data, device = self.data, self.student.device
-        parts = [data.embedded.read(b.rows).to(device) for b in data.batches]
+        parts = [data.inputs.read(b.rows).to(device) for b in data.batches]
         parts = self.student.forward(parts)
         student, teacher = self.student.head(), self.teacher()
         total = tokens = 0.0
