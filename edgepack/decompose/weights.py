@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -254,19 +254,20 @@ def dense_weight(folder: Path, name: str) -> Tensor:
 
 
 def save_layer(path: Path, hessians: Mapping[str, Hessian]) -> None:
-    """Keep Hessians as they are, in float64."""
-    sides = ("train", "held_out", "imatrix")
-    tensors = {f"{name}.{s}": getattr(H, s) for name, H in hessians.items() for s in sides}
-    save_tensors(path, tensors, {})
+    """Keep Hessians as they are, mostly in float64."""
+    given = {f"{name}.{side}": H for name, H in hessians.items() for side, H in vars(H).items()}
+    save_tensors(path, {key: H for key, H in given.items() if H is not None}, {})
 
 
 def _load_layer(path: Path, name: str, spec: WeightSpec) -> Hessian:
     """One of them. Some matrices have none (shortcuts and tables, which are not multiplied with)
     and stay float16."""
     with safe_open(path, framework="pt") as file:
-        if f"{name}.train" not in set(file.keys()):
+        there = set(file.keys())
+        if f"{name}.train" not in there:
             return identity_hessian(spec.shape[1])
-        return Hessian(*(file.get_tensor(f"{name}.{s}") for s in ("train", "held_out", "imatrix")))
+        sides = {f"{name}.{field.name}": field.name for field in fields(Hessian)}
+        return Hessian(**{s: file.get_tensor(key) for key, s in sides.items() if key in there})
 
 
 def _about(found: Decomposition) -> dict[str, Any]:

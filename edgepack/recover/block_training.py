@@ -13,6 +13,7 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
+from edgepack.core.accelerator import back
 from edgepack.core.weights import FactoredWeight
 from edgepack.model.block import Block
 from edgepack.recover import trainable
@@ -56,11 +57,18 @@ class BlockTraining:
     """Steps made."""
 
     def __post_init__(self) -> None:
+        if self.H_out is not None:
+            self.H_out = self.H_out.to(self.block.device)
         self.masters = {role: {WEIGHT: self.block.weights[role]} for role in self.block.linears}
 
     def weight(self, role: str) -> Tensor:
         """A matrix that is not rounded yet, as it is now."""
         return self.masters[role][WEIGHT]
+
+    def change(self, role: str, change: Tensor) -> None:
+        """Add to a matrix that is not rounded yet."""
+        W = self.weight(role)
+        self.masters[role][WEIGHT] = W + back(change, W)
 
     def round(self, role: str, weight: FactoredWeight, *, fixed: bool) -> None:
         """From now on the matrix is `weight`, of which nothing moves if it is `fixed`."""
@@ -79,13 +87,13 @@ class BlockTraining:
         them, all is again as before."""
         if not any(self.masters.values()):
             return
-        before, kept = self.error(self._now({})), _map(self.masters)
+        before, kept = self.error(self.now()), _map(self.masters)
         rate = min(1.0, math.sqrt(before / self._lost)) if self._lost else 1.0
         moments: dict[tuple[str, str], Moments] = {}
         for step in range(steps):
             yield step
             self._step(step, rate * schedule(step, steps), moments)
-        if not self.error(self._now({})) < before:
+        if not self.error(self.now()) < before:
             self.masters = kept
 
     @torch.no_grad()
@@ -113,7 +121,7 @@ class BlockTraining:
         x, target = (t.to(self.block.device) for t in self.data.sequences(rows))
         leaves: dict[tuple[str, str], Tensor] = {}
         with torch.enable_grad():
-            block = self._now(leaves)
+            block = self.now(leaves)
             out = block(x, partial(block.linear, dtype=self.dtype))
             distance = self._distance(out, target)
         for key, gradient in zip(
@@ -127,25 +135,23 @@ class BlockTraining:
             self.masters[role][part] = master - reach * known.update(gradient * unit, step)
         self.done += 1
 
-    def _now(self, leaves: dict[tuple[str, str], Tensor]) -> Block:
+    def now(self, leaves: dict[tuple[str, str], Tensor] | None = None) -> Block:
         """The block as it is now; `leaves` gets the values that can be differentiated by."""
         weights = dict(self.block.weights)
         for role, parts in self.masters.items():
             weight = self.result(role) if role in self.rounded else None
             values = parts if weight is None else trainable.values(weight, parts)
             values = {part: v.detach().requires_grad_() for part, v in values.items()}
-            leaves |= {(role, part): value for part, value in values.items()}
+            if leaves is not None:
+                leaves |= {(role, part): value for part, value in values.items()}
             weights[role] = values[WEIGHT] if weight is None else trainable.dense(weight, values)
         return replace(self.block, weights=weights)
 
     def _distance(self, out: Tensor, target: Tensor) -> Tensor:
-        """Mean error per element; what the stream carries beside the hidden state does not
-        count."""
+        """Mean error per element."""
         error = (out - target).flatten(0, 1)
-        if self.H_out is None:
-            return error.square().mean()
-        error = error[:, : len(self.H_out)]
-        return ((error @ self.H_out) * error).mean()
+        weighed = error if self.H_out is None else error @ self.H_out
+        return (weighed * error).mean()
 
 
 def _map(masters: dict[str, Parts]) -> dict[str, Parts]:

@@ -3,8 +3,9 @@
 Blocks are packed from the first to the last. In a block, matrices that read the same are rounded
 together, in the order of their use. Before each such group, all of the block that may still move is
 trained, so that the block makes of what the packed blocks before it pass on what the original makes
-of its own stream (Tseng et al., QuIP#, arXiv 2402.04396, section 5). Errors at the block's output
-count as H_out of the matrix that writes the stream last says, as far as that is known.
+of its own stream (Tseng et al., QuIP#, arXiv 2402.04396, section 5). The matrix that writes the
+stream last need not be trained: `last_writer` solves for it. Errors at the block's output count as
+its H_out says, as far as that is known.
 """
 
 from __future__ import annotations
@@ -16,15 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from edgepack.architectures.base import (
     ATTENTION_READS,
-    BEHIND,
     FEED_READS,
     LINEAR_ROLES,
     MIXER_READS,
-    WRITE,
 )
 from edgepack.calibration.sizes import FLOAT, matrices_by_block
 from edgepack.calibration.stage import Calibrate
@@ -36,7 +34,6 @@ from edgepack.core.progress import Progress, Steps
 from edgepack.core.stage import Disk
 from edgepack.core.weight_files import load_tensors, load_weight, save_tensors, weight_path
 from edgepack.core.weights import relative_error
-from edgepack.decompose.ldlq import OUT_DAMPING
 from edgepack.decompose.stage import Decompose
 from edgepack.decompose.weights import LAYER, Item, Run, dense_weight, save_layer
 from edgepack.errors import RecipeError
@@ -45,6 +42,7 @@ from edgepack.model.decoder import Decoder
 from edgepack.model.stream import Activations, micro_batches, states
 from edgepack.planning.plan import Plan, Text
 from edgepack.recipe.training import Compensate
+from edgepack.recover import last_writer
 from edgepack.recover.block_training import BlockTraining, Settings
 from edgepack.recover.training import Data
 
@@ -78,17 +76,18 @@ class Compensated(Decompose):
         d = self.model.dimensions
         block = max(sum(s.numel for s in specs) for specs in matrices_by_block(self.model))
         per_token = 20 * d.hidden_size + 8 * d.intermediate_size
-        return super().memory() + FLOAT * (7 * block + self.compensate.tokens * per_token)
+        training = FLOAT * (7 * block + self.compensate.tokens * per_token)
+        return super().memory() + max(training, 4 * block * FLOAT + last_writer.memory(self.model))
 
     def disk(self) -> Disk:
-        """While it runs, also two streams of hidden states, before and behind a block."""
+        """While it runs, also two streams of hidden states, before and behind a block, and H of a
+        last writer."""
         found, calibration = super().disk(), self.calibration
         assert isinstance(calibration, Calibrate)
         length = calibration.calibrate.sequence_length
         tokens = length * sum(counts(calibration.calibrate, self.model.dimensions))
-        return found._replace(
-            peak=found.peak + 4 * FLOAT * tokens * self.model.dimensions.hidden_size
-        )
+        streams = 4 * FLOAT * tokens * self.model.dimensions.hidden_size
+        return found._replace(peak=found.peak + streams + last_writer.memory(self.model) // 2)
 
 
 class _Compensation(Run):
@@ -152,12 +151,15 @@ class _Compensation(Run):
         if self.layer:
             save_layer(place / LAYER, layer_hessians(block, data.inputs, self.batches))
             items = [replace(item, hessians=place / LAYER) for item in items]
-        metric = None if self.layer else _of_the_stream(items, block)
-        training = BlockTraining(block, metric, data, self.settings, product_type(self.device))
+        writer = last_writer.find(items, block)
+        H_out = last_writer.metric(writer)
+        training = BlockTraining(block, H_out, data, self.settings, product_type(self.device))
         fixed = [item for item in items if item.is_given or item.spec.part not in block.linears]
         yield from self._round(training, fixed, place)
         for group in turns([item for item in items if item not in fixed]):
             yield from self._train(training, index, self.settings.steps)
+            if writer is not None and group == [writer]:
+                group = [self._solve(training, writer, data, place)]
             yield from self._round(training, group, place)
         yield from self._train(training, index, AT_THE_END * self.settings.steps)
         for item in items:
@@ -168,6 +170,15 @@ class _Compensation(Run):
         for step in training.train(steps):
             what = f"block {index} makes up for its rounding, step {step + 1} of {steps}"
             yield Progress("decompose", self.done, self.total, what)
+
+    def _solve(self, training: BlockTraining, item: Item, data: Data, place: Path) -> Item:
+        """The block's last writer with its best value, and with H of what it is given now."""
+        fit = last_writer.fit(item, training.now(), data.inputs, data.targets, self.batches)
+        training.change(item.spec.part, fit.change())
+        file = place / last_writer.FOLDER / LAYER
+        file.parent.mkdir()
+        save_layer(file, {item.layer_name: fit.H})
+        return replace(item, hessians=file)
 
     def _round(self, training: BlockTraining, items: list[Item], place: Path) -> Steps[None]:
         """Round matrices as they are now; those that are rounded first are as they were."""
@@ -200,21 +211,6 @@ def turns(items: list[Item]) -> list[list[Item]]:
         group = next((roles for roles in reads if item.spec.role in roles), (item.spec.role,))
         groups.setdefault(group, []).append(item)
     return list(groups.values())
-
-
-def _of_the_stream(items: list[Item], block: Block) -> Tensor | None:
-    """H_out of the residual stream behind a block, damped and of mean diagonal 1: that of the
-    matrix that writes it last. None where a norm stands between them, or there are several."""
-    writers = [item for item in items if item.spec.role in WRITE]
-    last = max((LINEAR_ROLES.index(item.spec.role) for item in writers), default=-1)
-    found = [item for item in writers if LINEAR_ROLES.index(item.spec.role) == last]
-    if len(found) != 1 or BEHIND.get(found[0].spec.role) in block.weights:
-        return None
-    H_out = found[0].hessian().out_train
-    if H_out is None or H_out.dim() != 2:
-        return None
-    damped = H_out.float() / H_out.diagonal().mean() + OUT_DAMPING * torch.eye(len(H_out))
-    return damped.to(block.device)
 
 
 def _trained(place: Path, name: str) -> Path:
