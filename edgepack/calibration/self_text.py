@@ -1,11 +1,12 @@
 """The model writes its own calibration text, so that none has to be downloaded or licensed.
 
-Half of the sequences begin as documents, with a random token of the vocabulary (LLM-QAT, Liu et
-al., arXiv 2305.17888). The others, and the text after the end of a document, are chats: the
-template's opening is given, and the model writes both sides (Magpie, Xu et al., arXiv 2406.08464).
-Where a model has no chat template, all are documents. Sampling is at temperature 1, without the
-tokens less than a twentieth as likely as the likeliest (min-p, Nguyen et al., arXiv 2407.01082),
-because pure sampling of a small model soon drifts into noise.
+Of six sequences, three are documents of many kinds (`openings`) and one begins with a random token
+of the vocabulary (LLM-QAT, Liu et al., arXiv 2305.17888). The others are chats, and so is what
+follows the random document: the template's opening is given, and the model writes both sides
+(Magpie, Xu et al., arXiv 2406.08464). Where a model has no chat template, all are documents.
+Sampling is at temperature 1, without the tokens less than a twentieth as likely as the likeliest
+(min-p, Nguyen et al., arXiv 2407.01082), because pure sampling of a small model soon drifts into
+noise.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from edgepack.calibration import openings
 from edgepack.calibration.sampling import sample
 from edgepack.calibration.side_by_side import Map, in_turn, side_by_side
 from edgepack.checkpoint import special
@@ -38,6 +40,13 @@ _CACHE_BYTES = 3 << 29  # keys and values of one batch
 _MIN_P = 0.05
 _TOGETHER = 18
 """Texts that pass the model together on a core, at most."""
+
+
+CYCLE = ("opening", "chat", "opening", "random", "chat", "opening")
+"""How sequences begin, in turn."""
+STRIDE = 3
+"""Openings between those that sequences begin with; a document that ends is followed by the next.
+"""
 
 
 @dataclass
@@ -93,8 +102,10 @@ def write(
     seed: int,
     stage: str = "calibrate",
     dtype: torch.dtype = torch.float32,
+    cycle: tuple[str, ...] = CYCLE,
 ) -> Steps[Tensor]:
     """Write a batch of the `total` sequences, ids ``[batch, length]``, with products in `dtype`.
+    They begin as the `cycle` says.
 
     A model that does not fit into memory is read from disk again at every token, block by block.
     """
@@ -104,7 +115,8 @@ def write(
     ends |= set() if tokenizer.pad_token_id is None else {tokenizer.pad_token_id}
     start_tokens = _document_starts(tokenizer, decoder.dimensions.vocab_size)
     script = chat_script(tokenizer)
-    texts = [Sequence(script, turn=0 if i % 2 else -1) for i in sequences]
+    begin = _encoded(tokenizer)
+    texts = [_begun(i, cycle, script, begin, seed) for i in sequences]
     ids = torch.empty(len(texts), 0, dtype=torch.long)
     proposed = torch.full((len(texts),), next(iter(ends), -1))
     predictions = _Predictions(decoder, len(texts), length, dtype)
@@ -118,6 +130,23 @@ def write(
             yield Progress(stage, done, total, "the model writes text")
             proposed = sample(predictions.after(tokens, parts), generator).cpu()
     return ids
+
+
+def _begun(
+    index: int, cycle: tuple[str, ...], chat: list[list[int]], begin: list[list[int]], seed: int
+) -> Sequence:
+    """A sequence with nothing written yet."""
+    rounds, place = divmod(index, len(cycle))
+    kind = cycle[place]
+    if kind != "opening":
+        return Sequence(chat, turn=0 if kind == "chat" else -1)
+    number = rounds * cycle.count(kind) + cycle[:place].count(kind)
+    first = (seed + STRIDE * number) % len(begin)
+    return Sequence(begin[first:] + begin[:first], turn=0)
+
+
+def _encoded(tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
+    return [tokenizer.encode(text, add_special_tokens=False) for text in openings.texts()]
 
 
 class _Predictions:

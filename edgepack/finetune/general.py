@@ -63,9 +63,10 @@ def write(decoder: Decoder, count: int, seed: int) -> Steps[list[Example]]:
     template."""
     found: list[Example] = []
     for start in range(0, count, AT_ONCE):
-        size = min(AT_ONCE, count - start)
-        batch = range(2 * start + 1, 2 * (start + size), 2)  # the odd ones are chats
-        ids = yield from self_text.write(decoder, batch, 2 * count, LENGTH + 1, seed, "finetune")
+        batch = range(start, min(start + AT_ONCE, count))
+        ids = yield from self_text.write(
+            decoder, batch, count, LENGTH + 1, seed, "finetune", cycle=("chat",)
+        )
         found += [Example(row[:-1], row[1:]) for row in ids]
     return found
 

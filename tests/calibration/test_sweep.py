@@ -5,6 +5,7 @@ import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from edgepack.architectures.base import LINEAR_ROLES
-from edgepack.calibration import passes, self_text, sweep
+from edgepack.calibration import openings, passes, self_text, sweep
 from edgepack.calibration import text as calibration_text
 from edgepack.calibration.groups import groups
 from edgepack.calibration.moments import EMBEDDING, HEAD, load_hessian
@@ -565,18 +566,54 @@ def test_batches_do_not_change_how_much_is_written(tmp_path, decoder, monkeypatc
 
 
 @torch.no_grad()
-def test_every_second_text_is_a_chat_with_the_template_s_openings(tmp_path, decoder):
+def test_texts_are_documents_of_many_kinds_and_chats_with_the_template_s_openings(
+    tmp_path, decoder
+):
     written(decoder, tmp_path)
     ids = torch.from_numpy(np.load(tmp_path / "tokens-00000.npy"))
     tokenizer = decoder.checkpoint.tokenizer
     question, answer = self_text.chat_script(tokenizer)
     assert tokenizer.decode(question) == "<|im_start|>user\n"
     assert tokenizer.decode(answer) == "<|im_end|>\n<|im_start|>assistant\n"
-    for row in ids[1::2]:
-        assert row[: len(question)].tolist() == question
+    kinds = dict.fromkeys(self_text.CYCLE, 0)
     starts = set(self_text._document_starts(tokenizer, decoder.dimensions.vocab_size).tolist())
-    assert {int(row[0]) for row in ids[::2]} <= starts
+    for index, row in enumerate(ids):
+        kind = self_text.CYCLE[index % len(self_text.CYCLE)]
+        begin = openings.texts()[self_text.STRIDE * kinds[kind]]
+        begin = tokenizer.encode(begin, add_special_tokens=False)[:32]
+        match kind:
+            case "chat":
+                assert row[: len(question)].tolist() == question
+            case "random":
+                assert int(row[0]) in starts
+            case "opening":
+                assert row[: len(begin)].tolist() == begin
+        kinds[kind] += 1
     assert not starts & set(tokenizer.all_special_ids)
+
+
+def test_a_document_that_ends_is_followed_by_one_of_another_kind():
+    begin = [[1, 2], [3], [4, 5]]
+    text = self_text._begun(
+        2, self_text.CYCLE, [[8], [9]], begin, seed=1
+    )  # the second that begins so
+    written = []
+    for position, proposed in enumerate([9, 9, 7, 0, 9, 9, 0, 6]):
+        tokens = self_text._advance(
+            [text], torch.tensor([proposed]), torch.tensor([5]), {0}, first=position == 0
+        )
+        written += tokens.tolist()
+    assert written == [3, 9, 7, 0, 4, 5, 0, 1]
+
+
+def test_documents_of_one_kind_do_not_follow_each_other():
+    """A short text has all kinds, whatever the seed."""
+    kind_of = {text: kind for kind, texts in openings.KINDS.items() for text in texts}
+    kinds = [kind_of[text] for text in openings.texts()]
+    assert len(kinds) == len(set(openings.texts()))
+    first = len(openings.KINDS)
+    assert len(set(kinds[:first])) == first
+    assert all(one != other for one, other in pairwise(kinds))
 
 
 def test_a_chat_goes_on_with_the_answer_and_then_with_the_next_question():
