@@ -139,14 +139,15 @@ def table(rows: list[dict[str, Any]]) -> str:
         "| format | tokens of H | | MB | KL, WikiText | web | to rounding | minutes | memory |",
         "|---|---:|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for r in sorted(rows, key=lambda r: (r["format"], r["tokens"])):
-        start = next((o for o in rows if key(o) == (*key(r)[:2], ROWS[0][0])), r)
+    order = [name for name, *_ in ROWS]
+    for r in sorted(rows, key=lambda r: (r["format"], r["tokens"], order.index(r["name"]))):
+        start = next((o for o in rows if key(o) == (*key(r)[:2], order[0])), None)
         about = f"| {r['format']} | {r['tokens']:,} |"
         size = f"{r['bytes'] / 1e6:.1f}"
         if "stock" in r:
             kls = f"{r['stock wiki']:.3f} | {r['stock web']:.3f}"
             lines.append(f"{about} {r['stock']} | {size} | {kls} | | | |")
-        ratio = " / ".join(f"{r[text] / start[text]:.2f}" for text in TEXTS)
+        ratio = " / ".join(f"{r[text] / start[text]:.2f}" for text in TEXTS) if start else "–"
         took = f"{r['minutes']:.0f} | {r['memory']:.0f} MB" if "minutes" in r else "– | –"
         kls = f"{r['wiki']:.3f} | {r['web']:.3f}"
         lines.append(f"{about} {r['name']} | {size} | {kls} | {ratio} | {took} |")
