@@ -1,8 +1,7 @@
 """How documents of many kinds begin, so that a model writes text as varied as what people give it.
 
-A language model that begins with a random token mostly writes prose as in its training data. H of
-such text alone says little about directions that code, tables or other languages use, and those are
-then rounded worst.
+A language model that begins with a random token mostly writes prose and chats. H of such text alone
+says little about what other languages or code need.
 """
 
 from __future__ import annotations
@@ -91,11 +90,9 @@ KINDS: dict[str, tuple[str, ...]] = {
         "On the third day of the voyage",
     ),
 }
-"""Kind of text → how it may begin."""
+"""Kind of text → how it may begin; of all kinds the same number."""
 
 
 def texts() -> list[str]:
     """All of them; neighbours are of different kinds."""
-    most = max(map(len, KINDS.values()))
-    rounds = ([begin[i] for begin in KINDS.values() if i < len(begin)] for i in range(most))
-    return list(chain.from_iterable(rounds))
+    return list(chain.from_iterable(zip(*KINDS.values(), strict=True)))

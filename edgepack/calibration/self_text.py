@@ -43,22 +43,22 @@ _TOGETHER = 18
 
 
 CYCLE = ("opening", "chat", "opening", "random", "chat", "opening")
-"""How sequences begin, in turn."""
+"""What sequences are, in turn."""
 STRIDE = 3
-"""Openings between those that sequences begin with; a document that ends is followed by the next.
-"""
+"""Steps from the opening of a sequence to that of the next; its next document is one step on."""
 
 
 @dataclass
 class Sequence:
-    """A text being written: forced tokens first, then the model's; turn −1 is a document."""
+    """A text being written: forced tokens first, then the model's. The turns of a chat, or its
+    documents, begin with the `scripts`; turn −1 is a document that begins with any token."""
 
     scripts: list[list[int]]
     turn: int
     forced: deque[int] = field(default_factory=deque)
 
     def next_turn(self, start: int) -> None:
-        """Begin a document with token `start`, or continue with the next turn of a chat."""
+        """Begin a document with token `start`, or continue with the next script."""
         script = self.scripts[self.turn % len(self.scripts)] if self.turn >= 0 else []
         self.forced.extend(script or [start])
         self.turn += 1
@@ -105,7 +105,7 @@ def write(
     cycle: tuple[str, ...] = CYCLE,
 ) -> Steps[Tensor]:
     """Write a batch of the `total` sequences, ids ``[batch, length]``, with products in `dtype`.
-    They begin as the `cycle` says.
+    The `cycle` says what they are.
 
     A model that does not fit into memory is read from disk again at every token, block by block.
     """
@@ -115,7 +115,7 @@ def write(
     ends |= set() if tokenizer.pad_token_id is None else {tokenizer.pad_token_id}
     start_tokens = _document_starts(tokenizer, decoder.dimensions.vocab_size)
     script = chat_script(tokenizer)
-    begin = _encoded(tokenizer)
+    begin = [tokenizer.encode(text, add_special_tokens=False) for text in openings.texts()]
     texts = [_begun(i, cycle, script, begin, seed) for i in sequences]
     ids = torch.empty(len(texts), 0, dtype=torch.long)
     proposed = torch.full((len(texts),), next(iter(ends), -1))
@@ -143,10 +143,6 @@ def _begun(
     number = rounds * cycle.count(kind) + cycle[:place].count(kind)
     first = (seed + STRIDE * number) % len(begin)
     return Sequence(begin[first:] + begin[:first], turn=0)
-
-
-def _encoded(tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
-    return [tokenizer.encode(text, add_special_tokens=False) for text in openings.texts()]
 
 
 class _Predictions:

@@ -254,7 +254,7 @@ def dense_weight(folder: Path, name: str) -> Tensor:
 
 
 def save_layer(path: Path, hessians: Mapping[str, Hessian]) -> None:
-    """Keep Hessians as they are, mostly in float64."""
+    """Keep Hessians as they are."""
     given = {f"{name}.{side}": H for name, H in hessians.items() for side, H in vars(H).items()}
     save_tensors(path, {key: H for key, H in given.items() if H is not None}, {})
 

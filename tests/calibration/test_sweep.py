@@ -594,9 +594,8 @@ def test_texts_are_documents_of_many_kinds_and_chats_with_the_template_s_opening
 
 def test_a_document_that_ends_is_followed_by_one_of_another_kind():
     begin = [[1, 2], [3], [4, 5]]
-    text = self_text._begun(
-        2, self_text.CYCLE, [[8], [9]], begin, seed=1
-    )  # the second that begins so
+    second = self_text.CYCLE.index("opening", 1)
+    text = self_text._begun(second, self_text.CYCLE, [[8], [9]], begin, seed=1)
     written = []
     for position, proposed in enumerate([9, 9, 7, 0, 9, 9, 0, 6]):
         tokens = self_text._advance(
